@@ -1,0 +1,1 @@
+"""Search engines inside the server: one small class each."""

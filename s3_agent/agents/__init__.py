@@ -1,0 +1,1 @@
+"""Search agents: algorithms that turn a task into an episode."""

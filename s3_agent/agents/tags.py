@@ -1,0 +1,1 @@
+from s3_agent.tags import *  # noqa

@@ -1,0 +1,27 @@
+"""Loaded with the model in the trainer's worker: FSDP on the CPU over gloo, and AGL's policy losses."""
+
+import functools
+
+import agentlightning.verl.per_rollout_loss  # noqa: F401  registers the losses that AGL's setup hook would
+import torch
+
+
+def apply() -> None:
+    """Register verl's FSDP engine for the CPU and our rollout adapter."""
+    import verl.workers.engine_workers as workers
+    import verl.workers.rollout.base as rollout
+    from verl.workers.engine import EngineRegistry
+    from verl.workers.engine.fsdp import FSDPEngineWithLMHead
+
+    # verl/utils/distributed.py:86 would ask for "cpu:gloo,cpu:nccl".
+    workers.initialize_global_process_group_ray = functools.partial(
+        workers.initialize_global_process_group_ray, backend="cpu:gloo"
+    )
+    # verl/workers/engine/fsdp/transformer_impl.py:921 registers the engine for cuda and npu alone.
+    register = EngineRegistry.register(model_type="language_model", backend=["fsdp", "fsdp2"], device="cpu")
+    register(FSDPEngineWithLMHead)
+    rollout._ROLLOUT_REGISTRY[("vllm", "async")] = "s3_agent.agl.cpu.rollout.CpuServerAdapter"
+
+
+if not torch.cuda.is_available():
+    apply()

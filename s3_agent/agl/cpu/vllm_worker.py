@@ -1,0 +1,24 @@
+"""Loaded inside vLLM: weights that can be exchanged after every step."""
+
+from typing import Any
+
+import torch
+import vllm.model_executor.layers.utils as layers
+from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
+
+
+def _plain_linear(layer: Any, remove_weight: bool) -> None:
+    layer.cpu_linear = torch.nn.functional.linear
+
+
+# vllm/model_executor/layers/utils.py:222 packs linear weights and drops the originals: they could not be loaded again.
+layers.dispatch_cpu_unquantized_gemm = _plain_linear
+
+
+class CpuWorkerExtension(vLLMColocateWorkerExtension):
+    """verl's weight receiver; vLLM's CPU worker has no device of its own (verl …/vllm_rollout/utils.py:231)."""
+
+    def update_weights_from_ipc(self, *args: Any, **kwargs: Any) -> Any:
+        """Take the trainer's weights."""
+        self.device = self.device or torch.device("cpu")
+        return super().update_weights_from_ipc(*args, **kwargs)

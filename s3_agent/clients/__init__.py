@@ -1,0 +1,1 @@
+"""Clients of the services that a rollout talks to: policy, retriever, generator, gateway."""

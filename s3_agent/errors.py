@@ -1,0 +1,72 @@
+"""Every failure that this project raises on purpose, named by the boundary at which it happened.
+
+One base class carries what went wrong and what to do about it, so that the command line, the launcher and a failed
+rollout all tell the same story. A boundary error fails the attempt: it never becomes a reward (design: promise 1).
+"""
+
+
+class S3AgentError(Exception):
+    """Base of all errors raised here on purpose. `remedy` says what the reader can do."""
+
+    boundary = "s3-agent"
+
+    def __init__(self, message: str, *, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  What to do: {self.remedy}" if self.remedy else self.message
+
+
+class ConfigError(S3AgentError):
+    """A recipe, an override or an input file is wrong."""
+
+    boundary = "config"
+
+
+class LaunchError(S3AgentError):
+    """A part of the run did not start, or ended when it should not have."""
+
+    boundary = "launch"
+
+
+class BoundaryError(S3AgentError):
+    """A service that the rollout depends on could not be reached or answered nonsense.
+
+    `status` is the HTTP status with which it refused the request, None when that is not what happened.
+    """
+
+    def __init__(self, message: str, *, remedy: str = "", status: int | None = None) -> None:
+        super().__init__(message, remedy=remedy)
+        self.status = status
+
+
+class PolicyError(BoundaryError):
+    """The policy endpoint failed."""
+
+    boundary = "policy"
+
+
+class RetrieverError(BoundaryError):
+    """The retrieval server failed."""
+
+    boundary = "retriever"
+
+
+class GeneratorError(BoundaryError):
+    """The frozen generator failed."""
+
+    boundary = "generator"
+
+
+class GatewayError(BoundaryError):
+    """The Agent Lightning gateway failed."""
+
+    boundary = "gateway"
+
+
+class RagCacheError(S3AgentError):
+    """The stored naive-RAG answers do not belong to this corpus, index, generator or prompt."""
+
+    boundary = "rag-cache"

@@ -1,0 +1,1 @@
+"""What a run showed: paired statistics, the summary, the closing table."""

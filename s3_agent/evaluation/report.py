@@ -1,0 +1,28 @@
+"""The closing table of a run."""
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from s3_agent.evaluation.summary import Summary
+
+
+def closing_table(summary: Summary) -> Group:
+    """Naive RAG, policy before, policy after: all questions and by hops, with the verdict of the paired test."""
+    table = Table(title=f"Validation accuracy, {summary.val_n} held-out questions")
+    for column in ("", "questions", "naive RAG", "before", "after", "gain"):
+        table.add_column(column, justify="left" if not column else "right")
+
+    def row(name: str, n: float, naive: float, before: float, after: float) -> None:
+        table.add_row(name, f"{n:.0f}", f"{naive:.3f}", f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}")
+
+    row("all", summary.val_n, summary.naive_rag, summary.val_before, summary.val_after)
+    for hops, part in summary.by_hops.items():
+        name = f"{hops} hop" + ("s" if hops != "1" else "")
+        row(name, part["n"], part["naive_rag"], part["before"], part["after"])
+    verdict = (
+        f"{summary.steps} steps, {summary.rollouts} rollouts, {summary.lost_rollouts} lost, "
+        f"{summary.rows_per_rollout:.2f} rows a rollout; gain p = {summary.p_value:.2g} (exact McNemar), "
+        f"against naive RAG p = {summary.p_value_naive_rag:.2g}; {summary.wall_seconds / 60:.1f} minutes"
+    )
+    return Group(table, Text(verdict))

@@ -1,0 +1,158 @@
+"""The run's summary, from what its parts wrote: episodes by the workers, metrics by the trainer.
+
+Rewards are counted from the episodes, because the trainer's own means count a failed rollout as 0 (design §4).
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from pydantic import BaseModel
+
+from s3_agent.errors import S3AgentError
+from s3_agent.evaluation.statistics import PairedComparison, compare_paired
+from s3_agent.rollout.episode_log import EpisodeRecord
+from s3_agent.types import Task
+
+MetricRow = dict[str, Any]
+
+
+class Summary(BaseModel):
+    """What `summary.json` holds. Accuracies are shares of questions; `rows_per_rollout` must be 1 in a healthy run."""
+
+    steps: int
+    rollouts: int
+    lost_rollouts: int
+    rows_per_rollout: float
+    dropped_rows: int
+    truncated_rows: int
+    skipped_steps: int
+    grad_norm_max: float
+    logprob_gap_max: float | None
+    reward_curve: list[float]
+    val_before: float
+    val_after: float
+    val_n: int
+    p_value: float
+    naive_rag: float
+    gbr_after: float
+    p_value_naive_rag: float
+    by_hops: dict[str, dict[str, float]]
+    searches_before: float
+    searches_after: float
+    start_up_seconds: dict[str, float]
+    wall_seconds: float
+    versions: dict[str, str]
+
+
+def training_rows(metrics: Sequence[MetricRow]) -> list[dict[str, Any]]:
+    """The metrics of training steps, without the validation before the first."""
+    return [row["data"] for row in metrics if "training/n_sample" in row["data"]]
+
+
+def logprob_gap(metrics: Sequence[MetricRow], *, after_step: int = 0) -> float | None:
+    """The largest mean difference between the policy server's and the trainer's log-probs, in nats, after a step."""
+    gaps = [
+        row["data"]["rollout_corr/log_ppl_abs_diff"]
+        for row in metrics
+        if row["step"] > after_step and "rollout_corr/log_ppl_abs_diff" in row["data"]
+    ]
+    return max(gaps, default=None)
+
+
+def validation_passes(records: Sequence[EpisodeRecord]) -> list[dict[str, EpisodeRecord]]:
+    """Validation records by question id, one mapping a pass: the i-th rollout of a question belongs to pass i."""
+    seen: dict[str, list[EpisodeRecord]] = defaultdict(list)
+    for record in sorted(records, key=lambda record: record.finished_at):
+        if not record.is_train and record.task is not None:
+            seen[record.task.id].append(record)
+    passes = max(map(len, seen.values()), default=0)
+    return [{key: found[number] for key, found in seen.items() if len(found) > number} for number in range(passes)]
+
+
+def reward_curve(records: Sequence[EpisodeRecord], *, rollouts_per_step: int) -> list[float]:
+    """Mean reward of each step's succeeded training rollouts, in order of their end."""
+    rewards = [
+        record.reward
+        for record in sorted(records, key=lambda record: record.finished_at)
+        if record.is_train and record.reward is not None
+    ]
+    edges = [*range(0, len(rewards), rollouts_per_step), len(rewards)]
+    return [sum(rewards[a:b]) / (b - a) for a, b in pairwise(edges)]
+
+
+def _accuracies(records: dict[str, EpisodeRecord]) -> dict[str, float]:
+    return {key: record.accuracy for key, record in records.items() if record.accuracy is not None}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def summarize(
+    *,
+    records: Sequence[EpisodeRecord],
+    metrics: Sequence[MetricRow],
+    validation: Sequence[Task],
+    steps: int,
+    rollouts_per_step: int,
+    wall_seconds: float,
+    start_up_seconds: dict[str, float],
+    versions: dict[str, str],
+) -> Summary:
+    """The summary of a finished run. Raises S3AgentError when there are not two whole validation passes to compare."""
+    passes = validation_passes(records)
+    if len(passes) < 2:
+        raise S3AgentError(
+            f"the run has {len(passes)} validation passes, its summary compares the first and the last",
+            remedy="read trainer.log: the run did not validate before and after training",
+        )
+    before, after = _accuracies(passes[0]), _accuracies(passes[-1])
+    both = before.keys() & after.keys()
+    tasks = {task.id: task for task in validation if task.id in both}
+    before, after = ({key: scores[key] for key in tasks} for scores in (before, after))
+    naive = {key: float(task.rag_score or 0) for key, task in tasks.items()}
+    gain: PairedComparison = compare_paired(before, after)
+    trained = training_rows(metrics)
+    collected = sum(row["training/n_sample"] for row in trained)
+    rollouts = sum(row["training/n_rollouts"] for row in trained)
+    by_hops = {}
+    for hops in sorted({str(task.hops) for task in tasks.values()}):
+        keys = [key for key, task in tasks.items() if str(task.hops) == hops]
+        by_hops[hops] = {
+            "n": len(keys),
+            "naive_rag": _mean([naive[key] for key in keys]),
+            "before": _mean([before[key] for key in keys]),
+            "after": _mean([after[key] for key in keys]),
+        }
+
+    def searches(records: dict[str, EpisodeRecord]) -> float:
+        return _mean([record.episode.searches for record in records.values() if record.episode is not None])
+
+    return Summary(
+        steps=len(trained),
+        rollouts=len(records),
+        lost_rollouts=sum(record.state == "failed" for record in records)
+        + max(0, rollouts - sum(record.is_train for record in records)),
+        rows_per_rollout=collected / rollouts if rollouts else 0.0,
+        dropped_rows=int(sum(value for row in trained for key, value in row.items() if "n_sample_dropped/" in key)),
+        truncated_rows=int(sum(row["training/n_truncated_sample"] for row in trained)),
+        skipped_steps=steps - len(trained),
+        grad_norm_max=max((row["actor/grad_norm"] for row in trained), default=0.0),
+        logprob_gap_max=logprob_gap(metrics),
+        reward_curve=reward_curve(records, rollouts_per_step=rollouts_per_step),
+        val_before=gain.before,
+        val_after=gain.after,
+        val_n=gain.n,
+        p_value=gain.p_value,
+        naive_rag=_mean(list(naive.values())),
+        gbr_after=gain.after - _mean(list(naive.values())),
+        p_value_naive_rag=compare_paired(naive, after).p_value,
+        by_hops=by_hops,
+        searches_before=searches(passes[0]),
+        searches_after=searches(passes[-1]),
+        start_up_seconds=start_up_seconds,
+        wall_seconds=wall_seconds,
+        versions=versions,
+    )

@@ -1,0 +1,1 @@
+"""One command, many processes: what a run starts, watches and stops."""

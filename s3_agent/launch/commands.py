@@ -1,0 +1,105 @@
+"""The command line of each part of a run, from the recipe. Everything we start binds 127.0.0.1 (promise 7)."""
+
+import sys
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from s3_agent.embedded import generator as embedded_generator
+from s3_agent.errors import ConfigError
+from s3_agent.recipe import Recipe
+
+HOST = "127.0.0.1"
+KEY_VARIABLE = "AGL_KEY"
+CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def retriever_url(recipe: Recipe) -> str:
+    """Where the recipe's retriever is."""
+    return recipe.retriever.url or f"http://{HOST}:{recipe.retriever.port}"
+
+
+def generator_url(recipe: Recipe) -> str | None:
+    """The OpenAI base of the recipe's generator; None for a Claude at its vendor's address."""
+    settings = recipe.generator
+    return settings.url or (f"http://{HOST}:{settings.port}/v1" if settings.hosted else None)
+
+
+def own_command(command: str, recipe: Path) -> list[str]:
+    """One of our own subcommands over a resolved recipe."""
+    return [sys.executable, "-m", "s3_agent.cli", command, "--recipe", str(recipe)]
+
+
+def retriever_command(recipe: Recipe, *, port: int) -> list[str]:
+    """Our retrieval server over the recipe's corpus; it builds its index when that is missing."""
+    index = recipe.prepared / "index" / recipe.data.corpus.stem
+    options = ["--corpus", str(recipe.data.corpus), "--index", str(index), "--build", "--port", str(port)]
+    return [sys.executable, "-m", "retrieval_server", "--host", HOST, *options]
+
+
+def generator_model(recipe: Recipe) -> str:
+    """The folder or hub name that vLLM serves; the embedded generator is converted on first use."""
+    model = recipe.generator.model
+    if model != embedded_generator.NAME:
+        return model
+    recipe.prepared.mkdir(parents=True, exist_ok=True)
+    return str(embedded_generator.prepare_generator(recipe.prepared / model))
+
+
+def vllm_command(model: str, name: str, *, port: int, options: list[str]) -> list[str]:
+    """vLLM's OpenAI server, without the sampling defaults that a model's own generation_config would bring."""
+    # The `vllm` command looks for a distribution of that name, which the CPU build does not have.
+    server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    return [
+        *server,
+        *("--model", model, "--served-model-name", name, "--host", HOST, "--port", str(port)),
+        *("--generation-config", "vllm", "--disable-uvicorn-access-log"),
+        *options,
+    ]
+
+
+def has_cpu_vllm() -> bool:
+    """Whether the CPU build of vLLM is what is installed."""
+    try:
+        distribution("vllm-cpu")
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def generator_command(recipe: Recipe, *, port: int) -> list[str]:
+    """The recipe's generator behind vLLM. Raises ConfigError for one that is hosted elsewhere."""
+    settings = recipe.generator
+    if not settings.hosted:
+        raise ConfigError(
+            f"the generator {settings.model} is hosted elsewhere ({settings.url or settings.kind})",
+            remedy="leave generator.url and generator.kind out to host one here",
+        )
+    return vllm_command(generator_model(recipe), settings.model, port=port, options=settings.serve)
+
+
+def gateway_command(recipe: Recipe, *, port: int, folder: Path) -> list[str]:
+    """The real `agl-server`; its key comes through the environment, where `ps` does not show it."""
+    return [
+        *(sys.executable, "-m", "agentlightning.server", f"host={HOST}", f"port={port}"),
+        f"key=${{oc.env:{KEY_VARIABLE}}}",
+        f"default_proxy.model_name='{recipe.policy.model}'",
+        f"default_proxy.train.temperature={recipe.trainer.temperature}",
+        "default_proxy.val.temperature=0.0",
+        *(
+            f"hydra.run.dir='{folder}'",
+            "hydra.output_subdir=null",
+            "hydra/job_logging=none",
+            "hydra/hydra_logging=none",
+        ),
+    ]
+
+
+def workers_command(recipe: Path, *, gateway: str, pool_id: str, episodes: Path) -> list[str]:
+    """The worker pool of a resolved recipe."""
+    options = ["--gateway", gateway, "--pool-id", pool_id, "--episodes", str(episodes)]
+    return [*own_command("workers", recipe), *options]
+
+
+def trainer_command(settings: Path, train: Path, validation: Path, metrics: Path) -> list[str]:
+    """The real `run_ppo` in a process of its own."""
+    return [sys.executable, "-m", "s3_agent.agl.train", str(settings), str(train), str(validation), str(metrics)]

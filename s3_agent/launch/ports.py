@@ -1,0 +1,51 @@
+"""Ports before parts: a busy one is told by the part that wants it, and a run's open sockets are listed."""
+
+import socket
+from typing import Any
+
+import psutil
+
+from s3_agent.errors import LaunchError
+from s3_agent.launch.stack import own_processes
+
+HOST = "127.0.0.1"
+
+
+def reserve_port(part: str, port: int) -> int:
+    """`port` if nobody listens on it, or any free one for 0. Raises LaunchError with who holds it."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as cause:
+            raise LaunchError(
+                f"{part} can not have port {port}: {cause.strerror}{_holder(port)}",
+                remedy=f"set {part}.port=0 for any free port, or {part}.url=… to use a service that already runs",
+            ) from cause
+        return probe.getsockname()[1]
+
+
+def _holder(port: int) -> str:
+    for connection in psutil.net_connections("tcp"):
+        if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port:
+            name = psutil.Process(connection.pid).name() if connection.pid else "another user's process"
+            return f", held by {name} (pid {connection.pid})"
+    return ""
+
+
+def listening(run_id: str) -> list[dict[str, Any]]:
+    """Every socket on which the run's own processes listen."""
+    rows = []
+    for process in own_processes(run_id):
+        try:
+            name = process.name()
+            for connection in process.net_connections("inet"):
+                if connection.status == psutil.CONN_LISTEN:
+                    address, port = connection.laddr
+                    loopback = address in ("127.0.0.1", "::1")
+                    rows.append(
+                        {"process": name, "pid": process.pid, "address": address, "port": port, "loopback": loopback}
+                    )
+        except psutil.Error:
+            continue
+    return sorted(rows, key=lambda row: row["port"])

@@ -1,0 +1,57 @@
+"""Builds the naive-RAG cache of a recipe: retriever and generator up, every task answered once, all or nothing."""
+
+import asyncio
+import secrets
+import tempfile
+from pathlib import Path
+
+import httpx
+from rich.console import Console
+from rich.progress import Progress
+
+from s3_agent.clients.generator import make_generator
+from s3_agent.clients.retriever import HttpRetriever
+from s3_agent.data.rag_cache import RagAnswer, RagCache, naive_rag
+from s3_agent.data.tasks import load_tasks
+from s3_agent.launch.commands import generator_url, retriever_url
+from s3_agent.launch.job import Run, rag_fingerprint, require_external, resolve_ports, service_parts
+from s3_agent.launch.stack import Stack
+from s3_agent.recipe import Recipe
+
+console = Console(stderr=True)
+
+
+async def _answers(recipe: Recipe, *, concurrency: int) -> dict[str, RagAnswer]:
+    tasks = [*load_tasks(recipe.data.train), *load_tasks(recipe.data.validation)]
+    async with httpx.AsyncClient(timeout=300.0) as http:
+        with Progress(console=console) as progress:
+            bar = progress.add_task("naive RAG", total=len(tasks))
+            return await naive_rag(
+                tasks,
+                retriever=HttpRetriever(http, retriever_url(recipe)),
+                generator=make_generator(http, generator_url(recipe), recipe.generator.client),
+                topk=recipe.agent.limits.initial_topk,
+                concurrency=concurrency,
+                done=lambda count: progress.advance(bar, count),
+            )
+
+
+def build_rag_cache(recipe: Recipe, *, concurrency: int) -> int:
+    """Write `data.rag_cache`; the old one stays until the new one is whole. Raises S3AgentError."""
+    require_external(recipe)
+    recipe = resolve_ports(recipe)
+    with tempfile.TemporaryDirectory(prefix="s3-agent-") as folder:
+        run = Run(Path(folder) / "rag-cache")
+        run.create()
+        run.write_recipe(recipe)
+        with Stack(service_parts(recipe, run), run_id=secrets.token_hex(8)) as stack:
+            with console.status("starting the retriever and the generator"):
+                stack.run()
+            answers = asyncio.run(_answers(recipe, concurrency=concurrency))
+    cache = RagCache(fingerprint=rag_fingerprint(recipe), answers=answers)
+    cache.save(recipe.data.rag_cache)
+    share = sum(answer.score for answer in answers.values()) / len(answers)
+    console.print(
+        f"{len(answers)} tasks, naive RAG answers {share:.3f} of them: {recipe.data.rag_cache}", highlight=False
+    )
+    return 0

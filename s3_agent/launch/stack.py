@@ -1,0 +1,193 @@
+"""Starts the parts of a run in dependency order, watches all of them, and stops exactly what it started.
+
+Every process that a run starts, Ray's daemons included, carries the run's marker in its environment; that is how the
+run knows its own after they were re-parented. Nothing is ever found by name (design §6).
+"""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Self
+
+import httpx
+import psutil
+
+from s3_agent.errors import LaunchError
+
+MARKER = "S3_AGENT_RUN"
+TICK_S = 0.25
+STOP_S = 15.0
+LAST_LINES = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One process of a run. `ready_url` answers 200 when others may use it; `needs` names parts that must be ready."""
+
+    name: str
+    command: Sequence[str]
+    log: Path
+    ready_url: str | None = None
+    needs: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    remedy: str = "read its log"
+    ready_within_s: float = 900.0
+
+
+def last_lines(log: Path, count: int = LAST_LINES) -> str:
+    """The end of a log, indented."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return "    (no log)"
+    return "\n".join(f"    {line[:300]}" for line in lines[-count:]) or "    (empty)"
+
+
+def own_processes(run_id: str) -> list[psutil.Process]:
+    """Every process that carries the run's marker, but this one."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get(MARKER) == run_id:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def _signal(processes: Sequence[psutil.Process], number: int) -> None:
+    for process in processes:
+        try:
+            process.send_signal(number)
+        except psutil.Error:
+            continue
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM reached the launcher."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+class Stack:
+    """The parts of one run; a context manager that leaves nothing running."""
+
+    def __init__(self, parts: Sequence[Part], *, run_id: str) -> None:
+        self.run_id = run_id
+        self._parts = {part.name: part for part in parts}
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._ready: dict[str, float] = {}
+        self._started: dict[str, float] = {}
+        self._http = httpx.Client(timeout=2.0)
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._interrupt)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        try:
+            self.stop()
+        finally:
+            self._http.close()
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
+
+    @staticmethod
+    def _interrupt(number: int, _: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    @property
+    def starting(self) -> list[str]:
+        """Parts that are not ready yet."""
+        return [name for name in self._parts if name not in self._ready]
+
+    @property
+    def start_up_s(self) -> dict[str, float]:
+        """Seconds from start to ready, by part."""
+        return {name: round(ready - self._started[name], 1) for name, ready in self._ready.items()}
+
+    def run(self, job: str | None = None, *, tick: Callable[[], None] = lambda: None) -> None:
+        """Bring everything up; with a `job`, return when that part has ended well, else when all are ready.
+
+        Raises LaunchError naming the part that ended or did not become ready, its log and the remedy.
+        """
+        while True:
+            for part in self._parts.values():
+                self._advance(part)
+            for name, process in self._running.items():
+                if (code := process.poll()) is None:
+                    continue
+                if name == job and code == 0:
+                    return
+                raise self._ended(self._parts[name], code)
+            if job is None and not self.starting:
+                return
+            tick()
+            time.sleep(TICK_S)
+
+    def _advance(self, part: Part) -> None:
+        if part.name not in self._running:
+            if all(need in self._ready for need in part.needs):
+                self._start(part)
+        elif part.name not in self._ready:
+            if self._answers(part):
+                self._ready[part.name] = time.monotonic()
+            elif time.monotonic() - self._started[part.name] > part.ready_within_s:
+                raise LaunchError(
+                    f"{part.name} was not ready within {part.ready_within_s:.0f} s; its log {part.log} ends:\n"
+                    f"{last_lines(part.log)}",
+                    remedy=part.remedy,
+                )
+
+    def _start(self, part: Part) -> None:
+        part.log.parent.mkdir(parents=True, exist_ok=True)
+        with part.log.open("ab") as log:
+            self._running[part.name] = subprocess.Popen(
+                list(part.command),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **part.environment, MARKER: self.run_id},
+                start_new_session=True,
+            )
+        self._started[part.name] = time.monotonic()
+
+    def _answers(self, part: Part) -> bool:
+        if part.ready_url is None:
+            return True
+        try:
+            return self._http.get(part.ready_url).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    @staticmethod
+    def _ended(part: Part, code: int) -> LaunchError:
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return LaunchError(f"{part.name} {how}; its log {part.log} ends:\n{last_lines(part.log)}", remedy=part.remedy)
+
+    def stop(self) -> int:
+        """Stop every process of the run: asked first, killed after a grace period. How many had to be killed."""
+        for process in reversed(self._running.values()):
+            if process.poll() is None:
+                process.terminate()
+        deadline = time.monotonic() + STOP_S
+        while any(process.poll() is None for process in self._running.values()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        _signal(own_processes(self.run_id), signal.SIGTERM)
+        psutil.wait_procs(own_processes(self.run_id), timeout=3.0)
+        left = own_processes(self.run_id)
+        _signal(left, signal.SIGKILL)
+        psutil.wait_procs(left, timeout=10.0)
+        for process in self._running.values():
+            process.wait(timeout=10.0)
+        return len(left)

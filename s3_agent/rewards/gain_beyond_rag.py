@@ -1,0 +1,26 @@
+"""s3's reward: how much better the generator answers with the selected passages than with naive RAG (spec §4.1).
+
+Under GRPO the naive-RAG score is constant inside a group and cancels, so the three modes train alike; the training-set
+filter carries the idea. The modes differ in what is logged, and under estimators without a group baseline.
+"""
+
+from typing import Literal
+
+from s3_agent.rewards.answer_match import exact_match, span_match
+from s3_agent.types import RewardResult, Task
+
+RewardMode = Literal["accuracy", "gbr", "gbr+accuracy"]
+
+
+def gain_beyond_rag(task: Task, answer: str, *, mode: RewardMode = "accuracy") -> RewardResult:
+    """The reward of one answer. `gbr` modes need `task.rag_score`; a ValueError says so when it is unknown."""
+    accuracy = float(span_match(answer, task.golden_answers))
+    metrics = {"accuracy": accuracy, "exact_match": float(exact_match(answer, task.golden_answers))}
+    if task.rag_score is not None:
+        metrics["gbr"] = accuracy - task.rag_score
+    elif mode != "accuracy":
+        raise ValueError(f"reward mode {mode} needs the naive-RAG score of task {task.id}: build the RAG cache")
+    gain = metrics.get("gbr", 0.0)
+    return RewardResult(
+        value={"accuracy": accuracy, "gbr": gain, "gbr+accuracy": gain + accuracy}[mode], metrics=metrics
+    )

@@ -1,0 +1,1 @@
+"""From a claimed rollout to its reported reward."""

@@ -1,0 +1,62 @@
+"""From structured turns to the passages that the generator gets (spec §2).
+
+The original recovers documents from the decoded trajectory; here blocks and marks are fields, so a title with a bracket
+or a cut observation can not lose a passage or attach a mark to the wrong block (spec §11 B2, B3).
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from s3_agent.tags import cut_after_query, marks
+from s3_agent.types import Passage, Turn
+
+SelectionRule = Literal["marked-first", "chronological", "mirage"]
+
+
+def _unique(passages: Iterable[Passage]) -> tuple[Passage, ...]:
+    return tuple({passage.identity: passage for passage in reversed(list(passages))}.values())[::-1]
+
+
+def _blocks(
+    initial: Sequence[Passage], turns: Sequence[Turn]
+) -> list[tuple[tuple[Passage, ...], list[tuple[int, ...]]]]:
+    """Each information block with the marks that were written directly after it, in order."""
+    blocks: list[tuple[tuple[Passage, ...], list[tuple[int, ...]]]] = [(tuple(initial), [])]
+    for turn in turns:
+        blocks[-1][1].extend(marks(cut_after_query(turn.response)))
+        if turn.passages is not None:
+            blocks.append((tuple(turn.passages), []))
+    return blocks
+
+
+def _kept(passages: Sequence[Passage], ids: Sequence[int]) -> list[Passage]:
+    return [passage for number, passage in enumerate(passages, 1) if number in ids]
+
+
+def select_passages(
+    initial: Sequence[Passage], turns: Sequence[Turn], *, rule: SelectionRule = "marked-first"
+) -> tuple[Passage, ...]:
+    """The passages for the generator, each once, in the order in which they are shown to it.
+
+    Rules: `marked-first`, the published general rule (spec §2.1): the first mark after a block keeps its documents in
+    document order, an empty mark rejects the block, then every unmarked block follows whole. `mirage` (§2.3): the
+    initial block whole and first, other blocks only as marked, a mark reaching back to the closest block not yet
+    marked. `chronological` (§2.4): every document of every block in order.
+    """
+    blocks = _blocks(initial, turns)
+    if rule == "chronological":
+        return _unique(passage for passages, _ in blocks for passage in passages)
+    if rule == "marked-first":
+        marked = [passage for passages, found in blocks if found for passage in _kept(passages, found[0])]
+        return _unique([*marked, *(passage for passages, found in blocks if not found for passage in passages)])
+    if rule == "mirage":
+        kept: list[Passage] = list(initial)
+        unmarked: list[tuple[Passage, ...]] = []
+        for number, (passages, found) in enumerate(blocks):
+            if number:
+                unmarked.append(passages)
+            for ids in found:
+                if unmarked:
+                    kept += _kept(unmarked.pop(), ids)
+        return _unique(kept)
+    raise ValueError(f"unknown selection rule {rule!r}; known: marked-first, chronological, mirage")

@@ -1,0 +1,158 @@
+"""scripts/setup.sh on machines that lack something. No download: each case ends before uv is asked to install."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BASH = shutil.which("bash") or "/bin/bash"
+
+
+def executable(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!{BASH}\n{text}\n", encoding="utf-8")
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A folder with what setup.sh reads, and a `bin` with the few programs it may find."""
+    for name in ("scripts/setup.sh", "train.sh", "pyproject.toml", "uv.lock"):
+        target = tmp_path / "clone" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, target)
+    for program in ("bash", "cat", "cksum", "dirname", "env", "head", "rm", "sort", "tail"):
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / "bin" / program).symlink_to(shutil.which(program) or program)
+    (tmp_path / "home").mkdir()
+    return tmp_path / "clone"
+
+
+def run(
+    clone: Path, script: str = "scripts/setup.sh", *, dev: bool = False, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    beside = clone.parent
+    return subprocess.run(
+        [BASH, str(clone / script), *(["--dev"] if dev else [])],
+        env={"PATH": str(beside / "bin"), "HOME": str(beside / "home"), **environment},
+        cwd=beside,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def python(clone: Path, where: str = "bin/python3.12") -> Path:
+    """A pretended interpreter that fits: it names itself and accepts everything else."""
+    path = clone.parent / where
+    executable(
+        path, f'if [[ $1 == -V* ]]; then echo "Python 3.12.0"; elif [[ $2 == *executable* ]]; then echo {path}; fi'
+    )
+    return path
+
+
+def uv(clone: Path, *, version: str = "0.13.8", syncs: bool = True) -> Path:
+    """A pretended uv that writes down its arguments; `sync` makes a .venv that imports everything, or fails."""
+    log = clone.parent / "uv.log"
+    log.touch()
+    made = clone.parent / "made"
+    executable(made / "bin" / "python", "exit 0")
+    sync = f'{shutil.which("cp")} -r {made} "$UV_PROJECT_ENVIRONMENT"' if syncs else "exit 1"
+    executable(
+        clone.parent / "bin" / "uv",
+        f'if [[ $1 == --version ]]; then echo "uv {version}"; exit; fi\necho "$*" >>{log}\n{sync}',
+    )
+    return log
+
+
+@pytest.mark.parametrize("script", ["scripts/setup.sh", "train.sh"])
+def test_a_missing_interpreter_is_told_with_ways_to_get_one(clone: Path, script: str) -> None:
+    done = run(clone, script)
+    assert done.returncode == 2
+    for way in ("Python >= 3.12", "uv python install", "pyenv install", "apt install", "S3_AGENT_PYTHON="):
+        assert way in done.stderr
+    assert not (clone / ".venv").exists()
+
+
+def test_a_named_interpreter_that_does_not_fit_is_refused_by_name(clone: Path) -> None:
+    python(clone)
+    executable(clone.parent / "old", "exit 1")
+    done = run(clone, S3_AGENT_PYTHON=str(clone.parent / "old"))
+    assert done.returncode == 2
+    assert f"S3_AGENT_PYTHON={clone.parent / 'old'}" in done.stderr
+
+
+def test_an_interpreter_of_pyenv_is_found(clone: Path) -> None:
+    found = python(clone, "home/.pyenv/versions/3.12.1/bin/python")
+    log = uv(clone)
+    assert run(clone).returncode == 0
+    assert f"--python {found}" in log.read_text()
+
+
+@pytest.mark.parametrize(("gpu", "extra", "reason"), [(False, "cpu", "no GPU"), (True, "cuda", "lists a GPU")])
+def test_the_machine_chooses_the_dependencies_and_the_reason_is_said(
+    clone: Path, gpu: bool, extra: str, reason: str
+) -> None:
+    python(clone)
+    log = uv(clone)
+    if gpu:
+        executable(clone.parent / "bin" / "nvidia-smi", "echo GPU 0")
+    done = run(clone)
+    assert done.returncode == 0
+    assert f"--extra={extra}" in log.read_text().split()
+    assert "--frozen" in log.read_text().split()
+    assert f"{extra} dependencies" in done.stderr and reason in done.stderr
+
+
+def test_an_unknown_device_is_refused(clone: Path) -> None:
+    python(clone)
+    done = run(clone, S3_AGENT_DEVICE="tpu")
+    assert done.returncode == 2
+    assert "must be cpu or cuda, not 'tpu'" in done.stderr
+
+
+def test_what_is_done_is_not_done_again(clone: Path) -> None:
+    python(clone)
+    log = uv(clone)
+
+    def syncs() -> int:
+        assert run(clone).returncode == 0
+        return len(log.read_text().splitlines())
+
+    assert syncs() == 1
+    assert syncs() == 1
+    (clone / "uv.lock").write_text("changed", encoding="utf-8")
+    assert syncs() == 2
+    assert run(clone, S3_AGENT_DEVICE="cuda").returncode == 0
+    assert syncs() == 4, "another device, and back"
+
+
+def test_the_development_tools_stay_when_training_is_set_up(clone: Path) -> None:
+    python(clone)
+    log = uv(clone)
+    assert run(clone).returncode == 0
+    assert run(clone, dev=True).returncode == 0
+    assert run(clone).returncode == 0
+    assert ["--group=dev" in line for line in log.read_text().splitlines()] == [False, True]
+
+
+def test_a_failed_installation_is_told_and_tried_again(clone: Path) -> None:
+    python(clone)
+    uv(clone, syncs=False)
+    done = run(clone)
+    assert done.returncode == 2
+    assert "could not install the dependencies" in done.stderr
+    log = uv(clone)
+    assert run(clone).returncode == 0
+    assert len(log.read_text().splitlines()) == 2
+
+
+def test_without_a_recent_uv_one_is_installed_into_the_clone(clone: Path) -> None:
+    interpreter = python(clone)
+    uv(clone, version="0.4.9")
+    done = run(clone)
+    assert done.returncode == 2, "the pretended interpreter makes no environment"
+    assert "installing uv" in done.stderr
+    assert f"give {interpreter} its venv module" in done.stderr
