@@ -64,11 +64,16 @@ fi
 
 wanted=("--extra=train" "--extra=retriever" "--extra=$device")
 stamp="$root/.venv/.s3-agent-setup"
-state=$(cat "$root/uv.lock" "$root/pyproject.toml" "$root/scripts/setup.sh" | cksum; "$python" -VV; printf '%s\n' "$device" "$root")
+state=$(
+    cat "$root/uv.lock" "$root/pyproject.toml" "$root/scripts/setup.sh" | cksum
+    "$python" -VV
+    printf '%s\n' "$device" "$root"
+)
 [[ ${1:-} == --dev ]] && dev=yes || dev=no
 if [[ -x "$root/.venv/bin/python" && -f $stamp ]]; then
     read -r had_dev <"$stamp"
     [[ $(tail -n +2 "$stamp") == "$state" && ($dev == no || $had_dev == yes) ]] && exit 0
+    [[ $had_dev == no ]] || dev=yes  # the development tools, once there, stay
 fi
 
 uv=$(find_uv)

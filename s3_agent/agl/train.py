@@ -17,6 +17,9 @@ def main(settings_file: str, train_file: str, validation_file: str, metrics_file
     settings = TrainerSettings.model_validate_json(Path(settings_file).read_text(encoding="utf-8"))
     os.environ["VERL_FILE_LOGGER_PATH"] = metrics_file
     config = trainer_config(settings, gateway_key=os.environ["AGL_KEY"])
+    if settings.ray_address is None:
+        # Ray's own switch for single machines: every daemon and worker of it listens on 127.0.0.1 alone.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     if settings.device == "cpu":
         # The driver reads these before Ray hands them to its workers.
         os.environ.update(config.ray_kwargs.ray_init.runtime_env.env_vars)

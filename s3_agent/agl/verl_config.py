@@ -172,11 +172,8 @@ def trainer_config(settings: TrainerSettings, *, gateway_key: str) -> DictConfig
     if settings.device == "cpu":
         layers.append(_on_cpu())
     if settings.ray_address:
-        layers.append(
-            {"ray_kwargs": {"ray_init": {"address": settings.ray_address, "num_cpus": None, "num_gpus": None}}}
-        )
-    else:
-        layers.append({"ray_kwargs": {"ray_init": {"_node_ip_address": "127.0.0.1"}}})
+        elsewhere = {"address": settings.ray_address, "num_cpus": None, "num_gpus": None}
+        layers.append({"ray_kwargs": {"ray_init": elsewhere}})
     layers.append(OmegaConf.from_dotlist([f"{key}={value}" for key, value in settings.verl.items()]))
     config = OmegaConf.merge(*layers)
     assert isinstance(config, DictConfig)

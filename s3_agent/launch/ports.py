@@ -1,6 +1,7 @@
 """Ports before parts: a busy one is told by the part that wants it, and a run's open sockets are listed."""
 
 import socket
+from ipaddress import ip_address
 from typing import Any
 
 import psutil
@@ -33,6 +34,11 @@ def _holder(port: int) -> str:
     return ""
 
 
+def _is_loopback(address: str) -> bool:
+    parsed = ip_address(address)
+    return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
+
+
 def listening(run_id: str) -> list[dict[str, Any]]:
     """Every socket on which the run's own processes listen."""
     rows = []
@@ -42,7 +48,7 @@ def listening(run_id: str) -> list[dict[str, Any]]:
             for connection in process.net_connections("inet"):
                 if connection.status == psutil.CONN_LISTEN:
                     address, port = connection.laddr
-                    loopback = address in ("127.0.0.1", "::1")
+                    loopback = _is_loopback(address)
                     rows.append(
                         {"process": name, "pid": process.pid, "address": address, "port": port, "loopback": loopback}
                     )

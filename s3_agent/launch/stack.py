@@ -7,6 +7,7 @@ run knows its own after they were re-parented. Nothing is ever found by name (de
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -86,6 +87,15 @@ class Stack:
         self._ready: dict[str, float] = {}
         self._started: dict[str, float] = {}
         self._http = httpx.Client(timeout=2.0)
+        self._scratch = tempfile.TemporaryDirectory(prefix="s3-", ignore_cleanup_errors=True)
+        self._marks = {
+            MARKER: run_id,
+            # vLLM renames its processes through setproctitle, which would write over the environment we look at.
+            "SPT_NOENV": "1",
+            # Sockets and sessions of vLLM and Ray go with the run; the path is short because theirs are long.
+            "TMPDIR": self._scratch.name,
+            "RAY_TMPDIR": self._scratch.name,
+        }
 
     def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -99,6 +109,7 @@ class Stack:
             self.stop()
         finally:
             self._http.close()
+            self._scratch.cleanup()
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)
 
@@ -157,7 +168,7 @@ class Stack:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **part.environment, MARKER: self.run_id},
+                env={**os.environ, **part.environment, **self._marks},
                 start_new_session=True,
             )
         self._started[part.name] = time.monotonic()

@@ -1,0 +1,225 @@
+"""The stack over real processes: order, readiness, deaths, and that nothing of a run outlives it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from s3_agent.errors import LaunchError
+from s3_agent.launch import stack as stack_module
+from s3_agent.launch.ports import listening
+from s3_agent.launch.stack import Part, Stack, own_processes
+
+ROOT = Path(__file__).parents[2]
+SERVER = """
+import sys, time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+port, born, delay = int(sys.argv[1]), time.monotonic(), float(sys.argv[2])
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if time.monotonic() - born > delay else 503)
+        self.end_headers()
+    def log_message(self, *_): pass
+print("serving", flush=True)
+HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+SLEEPER = "import time; print('last words', flush=True); time.sleep(300)"
+DAEMON = """
+import os, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        open(sys.argv[1], "w").write(str(os.getpid()))
+        time.sleep(300)
+    os._exit(0)
+os.wait()
+print("parent sleeps", flush=True)
+time.sleep(300)
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def server(folder: Path, name: str, *, delay: float = 0.0, **kwargs: object) -> Part:
+    port = free_port()
+    command = [sys.executable, "-c", SERVER, str(port), str(delay)]
+    url = f"http://127.0.0.1:{port}/"
+    return Part(name=name, command=command, log=folder / f"{name}.log", ready_url=url, **kwargs)  # pyright: ignore[reportArgumentType]
+
+
+def script(folder: Path, name: str, source: str, *arguments: str, **kwargs: object) -> Part:
+    command = [sys.executable, "-c", source, *arguments]
+    return Part(name=name, command=command, log=folder / f"{name}.log", **kwargs)  # pyright: ignore[reportArgumentType]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that ended and was not reaped by its parent does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def wait_for(path: Path) -> int:
+    """The process id that a script writes to `path`."""
+    deadline = time.monotonic() + 20
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < deadline, f"{path} was not written"
+        time.sleep(0.05)
+    return int(path.read_text())
+
+
+@pytest.fixture
+def run_id(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A marker of this test's own; whatever carries it at the end is a failure, and is ended."""
+    monkeypatch.setattr(stack_module, "STOP_S", 3.0)
+    marker = f"test-{os.getpid()}-{time.monotonic_ns()}"
+    yield marker
+    left = own_processes(marker)
+    for process in left:
+        process.kill()
+    assert left == []
+
+
+def test_a_part_starts_when_what_it_needs_is_ready(tmp_path: Path, run_id: str) -> None:
+    slow = server(tmp_path, "slow", delay=1.0)
+    job = script(tmp_path, "job", "import time; print(time.time())", needs=("slow",))
+    before = time.time()
+    with Stack([job, slow], run_id=run_id) as stack:
+        stack.run("job")
+        assert stack.start_up_s["slow"] >= 1.0
+    assert float((tmp_path / "job.log").read_text()) - before >= 1.0
+
+
+def test_parts_that_need_nothing_start_together(tmp_path: Path, run_id: str) -> None:
+    parts = [server(tmp_path, f"slow-{number}", delay=2.0) for number in range(3)]
+    started = time.monotonic()
+    with Stack(parts, run_id=run_id) as stack:
+        stack.run()
+        assert time.monotonic() - started < 5.0
+        assert stack.starting == []
+
+
+def test_not_ready_in_time_names_part_log_and_remedy(tmp_path: Path, run_id: str) -> None:
+    part = server(tmp_path, "generator", delay=60.0, ready_within_s=1.0, remedy="give it memory")
+    with pytest.raises(LaunchError) as caught, Stack([part], run_id=run_id) as stack:
+        stack.run()
+    text = str(caught.value)
+    assert "generator was not ready within 1 s" in text
+    assert str(tmp_path / "generator.log") in text
+    assert "serving" in text
+    assert "give it memory" in text
+
+
+def test_a_part_that_exits_is_an_error_with_its_code(tmp_path: Path, run_id: str) -> None:
+    part = script(tmp_path, "gateway", "print('no such option'); raise SystemExit(3)", remedy="correct it")
+    other = server(tmp_path, "other", delay=60)
+    with pytest.raises(LaunchError) as caught, Stack([part, other], run_id=run_id) as stack:
+        stack.run()
+    text = str(caught.value)
+    for expected in ("gateway ended with exit code 3", str(part.log), "no such option", "correct it"):
+        assert expected in text
+
+
+def test_a_killed_part_ends_the_run_and_its_daemons(tmp_path: Path, run_id: str) -> None:
+    pid_file = tmp_path / "pid"
+    victim = script(tmp_path, "workers", DAEMON, str(pid_file), remedy="start again")
+    job = script(tmp_path, "trainer", SLEEPER)
+    killed = False
+
+    def kill_once() -> None:
+        nonlocal killed
+        if not killed and pid_file.exists() and "sleeps" in victim.log.read_text():
+            killed = True
+            [process] = [p for p in own_processes(run_id) if p.pid == os.getsid(p.pid) and str(pid_file) in p.cmdline()]
+            process.send_signal(signal.SIGKILL)
+
+    with pytest.raises(LaunchError) as caught, Stack([victim, job], run_id=run_id) as stack:
+        stack.run("trainer", tick=kill_once)
+    text = str(caught.value)
+    for expected in ("workers was ended by SIGKILL", str(victim.log), "parent sleeps", "start again"):
+        assert expected in text
+    assert not alive(wait_for(pid_file))
+
+
+def test_what_ignores_sigterm_is_killed_and_counted(tmp_path: Path, run_id: str) -> None:
+    part = script(tmp_path, "stubborn", "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SLEEPER)
+    stack = Stack([part], run_id=run_id)
+    with stack:
+        stack.run()
+        while "last words" not in part.log.read_text():
+            time.sleep(0.05)
+        assert stack.stop() == 1
+
+
+def test_the_run_leaves_strangers_alone(tmp_path: Path, run_id: str) -> None:
+    stranger = subprocess.Popen([sys.executable, "-c", SLEEPER], stdout=subprocess.DEVNULL)
+    try:
+        with Stack([server(tmp_path, "own")], run_id=run_id) as stack:
+            stack.run()
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_open_sockets_are_listed(tmp_path: Path, run_id: str) -> None:
+    part = server(tmp_path, "retriever")
+    with Stack([part], run_id=run_id) as stack:
+        stack.run()
+        [row] = listening(run_id)
+    assert f":{row['port']}/" in str(part.ready_url)
+    assert row["address"] == "127.0.0.1"
+    assert row["loopback"] is True
+
+
+LAUNCHER = """
+import sys
+from pathlib import Path
+from s3_agent.launch import stack as module
+from s3_agent.launch.stack import Interrupted, Part, Stack
+module.STOP_S = 3.0
+daemon, pid_file, log, run_id = sys.argv[1:]
+part = Part(name="part", command=[sys.executable, "-c", daemon, pid_file], log=Path(log))
+try:
+    with Stack([part], run_id=run_id) as stack:
+        stack.run("part")
+except Interrupted as interrupted:
+    print("stopped by", interrupted)
+    raise SystemExit(interrupted.exit_code)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("under_timeout", [False, True])
+def test_a_signal_to_the_launcher_leaves_nothing(
+    tmp_path: Path, run_id: str, number: signal.Signals, under_timeout: bool
+) -> None:
+    pid_file = tmp_path / "pid"
+    arguments = [DAEMON, str(pid_file), str(tmp_path / "part.log"), run_id]
+    launcher = subprocess.Popen(
+        [*(["timeout", "60"] if under_timeout else []), sys.executable, "-c", LAUNCHER, *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    daemon = wait_for(pid_file)
+    launcher.send_signal(number)
+    output, _ = launcher.communicate(timeout=30)
+    assert f"stopped by {number.name}" in output
+    if not under_timeout:
+        assert launcher.returncode == 128 + number
+    assert not alive(daemon)
+    assert own_processes(run_id) == []

@@ -1,0 +1,175 @@
+"""The summary and the closing table, from two training steps and two validation passes written by hand."""
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from s3_agent.errors import S3AgentError
+from s3_agent.evaluation.report import closing_table
+from s3_agent.evaluation.summary import Summary, logprob_gap, reward_curve, summarize, validation_passes
+from s3_agent.rollout.episode_log import EpisodeRecord
+from s3_agent.types import Task
+
+TASKS = [
+    Task(id="a", question="?", golden_answers=("x",), hops=1, rag_score=1.0),
+    Task(id="b", question="?", golden_answers=("x",), hops=1, rag_score=0.0),
+    Task(id="c", question="?", golden_answers=("x",), hops=2, rag_score=0.0),
+    Task(id="d", question="?", golden_answers=("x",), hops=2, rag_score=0.0),
+]
+Records = list[EpisodeRecord]
+
+
+def record(task: Task, at: float, score: float | None, *, train: bool = False) -> EpisodeRecord:
+    """An ended rollout; `None` as score is a failed one."""
+    return EpisodeRecord(
+        rollout_id=f"{task.id}-{at}",
+        attempt_id="attempt",
+        attempts=1,
+        is_train=train,
+        state="failed" if score is None else "succeeded",
+        task=task,
+        reward=score,
+        accuracy=score,
+        started_at=at - 1,
+        finished_at=at,
+    )
+
+
+def validation(start: float, scores: str) -> Records:
+    """One pass over TASKS; a score is 0, 1 or x for a failed rollout."""
+    return [
+        record(task, start + i, None if s == "x" else float(s))
+        for i, (task, s) in enumerate(zip(TASKS, scores, strict=True))
+    ]
+
+
+def training(start: float, scores: str) -> Records:
+    """One step of training rollouts."""
+    return [record(TASKS[0], start + i, None if s == "x" else float(s), train=True) for i, s in enumerate(scores)]
+
+
+def step(number: int, **changes: Any) -> dict[str, Any]:
+    """What the trainer logs of a healthy step of four rollouts."""
+    data = {
+        "training/reward": 0.5,
+        "training/n_sample": 4,
+        "training/n_rollouts": 4,
+        "training/n_truncated_sample": 0,
+        "training/n_sample_dropped/same_reward": 0,
+        "training/n_sample_dropped/random": 0,
+        "actor/grad_norm": 0.1 * number,
+        "rollout_corr/log_ppl_abs_diff": 1e-4 * number,
+    }
+    return {"step": number, "data": {**data, **{key.replace("__", "/"): value for key, value in changes.items()}}}
+
+
+HEALTHY = [
+    *validation(0, "1000"),
+    *training(100, "1100"),
+    *training(200, "1110"),
+    *validation(300, "1110"),
+]
+METRICS = [{"step": 0, "data": {"val/reward": 0.25}}, step(1), step(2)]
+
+
+@pytest.fixture
+def build() -> Callable[..., Summary]:
+    """`summarize` with the run's constants."""
+
+    def build(records: Records = HEALTHY, metrics: list[dict[str, Any]] = METRICS, *, steps: int = 2) -> Summary:
+        return summarize(
+            records=records,
+            metrics=metrics,
+            validation=TASKS,
+            steps=steps,
+            rollouts_per_step=4,
+            wall_seconds=60.0,
+            start_up_seconds={},
+            versions={"python": "3"},
+        )
+
+    return build
+
+
+def test_a_healthy_run(build: Callable[..., Summary]) -> None:
+    summary = build()
+    assert (summary.steps, summary.rollouts, summary.lost_rollouts, summary.rows_per_rollout) == (2, 16, 0, 1.0)
+    assert (summary.dropped_rows, summary.truncated_rows, summary.skipped_steps) == (0, 0, 0)
+    assert summary.reward_curve == [0.5, 0.75]
+    assert summary.grad_norm_max == pytest.approx(0.2)
+    assert summary.logprob_gap_max == pytest.approx(2e-4)
+    assert (summary.val_n, summary.val_before, summary.val_after, summary.naive_rag) == (4, 0.25, 0.75, 0.25)
+    assert summary.p_value == 0.5  # two gained, none lost
+    assert summary.gbr_after == 0.5
+    assert summary.by_hops["1"] == {"n": 2, "naive_rag": 0.5, "before": 0.5, "after": 1.0}
+    assert summary.by_hops["2"] == {"n": 2, "naive_rag": 0.0, "before": 0.0, "after": 0.5}
+
+
+def test_a_failed_validation_rollout_is_missing_not_wrong(build: Callable[..., Summary]) -> None:
+    summary = build([*validation(0, "10x0"), *training(100, "11001110"), *validation(300, "1110")])
+    assert (summary.val_n, summary.lost_rollouts) == (3, 1)
+    assert summary.val_before == pytest.approx(1 / 3)
+    assert summary.val_after == pytest.approx(2 / 3)
+    assert summary.by_hops["2"]["n"] == 1
+
+
+def test_first_and_last_of_three_passes_are_compared(build: Callable[..., Summary]) -> None:
+    summary = build([*HEALTHY[:8], *validation(150, "1111"), *HEALTHY[8:]])
+    assert (summary.val_before, summary.val_after) == (0.25, 0.75)
+
+
+def test_passes_go_by_time_not_by_file_order() -> None:
+    first, last = validation_passes(HEALTHY[::-1])
+    assert [first[key].accuracy for key in "abcd"] == [1.0, 0.0, 0.0, 0.0]
+    assert [last[key].accuracy for key in "abcd"] == [1.0, 1.0, 1.0, 0.0]
+
+
+def test_one_pass_is_refused(build: Callable[..., Summary]) -> None:
+    with pytest.raises(S3AgentError, match="1 validation passes"):
+        build(HEALTHY[:12])
+
+
+def test_trouble_is_counted(build: Callable[..., Summary]) -> None:
+    metrics = [
+        METRICS[0],
+        step(1, training__n_sample=6, training__n_truncated_sample=1),
+        step(3, training__n_sample_dropped__random=2),
+    ]
+    summary = build(metrics=metrics, steps=3)
+    assert summary.rows_per_rollout == 10 / 8
+    assert (summary.truncated_rows, summary.dropped_rows, summary.skipped_steps) == (1, 2, 1)
+
+
+def test_a_training_rollout_without_a_record_is_lost(build: Callable[..., Summary]) -> None:
+    assert build([*HEALTHY[:4], *HEALTHY[5:]]).lost_rollouts == 1
+
+
+def test_the_gap_after_a_step_leaves_out_what_was_before() -> None:
+    metrics = [step(1, rollout_corr__log_ppl_abs_diff=0.9), step(2)]
+    assert logprob_gap(metrics) == 0.9
+    assert logprob_gap(metrics, after_step=1) == pytest.approx(2e-4)
+    assert logprob_gap([METRICS[0]]) is None
+
+
+def test_no_training_is_an_empty_curve() -> None:
+    assert reward_curve(validation(0, "1111"), rollouts_per_step=4) == []
+
+
+def test_the_closing_table_says_what_the_summary_holds(build: Callable[..., Summary]) -> None:
+    output = io.StringIO()
+    Console(file=output, width=160).print(closing_table(build()))
+    text = output.getvalue()
+    for expected in (
+        "4 held-out questions",
+        "naive RAG",
+        "1 hop ",
+        "2 hops",
+        "+0.500",
+        "p = 0.5",
+        "0 lost",
+        "1.00 rows",
+    ):
+        assert expected in text

@@ -1,0 +1,44 @@
+"""A busy port is told by the part that wants it."""
+
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from s3_agent.errors import LaunchError
+from s3_agent.launch.ports import reserve_port
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port on which this process listens."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+def test_zero_is_any_free_port() -> None:
+    assert reserve_port("gateway", 0) > 0
+
+
+def test_a_busy_port_names_part_holder_and_remedy(taken: int) -> None:
+    with pytest.raises(LaunchError) as caught:
+        reserve_port("generator", taken)
+    text = str(caught.value)
+    for expected in (
+        f"generator can not have port {taken}",
+        f"(pid {os.getpid()})",
+        "generator.port=0",
+        "generator.url=",
+    ):
+        assert expected in text
+
+
+def test_a_port_taken_on_every_address_is_busy_too() -> None:
+    with socket.socket() as listener:
+        listener.bind(("0.0.0.0", 0))
+        listener.listen()
+        with pytest.raises(LaunchError, match="can not have port"):
+            reserve_port("retriever", listener.getsockname()[1])
