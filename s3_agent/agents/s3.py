@@ -85,8 +85,8 @@ def compact_prompt(question: str, passages: Sequence[Passage]) -> str:
 class S3Protocol:
     """s3's tags as a text protocol for the turn loop."""
 
-    stop = (QUERY_END,)
-    invalid_hint = INVALID_HINT
+    stop: tuple[str, ...] = (QUERY_END,)
+    invalid_hint: str = INVALID_HINT
 
     def __init__(self, prompt: PromptName = "instruct") -> None:
         self._instructions = _INSTRUCTIONS if prompt == "instruct" else ""

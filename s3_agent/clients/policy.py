@@ -42,7 +42,10 @@ class Completion:
 class Policy(Protocol):
     """What an agent needs of a policy."""
 
-    tokenizer: Tokenizer
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The policy's own tokenizer."""
+        ...
 
     async def complete(self, prompt_ids: Sequence[int], *, max_tokens: int, stop: Sequence[str]) -> Completion:
         """Continue `prompt_ids` by at most `max_tokens` tokens. Raises PolicyError."""

@@ -125,9 +125,7 @@ async def play_all(folder: Path, rows: Sequence[dict[str, Any]], *, temperature:
     """Play each question once and measure."""
     agent, retriever = S3Agent(limits=LIMITS, prompt="compact"), LocalRetriever()
     policy = LocalPolicy(folder, temperature=temperature)
-    return measure(
-        [(row, await agent.run(Task.from_row(row), policy=policy, retriever=retriever)) for row in rows]
-    )
+    return measure([(row, await agent.run(Task.from_row(row), policy=policy, retriever=retriever)) for row in rows])
 
 
 def main(folder: Path = NANO_POLICY, temperature: float = 0.0, seed: int = 0) -> None:

@@ -46,7 +46,7 @@ def prepare_generator(folder: Path) -> Path:
     model.tie_weights()
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.to(torch.bfloat16).save_pretrained(partial)
+    model.bfloat16().save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     partial.rename(folder)
     return folder

@@ -153,6 +153,10 @@ def clone(out: Path, *, steps: int = STEPS) -> None:
     def encode(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]  # pyright: ignore[reportReturnType]
 
+    def marker(text: str) -> int:
+        [token] = encode(text)
+        return token
+
     def example(easy: bool) -> tuple[list[int], list[float]]:
         row = rng.choice(two_hops if easy or rng.random() < 0.6 else questions)
         prompt, segments = expert.play(row, easy=easy)
@@ -177,9 +181,9 @@ def clone(out: Path, *, steps: int = STEPS) -> None:
         head_dim=32,  # vLLM's CPU attention takes no smaller heads
         max_position_embeddings=2048,
         tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=marker("<|im_start|>"),
+        eos_token_id=marker("<|im_end|>"),
+        pad_token_id=marker("<|pad|>"),
     )
     model = LlamaForCausalLM(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
@@ -211,7 +215,7 @@ def clone(out: Path, *, steps: int = STEPS) -> None:
         if step % 100 == 0:
             written = losses[weights == 1.0].mean().item()
             sys.stderr.write(f"step {step}/{steps} loss {loss.item():.3f} on its own words {written:.3f}\n")
-    model.to(torch.bfloat16).save_pretrained(out)
+    model.bfloat16().save_pretrained(out)
     tokenizer.save_pretrained(out)
 
 

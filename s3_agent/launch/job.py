@@ -8,12 +8,15 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import httpx
 from omegaconf import OmegaConf
 from rich.console import Console
 
 from retrieval_server.config import Bm25Settings
+from retrieval_server.corpus import Corpus
+from retrieval_server.indexing import expected_manifest
 from s3_agent.agl.verl_config import TrainerRecipe, TrainerSettings
 from s3_agent.data.rag_cache import Fingerprint, RagCache, beyond_rag
 from s3_agent.data.tasks import load_tasks, read_jsonl
@@ -78,13 +81,22 @@ def prepare_tasks(recipe: Recipe) -> tuple[list[Task], list[Task]]:
     return train, validation[: recipe.data.validation_size]
 
 
+def _index_identity(recipe: Recipe) -> dict[str, Any]:
+    """Which corpus and index answer: a running server of ours says it itself, another's is known by its address."""
+    if recipe.retriever.url is None:
+        return expected_manifest(Corpus(recipe.data.corpus), Bm25Settings())
+    response = httpx.get(recipe.retriever.url + "/readyz", timeout=10.0)
+    if response.status_code == 200 and "corpus" in (manifest := response.json()):
+        return manifest
+    return {"corpus": "unknown", "backend": recipe.retriever.url, "settings": {}}
+
+
 def rag_fingerprint(recipe: Recipe) -> Fingerprint:
     """What this recipe's naive-RAG answers depend on."""
-    from retrieval_server.corpus import Corpus
-
+    index = _index_identity(recipe)
     return Fingerprint.of(
-        corpus=Corpus(recipe.data.corpus).sha256(),
-        retriever=json.dumps({"backend": "bm25", **Bm25Settings().model_dump()}),
+        corpus=index["corpus"],
+        retriever=json.dumps({"backend": index["backend"], **index["settings"]}),
         topk=recipe.agent.limits.initial_topk,
         generator=recipe.generator.client,
     )

@@ -21,6 +21,7 @@ import psutil
 from s3_agent.errors import LaunchError
 
 MARKER = "S3_AGENT_RUN"
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TICK_S = 0.25
 STOP_S = 15.0
 LAST_LINES = 12
@@ -98,20 +99,19 @@ class Stack:
         }
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._interrupt)
+        self._handlers = {number: signal.signal(number, self._interrupt) for number in ENDING}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in ENDING:
             signal.signal(number, signal.SIG_IGN)
         try:
             self.stop()
         finally:
             self._http.close()
             self._scratch.cleanup()
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, signal.SIG_DFL)
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
 
     @staticmethod
     def _interrupt(number: int, _: FrameType | None) -> None:

@@ -43,6 +43,18 @@ os.wait()
 print("parent sleeps", flush=True)
 time.sleep(300)
 """
+RENAMED = """
+import os, sys, time
+from setproctitle import setproctitle
+if os.fork() == 0:
+    os.setsid()
+    setproctitle("VLLM::EngineCore")
+    open(sys.argv[1], "w").write(str(os.getpid()))
+    time.sleep(300)
+while not (os.path.exists(sys.argv[1]) and os.path.getsize(sys.argv[1])):
+    time.sleep(0.05)
+os._exit(1)
+"""
 
 
 def free_port() -> int:
@@ -151,6 +163,19 @@ def test_a_killed_part_ends_the_run_and_its_daemons(tmp_path: Path, run_id: str)
     for expected in ("workers was ended by SIGKILL", str(victim.log), "parent sleeps", "start again"):
         assert expected in text
     assert not alive(wait_for(pid_file))
+
+
+def test_a_process_that_renames_itself_is_still_ours(tmp_path: Path, run_id: str) -> None:
+    pytest.importorskip("setproctitle")
+    pid_file = tmp_path / "pid"
+    part = script(tmp_path, "generator", RENAMED, str(pid_file))
+    try:
+        with pytest.raises(LaunchError, match="generator ended"), Stack([part], run_id=run_id) as stack:
+            stack.run("generator")
+        assert not alive(wait_for(pid_file))
+    finally:
+        if alive(pid := wait_for(pid_file)):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_what_ignores_sigterm_is_killed_and_counted(tmp_path: Path, run_id: str) -> None:

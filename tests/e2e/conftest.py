@@ -1,0 +1,111 @@
+"""One stack for all end-to-end tests: the real retriever and generator stay up, real training runs use them by `url=`."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from s3_agent.data.rag_cache import RagCache
+from s3_agent.data.tasks import load_tasks, read_jsonl
+from s3_agent.embedded import RAG_CACHE, TRAIN
+from s3_agent.launch.commands import generator_url, retriever_url
+from s3_agent.launch.job import Run, rag_fingerprint, resolve_ports, service_parts
+from s3_agent.launch.stack import Stack
+from s3_agent.recipe import load_recipe
+
+ROOT = Path(__file__).parents[2]
+STEPS = 3
+QUESTIONS = 4
+ROLLOUTS = 4
+UNANSWERABLE = "no passage says this"
+
+
+@dataclass(frozen=True)
+class Services:
+    """A retriever and a generator that run for the whole session."""
+
+    retriever: str
+    generator: str
+
+    @property
+    def overrides(self) -> list[str]:
+        return [f"retriever.url={self.retriever}", f"generator.url={self.generator}", "gateway.port=0"]
+
+
+@pytest.fixture(scope="session")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    overrides = ["retriever.port=0", "generator.port=0", f"prepared={ROOT / 'prepared'}"]
+    recipe = resolve_ports(load_recipe("cpu", overrides))
+    run = Run(tmp_path_factory.mktemp("services") / "run")
+    run.create()
+    run.write_recipe(recipe)
+    with Stack(service_parts(recipe, run), run_id=f"e2e-{os.getpid()}") as stack:
+        stack.run()
+        generator = generator_url(recipe)
+        assert generator is not None
+        yield Services(retriever=retriever_url(recipe), generator=generator)
+
+
+@pytest.fixture(scope="session")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tasks that naive RAG does not answer, in order; those of the last step have no answer that can be found."""
+    cache = RagCache.load(RAG_CACHE, expected=rag_fingerprint(load_recipe("cpu")))
+    unsolved = {task.id for task in cache.scored(load_tasks(TRAIN)) if task.rag_score == 0}
+    rows = [row for row in read_jsonl(TRAIN) if row["id"] in unsolved][: STEPS * QUESTIONS]
+    for row in rows[-QUESTIONS:]:
+        row["golden_answers"] = [UNANSWERABLE]
+    path = tmp_path_factory.mktemp("tasks") / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def train(services: Services, tasks: Path, folder: Path, *overrides: str) -> Run:
+    """A real training run through the command line, in order of the tasks; its exit code must be 0."""
+    settings = [
+        f"data.train={tasks}",
+        f"runs={folder}",
+        f"trainer.questions_per_step={QUESTIONS}",
+        f"trainer.rollouts_per_question={ROLLOUTS}",
+        "trainer.learning_rate=3e-3",
+        "trainer.verl.data.shuffle=false",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "s3_agent.cli",
+        "train",
+        "--name",
+        "run",
+        *services.overrides,
+        *settings,
+        *overrides,
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    run = Run(folder / "run")
+    assert done.returncode == 0, done.stderr[-6000:]
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(services: Services, tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("trained")
+    return train(services, tasks, folder, f"trainer.steps={STEPS}", "data.validation_size=24")
+
+
+@pytest.fixture(scope="session")
+def stale(services: Services, tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The same run with a fault: the policy server never gets new weights."""
+    fault = "trainer.verl.actor_rollout_ref.rollout.agent.agent_loop_manager_class"
+    return train(
+        services,
+        tasks,
+        tmp_path_factory.mktemp("stale"),
+        "trainer.steps=2",
+        "data.validation_size=4",
+        f"{fault}=s3_agent.agl.cpu.stale_weights.StaleWeights",
+    )
