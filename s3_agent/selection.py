@@ -14,7 +14,10 @@ SelectionRule = Literal["marked-first", "chronological", "mirage"]
 
 
 def _unique(passages: Iterable[Passage]) -> tuple[Passage, ...]:
-    return tuple({passage.identity: passage for passage in reversed(list(passages))}.values())[::-1]
+    first: dict[tuple[str, ...], Passage] = {}
+    for passage in passages:
+        first.setdefault(passage.identity, passage)
+    return tuple(first.values())
 
 
 def _blocks(

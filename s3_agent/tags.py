@@ -17,7 +17,7 @@ INVALID_HINT = (
 )
 
 _TAGS = ("question", "information", "query", "important_info", "search_complete", "think", "search", "answer")
-_FORGED = re.compile(r"<(?=\s*/?\s*(?:" + "|".join(_TAGS) + r")\b|\|)", re.IGNORECASE)
+_FORGED = re.compile(r"<(?=\s*(?:/\s*)?(?:" + "|".join(_TAGS) + r")\b|\|)", re.IGNORECASE)
 _TRUE = {"true", "yes", "1", "y"}
 
 
@@ -72,7 +72,8 @@ def parse_query(body: str) -> str:
     query = value.get("query") if isinstance(value, dict) else None
     if isinstance(query, list) and query:
         query = query[0]
-    return query if isinstance(query, str) else body
+    # JSON can escape half a surrogate pair, which no UTF-8 text and so no request can hold.
+    return query.encode(errors="replace").decode() if isinstance(query, str) else body
 
 
 def marks(response: str) -> Iterator[tuple[int, ...]]:

@@ -39,7 +39,7 @@ class Task(_Frozen):
     """
 
     id: str
-    question: str = Field(min_length=1)
+    question: str = Field(pattern=r"\S")
     golden_answers: tuple[str, ...] = Field(min_length=1)
     data_source: str = "unknown"
     hops: int | None = None

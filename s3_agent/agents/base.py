@@ -76,7 +76,8 @@ def fit_passages(
 
     if tokens(passages) <= max_tokens:
         return tuple(passages)
-    words = [re.findall(r"\S+\s*", passage.text) for passage in passages]
+    # Long runs are parted, since some scripts put no spaces between words.
+    words = [re.findall(r"\S{1,16}\s*", passage.text) for passage in passages]
 
     def first(count: int) -> tuple[Passage, ...]:
         shown: list[Passage] = []

@@ -87,10 +87,10 @@ class Gateway:
         await self._patch(rollout_id, {"last_attempt_id": attempt_id})
 
     async def succeed(self, rollout_id: str, attempt_id: str, reward: float) -> None:
-        """Post the reward event of `attempt_id`, then end the rollout."""
+        """Post the reward event of `attempt_id`, then end the rollout on that attempt."""
         path = f"/api/rollouts/{quote(rollout_id, safe='')}/attempt/{quote(attempt_id, safe='')}/events"
         await self._call("POST", path, {"event_type": "reward", "data": {"value": reward, "source": "agent"}})
-        await self._patch(rollout_id, {"state": "succeeded"})
+        await self._patch(rollout_id, {"state": "succeeded", "last_attempt_id": attempt_id})
 
     async def fail(self, rollout_id: str, empty_attempt_id: str, message: str) -> None:
         """End a rollout onto an attempt without events, so that it is skipped and not taught as a zero (design §4)."""

@@ -16,6 +16,9 @@ from s3_agent.types import Passage
 GeneratorKind = Literal["openai", "anthropic", "bedrock"]
 
 _LEAD_IN = "Use the following contexts (some may be irrelevant) as needed to answer the question."
+CLAUDE_RETRIES = 8
+RETRIED_STATUS = (408, 409, 429)  # by the anthropic client, besides every 5xx
+_CLAUDE_REMEDY = "check the credentials, region and model name"
 _DIRECT = "Important: give the answer directly, without any other text and without thinking."
 
 
@@ -100,7 +103,10 @@ class ClaudeGenerator:
         self._api_error = anthropic.APIError
         self._settings = settings
         make = anthropic.AsyncAnthropicBedrock if settings.kind == "bedrock" else anthropic.AsyncAnthropic
-        self._client: Any = make(base_url=url, max_retries=8, timeout=settings.patience_s)
+        try:
+            self._client: Any = make(base_url=url, max_retries=CLAUDE_RETRIES, timeout=settings.patience_s)
+        except (anthropic.AnthropicError, ValueError) as cause:
+            raise ConfigError(f"generator.kind={settings.kind}: {cause}", remedy=_CLAUDE_REMEDY) from cause
 
     async def answer(self, question: str, passages: Sequence[Passage]) -> str:
         try:
@@ -111,10 +117,15 @@ class ClaudeGenerator:
                 messages=claude_message(question, passages),
             )
         except self._api_error as cause:
+            status = getattr(cause, "status_code", None)
+            refused = status is not None and status < 500 and status not in RETRIED_STATUS
             raise GeneratorError(
                 f"Claude ({self._settings.kind}) failed: {cause}",
-                remedy="check the credentials, region and model name",
+                remedy=_CLAUDE_REMEDY,
+                status=status if refused else None,
             ) from cause
+        except TypeError as cause:  # how the anthropic client says that it has no credentials
+            raise ConfigError(f"Claude ({self._settings.kind}): {cause}", remedy=_CLAUDE_REMEDY) from cause
         return "".join(block.text for block in message.content if block.type == "text")
 
 

@@ -39,7 +39,7 @@ def _wait(state: RetryCallState) -> float:
 async def _once(client: httpx.AsyncClient, method: str, url: str, body: Any, error: type[BoundaryError]) -> Any:
     try:
         response = await client.request(method, url, json=body)
-    except httpx.TransportError as cause:
+    except httpx.RequestError as cause:
         raise _Transient(f"{type(cause).__name__} {cause}".strip()) from cause
     if response.status_code == 429 or response.status_code >= 500:
         raise _Transient(
@@ -71,8 +71,14 @@ async def call_json(
 
     Raises `error` when the service refuses the request or is not reachable within the time.
     """
+
+
+    def wait(state: RetryCallState) -> float:
+        # A service may ask for more than we have; the last try is made when the patience ends.
+        return min(_wait(state), max(0.0, patience_s - (state.seconds_since_start or 0.0)))
+
     attempts = AsyncRetrying(
-        retry=retry_if_exception_type(_Transient), wait=_wait, stop=stop_after_delay(patience_s), reraise=True
+        retry=retry_if_exception_type(_Transient), wait=wait, stop=stop_after_delay(patience_s), reraise=True
     )
     try:
         return await attempts(_once, client, method, url, body, error)

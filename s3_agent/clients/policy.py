@@ -58,7 +58,12 @@ class HuggingFaceTokenizer:
     def __init__(self, path: str) -> None:
         from transformers import AutoTokenizer
 
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(path)
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(path)
+        except (OSError, ValueError) as cause:
+            raise ConfigError(
+                f"there is no tokenizer at {path}: {cause}", remedy="give a model folder or the name of a hub model"
+            ) from cause
         if not self._tokenizer.chat_template:
             raise ConfigError(f"the tokenizer of {path} has no chat template", remedy="use an instruct model")
 

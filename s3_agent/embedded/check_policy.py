@@ -90,7 +90,7 @@ def _valid(episode: Episode) -> Iterable[bool]:
 
 
 def measure(played: Sequence[tuple[dict[str, Any], Episode]]) -> dict[str, Any]:
-    """Shares from 0 to 1; None where nothing is counted. `gold_selected`: the generator is shown the answer's passage."""
+    """Shares, 0 to 1; None where nothing is counted. `gold_selected`: the answer's passage reaches the generator."""
     two = [pair for pair in played if pair[0]["hops"] == 2]
     one = [pair for pair in played if pair[0]["hops"] == 1]
     first = [

@@ -9,7 +9,8 @@ from s3_agent.evaluation.summary import Summary
 
 def closing_table(summary: Summary) -> Group:
     """Naive RAG, policy before, policy after: all questions and by hops, with the verdict of the paired test."""
-    table = Table(title=f"Validation accuracy, {summary.val_n} held-out questions")
+    missing = f" ({summary.val_missing} left out: no answer)" if summary.val_missing else ""
+    table = Table(title=f"Validation accuracy, {summary.val_n} held-out questions{missing}")
     for column in ("", "questions", "naive RAG", "before", "after", "gain"):
         table.add_column(column, justify="left" if not column else "right")
 
@@ -18,7 +19,7 @@ def closing_table(summary: Summary) -> Group:
 
     row("all", summary.val_n, summary.naive_rag, summary.val_before, summary.val_after)
     for hops, part in summary.by_hops.items():
-        name = f"{hops} hop" + ("s" if hops != "1" else "")
+        name = "hops unknown" if hops == "None" else f"{hops} hop" + ("s" if hops != "1" else "")
         row(name, part["n"], part["naive_rag"], part["before"], part["after"])
     verdict = (
         f"{summary.steps} steps, {summary.rollouts} rollouts, {summary.lost_rollouts} lost, "

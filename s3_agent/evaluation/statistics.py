@@ -1,12 +1,16 @@
 """Paired comparison of two systems on the same questions, each answer right or wrong."""
 
 from collections.abc import Mapping
+from math import sqrt
 
 from pydantic import BaseModel
 
 
 class PairedComparison(BaseModel):
-    """How two systems differ on `n` questions. `p_value` is the two-sided exact McNemar test."""
+    """How two systems differ on `n` questions.
+
+    `p_value` is the two-sided exact McNemar test, `interval` the 95 % interval of the gain (Newcombe 1998, method 10).
+    """
 
     n: int
     before: float
@@ -15,6 +19,7 @@ class PairedComparison(BaseModel):
     gained: int
     lost: int
     p_value: float
+    interval: tuple[float, float]
 
 
 def compare_paired(before: Mapping[str, float], after: Mapping[str, float]) -> PairedComparison:
@@ -36,4 +41,29 @@ def compare_paired(before: Mapping[str, float], after: Mapping[str, float]) -> P
         gained=gained,
         lost=lost,
         p_value=float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0,
+        interval=_gain_interval(
+            kept=sum(before[key] and after[key] for key in before), gained=gained, lost=lost, n=len(before)
+        ),
     )
+
+
+def _gain_interval(*, kept: float, gained: int, lost: int, n: int) -> tuple[float, float]:
+    """Wilson intervals of both shares, joined by the correlation of the two answers (with continuity correction)."""
+    from scipy.stats import binomtest
+
+    kept = int(kept)
+    neither = n - kept - gained - lost
+    margins = (kept + gained) * (lost + neither) * (kept + lost) * (gained + neither)
+    covariance = kept * neither - gained * lost
+    if covariance > 0:
+        covariance = max(covariance - n / 2, 0.0)
+    correlation = covariance / sqrt(margins) if margins else 0.0
+    after, before = (binomtest(right, n).proportion_ci(method="wilson") for right in (kept + gained, kept + lost))
+    share_after, share_before, gain = (kept + gained) / n, (kept + lost) / n, (gained - lost) / n
+
+    def reach(one: float, other: float) -> float:
+        return sqrt(max(one**2 - 2 * correlation * one * other + other**2, 0.0))
+
+    low = gain - reach(share_after - float(after.low), float(before.high) - share_before)
+    high = gain + reach(float(after.high) - share_after, share_before - float(before.low))
+    return low, high

@@ -5,7 +5,8 @@ Rewards are counted from the episodes, because the trainer's own means count a f
 
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import batched
+from math import isfinite
 from typing import Any
 
 from pydantic import BaseModel
@@ -19,7 +20,11 @@ MetricRow = dict[str, Any]
 
 
 class Summary(BaseModel):
-    """What `summary.json` holds. Accuracies are shares of questions; `rows_per_rollout` must be 1 in a healthy run."""
+    """What `summary.json` holds. Accuracies are shares of questions; `rows_per_rollout` must be 1 in a healthy run.
+
+    `val_n` counts the questions scored in both passes, `val_missing` those left out because a rollout of theirs failed.
+    `nonfinite_steps` are steps whose gradient norm was not a number; `grad_norm_max` is over the others.
+    """
 
     steps: int
     rollouts: int
@@ -28,12 +33,17 @@ class Summary(BaseModel):
     dropped_rows: int
     truncated_rows: int
     skipped_steps: int
+    nonfinite_steps: int
     grad_norm_max: float
     logprob_gap_max: float | None
-    reward_curve: list[float]
+    reward_curve: list[float | None]
+    trainer_reward_curve: list[float]
     val_before: float
     val_after: float
     val_n: int
+    val_missing: int
+    val_gain: float
+    val_gain_interval: tuple[float, float]
     p_value: float
     naive_rag: float
     gbr_after: float
@@ -53,12 +63,13 @@ def training_rows(metrics: Sequence[MetricRow]) -> list[dict[str, Any]]:
 
 def logprob_gap(metrics: Sequence[MetricRow], *, after_step: int = 0) -> float | None:
     """The largest mean difference between the policy server's and the trainer's log-probs, in nats, after a step."""
-    gaps = [
-        row["data"]["rollout_corr/log_ppl_abs_diff"]
-        for row in metrics
-        if row["step"] > after_step and "rollout_corr/log_ppl_abs_diff" in row["data"]
-    ]
-    return max(gaps, default=None)
+    gaps = (row["data"].get("rollout_corr/log_ppl_abs_diff") for row in metrics if row["step"] > after_step)
+    return max(filter(_is_finite, gaps), default=None)
+
+
+def _is_finite(value: float | None) -> bool:
+    """The trainer's log has null where a metric was not a number."""
+    return value is not None and isfinite(value)
 
 
 def validation_passes(records: Sequence[EpisodeRecord]) -> list[dict[str, EpisodeRecord]]:
@@ -71,15 +82,14 @@ def validation_passes(records: Sequence[EpisodeRecord]) -> list[dict[str, Episod
     return [{key: found[number] for key, found in seen.items() if len(found) > number} for number in range(passes)]
 
 
-def reward_curve(records: Sequence[EpisodeRecord], *, rollouts_per_step: int) -> list[float]:
-    """Mean reward of each step's succeeded training rollouts, in order of their end."""
-    rewards = [
-        record.reward
-        for record in sorted(records, key=lambda record: record.finished_at)
-        if record.is_train and record.reward is not None
-    ]
-    edges = [*range(0, len(rewards), rollouts_per_step), len(rewards)]
-    return [sum(rewards[a:b]) / (b - a) for a, b in pairwise(edges)]
+def reward_curve(records: Sequence[EpisodeRecord], *, rollouts_per_step: int) -> list[float | None]:
+    """Mean reward of each step's succeeded training rollouts, in order of their end; None when all of a step failed."""
+    trained = sorted((record for record in records if record.is_train), key=lambda record: record.finished_at)
+    curve = []
+    for step in batched(trained, rollouts_per_step):
+        rewards = [record.reward for record in step if record.reward is not None]
+        curve.append(_mean(rewards) if rewards else None)
+    return curve
 
 
 def _accuracies(records: dict[str, EpisodeRecord]) -> dict[str, float]:
@@ -111,6 +121,11 @@ def summarize(
     before, after = _accuracies(passes[0]), _accuracies(passes[-1])
     both = before.keys() & after.keys()
     tasks = {task.id: task for task in validation if task.id in both}
+    if not tasks:
+        raise S3AgentError(
+            "no validation question was scored both before and after training",
+            remedy="read workers.log: every validation rollout failed in one of the passes",
+        )
     before, after = ({key: scores[key] for key in tasks} for scores in (before, after))
     naive = {key: float(task.rag_score or 0) for key, task in tasks.items()}
     gain: PairedComparison = compare_paired(before, after)
@@ -139,12 +154,17 @@ def summarize(
         dropped_rows=int(sum(value for row in trained for key, value in row.items() if "n_sample_dropped/" in key)),
         truncated_rows=int(sum(row["training/n_truncated_sample"] for row in trained)),
         skipped_steps=steps - len(trained),
-        grad_norm_max=max((row["actor/grad_norm"] for row in trained), default=0.0),
+        nonfinite_steps=sum(not _is_finite(row["actor/grad_norm"]) for row in trained),
+        grad_norm_max=max(filter(_is_finite, (row["actor/grad_norm"] for row in trained)), default=0.0),
         logprob_gap_max=logprob_gap(metrics),
         reward_curve=reward_curve(records, rollouts_per_step=rollouts_per_step),
+        trainer_reward_curve=[row["training/reward"] for row in trained],
         val_before=gain.before,
         val_after=gain.after,
         val_n=gain.n,
+        val_missing=len(validation) - gain.n,
+        val_gain=gain.gain,
+        val_gain_interval=gain.interval,
         p_value=gain.p_value,
         naive_rag=_mean(list(naive.values())),
         gbr_after=gain.after - _mean(list(naive.values())),

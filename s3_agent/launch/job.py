@@ -295,6 +295,7 @@ def _close(run: Run, summary: Summary, sockets: list[dict]) -> None:
     for row in sockets:
         if not row["loopback"]:
             console.print(
-                f"listened beyond 127.0.0.1: {row['process']} on {row['address']}:{row['port']}", highlight=False
+                f"listened beyond 127.0.0.1: {row['part']} ({row['process']}) on {row['address']}:{row['port']}",
+                highlight=False,
             )
     console.print(f"summary: {run.summary}; trained policy: {run.policy}", highlight=False)

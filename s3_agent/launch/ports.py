@@ -7,7 +7,7 @@ from typing import Any
 import psutil
 
 from s3_agent.errors import LaunchError
-from s3_agent.launch.stack import own_processes
+from s3_agent.launch.stack import PART, own_processes
 
 HOST = "127.0.0.1"
 
@@ -27,10 +27,14 @@ def reserve_port(part: str, port: int) -> int:
 
 
 def _holder(port: int) -> str:
-    for connection in psutil.net_connections("tcp"):
-        if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port:
-            name = psutil.Process(connection.pid).name() if connection.pid else "another user's process"
-            return f", held by {name} (pid {connection.pid})"
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port:
+                if connection.pid is None:
+                    return ", held by a process of another user"
+                return f", held by {psutil.Process(connection.pid).name()} (pid {connection.pid})"
+    except psutil.Error:  # it ended while we looked, or this system does not tell
+        pass
     return ""
 
 
@@ -44,14 +48,12 @@ def listening(run_id: str) -> list[dict[str, Any]]:
     rows = []
     for process in own_processes(run_id):
         try:
-            name = process.name()
+            name, part = process.name(), process.environ().get(PART, "")
             for connection in process.net_connections("inet"):
                 if connection.status == psutil.CONN_LISTEN:
                     address, port = connection.laddr
-                    loopback = _is_loopback(address)
-                    rows.append(
-                        {"process": name, "pid": process.pid, "address": address, "port": port, "loopback": loopback}
-                    )
+                    row = {"part": part, "process": name, "pid": process.pid, "address": address, "port": port}
+                    rows.append({**row, "loopback": _is_loopback(address)})
         except psutil.Error:
             continue
     return sorted(rows, key=lambda row: row["port"])

@@ -17,13 +17,18 @@ from typing import Self
 
 import httpx
 import psutil
+import structlog
 
 from s3_agent.errors import LaunchError
 
+log = structlog.get_logger()
+
 MARKER = "S3_AGENT_RUN"
+PART = "S3_AGENT_PART"
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TICK_S = 0.25
 STOP_S = 15.0
+KILL_S = 10.0
 LAST_LINES = 12
 
 
@@ -70,12 +75,16 @@ def _signal(processes: Sequence[psutil.Process], number: int) -> None:
             continue
 
 
-class Interrupted(Exception):
-    """Ctrl-C or SIGTERM reached the launcher."""
+class Interrupted(SystemExit):
+    """Ctrl-C or SIGTERM reached the launcher. Uncaught, it ends the process with the shell's exit code for it."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
+        super().__init__(128 + number)
         self.exit_code = 128 + number
+        self.name = signal.Signals(number).name
+
+    def __str__(self) -> str:
+        return self.name
 
 
 class Stack:
@@ -87,7 +96,9 @@ class Stack:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._ready: dict[str, float] = {}
         self._started: dict[str, float] = {}
-        self._http = httpx.Client(timeout=2.0)
+        self._http = httpx.Client(timeout=2.0, trust_env=False)  # no proxy between us and our own parts
+        unknown = {need for part in parts for need in part.needs} - self._parts.keys()
+        assert not unknown, f"needed, but no part of this run: {unknown}"
         self._scratch = tempfile.TemporaryDirectory(prefix="s3-", ignore_cleanup_errors=True)
         self._marks = {
             MARKER: run_id,
@@ -100,13 +111,16 @@ class Stack:
 
     def __enter__(self) -> Self:
         self._handlers = {number: signal.signal(number, self._interrupt) for number in ENDING}
+        if self._handlers[signal.SIGHUP] is signal.SIG_IGN:  # under nohup a hang-up is to be survived
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number in ENDING:
             signal.signal(number, signal.SIG_IGN)
         try:
-            self.stop()
+            if killed := self.stop():
+                log.warning("some processes did not stop when asked and were killed", processes=killed)
         finally:
             self._http.close()
             self._scratch.cleanup()
@@ -162,15 +176,20 @@ class Stack:
 
     def _start(self, part: Part) -> None:
         part.log.parent.mkdir(parents=True, exist_ok=True)
-        with part.log.open("ab") as log:
-            self._running[part.name] = subprocess.Popen(
-                list(part.command),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **part.environment, **self._marks},
-                start_new_session=True,
-            )
+        with part.log.open("ab") as output:
+            try:
+                self._running[part.name] = subprocess.Popen(
+                    list(part.command),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, **part.environment, **self._marks, PART: part.name},
+                    start_new_session=True,
+                )
+            except OSError as cause:
+                raise LaunchError(
+                    f"{part.name} can not be started: {cause}; its log would be {part.log}", remedy=part.remedy
+                ) from cause
         self._started[part.name] = time.monotonic()
 
     def _answers(self, part: Part) -> bool:
@@ -194,11 +213,16 @@ class Stack:
         deadline = time.monotonic() + STOP_S
         while any(process.poll() is None for process in self._running.values()) and time.monotonic() < deadline:
             time.sleep(0.1)
-        _signal(own_processes(self.run_id), signal.SIGTERM)
-        psutil.wait_procs(own_processes(self.run_id), timeout=3.0)
-        left = own_processes(self.run_id)
-        _signal(left, signal.SIGKILL)
-        psutil.wait_procs(left, timeout=10.0)
+        asked = own_processes(self.run_id)
+        _signal(asked, signal.SIGTERM)
+        psutil.wait_procs(asked, timeout=3.0)
+        killed: set[int] = set()
+        deadline = time.monotonic() + KILL_S
+        # Again, because a process may have forked while it was being looked for.
+        while (left := own_processes(self.run_id)) and time.monotonic() < deadline:
+            _signal(left, signal.SIGKILL)
+            killed |= {process.pid for process in left}
+            psutil.wait_procs(left, timeout=0.5)
         for process in self._running.values():
             process.wait(timeout=10.0)
-        return len(left)
+        return len(killed)

@@ -6,6 +6,7 @@ it. On SIGTERM and SIGINT the workers finish what they hold.
 
 import asyncio
 import multiprocessing
+import os
 import signal
 import time
 from multiprocessing.context import ForkServerContext
@@ -19,6 +20,7 @@ from s3_agent.rollout.worker import Worker, WorkerSettings
 log = structlog.get_logger()
 
 GATEWAY_LOST = 75  # EX_TEMPFAIL: a restart would meet the same lost gateway
+POOL_LOST = 1
 SUPERVISE_S = 0.2
 FEWEST_SECONDS_BETWEEN_RESTARTS = 1.0
 
@@ -26,6 +28,9 @@ FEWEST_SECONDS_BETWEEN_RESTARTS = 1.0
 async def _run_worker(settings: WorkerSettings, index: int) -> None:
     worker = Worker(settings, index)
     loop = asyncio.get_running_loop()
+    if (pool := multiprocessing.parent_process()) is not None:
+        # Its rollouts are adopted by the pool that is started again; two workers must not end one rollout.
+        loop.add_reader(pool.sentinel, os._exit, POOL_LOST)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, worker.stop)
     await worker.run()
@@ -57,11 +62,8 @@ class WorkerPool:
         return process
 
     def stop(self, *_: object) -> None:
-        """Ask every worker to finish what it holds."""
+        """Ask every worker to finish what it holds; `run` passes it on, also to one that is just being started."""
         self._stopping = True
-        for process in self._processes:
-            if process.is_alive():
-                process.terminate()
 
     def run(self) -> int:
         """Supervise until stopped or until the gateway is lost; the exit code."""
@@ -80,5 +82,8 @@ class WorkerPool:
                 self._processes[index] = self._start(index)
             time.sleep(SUPERVISE_S)
         for process in self._processes:
+            if process.is_alive():
+                process.terminate()
+        for process in self._processes:
             process.join()
-        return max((process.exitcode or 0 for process in self._processes), default=0)
+        return max(0, *(process.exitcode or 0 for process in self._processes))

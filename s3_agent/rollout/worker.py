@@ -35,6 +35,7 @@ class WorkerSettings(BaseModel):
 
     gateway_url: str
     gateway_key: str
+    gateway_patience_s: float = 60.0
     retriever_url: str
     generator_url: str | None
     policy_tokenizer: str
@@ -46,11 +47,11 @@ class WorkerSettings(BaseModel):
 
 
 class Worker:
-    """Number `index` of the pool. Its attempt ids start with `{pool_id}-{index}-`, so that it knows its own again."""
+    """Number `index` of the pool. Its attempt ids are `{pool_id}-{index}-` and a UUID: it knows its own again."""
 
     def __init__(self, settings: WorkerSettings, index: int) -> None:
         self._settings = settings
-        self._prefix = f"{settings.pool_id}-{index}-"
+        self._name = f"{settings.pool_id}-{index}"
         self._log = EpisodeLog(settings.episodes)
         self._stopping = asyncio.Event()
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=settings.concurrency * 2)
@@ -58,7 +59,9 @@ class Worker:
         timeout = httpx.Timeout(300.0, connect=10.0)
         self._http = httpx.AsyncClient(timeout=timeout, limits=limits)
         self._gateway_http = httpx.AsyncClient(timeout=timeout, limits=limits, headers=headers)
-        self._gateway = Gateway(self._gateway_http, settings.gateway_url)
+        self._gateway = Gateway(
+            self._gateway_http, settings.gateway_url, patience_s=settings.gateway_patience_s
+        )
         self._tokenizer = load_tokenizer(settings.policy_tokenizer)
         self._retriever = HttpRetriever(self._http, settings.retriever_url)
         self._generator = make_generator(self._http, settings.generator_url, settings.generator)
@@ -72,14 +75,14 @@ class Worker:
         running: set[asyncio.Task[None]] = set()
         try:
             for rollout in await self._gateway.rollouts("running", limit=100_000):
-                if (rollout.status.last_attempt_id or "").startswith(self._prefix):
+                if (rollout.status.last_attempt_id or "").rpartition("-")[0] == self._name:
                     log.info("adopted", rollout_id=rollout.rollout_id)
-                    running.add(asyncio.create_task(self._play(rollout)))
+                    running.add(asyncio.create_task(self._play(rollout, None)))
             while not self._stopping.is_set():
                 running = {task for task in running if not self._ended(task)}
                 free = self._settings.concurrency - len(running)
                 claimed = await self._claim(free) if free > 0 else []
-                running |= {asyncio.create_task(self._play(rollout)) for rollout in claimed}
+                running |= {asyncio.create_task(self._play(*claim)) for claim in claimed}
                 if not claimed:
                     await self._pause(running if free <= 0 else set())
             await asyncio.gather(*running)
@@ -103,24 +106,28 @@ class Worker:
         )
         stopping.cancel()
 
-    async def _claim(self, limit: int) -> list[Rollout]:
+    async def _claim(self, limit: int) -> list[tuple[Rollout, str]]:
+        """At most `limit` rollouts that are now ours, each with the attempt it was claimed under."""
         queued = await self._gateway.rollouts("queuing", limit=limit)
-        return [rollout for rollout in queued if await self._gateway.claim(rollout, self._new_attempt_id())]
+        wanted = [(rollout, self._new_attempt_id()) for rollout in queued]
+        return [claim for claim in wanted if await self._gateway.claim(*claim)]
 
     def _new_attempt_id(self) -> str:
-        return self._prefix + uuid4().hex
+        return f"{self._name}-{uuid4().hex}"
 
-    async def _play(self, rollout: Rollout) -> None:
+    async def _play(self, rollout: Rollout, attempt_id: str | None) -> None:
+        """Play until the rollout has ended; one without an attempt of its own (adopted) starts under a new one."""
         started_at, deadline = time.time(), time.monotonic() + rollout.config.timeout_seconds - DEADLINE_MARGIN_S
         record = {"rollout_id": rollout.rollout_id, "is_train": rollout.is_train, "started_at": started_at}
-        attempts, error = 0, ""
+        attempts, error = 0, f"no attempt fits into the rollout's {rollout.config.timeout_seconds} s"
         try:
             task = Task.from_row(rollout.input if isinstance(rollout.input, dict) else {})
             record["task"] = task
             while time.monotonic() < deadline:
                 attempts += 1
-                attempt_id = self._new_attempt_id()
-                await self._gateway.new_attempt(rollout.rollout_id, attempt_id)
+                if attempt_id is None:
+                    attempt_id = self._new_attempt_id()
+                    await self._gateway.new_attempt(rollout.rollout_id, attempt_id)
                 try:
                     async with asyncio.timeout(deadline - time.monotonic()):
                         await self._attempt(rollout, attempt_id, task, attempts, record)
@@ -132,6 +139,7 @@ class Worker:
                         raise  # refused, not unreachable: the same request would be refused again
                     error = f"attempt {attempts}: {type(cause).__name__}: {cause}"
                     log.warning("attempt failed", rollout_id=rollout.rollout_id, error=error)
+                    attempt_id = None
                     await asyncio.sleep(RETRY_WAIT_S)
         except GatewayError as cause:
             self._unless_gone(rollout, cause)

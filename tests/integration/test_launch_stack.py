@@ -207,6 +207,7 @@ def test_open_sockets_are_listed(tmp_path: Path, run_id: str) -> None:
     assert f":{row['port']}/" in str(part.ready_url)
     assert row["address"] == "127.0.0.1"
     assert row["loopback"] is True
+    assert row["part"] == "retriever"
 
 
 LAUNCHER = """
@@ -248,3 +249,36 @@ def test_a_signal_to_the_launcher_leaves_nothing(
         assert launcher.returncode == 128 + number
     assert not alive(daemon)
     assert own_processes(run_id) == []
+
+
+def test_a_missing_command_names_the_part(tmp_path: Path, run_id: str) -> None:
+    part = Part(name="trainer", command=["/nonexistent/python"], log=tmp_path / "log", remedy="install it")
+    with (
+        pytest.raises(LaunchError, match=r"(?s)trainer can not be started.*install it"),
+        Stack([part], run_id=run_id) as stack,
+    ):
+        stack.run()
+
+
+def test_signals_are_handled_afterwards_as_before(tmp_path: Path, run_id: str) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    hang_up = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stack([server(tmp_path, "own")], run_id=run_id) as stack:
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            stack.run()
+        assert signal.getsignal(signal.SIGINT) is before
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, hang_up)
+
+
+def test_readiness_does_not_go_through_a_proxy(tmp_path: Path, run_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
+    with Stack([server(tmp_path, "own", ready_within_s=5.0)], run_id=run_id) as stack:
+        stack.run()
+
+
+def test_a_need_that_is_no_part_is_a_bug_told_at_once(tmp_path: Path, run_id: str) -> None:
+    with pytest.raises(AssertionError, match="gatway"):
+        Stack([script(tmp_path, "workers", SLEEPER, needs=("gatway",))], run_id=run_id)

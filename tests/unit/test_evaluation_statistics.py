@@ -53,3 +53,16 @@ def test_different_questions_are_refused_by_name() -> None:
 def test_graded_scores_are_refused() -> None:
     with pytest.raises(ValueError, match="0 and 1"):
         compare_paired({"a": 0.5}, {"a": 1.0})
+
+
+def test_interval_is_newcombes() -> None:
+    low, high = compare_paired(*pairs(kept=36, gained=12, lost=2)).interval
+    assert (round(low, 4), round(high, 4)) == (0.0569, 0.3404)  # Newcombe 1998 (Stat. Med. 17:2635), method 10
+
+
+@given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 30), st.integers(1, 30))
+def test_interval_holds_the_gain(kept: int, gained: int, lost: int, neither: int) -> None:
+    result = compare_paired(*pairs(kept=kept, gained=gained, lost=lost, neither=neither))
+    low, high = result.interval
+    assert -1 <= low <= result.gain + 1e-9
+    assert result.gain - 1e-9 <= high <= 1

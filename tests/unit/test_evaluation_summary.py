@@ -103,6 +103,8 @@ def test_a_healthy_run(build: Callable[..., Summary]) -> None:
     assert summary.logprob_gap_max == pytest.approx(2e-4)
     assert (summary.val_n, summary.val_before, summary.val_after, summary.naive_rag) == (4, 0.25, 0.75, 0.25)
     assert summary.p_value == 0.5  # two gained, none lost
+    assert (summary.val_gain, summary.val_missing, summary.nonfinite_steps) == (0.5, 0, 0)
+    assert summary.trainer_reward_curve == [0.5, 0.5]
     assert summary.gbr_after == 0.5
     assert summary.by_hops["1"] == {"n": 2, "naive_rag": 0.5, "before": 0.5, "after": 1.0}
     assert summary.by_hops["2"] == {"n": 2, "naive_rag": 0.0, "before": 0.0, "after": 0.5}
@@ -110,7 +112,7 @@ def test_a_healthy_run(build: Callable[..., Summary]) -> None:
 
 def test_a_failed_validation_rollout_is_missing_not_wrong(build: Callable[..., Summary]) -> None:
     summary = build([*validation(0, "10x0"), *training(100, "11001110"), *validation(300, "1110")])
-    assert (summary.val_n, summary.lost_rollouts) == (3, 1)
+    assert (summary.val_n, summary.val_missing, summary.lost_rollouts) == (3, 1, 1)
     assert summary.val_before == pytest.approx(1 / 3)
     assert summary.val_after == pytest.approx(2 / 3)
     assert summary.by_hops["2"]["n"] == 1
@@ -173,3 +175,36 @@ def test_the_closing_table_says_what_the_summary_holds(build: Callable[..., Summ
         "1.00 rows",
     ):
         assert expected in text
+
+
+def test_a_failed_rollout_does_not_shift_later_steps() -> None:
+    records = [*training(0, "1x11"), *training(100, "0000"), *training(200, "xxxx")]
+    assert reward_curve(records, rollouts_per_step=4) == [1.0, 0.0, None]
+
+
+def test_a_gradient_that_is_no_number_is_counted_not_fatal(build: Callable[..., Summary]) -> None:
+    metrics = [METRICS[0], step(1), step(2, actor__grad_norm=None, rollout_corr__log_ppl_abs_diff=None)]
+    summary = build(metrics=metrics)
+    assert (summary.nonfinite_steps, summary.grad_norm_max) == (1, 0.1)
+    assert summary.logprob_gap_max == pytest.approx(1e-4)
+
+
+def test_nothing_scored_twice_is_an_error_of_ours(build: Callable[..., Summary]) -> None:
+    with pytest.raises(S3AgentError, match="scored both before and after"):
+        build([*validation(0, "xxxx"), *HEALTHY[4:]])
+
+
+def test_unknown_hops_have_a_row() -> None:
+    output = io.StringIO()
+    summary = summarize(
+        records=[record(task, at, 1.0) for at in (1.0, 2.0) for task in TASKS],
+        metrics=METRICS,
+        validation=[task.model_copy(update={"hops": None}) for task in TASKS],
+        steps=2,
+        rollouts_per_step=4,
+        wall_seconds=1.0,
+        start_up_seconds={},
+        versions={},
+    )
+    Console(file=output, width=160).print(closing_table(summary))
+    assert "hops unknown" in output.getvalue()

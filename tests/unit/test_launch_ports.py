@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from s3_agent.errors import LaunchError
-from s3_agent.launch.ports import reserve_port
+from s3_agent.launch.ports import _is_loopback, reserve_port
 
 
 @pytest.fixture
@@ -42,3 +42,13 @@ def test_a_port_taken_on_every_address_is_busy_too() -> None:
         listener.listen()
         with pytest.raises(LaunchError, match="can not have port"):
             reserve_port("retriever", listener.getsockname()[1])
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.1.1", "::1", "::ffff:127.0.0.1"])
+def test_loopback(address: str) -> None:
+    assert _is_loopback(address)
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "10.0.0.5", "::", "fe80::1%eth0", "::ffff:10.0.0.5"])
+def test_beyond_loopback(address: str) -> None:
+    assert not _is_loopback(address)

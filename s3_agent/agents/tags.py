@@ -1,1 +1,0 @@
-from s3_agent.tags import *  # noqa
