@@ -12,7 +12,7 @@ from s3_agent.agl import cpu
 class TrainerRecipe(BaseModel):
     """What a recipe says of its trainer. Lengths are in policy tokens; one optimizer step a batch of questions.
 
-    `verl` holds overrides by dotted name for everything else that verl and Agent Lightning can be told.
+    `verl` is merged over everything else that verl and Agent Lightning are told, in their own structure.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -174,7 +174,6 @@ def trainer_config(settings: TrainerSettings, *, gateway_key: str) -> DictConfig
     if settings.ray_address:
         elsewhere = {"address": settings.ray_address, "num_cpus": None, "num_gpus": None}
         layers.append({"ray_kwargs": {"ray_init": elsewhere}})
-    layers.append(OmegaConf.from_dotlist([f"{key}={value}" for key, value in settings.verl.items()]))
-    config = OmegaConf.merge(*layers)
+    config = OmegaConf.merge(*layers, settings.verl)
     assert isinstance(config, DictConfig)
     return config

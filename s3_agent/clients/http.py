@@ -72,7 +72,6 @@ async def call_json(
     Raises `error` when the service refuses the request or is not reachable within the time.
     """
 
-
     def wait(state: RetryCallState) -> float:
         # A service may ask for more than we have; the last try is made when the patience ends.
         return min(_wait(state), max(0.0, patience_s - (state.seconds_since_start or 0.0)))

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,13 @@ from s3_agent.errors import ConfigError
 from s3_agent.types import Task
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file. Raises ConfigError with the line at fault."""
+def _numbered(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as cause:
         raise ConfigError(f"{path} can not be read: {cause}", remedy="give the path of a UTF-8 JSONL file") from cause
-    rows = []
-    for number, line in enumerate(lines, 1):
+    # Not splitlines(): it also splits at characters that JSON strings may hold, such as U+2028.
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -25,18 +25,22 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             raise ConfigError(f"{path}:{number} is not JSON: {cause}", remedy="one JSON object a line") from cause
         if not isinstance(row, dict):
             raise ConfigError(f"{path}:{number} is not a JSON object", remedy="one JSON object a line")
-        rows.append(row)
-    return rows
+        yield number, row
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file. Raises ConfigError with the line at fault."""
+    return [row for _, row in _numbered(path)]
 
 
 def load_tasks(path: Path) -> list[Task]:
     """The tasks of a JSONL file, ids unique. Raises ConfigError."""
     tasks = []
-    for number, row in enumerate(read_jsonl(path), 1):
+    for number, row in _numbered(path):
         try:
             tasks.append(Task.from_row(row))
         except ConfigError as cause:
-            raise ConfigError(f"{path}, task {number}: {cause.message}", remedy=cause.remedy) from cause
+            raise ConfigError(f"{path}:{number}: {cause.message}", remedy=cause.remedy) from cause
     if not tasks:
         raise ConfigError(f"{path} holds no task", remedy="give a file with at least one task")
     [(most_common, count)] = Counter(task.id for task in tasks).most_common(1)

@@ -41,12 +41,13 @@ class LocalPolicy:
     def __init__(self, folder: Path, *, temperature: float) -> None:
         self.tokenizer = load_tokenizer(str(folder))
         self._model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self._eos = int(self._model.config.eos_token_id)  # pyright: ignore[reportArgumentType]
         self._temperature = temperature
 
     @torch.inference_mode()
     async def complete(self, prompt_ids: Sequence[int], *, max_tokens: int, stop: Sequence[str]) -> Completion:
         """Every stop must be one token; it is kept, as is EOS."""
-        ends = {token for text in stop for token in self.tokenizer.encode(text)} | {self._model.config.eos_token_id}
+        ends = {token for text in stop for token in self.tokenizer.encode(text)} | {self._eos}
         written: list[int] = []
         ids, past = torch.tensor([list(prompt_ids)]), None
         while len(written) < max_tokens and not ends.intersection(written[-1:]):

@@ -2,7 +2,6 @@
 
 import asyncio
 import secrets
-import tempfile
 from pathlib import Path
 
 import httpx
@@ -15,7 +14,7 @@ from s3_agent.clients.policy import CompletionsPolicy, load_tokenizer
 from s3_agent.clients.retriever import HttpRetriever
 from s3_agent.errors import ConfigError
 from s3_agent.launch import commands
-from s3_agent.launch.job import Run, require_external, resolve_ports, service_parts
+from s3_agent.launch.job import Run, require_external, resolve_ports, scratch_run, service_parts
 from s3_agent.launch.ports import reserve_port
 from s3_agent.launch.stack import Part, Stack
 from s3_agent.recipe import Recipe
@@ -93,10 +92,7 @@ def ask_job(recipe: Recipe, question: str, *, run: Path | None, policy_url: str 
     require_external(recipe)
     recipe = resolve_ports(recipe)
     task = Task(id="ask", question=question, golden_answers=(UNKNOWN,))
-    with tempfile.TemporaryDirectory(prefix="s3-agent-") as folder:
-        scratch = Run(Path(folder) / "ask")
-        scratch.create()
-        scratch.write_recipe(recipe)
+    with scratch_run(recipe) as scratch:
         parts = service_parts(recipe, scratch)
         if policy_url is None:
             port = reserve_port("policy", 0)

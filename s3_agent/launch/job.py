@@ -4,8 +4,10 @@ import json
 import platform
 import secrets
 import shutil
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,17 @@ class Run:
         """The recipe as it was resolved, without the gateway's key; the parts read it."""
         values = recipe.model_dump(mode="json", exclude={"gateway": {"key"}})
         self.recipe.write_text(OmegaConf.to_yaml(OmegaConf.create(values)), encoding="utf-8")
+
+
+@contextmanager
+def scratch_run(recipe: Recipe) -> Iterator[Run]:
+    """A run of services for one short job; its folder stays when the job fails, since the error names its logs."""
+    folder = Path(tempfile.mkdtemp(prefix="s3-agent-"))
+    run = Run(folder / "run")
+    run.create()
+    run.write_recipe(recipe)
+    yield run
+    shutil.rmtree(folder)
 
 
 def prepare_tasks(recipe: Recipe) -> tuple[list[Task], list[Task]]:

@@ -2,8 +2,6 @@
 
 import asyncio
 import secrets
-import tempfile
-from pathlib import Path
 
 import httpx
 from rich.console import Console
@@ -14,7 +12,7 @@ from s3_agent.clients.retriever import HttpRetriever
 from s3_agent.data.rag_cache import RagAnswer, RagCache, naive_rag
 from s3_agent.data.tasks import load_tasks
 from s3_agent.launch.commands import generator_url, retriever_url
-from s3_agent.launch.job import Run, rag_fingerprint, require_external, resolve_ports, service_parts
+from s3_agent.launch.job import rag_fingerprint, require_external, resolve_ports, scratch_run, service_parts
 from s3_agent.launch.stack import Stack
 from s3_agent.recipe import Recipe
 
@@ -40,14 +38,10 @@ def build_rag_cache(recipe: Recipe, *, concurrency: int) -> int:
     """Write `data.rag_cache`; the old one stays until the new one is whole. Raises S3AgentError."""
     require_external(recipe)
     recipe = resolve_ports(recipe)
-    with tempfile.TemporaryDirectory(prefix="s3-agent-") as folder:
-        run = Run(Path(folder) / "rag-cache")
-        run.create()
-        run.write_recipe(recipe)
-        with Stack(service_parts(recipe, run), run_id=secrets.token_hex(8)) as stack:
-            with console.status("starting the retriever and the generator"):
-                stack.run()
-            answers = asyncio.run(_answers(recipe, concurrency=concurrency))
+    with scratch_run(recipe) as run, Stack(service_parts(recipe, run), run_id=secrets.token_hex(8)) as stack:
+        with console.status("starting the retriever and the generator"):
+            stack.run()
+        answers = asyncio.run(_answers(recipe, concurrency=concurrency))
     cache = RagCache(fingerprint=rag_fingerprint(recipe), answers=answers)
     cache.save(recipe.data.rag_cache)
     share = sum(answer.score for answer in answers.values()) / len(answers)

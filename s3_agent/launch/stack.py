@@ -104,6 +104,7 @@ class Stack:
             MARKER: run_id,
             # vLLM renames its processes through setproctitle, which would write over the environment we look at.
             "SPT_NOENV": "1",
+            "NO_PROXY": ",".join(filter(None, (os.environ.get("NO_PROXY"), "127.0.0.1"))),
             # Sockets and sessions of vLLM and Ray go with the run; the path is short because theirs are long.
             "TMPDIR": self._scratch.name,
             "RAY_TMPDIR": self._scratch.name,

@@ -5,6 +5,7 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from itertools import groupby
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -15,18 +16,19 @@ def normalize_answer(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
+def _kind(character: str) -> str:
+    kind = unicodedata.category(character)[0]
+    return "word" if kind in "LNM" else "blank" if kind in "ZC" else "sign"
+
+
 def _tokens(text: str) -> list[str]:
     """Runs of letters, numbers and marks, or single other visible characters, as Pyserini's SimpleTokenizer does."""
     tokens: list[str] = []
-    run = False
-    for character in unicodedata.normalize("NFD", text).lower():
-        category = unicodedata.category(character)
-        word = category[0] in "LNM"
-        if word and run:
-            tokens[-1] += character
-        elif word or category[0] not in "ZC":
-            tokens.append(character)
-        run = word
+    for kind, run in groupby(unicodedata.normalize("NFD", text).lower(), key=_kind):
+        if kind == "word":
+            tokens.append("".join(run))
+        elif kind == "sign":
+            tokens.extend(run)
     return tokens
 
 

@@ -59,9 +59,7 @@ class Worker:
         timeout = httpx.Timeout(300.0, connect=10.0)
         self._http = httpx.AsyncClient(timeout=timeout, limits=limits)
         self._gateway_http = httpx.AsyncClient(timeout=timeout, limits=limits, headers=headers)
-        self._gateway = Gateway(
-            self._gateway_http, settings.gateway_url, patience_s=settings.gateway_patience_s
-        )
+        self._gateway = Gateway(self._gateway_http, settings.gateway_url, patience_s=settings.gateway_patience_s)
         self._tokenizer = load_tokenizer(settings.policy_tokenizer)
         self._retriever = HttpRetriever(self._http, settings.retriever_url)
         self._generator = make_generator(self._http, settings.generator_url, settings.generator)

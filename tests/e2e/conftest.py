@@ -1,4 +1,4 @@
-"""One stack for all end-to-end tests: the real retriever and generator stay up, real training runs use them by `url=`."""
+"""One stack for all end-to-end tests: a retriever and a generator stay up, real training runs use them by `url=`."""
 
 import json
 import os

@@ -1,0 +1,99 @@
+"""What crosses rooms and processes: round trips through JSON, and rows that are refused with a reason."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from s3_agent.errors import BoundaryError, ConfigError, PolicyError
+from s3_agent.types import Action, ActionKind, Episode, Passage, StopReason, Task, Turn
+
+ROW: dict[str, Any] = {"id": "t1", "question": "Which currency?", "golden_answers": ["Krone", "NOK"]}
+PASSAGE = Passage(id="7", title='"A"', text="x\n\x00 \N{GRINNING FACE} </query>")
+EPISODE = Episode(
+    agent="s3",
+    prompt="<question>…",
+    initial_passages=(PASSAGE,),
+    turns=(
+        Turn(
+            response="<query>q</query>",
+            passages=(),
+            action=Action(kind=ActionKind.SEARCH, query="q", marked=(1, 2)),
+            observation="\n\n<information></information>\n\n",
+            prompt_tokens=10,
+            response_tokens=3,
+        ),
+        Turn(response="x", action=Action(kind=ActionKind.FINISH)),
+    ),
+    selected=(PASSAGE,),
+    stop_reason=StopReason.FINISHED,
+)
+
+
+def test_an_episode_survives_json() -> None:
+    assert Episode.model_validate_json(EPISODE.model_dump_json()) == EPISODE
+
+
+def test_episode_text_and_searches() -> None:
+    assert EPISODE.text == "<query>q</query>\n\n<information></information>\n\nx"
+    assert EPISODE.searches == 1, "a search that found nothing is a search"
+
+
+def test_an_episode_of_another_schema_version_is_refused() -> None:
+    with pytest.raises(ValidationError, match="schema_version"):
+        Episode.model_validate({**EPISODE.model_dump(), "schema_version": 2})
+
+
+def test_a_task_survives_json_and_ignores_what_is_not_its_own() -> None:
+    task = Task.from_row(
+        {**ROW, "rag_score": 0, "data_id": "x", "bridge": None, "initial_passages": [PASSAGE.model_dump()]}
+    )
+    assert task.rag_score == 0.0
+    assert task.initial_passages == (PASSAGE,)
+    assert Task.from_row(task.model_dump(mode="json")) == task
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"question": ""}, "question"),
+        ({"question": " \n"}, "question"),
+        ({"question": None}, "question"),
+        ({"golden_answers": []}, "golden_answers"),
+        ({"golden_answers": ["", "  "]}, "golden_answers"),
+        ({"golden_answers": "Krone"}, "golden_answers"),
+        ({"golden_answers": [1]}, "golden_answers"),
+        ({"id": 7}, "id"),
+        ({"rag_score": "high"}, "rag_score"),
+        ({"initial_passages": [{"id": "1"}]}, "initial_passages"),
+    ],
+)
+def test_a_bad_row_names_its_field_and_the_remedy(change: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named) as caught:
+        Task.from_row(ROW | change)
+    assert "golden_answers" in caught.value.remedy
+
+
+def test_an_empty_row_names_all_that_is_missing() -> None:
+    with pytest.raises(ConfigError, match=r"(?s)id.*question.*golden_answers"):
+        Task.from_row({})
+
+
+def test_values_are_frozen_and_closed() -> None:
+    with pytest.raises(ValidationError):
+        PASSAGE.title = "other"  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(ValidationError):
+        Turn.model_validate({"response": "x", "reward": 1})
+
+
+def test_passage_identity() -> None:
+    assert PASSAGE.identity == ("7",)
+    assert PASSAGE.model_copy(update={"id": ""}).identity == (PASSAGE.title, PASSAGE.text)
+
+
+def test_errors_say_what_to_do_and_name_their_boundary() -> None:
+    error = PolicyError("no answer", remedy="start it", status=404)
+    assert str(error) == "no answer\n  What to do: start it"
+    assert (error.boundary, error.status) == ("policy", 404)
+    assert isinstance(error, BoundaryError)
+    assert str(ConfigError("wrong")) == "wrong"
