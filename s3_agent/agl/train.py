@@ -1,33 +1,47 @@
 """`python -m s3_agent.agl.train SETTINGS.json TRAIN.jsonl VALIDATION.jsonl METRICS.jsonl`: the real `run_ppo`.
 
-A process of its own, so that the launcher can watch and end it like any other part.
+A process of its own, so that the launcher can watch and end it like any other part. The gateway's key comes in the
+environment variable AGL_KEY.
 """
 
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 
-from s3_agent.agl.verl_config import TrainerSettings, trainer_config
+from s3_agent.agl.verl_config import TrainerSettings, environment, trainer_config
 from s3_agent.data.tasks import read_jsonl
+
+KEY_VARIABLE = "AGL_KEY"
 
 
 def main(settings_file: str, train_file: str, validation_file: str, metrics_file: str) -> None:
     """Train until the last step. Raises whatever ended it."""
     settings = TrainerSettings.model_validate_json(Path(settings_file).read_text(encoding="utf-8"))
-    os.environ["VERL_FILE_LOGGER_PATH"] = metrics_file
-    config = trainer_config(settings, gateway_key=os.environ["AGL_KEY"])
-    if settings.ray_address is None:
-        # Ray's own switch for single machines: every daemon and worker of it listens on 127.0.0.1 alone.
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    if settings.device == "cpu":
-        # The driver reads these before Ray hands them to its workers.
-        os.environ.update(config.ray_kwargs.ray_init.runtime_env.env_vars)
+    train, validation = read_jsonl(Path(train_file)), read_jsonl(Path(validation_file))
+    if KEY_VARIABLE not in os.environ:
+        raise ValueError(f"the gateway's key is missing: set the environment variable {KEY_VARIABLE}")
+    # Before anything of verl or Ray is imported, composing the configuration included: both look at import.
+    os.environ.update(environment(settings), VERL_FILE_LOGGER_PATH=str(Path(metrics_file).absolute()))
+    config = trainer_config(settings, gateway_key=os.environ[KEY_VARIABLE])
     from agentlightning.verl.entrypoint import run_ppo
 
-    run_ppo(config, train_dataset=read_jsonl(Path(train_file)), val_dataset=read_jsonl(Path(validation_file)))
+    run_ppo(config, train_dataset=train, val_dataset=validation)
+
+
+def _reason(failure: BaseException) -> str:
+    """The innermost cause, in one line; Ray wraps it once for each process that it passed through."""
+    while cause := getattr(failure, "cause", None) or failure.__cause__:
+        failure = cause
+    lines = str(failure).strip().splitlines()
+    return f"{type(failure).__name__}: {lines[-1] if lines else ''}"
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    main(*sys.argv[1:])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        main(*sys.argv[1:])
+    except Exception as failure:
+        traceback.print_exc()
+        sys.exit(f"training failed: {_reason(failure)}")

@@ -81,6 +81,7 @@ def _common(settings: TrainerSettings, gateway_key: str) -> dict[str, Any]:
                 "max_model_len": context,
             },
         },
+        "reward": {"num_workers": 0},  # rewards come with the rollouts
         "trainer": {
             "n_gpus_per_node": settings.gpus,
             "nnodes": 1,
@@ -138,27 +139,27 @@ def _on_cpu() -> dict[str, Any]:
                 "checkpoint_engine": {"backend": "naive", "update_weights_bucket_megabytes": 64},
             },
         },
-        "reward": {"num_workers": 1},
         # Ray knows no "cpu" device: it is given one logical GPU slot instead (see cpu/shim.py).
         "trainer": {"device": "cuda", "balance_batch": False},
         "ray_kwargs": {
             "ray_init": {
-                "num_cpus": 8,
+                "num_cpus": 4,  # slots: one for AGL's task runner, three for verl's pool
                 "num_gpus": 1,
                 "include_dashboard": False,
                 "runtime_env": {
                     "worker_process_setup_hook": cpu.SETUP_HOOK,
-                    "env_vars": {
-                        "VERL_USE_EXTERNAL_MODULES": cpu.SHIM,
-                        "TOKENIZERS_PARALLELISM": "false",
-                        "OMP_NUM_THREADS": "2",
-                        "VLLM_CPU_KVCACHE_SPACE": "1",
-                        "RAY_DEDUP_LOGS": "0",
-                    },
+                    "env_vars": cpu.ENVIRONMENT,
                 },
             }
         },
     }
+
+
+def environment(settings: TrainerSettings) -> dict[str, str]:
+    """What the trainer's process and all that it starts must find in their environment."""
+    # Ray's own switch for single machines: every daemon and worker of it listens on 127.0.0.1 alone.
+    local = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    return {**({} if settings.ray_address else local), **(cpu.ENVIRONMENT if settings.device == "cpu" else {})}
 
 
 def trainer_config(settings: TrainerSettings, *, gateway_key: str) -> DictConfig:

@@ -19,6 +19,8 @@ from s3_agent.rollout.worker import Worker, WorkerSettings
 
 log = structlog.get_logger()
 
+# Imported once and shared by all workers: transformers takes seconds and hundreds of megabytes.
+PRELOADED = ["s3_agent.rollout.worker", "transformers.models.auto.tokenization_auto"]
 GATEWAY_LOST = 75  # EX_TEMPFAIL: a restart would meet the same lost gateway
 POOL_LOST = 1
 SUPERVISE_S = 0.2
@@ -50,7 +52,7 @@ class WorkerPool:
     def __init__(self, settings: WorkerSettings, *, processes: int) -> None:
         self._settings_json = settings.model_dump_json()
         self._context: ForkServerContext = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["s3_agent.rollout.worker"])
+        self._context.set_forkserver_preload(PRELOADED)
         self._processes: list[BaseProcess] = [self._start(index) for index in range(processes)]
         self._stopping = False
 

@@ -117,7 +117,7 @@ class Worker:
         """Play until the rollout has ended; one without an attempt of its own (adopted) starts under a new one."""
         started_at, deadline = time.time(), time.monotonic() + rollout.config.timeout_seconds - DEADLINE_MARGIN_S
         record = {"rollout_id": rollout.rollout_id, "is_train": rollout.is_train, "started_at": started_at}
-        attempts, error = 0, f"no attempt fits into the rollout's {rollout.config.timeout_seconds} s"
+        attempts, error = 0, ""
         try:
             task = Task.from_row(rollout.input if isinstance(rollout.input, dict) else {})
             record["task"] = task
@@ -132,13 +132,17 @@ class Worker:
                     return
                 except GatewayError:
                     raise
-                except (BoundaryError, TimeoutError) as cause:
-                    if isinstance(cause, BoundaryError) and cause.status is not None:
+                except BoundaryError as cause:
+                    if cause.status is not None:
                         raise  # refused, not unreachable: the same request would be refused again
-                    error = f"attempt {attempts}: {type(cause).__name__}: {cause}"
+                    error = f"attempt {attempts}: {cause.boundary}: {cause}"
                     log.warning("attempt failed", rollout_id=rollout.rollout_id, error=error)
                     attempt_id = None
                     await asyncio.sleep(RETRY_WAIT_S)
+                except TimeoutError:
+                    break
+            late = f"the rollout's {rollout.config.timeout_seconds} s passed in attempt {attempts}"
+            error = f"{late}; {error}" if error else late
         except GatewayError as cause:
             self._unless_gone(rollout, cause)
             return

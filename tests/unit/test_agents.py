@@ -1,7 +1,8 @@
-"""The turn loop over a fake policy and retriever: exact token prefixes, precedence, budgets, limits (spec §1.3-§1.5)."""
+"""The turn loop over fakes: exact token prefixes, precedence, budgets, limits (spec §1.3-§1.5)."""
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -36,7 +37,7 @@ async def play(
 
 def assert_exact_prefixes(policy: FakePolicy) -> None:
     calls = list(zip(policy.prompts, policy.responses, strict=True))
-    for (prompt, response), (following, _) in zip(calls, calls[1:], strict=False):
+    for (prompt, response), (following, _) in pairwise(calls):
         assert following[: len(prompt) + len(response)] == prompt + response
 
 
@@ -192,7 +193,8 @@ async def test_ids_of_cut_passages_can_not_be_marked() -> None:
     episode, policy, _ = await play(
         [search("x", mark="[]"), end], limits=limits, retriever=FakeRetriever(default=(long, C))
     )
-    [shown] = episode.turns[0].passages or ()
+    (shown,) = episode.turns[0].passages or [None]
+    assert shown is not None
     assert shown.id == "L" and len(shown.text) < len(long.text)
     assert episode.turns[0].observation.endswith("word</information>\n\n")
     assert episode.selected == (shown,)

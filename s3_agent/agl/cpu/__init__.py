@@ -9,6 +9,19 @@ SHIM = "s3_agent.agl.cpu.shim"
 ENGINE = "s3_agent.agl.cpu.engine"
 DRIVER = "s3_agent.agl.cpu.driver.NoAgentLoops"
 SETUP_HOOK = "s3_agent.agl.cpu.no_setup"
+VLLM_WORKER = "s3_agent.agl.cpu.vllm_worker.CpuWorkerExtension"
+
+# For the driver and, through Ray, for every worker of it.
+ENVIRONMENT = {
+    "VERL_USE_EXTERNAL_MODULES": SHIM,
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "2",
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+    "VLLM_HOST_IP": "127.0.0.1",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "TORCHDYNAMO_DISABLE": "1",  # a tiny model's kernels run for less time than their compilation takes
+    "RAY_DEDUP_LOGS": "0",
+}
 
 
 def no_setup() -> None:

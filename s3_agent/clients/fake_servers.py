@@ -1,0 +1,99 @@
+"""The fakes behind real HTTP on 127.0.0.1, each in a thread of this process. Needs FastAPI and uvicorn (`retriever`).
+
+A fake that fails answers 500, as a server whose model crashed would.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import uvicorn
+from fastapi import Body, FastAPI, HTTPException
+
+from s3_agent.clients.fakes import FakeGenerator, FakePolicy, FakeRetriever
+from s3_agent.errors import BoundaryError
+from s3_agent.types import Passage
+
+START_WITHIN_S = 20.0
+
+JsonBody = Annotated[dict[str, Any], Body()]
+
+
+def policy_app(policy: FakePolicy) -> FastAPI:
+    """`/v1/completions` as vLLM serves it: token ids in, token ids and log-probs out."""
+    app = FastAPI()
+
+    @app.post("/v1/completions")
+    async def completions(body: JsonBody) -> dict[str, Any]:
+        with _server_errors():
+            completion = await policy.complete(body["prompt"], max_tokens=body["max_tokens"], stop=body["stop"])
+        ids = list(completion.token_ids)
+        choice = {
+            "index": 0,
+            "text": policy.tokenizer.decode(ids),
+            "finish_reason": completion.finish_reason,
+            "prompt_token_ids": body["prompt"],
+            "token_ids": ids,
+            "logprobs": {"token_logprobs": [-1.0] * len(ids)} if body.get("logprobs") else None,
+        }
+        return {"object": "text_completion", "model": body["model"], "choices": [choice]}
+
+    return app
+
+
+def retriever_app(retriever: FakeRetriever) -> FastAPI:
+    """`/retrieve` as the retrieval server answers it."""
+    app = FastAPI()
+
+    @app.post("/retrieve")
+    async def retrieve(body: JsonBody) -> dict[str, Any]:
+        with _server_errors():
+            found = [await retriever.retrieve(query, topk=body["topk"]) for query in body["queries"]]
+        return {"result": [[{"document": passage.model_dump(), "score": 1.0} for passage in hits] for hits in found]}
+
+    return app
+
+
+def generator_app(generator: FakeGenerator) -> FastAPI:
+    """`/v1/chat/completions`; the fake sees the system message as one passage."""
+    app = FastAPI()
+
+    @app.post("/v1/chat/completions")
+    async def chat(body: JsonBody) -> dict[str, Any]:
+        system, user = (message["content"] for message in body["messages"])
+        with _server_errors():
+            text = await generator.answer(user, [Passage(id="", title="", text=system)])
+        return {
+            "object": "chat.completion",
+            "choices": [{"index": 0, "message": {"role": "assistant", "content": text}}],
+        }
+
+    return app
+
+
+@contextmanager
+def _server_errors() -> Iterator[None]:
+    try:
+        yield
+    except BoundaryError as error:
+        raise HTTPException(500, detail=str(error)) from error
+
+
+@contextmanager
+def serve(app: FastAPI, *, port: int = 0) -> Iterator[str]:
+    """Serve `app` while the block runs; its address."""
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + START_WITHIN_S
+    while not server.started:
+        if time.monotonic() > deadline or not thread.is_alive():
+            raise TimeoutError("the fake server did not start")
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=START_WITHIN_S)
