@@ -1,13 +1,12 @@
 """`python -m retrieval_server --corpus corpus.jsonl --index folder`: serve one corpus."""
 
 import argparse
-import os
-import signal
 import socket
 import sys
 from pathlib import Path
 
 import uvicorn
+from pydantic import ValidationError
 
 from retrieval_server.app import create_app
 from retrieval_server.config import ServerSettings
@@ -24,7 +23,10 @@ def main() -> int:
     parser.add_argument("--topk", type=int, default=3, help="passages a query when the request names none")
     options = vars(parser.parse_args())
     build = options.pop("build")
-    settings = ServerSettings(**options)
+    try:
+        settings = ServerSettings(**options)
+    except ValidationError as error:
+        parser.error("; ".join(f"--{item['loc'][0]}: {item['msg']}" for item in error.errors()))
     with socket.socket() as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -36,10 +38,11 @@ def main() -> int:
 
         def stop() -> None:
             failed.append(True)
-            os.kill(os.getpid(), signal.SIGTERM)
+            server.should_exit = True  # a signal would be raised again by uvicorn and end us before our exit code
 
         app = create_app(settings, build=build, on_failure=stop)
-        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        server.run(sockets=[listening])
     return 1 if failed else 0
 
 

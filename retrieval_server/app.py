@@ -10,6 +10,8 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from retrieval_server.backends.bm25 import Bm25
 from retrieval_server.config import ServerSettings
@@ -28,6 +30,32 @@ class _Refused(Exception):
 
     def response(self) -> JSONResponse:
         return JSONResponse(self.body.model_dump(), status_code=self.status, headers=self.headers)
+
+
+class _BodyLimit:
+    """Reads no more of a body than the limit, whatever its Content-Length says."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        messages: list[Message] = []
+        size = 0
+        while not messages or messages[-1].get("more_body"):
+            messages.append(await receive())
+            size += len(messages[-1].get("body", b""))
+            if size > self._limit:
+                refusal = _Refused(413, "body_too_large", "the body is too large", f"send at most {self._limit} bytes")
+                return await refusal.response()(scope, receive, send)
+        rest = iter(messages)
+
+        async def replay() -> Message:
+            return next(rest, None) or await receive()
+
+        await self._app(scope, replay, send)
 
 
 @dataclass
@@ -88,6 +116,7 @@ def create_app(
         loading.cancel()
 
     app = FastAPI(title="s3-agent retrieval server", lifespan=lifespan)
+    app.add_middleware(_BodyLimit, limit=settings.max_body_bytes)
 
     @app.exception_handler(_Refused)
     async def refused(_: Request, error: _Refused) -> JSONResponse:
@@ -97,6 +126,17 @@ def create_app(
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         return _Refused(422, "invalid_request", problems, 'send {"queries": ["…"], "topk": 3}').response()
+
+    @app.exception_handler(HTTPException)
+    async def refused_by_http(_: Request, error: HTTPException) -> JSONResponse:
+        refusal = _Refused(error.status_code, "http_error", str(error.detail), "see /openapi.json")
+        refusal.headers = dict(error.headers or {})
+        return refusal.response()
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, error: Exception) -> JSONResponse:
+        log.error("a request failed", error=repr(error))
+        return _Refused(500, "internal_error", type(error).__name__, "see the server's log").response()
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:

@@ -29,4 +29,5 @@ class ServerSettings(BaseModel):
     max_topk: int = Field(default=100, ge=1)
     max_queries: int = Field(default=1024, ge=1)
     max_query_characters: int = Field(default=8192, ge=1)
+    max_body_bytes: int = Field(default=8 << 20, ge=1)
     bm25: Bm25Settings = Bm25Settings()

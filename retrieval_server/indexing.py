@@ -15,7 +15,13 @@ MANIFEST = "manifest.json"
 
 def expected_manifest(corpus: Corpus, settings: Bm25Settings) -> dict[str, Any]:
     """What an index over this corpus with these settings must say of itself."""
-    return {"backend": "bm25", "corpus": corpus.sha256(), "passages": len(corpus), "settings": settings.model_dump()}
+    return {
+        "backend": "bm25",
+        "library": Bm25.library(),
+        "corpus": corpus.sha256(),
+        "passages": len(corpus),
+        "settings": settings.model_dump(),
+    }
 
 
 def build_index(corpus: Corpus, folder: Path, settings: Bm25Settings) -> Bm25:
@@ -38,13 +44,18 @@ def load_index(corpus: Corpus, folder: Path, settings: Bm25Settings) -> Bm25:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as cause:
         raise RetrievalError(f"{folder} holds no finished index: {cause}", remedy=remedy) from cause
+    if not isinstance(manifest, dict):
+        raise RetrievalError(f"{folder / MANIFEST} is not a manifest", remedy=remedy)
     wanted = expected_manifest(corpus, settings)
     different = [
         f"{key} is {manifest.get(key)!r}, not {wanted[key]!r}" for key in wanted if manifest.get(key) != wanted[key]
     ]
     if different:
         raise RetrievalError(f"the index {folder} is another's: " + "; ".join(different), remedy=remedy)
-    return Bm25.load(folder, settings)
+    try:
+        return Bm25.load(folder, settings)
+    except Exception as cause:  # numpy, json and mmap each have their own errors for a damaged file
+        raise RetrievalError(f"the index {folder} is damaged: {cause}", remedy=remedy) from cause
 
 
 def open_index(corpus: Corpus, folder: Path, settings: Bm25Settings, *, build: bool) -> Bm25:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from retrieval_server.corpus import Corpus
 
@@ -19,11 +19,11 @@ class Backend(Protocol):
         ...
 
     @classmethod
-    def build(cls, corpus: Corpus, settings: dict) -> Self:
+    def build(cls, corpus: Corpus, settings: Any) -> Self:
         """Index every passage's contents."""
         ...
 
     @classmethod
-    def load(cls, folder: Path, settings: dict) -> Self:
+    def load(cls, folder: Path, settings: Any) -> Self:
         """Open a saved index, memory-mapped where that is possible."""
         ...

@@ -1,11 +1,13 @@
 """BM25 without Java: bm25s with Lucene's formula, Porter stemming and English stop words (spec §7.3)."""
 
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
 from retrieval_server.config import Bm25Settings
 from retrieval_server.corpus import Corpus
+from retrieval_server.errors import RetrievalError
 
 
 class Bm25:
@@ -26,13 +28,21 @@ class Bm25:
             list(texts), stopwords=settings.stopwords, stemmer=stem, return_ids=False, show_progress=False
         )  # pyright: ignore[reportReturnType]
 
+    @staticmethod
+    def library() -> str:
+        """What wrote an index and must read it."""
+        return f"bm25s {version('bm25s')}"
+
     @classmethod
     def build(cls, corpus: Corpus, settings: Bm25Settings) -> Self:
-        """Index every passage's contents."""
+        """Index every passage's contents. Raises RetrievalError when there is not one term in them."""
         import bm25s
 
         engine = bm25s.BM25(k1=settings.k1, b=settings.b, method="lucene")
-        engine.index(cls._tokens([document.contents for document in corpus], settings), show_progress=False)
+        tokens = cls._tokens([document.contents for document in corpus], settings)
+        if not any(tokens):
+            raise RetrievalError("the corpus has no word to search for", remedy="give passages with text in `contents`")
+        engine.index(tokens, show_progress=False)
         return cls(engine, settings)
 
     @classmethod

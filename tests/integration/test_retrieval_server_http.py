@@ -145,11 +145,28 @@ def test_a_refusal_says_what_is_wrong_and_what_to_do(
     assert error["code"] == code and error["message"] and error["remedy"]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'"text"'])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'"text"', b'{"queries": ["\xff"]}'])
 def test_what_is_not_a_request_is_refused_in_the_same_shape(server: str, content: bytes) -> None:
     response = httpx.post(f"{server}/retrieve", content=content, headers={"content-type": "application/json"})
     assert 400 <= response.status_code < 500
     assert set(response.json()["error"]) == {"code", "message", "remedy"}
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nowhere", 404), ("GET", "/retrieve", 405)])
+def test_a_wrong_address_is_refused_in_the_same_shape(server: str, method: str, path: str, status: int) -> None:
+    response = httpx.request(method, server + path)
+    assert response.status_code == status
+    assert set(response.json()["error"]) == {"code", "message", "remedy"}
+
+
+def test_a_body_is_read_to_its_limit_only(server: str) -> None:
+    def chunks() -> Iterator[bytes]:
+        for _ in range(9):
+            yield b" " * (1 << 20)
+
+    for content in (b" " * (9 << 20), chunks()):
+        response = httpx.post(f"{server}/retrieve", content=content, timeout=30)
+        assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
 
 
 def test_health_readiness_and_openapi(server: str) -> None:
@@ -204,10 +221,16 @@ def test_a_busy_port_is_exit_code_2(tmp_path: Path) -> None:
     assert str(port) in ended.stderr and "Traceback" not in ended.stderr
 
 
+@pytest.mark.parametrize("options", [("--port", "99999"), ("--topk", "0")])
+def test_a_setting_out_of_range_is_a_usage_error(tmp_path: Path, options: tuple[str, ...]) -> None:
+    ended = run(tmp_path, port=0, options=options)
+    assert ended.returncode == 2 and options[0] in ended.stderr and "Traceback" not in ended.stderr
+
+
 def test_it_ends_with_the_reason_when_the_index_is_anothers(tmp_path: Path) -> None:
     write_corpus(tmp_path, ROWS)
     missing = run(tmp_path, port=0, options=())
-    assert missing.returncode != 0 and "holds no finished index" in missing.stdout + missing.stderr
+    assert missing.returncode == 1 and "holds no finished index" in missing.stdout + missing.stderr
     process = subprocess.Popen(command(tmp_path, port=(port := free_port())))
     try:
         await_status(f"http://127.0.0.1:{port}/readyz", 200, process)
@@ -216,10 +239,10 @@ def test_it_ends_with_the_reason_when_the_index_is_anothers(tmp_path: Path) -> N
         process.wait(timeout=30)
     write_corpus(tmp_path, ROWS[:2])
     stale = run(tmp_path, port=0, options=())
-    assert stale.returncode != 0 and "is another's" in stale.stdout + stale.stderr and "--build" in stale.stdout
+    assert stale.returncode == 1 and "is another's" in stale.stdout + stale.stderr and "--build" in stale.stdout
 
 
 def test_a_bad_corpus_line_is_named(tmp_path: Path) -> None:
     write_corpus(tmp_path, [ROWS[0], {"id": "1"}])
     ended = run(tmp_path, port=0)
-    assert ended.returncode != 0 and "corpus.jsonl:2 is not a passage" in ended.stdout + ended.stderr
+    assert ended.returncode == 1 and "corpus.jsonl:2 is not a passage" in ended.stdout + ended.stderr

@@ -168,6 +168,23 @@ def test_a_half_built_index_is_not_opened(corpus: Corpus, tmp_path: Path) -> Non
     assert open_index(corpus, folder, BM25, build=True) and (folder / MANIFEST).exists()
 
 
+@pytest.mark.parametrize("name", [MANIFEST, "data.csc.index.npy", "vocab.index.json"])
+def test_a_damaged_index_is_refused_and_mended_by_a_build(corpus: Corpus, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "index"
+    build_index(corpus, folder, BM25)
+    (folder / name).write_text("[]", encoding="utf-8")
+    with pytest.raises(RetrievalError, match="--build"):
+        load_index(corpus, folder, BM25)
+    assert open_index(corpus, folder, BM25, build=True).search(["Oslo"], topk=1)[0][0][0] == 2
+
+
+@pytest.mark.parametrize("contents", ["", "the", "?!"])
+def test_a_corpus_without_a_word_is_refused(tmp_path: Path, contents: str) -> None:
+    wordless = Corpus(write_corpus(tmp_path / "c.jsonl", [{"id": 0, "contents": contents}]))
+    with pytest.raises(RetrievalError, match="no word to search for"):
+        build_index(wordless, tmp_path / "index", BM25)
+
+
 def test_a_failed_build_leaves_the_old_index(corpus: Corpus, tmp_path: Path) -> None:
     folder = tmp_path / "index"
     build_index(corpus, folder, BM25)

@@ -12,7 +12,7 @@ from s3_agent.agl.cpu.driver import NoAgentLoops
 _update = CheckpointEngineManager.update_weights
 
 
-def _update_before_training_only(self: Any, global_steps: int | None = None) -> Any:
+def _update_before_training_only(self: Any, global_steps: int = 0) -> Any:
     return None if global_steps else _update(self, global_steps)
 
 

@@ -1,0 +1,130 @@
+"""The one way to call a service: what is retried, how long, and what the error says. No test waits."""
+
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+import tenacity
+
+from s3_agent.clients.http import LONGEST_WAIT_S, call_json
+from s3_agent.errors import RetrieverError
+
+URL = "http://service/x"
+OK = httpx.Response(200, json={"ok": True})
+Clock = SimpleNamespace
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Time that passes only by sleeping; `waits` holds every sleep."""
+    clock = Clock(now=0.0, waits=[])
+
+    async def sleep(seconds: float) -> None:
+        clock.waits.append(seconds)
+        clock.now += seconds
+
+    monkeypatch.setattr("tenacity.asyncio._portable_async_sleep", sleep)
+    monkeypatch.setattr("asyncio.sleep", sleep)
+    monkeypatch.setattr(tenacity, "time", Clock(monotonic=lambda: clock.now, sleep=time.sleep, time=time.time))
+    return clock
+
+
+async def call(answers: Callable[[httpx.Request], httpx.Response] | list[Any], **kwargs: Any) -> Any:
+    """Call a service that gives these answers one after the other, the last one for ever."""
+
+    def scripted(_: httpx.Request) -> httpx.Response:
+        assert isinstance(answers, list)
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    transport = httpx.MockTransport(scripted if isinstance(answers, list) else answers)
+    async with httpx.AsyncClient(transport=transport) as client:
+        return await call_json(client, "POST", URL, error=RetrieverError, **kwargs)
+
+
+async def test_the_body_goes_out_and_the_answer_comes_back(clock: Clock) -> None:
+    def echo(request: httpx.Request) -> httpx.Response:
+        assert (request.method, str(request.url)) == ("POST", URL)
+        return httpx.Response(200, content=request.content)
+
+    assert await call(echo, body={"a": [1]}) == {"a": [1]}
+    assert clock.waits == []
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_retry_after_is_honoured(clock: Clock, status: int) -> None:
+    paused = httpx.Response(status, headers={"Retry-After": "5"})
+    assert await call([paused, paused, OK]) == {"ok": True}
+    assert clock.waits == [5.0, 5.0]
+
+
+@pytest.mark.parametrize("value", ["soon", "Wed, 21 Oct 2026 07:28:00 GMT", "-3", "nan"])
+async def test_a_strange_retry_after_does_not_hurt(clock: Clock, value: str) -> None:
+    assert await call([httpx.Response(429, headers={"Retry-After": value}), OK]) == {"ok": True}
+    assert 0.0 <= clock.waits[0] <= LONGEST_WAIT_S
+
+
+@pytest.mark.parametrize("value", ["inf", "1e9", "3600"])
+async def test_a_service_can_not_make_us_wait_beyond_our_patience(clock: Clock, value: str) -> None:
+    with pytest.raises(RetrieverError, match="failed for 30 s: status 429"):
+        await call([httpx.Response(429, headers={"Retry-After": value})], patience_s=30.0)
+    assert clock.now == 30.0
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        httpx.Response(500),
+        httpx.Response(502),
+        httpx.ConnectError("refused"),
+        httpx.ReadTimeout("slow"),
+        httpx.RemoteProtocolError("cut"),
+        httpx.DecodingError("not gzip"),
+    ],
+    ids=repr,
+)
+async def test_passing_failures_are_retried_with_growing_waits(clock: Clock, failure: Any) -> None:
+    assert await call([failure] * 7 + [OK]) == {"ok": True}
+    assert len(clock.waits) == 7
+    for number, wait in enumerate(clock.waits, 1):
+        longest = min(LONGEST_WAIT_S, 0.25 * 2**number)
+        assert longest / 2 <= wait <= longest
+
+
+async def test_what_stays_down_is_an_error_that_names_service_cause_and_remedy(clock: Clock) -> None:
+    with pytest.raises(RetrieverError, match="ConnectError refused") as caught:
+        await call([httpx.ConnectError("refused")], patience_s=60.0)
+    assert clock.now == pytest.approx(60.0)
+    assert URL in caught.value.message and "retriever" in caught.value.remedy
+    assert caught.value.status is None
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 409, 422])
+async def test_a_refusal_raises_at_once_with_its_status(clock: Clock, status: int) -> None:
+    with pytest.raises(RetrieverError, match=f"status {status}: no such thing") as caught:
+        await call([httpx.Response(status, text="no such thing"), OK])
+    assert caught.value.status == status
+    assert clock.waits == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [httpx.Response(200, text="<html>"), httpx.Response(200, content=b"\xff\xfe"), httpx.Response(204)],
+    ids=repr,
+)
+async def test_an_answer_that_is_not_json_is_an_error(clock: Clock, answer: httpx.Response) -> None:
+    with pytest.raises(RetrieverError, match="did not answer with JSON") as caught:
+        await call([answer])
+    assert caught.value.status is None
+    assert clock.waits == []
+
+
+async def test_a_long_error_page_is_cut(clock: Clock) -> None:
+    with pytest.raises(RetrieverError) as caught:
+        await call([httpx.Response(400, text="x" * 100_000)])
+    assert len(str(caught.value)) < 2000
