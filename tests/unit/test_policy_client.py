@@ -53,7 +53,6 @@ async def test_ids_go_out_and_ids_come_back() -> None:
     [
         {},
         [],
-        None,
         "text",
         {"choices": []},
         {"choices": None},

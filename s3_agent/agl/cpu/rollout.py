@@ -60,7 +60,7 @@ def apply() -> None:
         if vllm_config.parallel_config.world_size == 1:
             vllm_config.parallel_config.distributed_executor_backend = "uni"
 
-    CpuPlatform.check_and_update_config = check_and_update_config
+    CpuPlatform.check_and_update_config = staticmethod(check_and_update_config)
 
 
 if not torch.cuda.is_available():
