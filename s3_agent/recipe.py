@@ -118,10 +118,10 @@ class Recipe(_Section):
     @model_validator(mode="after")
     def _rows_fit(self) -> Self:
         limits, trainer = self.agent.limits, self.trainer
-        if limits.max_context_tokens > trainer.prompt_tokens + trainer.response_tokens:
+        if limits.max_context_tokens > trainer.response_tokens:
             raise ValueError(
-                f"agent.limits.max_context_tokens ({limits.max_context_tokens}) is more than trainer.prompt_tokens + "
-                f"trainer.response_tokens ({trainer.prompt_tokens} + {trainer.response_tokens}): rows would be cut"
+                f"agent.limits.max_context_tokens ({limits.max_context_tokens}) is more than trainer.response_tokens "
+                f"({trainer.response_tokens}): the training rows of long episodes would be cut"
             )
         return self
 
@@ -149,7 +149,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
         values: Any = OmegaConf.to_container(merged, resolve=True)
         return Recipe.model_validate(values)
-    except (OmegaConfBaseException, YAMLError, AttributeError) as cause:
+    except (OmegaConfBaseException, YAMLError, AttributeError, UnicodeDecodeError) as cause:
         raise ConfigError(f"the recipe {path} can not be read: {cause}", remedy="see examples/s3/recipes") from cause
     except ValidationError as cause:
         problems = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'recipe'}: {item['msg']}" for item in cause.errors())

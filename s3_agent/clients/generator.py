@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from s3_agent.clients.http import call_json
 from s3_agent.errors import ConfigError, GeneratorError
+from s3_agent.tags import neutral
 from s3_agent.types import Passage
 
 GeneratorKind = Literal["openai", "anthropic", "bedrock"]
@@ -44,7 +45,7 @@ class Generator(Protocol):
 def render_context(passages: Sequence[Passage]) -> str:
     """Selected passages as the generator reads them (spec §2.1): numbered, titles unquoted, blank lines between."""
     return "".join(
-        f"Doc {number} (Title: {passage.title.strip(chr(34))})\n{passage.text}\n\n"
+        f"Doc {number} (Title: {neutral(passage.title.strip(chr(34)))})\n{neutral(passage.text)}\n\n"
         for number, passage in enumerate(passages, 1)
     )
 
@@ -113,8 +114,8 @@ class ClaudeGenerator:
             message = await self._client.messages.create(
                 model=self._settings.model,
                 max_tokens=self._settings.max_tokens or 500,
-                temperature=0.0,
                 messages=claude_message(question, passages),
+                extra_body={"temperature": 0.0},  # anthropic 2 has no parameter of that name any more
             )
         except self._api_error as cause:
             status = getattr(cause, "status_code", None)

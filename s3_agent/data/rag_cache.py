@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from s3_agent.agents.base import normalize_question
 from s3_agent.clients.generator import Generator, GeneratorSettings, answer_messages, claude_message
@@ -72,7 +72,7 @@ class RagCache(BaseModel):
         rebuild = "build it for these parts: s3-agent rag-cache build --recipe …"
         try:
             cache = cls.model_validate_json(path.read_text(encoding="utf-8"))
-        except (OSError, ValidationError) as cause:
+        except (OSError, ValueError) as cause:
             raise RagCacheError(f"the RAG cache {path} can not be read: {cause}", remedy=rebuild) from cause
         stored, wanted = cache.fingerprint.model_dump(), expected.model_dump()
         different = [f"{key} is {stored[key]!r}, not {wanted[key]!r}" for key in wanted if stored[key] != wanted[key]]
@@ -115,7 +115,10 @@ async def naive_rag(
     concurrency: int,
     done: Callable[[int], None],
 ) -> dict[str, RagAnswer]:
-    """Answer every task from the top passages of its own question; `done` is told of each finished one."""
+    """Answer every task from the top passages of its own question; `done` is told of each finished one.
+
+    Raises the first RetrieverError or GeneratorError and gives up the rest.
+    """
     slots = asyncio.Semaphore(concurrency)
 
     async def answer(task: Task) -> tuple[str, RagAnswer]:
@@ -130,6 +133,9 @@ async def naive_rag(
             em_score=exact_match(text, task.golden_answers),
         )
 
-    async with asyncio.TaskGroup() as group:
-        jobs = [group.create_task(answer(task)) for task in tasks]
+    try:
+        async with asyncio.TaskGroup() as group:
+            jobs = [group.create_task(answer(task)) for task in tasks]
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from failed
     return dict(job.result() for job in jobs)

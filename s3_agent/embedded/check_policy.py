@@ -30,8 +30,8 @@ LIMITS = Limits(
     topk=TOPK,
     max_searches=2,
     max_new_tokens=48,
-    max_observation_tokens=400,
-    max_context_tokens=1280,
+    max_observation_tokens=224,
+    max_context_tokens=640,
 )
 
 

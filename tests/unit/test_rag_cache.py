@@ -1,0 +1,167 @@
+"""The naive-RAG cache: refused when it belongs to other parts, by name; the filter of spec §4.4."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from s3_agent.clients.fakes import FakeGenerator, FakeRetriever
+from s3_agent.clients.generator import GeneratorSettings
+from s3_agent.data import rag_cache
+from s3_agent.data.rag_cache import Fingerprint, RagAnswer, RagCache, beyond_rag, naive_rag
+from s3_agent.embedded import RAG_CACHE, TRAIN, VALIDATION
+from s3_agent.errors import GeneratorError, RagCacheError, RetrieverError
+from s3_agent.types import Passage, Task
+
+GENERATOR = GeneratorSettings(model="m", max_tokens=24)
+
+
+def fingerprint(**changes: Any) -> Fingerprint:
+    parts: dict[str, Any] = {"corpus": "c1", "retriever": "bm25 k1=0.9", "topk": 3, "generator": GENERATOR}
+    return Fingerprint.of(**parts | changes)
+
+
+def task(name: str, *golds: str, rag_score: float | None = None) -> Task:
+    return Task(id=name, question=f"{name}?", golden_answers=golds or ("krone",), rag_score=rag_score)
+
+
+def answer(question: str, score: int) -> RagAnswer:
+    return RagAnswer(question=question, answer="x", score=score, em_score=0)
+
+
+CACHE = RagCache(fingerprint=fingerprint(), answers={"a": answer("a?", 1), "b": answer("b?", 0)})
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "cache.json"
+    CACHE.save(path)
+    return path
+
+
+def test_a_cache_of_the_same_parts_is_read_back(path: Path) -> None:
+    assert RagCache.load(path, expected=fingerprint()) == CACHE
+    assert [entry.name for entry in path.parent.iterdir()] == ["cache.json"], "no partial file stays"
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"corpus": "c2"}, "corpus is 'c1', not 'c2'"),
+        ({"retriever": "dense"}, "retriever is 'bm25 k1=0.9', not 'dense'"),
+        ({"topk": 8}, "topk is 3, not 8"),
+        ({"generator": GENERATOR.model_copy(update={"model": "n"})}, "generator is 'openai:m', not 'openai:n'"),
+        ({"generator": GENERATOR.model_copy(update={"max_tokens": None})}, "max_tokens is 24, not None"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_each_part_that_differs_is_named(path: Path, changes: dict[str, Any], field: str) -> None:
+    with pytest.raises(RagCacheError) as caught:
+        RagCache.load(path, expected=fingerprint(**changes))
+    problems = caught.value.message.partition("other parts: ")[2]
+    assert problems == field
+    assert "s3-agent rag-cache build" in caught.value.remedy
+
+
+def test_another_prompt_is_another_fingerprint(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rag_cache, "answer_messages", lambda question, passages: [{"role": "user", "content": "x"}])
+    with pytest.raises(RagCacheError, match="prompt is"):
+        RagCache.load(path, expected=fingerprint())
+
+
+def test_claude_reads_another_prompt() -> None:
+    claude = GENERATOR.model_copy(update={"kind": "anthropic"})
+    assert fingerprint(generator=claude).prompt != fingerprint().prompt
+
+
+def test_all_differences_are_told_at_once(path: Path) -> None:
+    with pytest.raises(RagCacheError, match=r"corpus is .*; topk is "):
+        RagCache.load(path, expected=fingerprint(corpus="c2", topk=1))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"answers": {}}', b"\xff\xfe", b"[]"], ids=repr)
+def test_a_broken_cache_is_refused(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises(RagCacheError, match="can not be read"):
+        RagCache.load(path, expected=fingerprint())
+
+
+def test_a_missing_cache_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RagCacheError, match="can not be read"):
+        RagCache.load(tmp_path / "none.json", expected=fingerprint())
+
+
+def test_tasks_get_their_scores() -> None:
+    assert [task.rag_score for task in CACHE.scored([task("b"), task("a")])] == [0.0, 1.0]
+
+
+def test_a_task_that_is_missing_or_was_reworded_is_refused() -> None:
+    with pytest.raises(RagCacheError, match=r"1 of 2 tasks .* 'c'"):
+        CACHE.scored([task("a"), task("c")])
+    with pytest.raises(RagCacheError, match="'a'"):
+        CACHE.scored([task("a").model_copy(update={"question": "another?"})])
+
+
+def test_the_filter_drops_yes_no_questions_and_what_naive_rag_answers() -> None:
+    tasks = [
+        task("kept", "krone", rag_score=0),
+        task("answered", "krone", rag_score=1),
+        *(
+            task(gold, "krone", gold, rag_score=0)
+            for gold in ("yes", "no", "true", "false", "Yes", "No", "True", "False")
+        ),
+        task("YES", "YES", rag_score=0),
+        task("within", "yes sir", rag_score=0),
+    ]
+    assert [task.id for task in beyond_rag(tasks)] == ["kept", "YES", "within"]
+
+
+NORWAY = Passage(id="1", title="Norway", text="krone")
+
+
+async def naive(tasks: list[Task], **fakes: Any) -> tuple[dict[str, RagAnswer], list[int]]:
+    finished: list[int] = []
+    parts: dict[str, Any] = {"retriever": FakeRetriever(default=[NORWAY]), "generator": FakeGenerator("The krone")}
+    answers = await naive_rag(tasks, topk=3, concurrency=2, done=finished.append, **parts | fakes)
+    return answers, finished
+
+
+async def test_naive_rag_asks_for_the_question_itself_and_scores() -> None:
+    retriever = FakeRetriever(default=[NORWAY])
+    tasks = [task("a"), task("b", "euro")]
+    answers, finished = await naive(tasks, retriever=retriever)
+    assert [(each.score, each.em_score) for each in answers.values()] == [(1, 1), (0, 0)]
+    assert sorted(retriever.queries) == [("a?", 3), ("b?", 3)]
+    assert finished == [1, 1]
+
+
+async def test_naive_rag_keeps_to_its_concurrency() -> None:
+    running = most = 0
+
+    class Slow(FakeGenerator):
+        async def answer(self, question: str, passages: Any) -> str:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            await asyncio.sleep(0)
+            running -= 1
+            return await super().answer(question, passages)
+
+    await naive([task(str(number)) for number in range(8)], generator=Slow("x"))
+    assert most == 2
+
+
+async def test_a_service_that_fails_ends_it_with_its_own_error() -> None:
+    with pytest.raises(GeneratorError):
+        await naive([task("a"), task("b")], generator=FakeGenerator("x", failures=1))
+    with pytest.raises(RetrieverError):
+        await naive([task("a")], retriever=FakeRetriever(failures=1))
+
+
+def test_the_embedded_cache_covers_the_embedded_tasks() -> None:
+    from s3_agent.data.tasks import load_tasks
+
+    cache = RagCache.model_validate_json(RAG_CACHE.read_text(encoding="utf-8"))
+    tasks = cache.scored(load_tasks(TRAIN) + load_tasks(VALIDATION))
+    assert 0 < len(beyond_rag(tasks)) < len(tasks)

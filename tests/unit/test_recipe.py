@@ -1,0 +1,123 @@
+"""Recipes: every shipped one parses; what is wrong is refused by its name before anything starts."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from s3_agent.errors import ConfigError
+from s3_agent.recipe import EXAMPLES, load_recipe
+
+SHIPPED = sorted(EXAMPLES.glob("*/recipes/*.yaml"))
+SMALLEST = """
+name: small
+data: {corpus: c.jsonl, train: t.jsonl, validation: v.jsonl, rag_cache: r.json}
+policy: {model: some/model}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALLEST, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parents[1].name}/{path.stem}")
+def test_every_shipped_recipe_parses_by_path_and_by_name(path: Path) -> None:
+    recipe = load_recipe(str(path))
+    assert recipe == load_recipe(path.stem)
+    assert recipe.name == path.stem
+    assert recipe.agent.make()
+    for part in (recipe.data.corpus, recipe.data.train, recipe.data.validation, recipe.data.rag_cache):
+        assert "${" not in str(part)
+
+
+def test_there_are_shipped_recipes() -> None:
+    assert SHIPPED
+
+
+def test_the_smallest_recipe_takes_s3s_defaults(recipe: Path) -> None:
+    loaded = load_recipe(str(recipe))
+    assert (loaded.retriever.port, loaded.generator.port) == (3000, 8000)
+    assert loaded.agent.limits.max_searches == 4
+    assert loaded.generator.hosted
+    assert loaded.generator.client.model == loaded.generator.model
+
+
+def test_overrides_reach_every_depth(recipe: Path) -> None:
+    overrides = [
+        "agent.limits.topk=5",
+        "generator.url=http://g/v1/",
+        "seed=7",
+        "trainer.verl={a.b: 1}",
+        "workers.processes=128",
+    ]
+    loaded = load_recipe(str(recipe), overrides)
+    assert (loaded.agent.limits.topk, loaded.seed, loaded.workers.processes) == (5, 7, 128)
+    assert loaded.generator.url == "http://g/v1" and not loaded.generator.hosted
+    assert loaded.trainer.verl == {"a.b": 1}
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("trainer.step=3", "trainer.step"),
+        ("agent.limits.top_k=3", "agent.limits.top_k"),
+        ("colour=red", "colour"),
+        ("trainer.steps=many", "trainer.steps"),
+        ("trainer.steps=0", "trainer.steps"),
+        ("agent.selection=best", "agent.selection"),
+        ("agent.reward=joy", "agent.reward"),
+        ("agent.prompt=long", "agent.prompt"),
+        ("retriever.url=localhost:3000", "retriever.url"),
+        ("retriever.port=70000", "retriever.port"),
+        ("workers.processes=0", "workers.processes"),
+        ("name=a/b", "name"),
+        ("trainer=3", "trainer"),
+        ("data.corpus=null", "data.corpus"),
+    ],
+)
+def test_a_field_that_does_not_fit_is_named(recipe: Path, override: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=rf"does not fit: {re.escape(named)}:") as caught:
+        load_recipe(str(recipe), [override])
+    assert str(recipe) in caught.value.message
+
+
+@pytest.mark.parametrize("override", ["trainer.steps", "--steps=3", "-x", ""])
+def test_what_is_not_an_override_is_refused(recipe: Path, override: str) -> None:
+    with pytest.raises(ConfigError, match="is not an override") as caught:
+        load_recipe(str(recipe), [override])
+    assert "section.field=value" in caught.value.remedy
+
+
+@pytest.mark.parametrize("override", ["seed=[1", "seed=${nothing}", "data.corpus=${embedded:NOTHING}", "seed={a: "])
+def test_an_override_that_can_not_be_read_is_a_config_error(recipe: Path, override: str) -> None:
+    with pytest.raises(ConfigError):
+        load_recipe(str(recipe), [override])
+
+
+def test_rows_that_would_be_cut_are_refused(recipe: Path) -> None:
+    lengths = ["trainer.prompt_tokens=1000", "trainer.response_tokens=1000", "agent.limits.max_context_tokens=1001"]
+    with pytest.raises(ConfigError, match=r"max_context_tokens \(1001\).*response_tokens.*would be cut"):
+        load_recipe(str(recipe), lengths)
+    assert load_recipe(str(recipe), [*lengths[:2], "agent.limits.max_context_tokens=2000"])
+
+
+@pytest.mark.parametrize("content", ["", "[]", "name: [", "just text", "- a: 1", "name: x\nname: y", "\x00"], ids=repr)
+def test_a_broken_file_is_a_config_error(recipe: Path, content: str) -> None:
+    recipe.write_text(content, encoding="utf-8")
+    with pytest.raises(ConfigError):
+        load_recipe(str(recipe))
+
+
+def test_a_file_that_is_not_text_is_a_config_error(recipe: Path) -> None:
+    recipe.write_bytes(b"\xff\xfe\x00\xd8")
+    with pytest.raises(ConfigError):
+        load_recipe(str(recipe))
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="no recipe 'gpu9'") as caught:
+        load_recipe("gpu9")
+    assert "cpu" in caught.value.remedy

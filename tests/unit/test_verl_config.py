@@ -1,0 +1,179 @@
+"""From a run's settings to verl's configuration: every setting lands where verl and Agent Lightning read it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+from pydantic import ValidationError
+
+from s3_agent.agl import cpu
+from s3_agent.agl.verl_config import TrainerRecipe, TrainerSettings, environment, trainer_config
+
+KEY = "a gateway key"
+SETTINGS: dict[str, Any] = {
+    "device": "cpu",
+    "gpus": 3,
+    "steps": 17,
+    "questions_per_step": 5,
+    "rollouts_per_question": 6,
+    "learning_rate": 2e-5,
+    "temperature": 0.9,
+    "prompt_tokens": 300,
+    "response_tokens": 700,
+    "micro_batch": 2,
+    "rollout_timeout_s": 77,
+    "model": "folder/of/a/model",
+    "gateway_url": "http://127.0.0.1:8181",
+    "checkpoints": "folder/of/checkpoints",
+    "validation_size": 201,
+    "seed": 11,
+}
+
+
+def settings(**changes: Any) -> TrainerSettings:
+    return TrainerSettings.model_validate({**SETTINGS, **changes})
+
+
+def composed(**changes: Any) -> DictConfig:
+    return trainer_config(settings(**changes), gateway_key=KEY)
+
+
+@pytest.fixture(scope="module")
+def on_cpu() -> DictConfig:
+    return composed()
+
+
+@pytest.fixture(scope="module")
+def on_cuda() -> DictConfig:
+    return composed(device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("trainer.n_gpus_per_node", 3),
+        ("trainer.total_training_steps", 17),
+        ("trainer.default_local_dir", "folder/of/checkpoints"),
+        ("data.train_batch_size", 5),
+        ("data.seed", 11),
+        ("data.max_prompt_length", 300),
+        ("data.max_response_length", 700),
+        ("actor_rollout_ref.model.path", "folder/of/a/model"),
+        ("actor_rollout_ref.actor.optim.lr", 2e-5),
+        ("actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu", 2),
+        ("actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu", 2),
+        ("actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu", 2),
+        ("actor_rollout_ref.rollout.n", 6),
+        ("actor_rollout_ref.rollout.temperature", 0.9),
+        ("actor_rollout_ref.rollout.max_model_len", 1000),
+        ("agentlightning.agl_base_url", "http://127.0.0.1:8181"),
+        ("agentlightning.agl_key", KEY),
+        ("agentlightning.rollout_timeout_seconds", 77),
+        ("agentlightning.trace_aggregator.trajectory_max_prompt_length", 300),
+        ("agentlightning.trace_aggregator.trajectory_max_response_length", 700),
+    ],
+)
+@pytest.mark.parametrize("device", ["on_cpu", "on_cuda"])
+def test_a_setting_lands_where_it_is_read(request: pytest.FixtureRequest, device: str, place: str, value: Any) -> None:
+    assert OmegaConf.select(request.getfixturevalue(device), place) == value
+
+
+def test_grpo_without_kl_and_one_update_a_step(on_cpu: DictConfig) -> None:
+    actor = on_cpu.actor_rollout_ref.actor
+    assert on_cpu.algorithm.adv_estimator == "grpo"
+    assert not on_cpu.algorithm.use_kl_in_reward
+    assert not actor.use_kl_loss
+    assert actor.entropy_coeff == 0
+    assert actor.ppo_epochs == 1
+    assert actor.ppo_mini_batch_size == on_cpu.data.train_batch_size
+
+
+def test_validation_is_one_batch_before_and_after(on_cpu: DictConfig) -> None:
+    assert on_cpu.data.val_batch_size == 201
+    assert not on_cpu.data.validation_shuffle
+    assert on_cpu.actor_rollout_ref.rollout.val_kwargs.n == 1
+    assert on_cpu.trainer.val_before_train
+    assert on_cpu.trainer.test_freq == on_cpu.trainer.save_freq == 17
+
+
+def test_the_log_prob_difference_is_logged_and_corrects_nothing(on_cpu: DictConfig) -> None:
+    correction = on_cpu.algorithm.rollout_correction
+    assert correction.rollout_is is None
+    assert correction.rollout_rs is None
+    assert not correction.bypass_mode  # with it AGL takes the policy server's log-probs and compares nothing
+    assert list(on_cpu.trainer.logger) == ["console", "file"]
+
+
+def test_one_training_row_a_rollout_and_a_checkpoint_to_load(on_cpu: DictConfig) -> None:
+    assert on_cpu.agentlightning.trace_aggregator.level == "trajectory"
+    assert "hf_model" in on_cpu.actor_rollout_ref.actor.checkpoint.save_contents
+    assert on_cpu.trainer.resume_mode == "disable"
+
+
+def test_what_agl_does_not_use_is_not_started(on_cpu: DictConfig) -> None:
+    assert on_cpu.reward.num_workers == 0
+    assert on_cpu.data.dataloader_num_workers == 0
+    assert on_cpu.actor_rollout_ref.rollout.agent.agent_loop_manager_class == cpu.DRIVER
+
+
+def test_ray_gets_the_slots_that_the_cpu_run_asks_for(on_cpu: DictConfig) -> None:
+    ray_init = on_cpu.ray_kwargs.ray_init
+    assert on_cpu.trainer.device == "cuda"  # Ray has no resource for verl's "cpu"
+    assert (ray_init.num_gpus, ray_init.num_cpus) == (1, 4)
+    assert not ray_init.include_dashboard
+    assert ray_init.runtime_env.worker_process_setup_hook == cpu.SETUP_HOOK
+    assert dict(ray_init.runtime_env.env_vars) == cpu.ENVIRONMENT
+
+
+def test_a_ray_of_somebody_elses_is_joined_with_its_own_resources() -> None:
+    ray_init = composed(ray_address="127.0.0.1:6379").ray_kwargs.ray_init
+    assert ray_init.address == "127.0.0.1:6379"
+    assert ray_init.num_cpus is None
+    assert ray_init.num_gpus is None
+
+
+def test_with_cuda_nothing_of_the_cpu_backend_is_named(on_cuda: DictConfig) -> None:
+    assert "s3_agent.agl.cpu" not in OmegaConf.to_yaml(on_cuda)
+    assert on_cuda.ray_kwargs.ray_init.get("num_gpus") is None
+    assert not set(environment(settings(device="cuda"))) & set(cpu.ENVIRONMENT)
+
+
+def test_a_local_ray_stays_on_loopback_and_reports_nothing() -> None:
+    local = environment(settings())
+    assert local.items() >= cpu.ENVIRONMENT.items()
+    assert local["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
+    assert local["RAY_USAGE_STATS_ENABLED"] == "0"
+    joined = environment(settings(ray_address="127.0.0.1:6379"))
+    assert joined == cpu.ENVIRONMENT
+
+
+def test_a_recipes_own_overrides_come_last() -> None:
+    verl = {"data": {"shuffle": False}, "actor_rollout_ref": {"rollout": {"n": 2, "max_num_seqs": 9}}}
+    config = composed(verl=verl)
+    assert config.data.shuffle is False
+    assert config.actor_rollout_ref.rollout.n == 2
+    assert config.actor_rollout_ref.rollout.max_num_seqs == 9
+    assert config.actor_rollout_ref.rollout.name == "vllm"  # the rest stays
+    assert config.data.seed == 11
+
+
+def test_every_reference_in_the_configuration_resolves(on_cpu: DictConfig, on_cuda: DictConfig) -> None:
+    for config in (on_cpu, on_cuda):
+        assert OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
+
+
+def test_settings_survive_their_file() -> None:
+    before = settings(verl={"data": {"shuffle": False}})
+    assert TrainerSettings.model_validate_json(before.model_dump_json()) == before
+    assert before.checkpoints == Path("folder/of/checkpoints")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"steps": 0}, {"rollouts_per_question": 1}, {"learning_rate": 0.0}, {"device": "tpu"}, {"batch": 4}],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_wrong_settings_are_refused_by_name(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        TrainerRecipe(**wrong)
