@@ -101,7 +101,7 @@ def test_rows_that_would_be_cut_are_refused(recipe: Path) -> None:
     lengths = ["trainer.prompt_tokens=1000", "trainer.response_tokens=1000", "agent.limits.max_context_tokens=1001"]
     with pytest.raises(ConfigError, match=r"max_context_tokens \(1001\).*response_tokens.*would be cut"):
         load_recipe(str(recipe), lengths)
-    assert load_recipe(str(recipe), [*lengths[:2], "agent.limits.max_context_tokens=2000"])
+    assert load_recipe(str(recipe), [*lengths[:2], "agent.limits.max_context_tokens=1000"])
 
 
 @pytest.mark.parametrize("content", ["", "[]", "name: [", "just text", "- a: 1", "name: x\nname: y", "\x00"], ids=repr)
