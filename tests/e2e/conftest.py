@@ -100,7 +100,7 @@ def trained(services: Services, tasks: Path, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="session")
 def stale(services: Services, tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The same run with a fault: the policy server never gets new weights."""
-    fault = "trainer.verl.actor_rollout_ref.rollout.agent.agent_loop_manager_class"
+    fault = "trainer.verl.actor_rollout_ref.rollout.checkpoint_manager_class"
     return train(
         services,
         tasks,

@@ -11,8 +11,9 @@ def _plain_linear(layer: Any, remove_weight: bool) -> None:
     layer.cpu_linear = torch.nn.functional.linear
 
 
-# vllm/model_executor/layers/utils.py:222 packs linear weights and drops the originals: they could not be loaded again.
-layers.dispatch_cpu_unquantized_gemm = _plain_linear
+if not torch.cuda.is_available():
+    # vllm/model_executor/layers/utils.py:222 packs linear weights and drops the originals: none could be loaded again.
+    layers.dispatch_cpu_unquantized_gemm = _plain_linear
 
 
 class CpuWorkerExtension(vLLMColocateWorkerExtension):
