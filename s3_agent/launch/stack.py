@@ -107,7 +107,6 @@ class Stack:
             "NO_PROXY": ",".join(filter(None, (os.environ.get("NO_PROXY"), "127.0.0.1"))),
             # Sockets and sessions of vLLM and Ray go with the run; the path is short because theirs are long.
             "TMPDIR": self._scratch.name,
-            "RAY_TMPDIR": self._scratch.name,
         }
 
     def __enter__(self) -> Self:
