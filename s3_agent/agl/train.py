@@ -10,6 +10,8 @@ import sys
 import traceback
 from pathlib import Path
 
+from omegaconf import DictConfig, OmegaConf
+
 from s3_agent.agl.verl_config import TrainerSettings, environment, trainer_config
 from s3_agent.data.tasks import read_jsonl
 
@@ -23,11 +25,23 @@ def main(settings_file: str, train_file: str, validation_file: str, metrics_file
     if KEY_VARIABLE not in os.environ:
         raise ValueError(f"the gateway's key is missing: set the environment variable {KEY_VARIABLE}")
     # Before anything of verl or Ray is imported, composing the configuration included: both look at import.
-    os.environ.update(environment(settings), VERL_FILE_LOGGER_PATH=str(Path(metrics_file).absolute()))
+    log_path = {"VERL_FILE_LOGGER_PATH": str(Path(metrics_file).absolute())}
+    os.environ.update(environment(settings) | log_path)
     config = trainer_config(settings, gateway_key=os.environ[KEY_VARIABLE])
+    if settings.ray_address:
+        _hand_over_environment(config, log_path)
     from agentlightning.verl.entrypoint import run_ppo
 
     run_ppo(config, train_dataset=train, val_dataset=validation)
+
+
+def _hand_over_environment(config: DictConfig, extra: dict[str, str]) -> None:
+    """Workers of somebody else's Ray inherit nothing from us: verl's variables, ours and `extra` go with the job."""
+    from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
+
+    ours = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}
+    variables = {**get_ppo_ray_runtime_env()["env_vars"], **ours, **extra}
+    OmegaConf.update(config, "ray_kwargs.ray_init.runtime_env.env_vars", variables, force_add=True)
 
 
 def _reason(failure: BaseException) -> str:
