@@ -1,10 +1,10 @@
 """From a run's settings to the configuration that Agent Lightning's `run_ppo` takes. Pure: it starts nothing."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from omegaconf import DictConfig, OmegaConf
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from s3_agent.agl import cpu
 
@@ -29,6 +29,16 @@ class TrainerRecipe(BaseModel):
     micro_batch: int = Field(default=4, ge=1)
     rollout_timeout_s: int = Field(default=600, ge=10)
     verl: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _micro_batches_divide(self) -> Self:
+        rows, share = self.questions_per_step * self.rollouts_per_question, self.gpus * self.micro_batch
+        if rows % share:
+            raise ValueError(
+                f"questions_per_step x rollouts_per_question ({rows}) can not be divided by gpus x micro_batch "
+                f"({share}): verl would refuse the first batch; change one of the four"
+            )
+        return self
 
 
 class TrainerSettings(TrainerRecipe):

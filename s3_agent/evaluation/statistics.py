@@ -42,16 +42,15 @@ def compare_paired(before: Mapping[str, float], after: Mapping[str, float]) -> P
         lost=lost,
         p_value=float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0,
         interval=_gain_interval(
-            kept=sum(before[key] and after[key] for key in before), gained=gained, lost=lost, n=len(before)
+            kept=sum(before[key] == after[key] == 1.0 for key in before), gained=gained, lost=lost, n=len(before)
         ),
     )
 
 
-def _gain_interval(*, kept: float, gained: int, lost: int, n: int) -> tuple[float, float]:
+def _gain_interval(*, kept: int, gained: int, lost: int, n: int) -> tuple[float, float]:
     """Wilson intervals of both shares, joined by the correlation of the two answers (with continuity correction)."""
     from scipy.stats import binomtest
 
-    kept = int(kept)
     neither = n - kept - gained - lost
     margins = (kept + gained) * (lost + neither) * (kept + lost) * (gained + neither)
     covariance = kept * neither - gained * lost

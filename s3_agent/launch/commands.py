@@ -4,12 +4,12 @@ import sys
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+from s3_agent.agl.train import KEY_VARIABLE
 from s3_agent.embedded import generator as embedded_generator
 from s3_agent.errors import ConfigError
+from s3_agent.launch.ports import HOST
 from s3_agent.recipe import Recipe
 
-HOST = "127.0.0.1"
-KEY_VARIABLE = "AGL_KEY"
 # Without compilation a small generator is ready in two thirds of the time, answers as fast, and needs no C++ compiler.
 CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "TOKENIZERS_PARALLELISM": "false", "TORCHDYNAMO_DISABLE": "1"}
 
@@ -17,6 +17,11 @@ CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "TOKENIZERS_PARALLELISM": "fal
 def retriever_url(recipe: Recipe) -> str:
     """Where the recipe's retriever is."""
     return recipe.retriever.url or f"http://{HOST}:{recipe.retriever.port}"
+
+
+def gateway_url(recipe: Recipe) -> str:
+    """Where the recipe's gateway is."""
+    return recipe.gateway.url or f"http://{HOST}:{recipe.gateway.port}"
 
 
 def generator_url(recipe: Recipe) -> str | None:

@@ -19,6 +19,7 @@ from rich.console import Console
 from retrieval_server.config import Bm25Settings
 from retrieval_server.corpus import Corpus
 from retrieval_server.indexing import expected_manifest
+from s3_agent.agl.train import KEY_VARIABLE
 from s3_agent.agl.verl_config import TrainerRecipe, TrainerSettings
 from s3_agent.data.rag_cache import Fingerprint, RagCache, beyond_rag
 from s3_agent.data.tasks import load_tasks, read_jsonl
@@ -168,8 +169,8 @@ def service_parts(recipe: Recipe, run: Run) -> list[Part]:
 
 def training_parts(recipe: Recipe, run: Run, *, key: str) -> list[Part]:
     """The gateway, the workers and the trainer."""
-    parts, secret = [], {commands.KEY_VARIABLE: key}
-    gateway_url = recipe.gateway.url or f"http://127.0.0.1:{recipe.gateway.port}"
+    parts, secret = [], {KEY_VARIABLE: key}
+    gateway_url = commands.gateway_url(recipe)
     needs: tuple[str, ...] = ()
     if recipe.gateway.url is None:
         needs = ("gateway",)
@@ -256,7 +257,7 @@ def train_job(recipe: Recipe, *, name: str | None = None) -> int:
     if recipe.gateway.url and not recipe.gateway.key:
         raise ConfigError("a gateway of your own needs its key", remedy="set gateway.key=…")
     run.create()
-    gateway_url = recipe.gateway.url or f"http://127.0.0.1:{recipe.gateway.port}"
+    gateway_url = commands.gateway_url(recipe)
     _write_inputs(recipe, run, train, validation, gateway_url)
     console.print(
         f"run {run.folder}: {recipe.trainer.steps} steps, {len(train)} training tasks that naive RAG does not answer, "
@@ -286,7 +287,7 @@ def train_job(recipe: Recipe, *, name: str | None = None) -> int:
             start_up = stack.start_up_s
     except Interrupted as interrupted:
         console.print(f"stopped by {interrupted}; nothing is left running, logs are in {run.logs}", highlight=False)
-        return interrupted.exit_code
+        return interrupted.code
     _keep_policy(run, recipe.trainer.steps)
     summary = summarize(
         records=[EpisodeRecord.model_validate(row) for row in read_jsonl(run.episodes)],

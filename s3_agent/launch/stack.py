@@ -80,7 +80,7 @@ class Interrupted(SystemExit):
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
-        self.exit_code = 128 + number
+        self.code: int = 128 + number
         self.name = signal.Signals(number).name
 
     def __str__(self) -> str:

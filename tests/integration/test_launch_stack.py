@@ -223,7 +223,7 @@ try:
         stack.run("part")
 except Interrupted as interrupted:
     print("stopped by", interrupted)
-    raise SystemExit(interrupted.exit_code)
+    raise SystemExit(interrupted.code)
 """
 
 

@@ -104,6 +104,13 @@ def test_rows_that_would_be_cut_are_refused(recipe: Path) -> None:
     assert load_recipe(str(recipe), [*lengths[:2], "agent.limits.max_context_tokens=1000"])
 
 
+def test_a_batch_that_micro_batches_do_not_divide_is_refused(recipe: Path) -> None:
+    sizes = ["trainer.questions_per_step=2", "trainer.rollouts_per_question=4"]
+    with pytest.raises(ConfigError, match=r"\(8\) can not be divided.*\(16\).*change one"):
+        load_recipe(str(recipe), [*sizes, "trainer.micro_batch=16"])
+    assert load_recipe(str(recipe), [*sizes, "trainer.micro_batch=8"])
+
+
 @pytest.mark.parametrize("content", ["", "[]", "name: [", "just text", "- a: 1", "name: x\nname: y", "\x00"], ids=repr)
 def test_a_broken_file_is_a_config_error(recipe: Path, content: str) -> None:
     recipe.write_text(content, encoding="utf-8")
