@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from s3_agent.agents.settings import AgentName
 from s3_agent.errors import S3AgentError
 from s3_agent.recipe import load_recipe
 
@@ -106,20 +107,35 @@ def ask(
     question: Annotated[str, typer.Argument(help="What to ask.")],
     overrides: Overrides = None,
     recipe: RecipeOption = "cpu",
+    agent: Annotated[AgentName | None, typer.Option(help="Which agent plays; default: the recipe's.")] = None,
     run: Annotated[Path | None, typer.Option(help="A run's folder; default: the newest finished one.")] = None,
     policy_url: Annotated[
-        str | None, typer.Option(help="A running policy server; default: start one for the run.")
+        str | None, typer.Option(help="A running policy server (its OpenAI base); default: start one for the run.")
     ] = None,
+    policy_name: Annotated[
+        str | None, typer.Option(help="The model's name there; default: the first that the server lists.")
+    ] = None,
+    policy_key: Annotated[str | None, typer.Option(envvar="S3_AGENT_POLICY_KEY", help="That server's key.")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print the episode as JSON.")] = False,
 ) -> None:
-    """Show one episode of a trained policy: its turns, queries, marked passages and the generator's answer.
+    """Show one episode of a trained policy: its turns, queries, marked passages and the answer.
 
-    Services that do not run yet are started for the question and stopped after it.
+    Services that do not run yet are started for the question and stopped after it. A hosted model that takes no token
+    ids is asked with `policy.mode=chat`.
     """
     from s3_agent.launch.ask import ask_job
 
     raise typer.Exit(
-        ask_job(load_recipe(recipe, overrides or []), question, run=run, policy_url=policy_url, as_json=json_output)
+        ask_job(
+            load_recipe(recipe, overrides or []),
+            question,
+            agent=agent,
+            run=run,
+            policy_url=policy_url,
+            policy_name=policy_name,
+            policy_key=policy_key,
+            as_json=json_output,
+        )
     )
 
 

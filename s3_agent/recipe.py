@@ -6,7 +6,7 @@ the models below say what it may hold. `${embedded:NAME}` names an embedded asse
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -37,12 +37,13 @@ class _Section(BaseModel):
 
 
 class DataRecipe(_Section):
-    """Corpus, tasks and the naive-RAG cache that filters the training tasks."""
+    """Corpus, tasks and the naive-RAG cache that filters the training tasks; naive RAG reads `rag_topk` passages."""
 
     corpus: Path
     train: Path
     validation: Path
     rag_cache: Path
+    rag_topk: int = Field(default=3, ge=1)
     validation_size: int | None = Field(default=None, ge=1)
 
 
@@ -72,9 +73,15 @@ class GeneratorRecipe(GeneratorSettings):
 
 
 class PolicyRecipe(_Section):
-    """The model to train: a folder or a hub name."""
+    """The model to train or to ask: a folder or a hub name.
+
+    `mode=chat` talks to an endpoint that takes no token ids, in evaluation alone; `request` is merged into its requests
+    (null takes a field out).
+    """
 
     model: str
+    mode: Literal["tokens", "chat"] = "tokens"
+    request: dict[str, Any] = Field(default_factory=dict)
 
 
 class GatewayRecipe(_Section):

@@ -14,10 +14,20 @@ SelectionRule = Literal["marked-first", "chronological", "mirage"]
 
 
 def _unique(passages: Iterable[Passage]) -> tuple[Passage, ...]:
-    first: dict[tuple[str, ...], Passage] = {}
+    """Each passage once: by its id, or by title and text where one of two has no id (spec §11 B4)."""
+    kept: list[Passage] = []
+    ids, contents, contents_without_id = set[str](), set[tuple[str, str]](), set[tuple[str, str]]()
     for passage in passages:
-        first.setdefault(passage.identity, passage)
-    return tuple(first.values())
+        content = (passage.title, passage.text)
+        if (passage.id in ids or content in contents_without_id) if passage.id else content in contents:
+            continue
+        kept.append(passage)
+        contents.add(content)
+        if passage.id:
+            ids.add(passage.id)
+        else:
+            contents_without_id.add(content)
+    return tuple(kept)
 
 
 def _blocks(

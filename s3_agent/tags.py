@@ -17,29 +17,65 @@ INVALID_HINT = (
 )
 
 _TAGS = ("question", "information", "query", "important_info", "search_complete", "think", "search", "answer")
-_FORGED = re.compile(r"<(?=\s*(?:/\s*)?(?:" + "|".join(_TAGS) + r")\b|\|)", re.IGNORECASE)
+# Tokenizers that fold compatibility forms read the wide brackets as "<" too.
+_BRACKET = "[<\ufe64\uff1c]"
+_FORGED = re.compile(_BRACKET + r"(?=\s*(?:/\s*)?(?:" + "|".join(_TAGS) + r")\b|[|\uff5c])", re.IGNORECASE)
+_FORGED_HEADER = re.compile(r"(Doc\s*[0-9]+\s*)\((?=\s*Title\s*:)", re.IGNORECASE)
+_LOOKALIKE = {"<": "\u2039", "[": "\u2045"}
 _TRUE = {"true", "yes", "1", "y"}
 
 
-def neutral(text: str) -> str:
-    """`text` with every protocol tag or chat marker broken by a look-alike of its opening bracket."""
-    return _FORGED.sub("\u2039", text)
+def neutral(text: str, control: frozenset[str] = frozenset()) -> str:
+    """`text` with every protocol tag, chat marker and document header broken by a look-alike of its bracket.
+
+    `control` are the control tokens of the tokenizer that will read it (`</s>`, `[INST]`, …): as text they would turn
+    into the token itself.
+    """
+    text = _FORGED_HEADER.sub("\\1\u2768", _FORGED.sub(_LOOKALIKE["<"], text))
+    for token in control:
+        if token in text:
+            text = text.replace(token, _LOOKALIKE.get(token[0], f"{token[0]} ") + token[1:])
+    return text
 
 
-def _document(number: int, passage: Passage, *, space: str) -> str:
-    return f"Doc {number}{space}(Title: {neutral(passage.title)}) {neutral(passage.text)}"
+def _documents(passages: Sequence[Passage], control: frozenset[str], *, space: str) -> str:
+    return "\n".join(
+        f"Doc {number}{space}(Title: {neutral(passage.title, control)}) {neutral(passage.text, control)}"
+        for number, passage in enumerate(passages, 1)
+    ).strip()
 
 
-def initial_block(passages: Sequence[Passage]) -> str:
+def initial_block(passages: Sequence[Passage], control: frozenset[str] = frozenset()) -> str:
     """The information block of the prompt: one `Doc i (Title: …) …` a line, numbered from 1."""
-    lines = "\n".join(_document(number, passage, space=" ") for number, passage in enumerate(passages, 1)).strip()
-    return f"<information>\n{lines}\n</information>\n"
+    return f"<information>\n{_documents(passages, control, space=' ')}\n</information>\n"
 
 
-def observation(passages: Sequence[Passage]) -> str:
+def read_initial_block(text: str) -> tuple[Passage, ...]:
+    """The passages of a prompt's last information block, such that `initial_block` writes the same lines again.
+
+    Published data holds a prompt as text alone. A line counts as a document when its number is the next one; quoted
+    titles may hold brackets (spec §1.2).
+    """
+    _, start, block = text.rpartition("<information>\n")
+    block = block.partition("\n</information>")[0] if start else ""
+    headers: list[re.Match[str]] = []
+    for header in re.finditer(r"^Doc ([0-9]{1,6}) \(Title: ", block, re.MULTILINE):
+        if int(header[1]) == len(headers) + 1:
+            headers.append(header)
+    passages = []
+    for number, header in enumerate(headers, 1):
+        end = headers[number].start() - 1 if number < len(headers) else len(block)
+        document = block[header.end() : end]
+        end_of_title = '") ' if document.startswith('"') and '") ' in document else ") "
+        title, found, body = document.partition(end_of_title)
+        title = title + end_of_title[:-2] if found else title.removesuffix(")")
+        passages.append(Passage(id="", title=title, text=body))
+    return tuple(passages)
+
+
+def observation(passages: Sequence[Passage], control: frozenset[str] = frozenset()) -> str:
     """The information block after a search: `Doc i(Title: …) …`, no newline inside the tags, numbered from 1."""
-    lines = "\n".join(_document(number, passage, space="") for number, passage in enumerate(passages, 1)).strip()
-    return f"\n\n<information>{lines}</information>\n\n"
+    return f"\n\n<information>{_documents(passages, control, space='')}</information>\n\n"
 
 
 def cut_after_query(response: str) -> str:

@@ -19,23 +19,19 @@ class _Frozen(BaseModel):
 
 
 class Passage(_Frozen):
-    """One retrieved unit of the corpus."""
+    """One retrieved unit of the corpus. `id` is empty where the data or the server gives none."""
 
     id: str
     title: str
     text: str
 
-    @property
-    def identity(self) -> tuple[str, ...]:
-        """What makes two passages the same: the id, or title and text where a server gives no ids (spec §11 B4)."""
-        return (self.id,) if self.id else (self.title, self.text)
-
 
 class Task(_Frozen):
     """One question with its gold answers.
 
-    `initial_passages` is None when the agent has to retrieve them itself; `rag_score` is the stored naive-RAG score
-    (0 or 1), or None when unknown.
+    `initial_passages` is None when the agent has to retrieve them itself; `prompt` is the user message that the data
+    brings for an agent whose prompt is `data` (spec §5.2); `rag_score` is the stored naive-RAG score (0 or 1), or None
+    when unknown.
     """
 
     id: str
@@ -45,6 +41,18 @@ class Task(_Frozen):
     hops: int | None = None
     rag_score: float | None = None
     initial_passages: tuple[Passage, ...] | None = None
+    prompt: str | None = None
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _one_message(cls, prompt: Any) -> Any:
+        """Published rows hold a list of one chat message, a NumPy array once pandas has read it."""
+        if prompt is None or isinstance(prompt, str):
+            return prompt
+        messages = list(prompt)
+        if len(messages) != 1 or messages[0].get("role") != "user":
+            raise ValueError("prompt must be a text, or a list of one user message")
+        return messages[0]["content"]
 
     @field_validator("golden_answers")
     @classmethod
@@ -69,15 +77,21 @@ class ActionKind(StrEnum):
     """What the policy asked for in one response."""
 
     SEARCH = "search"
+    """Look something up: `query` holds what."""
     FINISH = "finish"
+    """Enough was found (s3); the generator answers."""
+    ANSWER = "answer"
+    """The policy's own answer (Search-R1): `answer` holds it."""
     INVALID = "invalid"
+    """None of these."""
 
 
 class Action(_Frozen):
-    """One parsed response. `query` is set for searches; `marked` is None when no selection tag was written."""
+    """One parsed response. `query` and `answer` go with their kinds; `marked` is None without a selection tag."""
 
     kind: ActionKind
     query: str | None = None
+    answer: str | None = None
     marked: tuple[int, ...] | None = None
 
 
@@ -85,18 +99,23 @@ class StopReason(StrEnum):
     """Why an episode ended."""
 
     FINISHED = "finished"
-    """The policy declared the search complete."""
+    """The policy declared the search complete (s3)."""
+    ANSWERED = "answered"
+    """The policy gave its own answer (Search-R1)."""
     FINAL_TURN_USED = "final_turn_used"
     """The search budget was used up and the final generation, in which nothing is searched, was taken."""
     CONTEXT_FULL = "context_full"
-    """The next prompt and response would not fit the policy's context."""
+    """What was read and written fills `max_context_tokens`; there is no room for another response."""
+    INVALID = "invalid"
+    """A response held no action, in a protocol that ends there (Agent Lightning's chat variant of Search-R1)."""
 
 
 class Turn(_Frozen):
     """One policy call and what it got back.
 
-    `response` is the text as the policy wrote it; `passages` are the documents shown in the observation that followed
-    (None: nothing was searched; empty: the search found nothing). Token counts are in policy tokens.
+    `response` is the text as the policy wrote it: the decoding of every sampled token, also of what a last token held
+    past the stop. `passages` are the documents shown in the observation that followed (None: nothing was searched;
+    empty: the search found nothing, or the server refused this one query). Token counts are in policy tokens.
     """
 
     response: str
@@ -108,20 +127,22 @@ class Turn(_Frozen):
 
 
 class Episode(_Frozen):
-    """A trajectory with what was selected from it."""
+    """A trajectory with what was selected from it. `answer` is the policy's own, None where a generator answers."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     agent: str
     prompt: str
     initial_passages: tuple[Passage, ...]
-    turns: tuple[Turn, ...]
+    turns: tuple[Turn, ...] = Field(min_length=1)
     selected: tuple[Passage, ...]
+    answer: str | None = None
     stop_reason: StopReason
 
     @property
     def text(self) -> str:
-        """Everything after the prompt: responses and observations in order."""
-        return "".join(turn.response + turn.observation for turn in self.turns)
+        """What the policy read and wrote after the prompt: up to its last response, which an observation may follow."""
+        *before, last = self.turns
+        return "".join(turn.response + turn.observation for turn in before) + last.response
 
     @property
     def searches(self) -> int:

@@ -1,25 +1,31 @@
 """The one turn loop, its limits as declared data, and what an agent is.
 
 An agent differs from another by its protocol: a prompt, a parser, an observation. The loop that drives a policy and a
-retriever is the same for all, appends token ids only, and so keeps every prompt an exact extension of the last.
+retriever is the same for all and only ever appends to what the policy reads, so that every prompt extends the last.
 """
 
-import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from s3_agent.clients.policy import Policy, Tokenizer
+from s3_agent.agents.observation import fit_passages
+from s3_agent.clients.policy import Policy, Role
 from s3_agent.clients.retriever import Retriever
-from s3_agent.errors import ConfigError
-from s3_agent.types import Action, ActionKind, Passage, StopReason, Task, Turn
+from s3_agent.errors import ConfigError, RetrieverError
+from s3_agent.selection import SelectionRule, select_passages
+from s3_agent.types import Action, ActionKind, Episode, Passage, StopReason, Task, Turn
+
+_REFUSALS = (400, 413, 422)
+_ENDS = {ActionKind.FINISH: StopReason.FINISHED, ActionKind.ANSWER: StopReason.ANSWERED}
 
 
 class Limits(BaseModel):
     """What one episode may use. Token counts are in policy tokens; the defaults are s3's (spec §0, §11 A1).
 
-    `max_searches=4` with a final generation is what the original calls three turns.
+    `max_searches=4` with a final generation is what the original calls three turns. `initial_topk=0` shows no passages
+    in the prompt. `max_context_tokens` holds prompt, responses and observations; an episode that fills it ends.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -29,7 +35,7 @@ class Limits(BaseModel):
     max_searches: int = Field(default=4, ge=0)
     final_generation: bool = True
     max_new_tokens: int = Field(default=500, ge=1)
-    max_observation_tokens: int = Field(default=1400, ge=16)
+    max_observation_tokens: int | None = Field(default=1400, ge=16)
     max_context_tokens: int = Field(default=8000, ge=64)
 
     @property
@@ -39,21 +45,37 @@ class Limits(BaseModel):
 
 
 class TextProtocol(Protocol):
-    """How one method talks to its policy."""
+    """How one method talks to its policy. `control` are texts that passages and questions must not hold (`neutral`)."""
 
     stop: tuple[str, ...]
-    invalid_hint: str
+    """Strings that end a response and belong to it."""
+    invalid_hint: str | None
+    """What is said after a response without an action; None ends the episode there."""
+    observation_role: Role
+    """Whether observations continue the policy's own turn or are the user's."""
 
-    def prompt(self, question: str, passages: Sequence[Passage]) -> str:
-        """The user message."""
+    def message(self, task: Task, passages: Sequence[Passage], control: frozenset[str]) -> str:
+        """The user message that opens the episode. Raises ConfigError when the task lacks what it needs."""
+        ...
+
+    def passages_in_data(self, task: Task) -> tuple[Passage, ...] | None:
+        """The initial passages that the task's own prompt shows; None when it brings none."""
         ...
 
     def parse(self, response: str) -> Action:
         """Read one response."""
         ...
 
-    def observation(self, passages: Sequence[Passage]) -> str:
+    def observation(self, passages: Sequence[Passage], control: frozenset[str]) -> str:
         """The text given back after a search."""
+        ...
+
+
+class Agent(Protocol):
+    """An algorithm that turns a task into an episode."""
+
+    async def run(self, task: Task, *, policy: Policy, retriever: Retriever) -> Episode:
+        """Play one task. Raises PolicyError and RetrieverError; a malformed response is an episode."""
         ...
 
 
@@ -63,36 +85,19 @@ def normalize_question(question: str) -> str:
     return question if question.endswith("?") else question + "?"
 
 
-def fit_passages(
-    passages: Sequence[Passage], render: TextProtocol, tokenizer: Tokenizer, *, max_tokens: int
-) -> tuple[Passage, ...]:
-    """The passages as they can be shown in `max_tokens`: the last shown one loses its tail, later ones are left out.
+async def _search(retriever: Retriever, query: str, question: str, *, topk: int) -> tuple[Passage, ...]:
+    """The passages of a query; none for one that the server refuses although it serves the question itself.
 
-    The tags always close, and ids exist only for documents that are shown (spec §11 B3).
+    A refused query is the policy's fault and costs it the search, nothing else (spec §11 A6); a server that refuses
+    every query is not, and fails the attempt.
     """
-
-    def tokens(shown: Sequence[Passage]) -> int:
-        return len(tokenizer.encode(render.observation(shown)))
-
-    if tokens(passages) <= max_tokens:
-        return tuple(passages)
-    # Long runs are parted, since some scripts put no spaces between words.
-    words = [re.findall(r"\S{1,16}\s*", passage.text) for passage in passages]
-
-    def first(count: int) -> tuple[Passage, ...]:
-        shown: list[Passage] = []
-        for passage, parts in zip(passages, words, strict=True):
-            if count <= 0:
-                break
-            shown.append(passage.model_copy(update={"text": "".join(parts[:count]).rstrip()}))
-            count -= len(parts)
-        return tuple(shown)
-
-    low, high = 0, sum(map(len, words))
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if tokens(first(middle)) <= max_tokens else (low, middle - 1)
-    return first(low)
+    try:
+        return await retriever.retrieve(query, topk=topk)
+    except RetrieverError as error:
+        if error.status not in _REFUSALS:
+            raise
+        await retriever.retrieve(question, topk=topk)
+        return ()
 
 
 async def play(
@@ -105,44 +110,85 @@ async def play(
     retriever: Retriever,
 ) -> tuple[str, list[Turn], StopReason]:
     """Drive one episode: the prompt, its turns, and why it ended. Raises PolicyError and RetrieverError."""
-    tokenizer = policy.tokenizer
-    prompt = protocol.prompt(normalize_question(task.question), initial)
-    ids = tokenizer.chat(prompt)
-    if len(ids) >= limits.max_context_tokens:
+    control = policy.control
+    prompt = protocol.message(task, initial, control)
+    conversation = policy.converse(prompt)
+    if conversation.used >= limits.max_context_tokens:
         raise ConfigError(
-            f"the first prompt of task {task.id} has {len(ids)} tokens, the context holds {limits.max_context_tokens}",
+            f"the first prompt of task {task.id} has {conversation.used} tokens, the context holds "
+            f"{limits.max_context_tokens}",
             remedy="lower `agent.limits.initial_topk` or raise `agent.limits.max_context_tokens`",
         )
+
+    def render(passages: Sequence[Passage]) -> str:
+        return protocol.observation(passages, control)
+
     turns: list[Turn] = []
     for number in range(limits.generations):
-        room = limits.max_context_tokens - len(ids)
-        if room <= 0:
+        prompt_tokens = conversation.used
+        room = limits.max_context_tokens - prompt_tokens
+        if room <= 0:  # a chat server counts more than we could foresee
             return prompt, turns, StopReason.CONTEXT_FULL
-        prompt_tokens = len(ids)
-        completion = await policy.complete(ids, max_tokens=min(limits.max_new_tokens, room), stop=protocol.stop)
-        ids += completion.token_ids
-        response = tokenizer.decode(completion.token_ids)
-        action = protocol.parse(response)
-        passages, observation = None, ""
-        ended = action.kind is ActionKind.FINISH or number >= limits.max_searches
-        if not ended:
-            if action.kind is ActionKind.SEARCH:
-                found = await retriever.retrieve(action.query or "", topk=limits.topk)
-                passages = fit_passages(found, protocol, tokenizer, max_tokens=limits.max_observation_tokens)
-                observation = protocol.observation(passages)
-            else:
-                observation = protocol.invalid_hint
-            ids += tokenizer.encode(observation)
-        turns.append(
-            Turn(
-                response=response,
-                passages=passages,
-                action=action,
-                observation=observation,
-                prompt_tokens=prompt_tokens,
-                response_tokens=len(completion.token_ids),
-            )
+        reply = await conversation.generate(max_tokens=min(limits.max_new_tokens, room), stop=protocol.stop)
+        action = protocol.parse(reply.text)
+        add = partial(
+            Turn, response=reply.text, action=action, prompt_tokens=prompt_tokens, response_tokens=reply.tokens
         )
-        if action.kind is ActionKind.FINISH:
-            return prompt, turns, StopReason.FINISHED
+        if action.kind in _ENDS:
+            return prompt, [*turns, add()], _ENDS[action.kind]
+        if number >= limits.max_searches:
+            return prompt, [*turns, add()], StopReason.FINAL_TURN_USED
+        searching = action.kind is ActionKind.SEARCH
+        if not searching and protocol.invalid_hint is None:
+            return prompt, [*turns, add()], StopReason.INVALID
+        # The next response needs room for a token at least.
+        room = limits.max_context_tokens - conversation.used - 1
+        passages, said = None, protocol.invalid_hint or ""
+        if searching and conversation.count(render(())) <= room:
+            found = await _search(retriever, action.query or "", task.question, topk=limits.topk)
+            most = room if limits.max_observation_tokens is None else min(room, limits.max_observation_tokens)
+            passages = fit_passages(found, render=render, count=conversation.count, max_tokens=most)
+            said = render(passages)
+        elif searching or conversation.count(said) > room:
+            return prompt, [*turns, add()], StopReason.CONTEXT_FULL
+        observation = conversation.observe(said, role=protocol.observation_role)
+        turns.append(add(passages=passages, observation=observation))
     return prompt, turns, StopReason.FINAL_TURN_USED
+
+
+class SearchAgent:
+    """An agent that is its protocol, its limits and its selection rule. `name` is written into its episodes."""
+
+    def __init__(self, name: str, protocol: TextProtocol, *, limits: Limits, selection: SelectionRule) -> None:
+        self._name = name
+        self._protocol = protocol
+        self._limits = limits
+        self._selection: SelectionRule = selection
+
+    async def run(self, task: Task, *, policy: Policy, retriever: Retriever) -> Episode:
+        """Play `task`. Raises PolicyError and RetrieverError; a malformed response is an episode."""
+        initial = await self._initial(task, retriever)
+        prompt, turns, stop_reason = await play(
+            task, initial, self._protocol, self._limits, policy=policy, retriever=retriever
+        )
+        last = turns[-1].action
+        return Episode(
+            agent=self._name,
+            prompt=prompt,
+            initial_passages=initial,
+            turns=tuple(turns),
+            selected=select_passages(initial, turns, rule=self._selection),
+            answer=last.answer if last else None,
+            stop_reason=stop_reason,
+        )
+
+    async def _initial(self, task: Task, retriever: Retriever) -> tuple[Passage, ...]:
+        topk = self._limits.initial_topk
+        if topk == 0:
+            return ()
+        known = task.initial_passages
+        if known is None:
+            known = self._protocol.passages_in_data(task)
+        if known is None:
+            known = await retriever.retrieve(normalize_question(task.question), topk=topk)
+        return known[:topk]

@@ -7,14 +7,19 @@ document lines, the question and information blocks at the end, the hint after a
 from collections.abc import Sequence
 from typing import Literal
 
-from s3_agent.agents.base import Limits, normalize_question, play
-from s3_agent.clients.policy import Policy
-from s3_agent.clients.retriever import Retriever
-from s3_agent.selection import SelectionRule, select_passages
-from s3_agent.tags import INVALID_HINT, QUERY_END, initial_block, neutral, observation, parse
-from s3_agent.types import Action, Episode, Passage, Task
+from s3_agent.agents.base import Limits, SearchAgent, normalize_question
+from s3_agent.clients.policy import Role
+from s3_agent.errors import ConfigError
+from s3_agent.selection import SelectionRule
+from s3_agent.tags import INVALID_HINT, QUERY_END, initial_block, neutral, observation, parse, read_initial_block
+from s3_agent.types import Action, Passage, Task
 
-PromptName = Literal["instruct", "compact"]
+PromptName = Literal["instruct", "bm25", "compact", "data"]
+"""`instruct` explains the protocol, `bm25` asks for Boolean queries as well, `compact` is the question and information
+blocks alone, for policies that were trained on the protocol itself, `data` takes the words from the task's `prompt`."""
+
+LIMITS = Limits()
+MARKER = "Now, start the loop with the following question and initial searched results:"
 
 _INSTRUCTIONS = """\
 You are a search copilot for a separate generation model. You get a user's question and the results of a first search. \
@@ -33,7 +38,7 @@ complete, a <search_complete> tag and a new query MUST follow.
 After reading results decide: go on with <search_complete>False</search_complete> and a better query, or stop with \
 <search_complete>True</search_complete>. You may reason between <think> and </think> at any time; the generator uses \
 only the important information.
-
+{note}
 The input looks like this:
 <question>
 [the question]
@@ -49,9 +54,9 @@ True
 
 Output when it is not:
 <query>
-{
+{{
     "query": "[search query]"
-}
+}}
 </query>
 <information>
 [results]
@@ -63,71 +68,73 @@ Output when it is not:
 False
 </search_complete>
 <query>
-{
+{{
     "query": "[search query]"
-}
+}}
 </query>
 ... (several turns, until the search is complete)
 <search_complete>
 True
 </search_complete>
 
-Now, start the loop with the following question and initial searched results:
-
 """
+_BM25_NOTE = """
+Write the query with Boolean operators (AND, OR) and parentheses that group its terms.
+"""
+_NOTES = {"instruct": "", "bm25": _BM25_NOTE}
 
 
-def compact_prompt(question: str, passages: Sequence[Passage]) -> str:
-    """The question and information blocks alone, for policies that were trained on the protocol itself."""
-    return f"<question>\n{neutral(question)}\n</question>\n{initial_block(passages)}"
+def compact_prompt(question: str, passages: Sequence[Passage], control: frozenset[str] = frozenset()) -> str:
+    """The question and information blocks, with which every s3 prompt ends."""
+    return f"<question>\n{neutral(question, control)}\n</question>\n{initial_block(passages, control)}"
 
 
 class S3Protocol:
     """s3's tags as a text protocol for the turn loop."""
 
     stop: tuple[str, ...] = (QUERY_END,)
-    invalid_hint: str = INVALID_HINT
+    invalid_hint: str | None = INVALID_HINT
+    observation_role: Role = "assistant"
 
     def __init__(self, prompt: PromptName = "instruct") -> None:
-        self._instructions = _INSTRUCTIONS if prompt == "instruct" else ""
+        self._prompt: PromptName = prompt
 
-    def prompt(self, question: str, passages: Sequence[Passage]) -> str:
-        return self._instructions + compact_prompt(question, passages)
+    def message(self, task: Task, passages: Sequence[Passage], control: frozenset[str] = frozenset()) -> str:
+        return self._instructions(task) + compact_prompt(normalize_question(task.question), passages, control)
+
+    def _instructions(self, task: Task) -> str:
+        if self._prompt == "compact":
+            return ""
+        if self._prompt != "data":
+            return f"{_INSTRUCTIONS.format(note=_NOTES[self._prompt])}{MARKER}\n\n"
+        words, marker, _ = (task.prompt or "").partition(MARKER)
+        if not marker:
+            raise ConfigError(
+                f"agent.prompt is `data`, but the prompt of task {task.id} does not hold the line {MARKER!r}",
+                remedy="use rows with s3's `prompt` column, or agent.prompt=instruct",
+            )
+        return f"{words}{marker}\n\n"
+
+    def passages_in_data(self, task: Task) -> tuple[Passage, ...] | None:
+        if self._prompt != "data" or task.prompt is None:
+            return None
+        return read_initial_block(task.prompt.partition(MARKER)[2]) or None
 
     def parse(self, response: str) -> Action:
         return parse(response)
 
-    def observation(self, passages: Sequence[Passage]) -> str:
-        return observation(passages)
+    def observation(self, passages: Sequence[Passage], control: frozenset[str] = frozenset()) -> str:
+        return observation(passages, control)
 
 
-class S3Agent:
+class S3Agent(SearchAgent):
     """The s3 searcher: one assistant turn, continued with observations; selected passages are fields of the episode."""
 
     def __init__(
         self,
         *,
-        limits: Limits | None = None,
+        limits: Limits = LIMITS,
         prompt: PromptName = "instruct",
         selection: SelectionRule = "marked-first",
     ) -> None:
-        self._limits = limits or Limits()
-        self._protocol = S3Protocol(prompt)
-        self._selection: SelectionRule = selection
-
-    async def run(self, task: Task, *, policy: Policy, retriever: Retriever) -> Episode:
-        """Search and select for `task`. Raises PolicyError and RetrieverError; a malformed response is an episode."""
-        initial = task.initial_passages
-        if initial is None:
-            initial = await retriever.retrieve(normalize_question(task.question), topk=self._limits.initial_topk)
-        prompt, turns, stop_reason = await play(
-            task, initial, self._protocol, self._limits, policy=policy, retriever=retriever
-        )
-        return Episode(
-            agent="s3",
-            prompt=prompt,
-            initial_passages=tuple(initial),
-            turns=tuple(turns),
-            selected=select_passages(initial, turns, rule=self._selection),
-            stop_reason=stop_reason,
-        )
+        super().__init__("s3", S3Protocol(prompt), limits=limits, selection=selection)

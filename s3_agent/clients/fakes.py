@@ -4,9 +4,12 @@ They keep the promises of the real ones: the policy works in token ids, stops at
 limit; each remembers what it was asked. `fake_servers` puts them behind real HTTP.
 """
 
+import re
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 
-from s3_agent.clients.policy import Completion, Tokenizer
+from s3_agent.clients.policy import Completion, TokenPolicy
+from s3_agent.clients.tokenizer import Tokenizer
 from s3_agent.errors import GeneratorError, PolicyError, RetrieverError
 from s3_agent.types import Passage
 
@@ -14,44 +17,57 @@ Respond = Callable[[str], str]
 
 
 class ToyTokenizer:
-    """One token a byte, and one for each of the chat template's markers. It needs no files."""
+    """One token a byte, one for each of the chat template's markers and one for each of `pieces`. It needs no files.
+
+    A piece such as `>\\n` makes a tag's last token hold more than the tag, as tokens of real vocabularies do.
+    """
 
     MARKERS = ("<|im_start|>", "<|im_end|>")
+    control = frozenset(MARKERS)
+
+    def __init__(self, pieces: Sequence[str] = ()) -> None:
+        self._pieces = (*self.MARKERS, *pieces)
+        self._split = re.compile("(" + "|".join(map(re.escape, self._pieces)) + ")")
 
     def chat(self, message: str) -> list[int]:
         start, end = self.MARKERS
         return self.encode(f"{start}user\n{message}{end}\n{start}assistant\n")
 
+    def next_user_turn(self, message: str) -> str:
+        start, end = self.MARKERS
+        return f"{end}\n{start}user\n{message}{end}\n{start}assistant\n"
+
     def encode(self, text: str) -> list[int]:
-        if not text:
-            return []
-        for number, marker in enumerate(self.MARKERS):
-            head, found, tail = text.partition(marker)
-            if found:
-                return [*self.encode(head), 256 + number, *self.encode(tail)]
-        return list(text.encode())
+        ids: list[int] = []
+        for number, part in enumerate(self._split.split(text)):
+            ids += [256 + self._pieces.index(part)] if number % 2 else part.encode()
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        parts = (bytes([token]) if token < 256 else self.MARKERS[token - 256].encode() for token in ids)
+        parts = (bytes([token]) if token < 256 else self._pieces[token - 256].encode() for token in ids)
         return b"".join(parts).decode(errors="replace")
 
 
-class FakePolicy:
+class FakePolicy(TokenPolicy):
     """Responds by a function of the prompt's text, or with a list of responses one after the other.
 
-    `prompts` holds the ids of every call. A response ends at the first stop string, which it keeps, or at the limit.
+    `prompts` holds the ids of every call. A response ends with the token in which the first stop string ends, or at the
+    limit.
     """
 
     def __init__(self, respond: Respond | Sequence[str], tokenizer: Tokenizer | None = None) -> None:
-        self.tokenizer: Tokenizer = tokenizer or ToyTokenizer()
+        super().__init__(tokenizer or ToyTokenizer())
         self.prompts: list[tuple[int, ...]] = []
         self.responses: list[tuple[int, ...]] = []
         self._respond = respond if callable(respond) else _in_turn(respond)
 
     async def complete(self, prompt_ids: Sequence[int], *, max_tokens: int, stop: Sequence[str]) -> Completion:
         text = self._respond(self.tokenizer.decode(prompt_ids))
-        ends = [text.find(mark) + len(mark) for mark in stop if mark in text]
-        ids = self.tokenizer.encode(text[: min(ends, default=None)])
+        ids = self.tokenizer.encode(text)
+        stopped = bisect_left(
+            range(len(ids)), True, key=lambda last: any(mark in self.tokenizer.decode(ids[: last + 1]) for mark in stop)
+        )
+        ids = ids[: stopped + 1]
         completion = Completion(
             token_ids=tuple(ids[:max_tokens]), finish_reason="stop" if len(ids) <= max_tokens else "length"
         )

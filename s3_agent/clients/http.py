@@ -5,6 +5,8 @@ transport failures with growing jittered waits; any other 4xx is our own fault a
 """
 
 import random
+import time
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
@@ -23,9 +25,15 @@ class _Transient(Exception):
 
 
 def _retry_after(response: httpx.Response) -> float | None:
+    """Seconds, from either form that HTTP allows: a number or a date."""
+    value = response.headers.get("retry-after", "")
     try:
-        return max(0.0, float(response.headers["retry-after"]))
-    except (KeyError, ValueError):
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
         return None
 
 

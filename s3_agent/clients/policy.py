@@ -1,34 +1,22 @@
 """The policy's client side: token ids in, token ids out, so that each prompt extends the one before exactly.
 
 The text endpoint (`/completions`) is used with token ids because chat templates and re-tokenised text change what was
-sampled; then Agent Lightning can merge a rollout's calls into one training row (design §4).
+sampled; then Agent Lightning can merge a rollout's calls into one training row (design §4). Agents see a conversation
+of texts only, so an endpoint that takes no token ids (`chat_policy`) serves the same agents.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Protocol
+from typing import Literal, Protocol
 
 import httpx
 
 from s3_agent.clients.http import call_json
-from s3_agent.errors import ConfigError, PolicyError
+from s3_agent.clients.tokenizer import Tokenizer
+from s3_agent.errors import PolicyError
 
-
-class Tokenizer(Protocol):
-    """The policy's own tokenizer."""
-
-    def chat(self, message: str) -> list[int]:
-        """Ids of one user message in the chat template, ready for the assistant's turn."""
-        ...
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of raw continuation text, without special tokens added."""
-        ...
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, special tokens included."""
-        ...
+Role = Literal["assistant", "user"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,59 +27,104 @@ class Completion:
     finish_reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the policy wrote, and in how many tokens."""
+
+    text: str
+    tokens: int
+
+
+class Conversation(Protocol):
+    """One episode's exchange with a policy. Token counts are in policy tokens, or estimates where they are unknown."""
+
+    @property
+    def used(self) -> int:
+        """How many tokens the context holds: prompt, responses and observations."""
+        ...
+
+    def count(self, text: str) -> int:
+        """How many tokens `text` takes."""
+        ...
+
+    async def generate(self, *, max_tokens: int, stop: Sequence[str]) -> Reply:
+        """The policy's next response, which ends with a stop string if one was written. Raises PolicyError."""
+        ...
+
+    def observe(self, text: str, *, role: Role = "assistant") -> str:
+        """Add `text` to what the policy reads next: inside its own turn, or as the user's. Returns it as it is read."""
+        ...
+
+
 class Policy(Protocol):
     """What an agent needs of a policy."""
 
     @property
-    def tokenizer(self) -> Tokenizer:
-        """The policy's own tokenizer."""
+    def control(self) -> frozenset[str]:
+        """Texts that must not reach the policy from a passage or a question (`s3_agent.tags.neutral`)."""
         ...
 
+    def converse(self, message: str) -> Conversation:
+        """A new conversation that opens with one user message."""
+        ...
+
+
+class TokenPolicy(ABC):
+    """A policy that continues token ids of its own tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.control = tokenizer.control
+
+    @abstractmethod
     async def complete(self, prompt_ids: Sequence[int], *, max_tokens: int, stop: Sequence[str]) -> Completion:
         """Continue `prompt_ids` by at most `max_tokens` tokens. Raises PolicyError."""
-        ...
+
+    def converse(self, message: str) -> "TokenConversation":
+        """A conversation of exact token prefixes."""
+        return TokenConversation(self, message)
 
 
-class HuggingFaceTokenizer:
-    """A tokenizer from a model folder or hub name, through transformers."""
+class TokenConversation:
+    """Ids that only ever grow: every prompt is the previous prompt and response, and what was observed."""
 
-    def __init__(self, path: str) -> None:
-        from transformers import AutoTokenizer
+    def __init__(self, policy: TokenPolicy, message: str) -> None:
+        self._policy = policy
+        self._tokenizer = policy.tokenizer
+        self._ids = self._tokenizer.chat(message)
+        self._start = len(self._ids)
+        self._text = ""
 
-        try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(path)
-        except (OSError, ValueError) as cause:
-            raise ConfigError(
-                f"there is no tokenizer at {path}: {cause}", remedy="give a model folder or the name of a hub model"
-            ) from cause
-        if not self._tokenizer.chat_template:
-            raise ConfigError(f"the tokenizer of {path} has no chat template", remedy="use an instruct model")
+    @property
+    def used(self) -> int:
+        return len(self._ids)
 
-    def chat(self, message: str) -> list[int]:
-        text = self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": message}], tokenize=False, add_generation_prompt=True
-        )
-        return self.encode(text)
+    def count(self, text: str) -> int:
+        return len(self._tokenizer.encode(text))
 
-    def encode(self, text: str) -> list[int]:
-        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+    async def generate(self, *, max_tokens: int, stop: Sequence[str]) -> Reply:
+        completion = await self._policy.complete(self._ids, max_tokens=max_tokens, stop=stop)
+        return Reply(text=self._grow(completion.token_ids), tokens=len(completion.token_ids))
 
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(
-            list(ids),
-            skip_special_tokens=False,
-            clean_up_tokenization_spaces=False,
-            spaces_between_special_tokens=False,
-        )
+    def observe(self, text: str, *, role: Role = "assistant") -> str:
+        if role == "user":
+            text = self._tokenizer.next_user_turn(text)
+            # A policy that ended its turn by itself has written the first token of what stands between two turns.
+            last = self._tokenizer.decode(self._ids[-1:])
+            if last in self._tokenizer.control:
+                text = text.removeprefix(last)
+        return self._grow(self._tokenizer.encode(text))
 
-
-@cache
-def load_tokenizer(path: str) -> HuggingFaceTokenizer:
-    """The tokenizer of `path`, loaded once a process."""
-    return HuggingFaceTokenizer(path)
+    def _grow(self, ids: Sequence[int]) -> str:
+        """Append ids; the text they add. It is read in context, since a token's text can depend on what precedes it."""
+        self._ids += ids
+        whole = self._tokenizer.decode(self._ids[self._start :])
+        added = whole[len(self._text) :] if whole.startswith(self._text) else self._tokenizer.decode(ids)
+        self._text += added
+        return added
 
 
-class CompletionsPolicy:
+class CompletionsPolicy(TokenPolicy):
     """A policy behind an OpenAI-compatible `/completions` that takes and returns token ids (vLLM, AGL's gateway)."""
 
     def __init__(
@@ -105,7 +138,7 @@ class CompletionsPolicy:
         top_p: float = 1.0,
         patience_s: float = 300.0,
     ) -> None:
-        self.tokenizer = tokenizer
+        super().__init__(tokenizer)
         self._client = client
         self._url = url.rstrip("/") + "/completions"
         self._sampling = {"model": model, "temperature": temperature, "top_p": top_p}
@@ -135,7 +168,8 @@ class CompletionsPolicy:
         except (KeyError, IndexError, TypeError) as cause:
             raise PolicyError(
                 f"{self._url} answered without token ids: {str(answer)[:300]}",
-                remedy="serve the policy with vLLM 0.10.2 or newer, which returns them on `return_token_ids`",
+                remedy="serve the policy with vLLM 0.10.2 or newer, which returns them on `return_token_ids`, "
+                "or talk to it by chat messages (`policy.mode=chat`)",
             ) from cause
         if not token_ids:
             raise PolicyError(f"{self._url} sampled no token", remedy="check max_model_len of the policy server")

@@ -18,7 +18,8 @@ from transformers import LlamaForCausalLM
 
 from s3_agent.agents.base import Limits
 from s3_agent.agents.s3 import S3Agent
-from s3_agent.clients.policy import Completion, load_tokenizer
+from s3_agent.clients.policy import Completion, TokenPolicy
+from s3_agent.clients.tokenizer import load_tokenizer
 from s3_agent.embedded import NANO_POLICY, VALIDATION
 from s3_agent.embedded.nano_policy import TOPK, Expert
 from s3_agent.rewards.answer_match import span_match
@@ -35,11 +36,11 @@ LIMITS = Limits(
 )
 
 
-class LocalPolicy:
+class LocalPolicy(TokenPolicy):
     """A policy in this process; temperature 0 is greedy."""
 
     def __init__(self, folder: Path, *, temperature: float) -> None:
-        self.tokenizer = load_tokenizer(str(folder))
+        super().__init__(load_tokenizer(str(folder)))
         self._model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self._eos = int(self._model.config.eos_token_id)  # pyright: ignore[reportArgumentType]
         self._temperature = temperature

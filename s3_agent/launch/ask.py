@@ -9,13 +9,17 @@ from rich.console import Console, Group
 from rich.markup import escape
 from rich.panel import Panel
 
+from s3_agent.agents.settings import AgentName
+from s3_agent.clients.chat_policy import ChatPolicy
 from s3_agent.clients.generator import make_generator
-from s3_agent.clients.policy import CompletionsPolicy, load_tokenizer
+from s3_agent.clients.http import call_json
+from s3_agent.clients.policy import CompletionsPolicy
 from s3_agent.clients.retriever import HttpRetriever
-from s3_agent.errors import ConfigError
+from s3_agent.clients.tokenizer import load_tokenizer
+from s3_agent.errors import ConfigError, PolicyError
 from s3_agent.launch import commands
 from s3_agent.launch.job import Run, require_external, resolve_ports, scratch_run, service_parts
-from s3_agent.launch.ports import reserve_port
+from s3_agent.launch.ports import HOST, reserve_port
 from s3_agent.launch.stack import Part, Stack
 from s3_agent.recipe import Recipe
 from s3_agent.rollout.runner import Outcome, run_task
@@ -34,25 +38,41 @@ def newest_run(runs: Path) -> Path:
     return finished[-1].parents[1]
 
 
-def policy_part(model: Path, run: Run, *, port: int) -> Part:
-    """vLLM over the trained policy."""
+def policy_part(model: Path, run: Run, *, port: int, name: str = POLICY_NAME) -> Part:
+    """vLLM over the trained policy, served as `name`."""
     options = ["--enforce-eager", "--max-num-seqs", "8"] + (["--dtype", "float32"] if commands.has_cpu_vllm() else [])
     return Part(
         name="policy",
-        command=commands.vllm_command(str(model), POLICY_NAME, port=port, options=options),
+        command=commands.vllm_command(str(model), name, port=port, options=options),
         log=run.logs / "policy.log",
-        ready_url=f"http://127.0.0.1:{port}/health",
+        ready_url=f"http://{HOST}:{port}/health",
         environment=commands.CPU_ENVIRONMENT if commands.has_cpu_vllm() else {},
         remedy="check that the run's policy folder is whole",
     )
 
 
-async def _play(recipe: Recipe, task: Task, policy_url: str, tokenizer: str) -> Outcome:
-    async with httpx.AsyncClient(timeout=300.0) as http:
+async def _served_name(http: httpx.AsyncClient, url: str) -> str:
+    models = await call_json(http, "GET", url.rstrip("/") + "/models", error=PolicyError, patience_s=10.0)
+    try:
+        return models["data"][0]["id"]
+    except (KeyError, IndexError, TypeError) as cause:
+        raise PolicyError(f"{url}/models names no model: {str(models)[:200]}", remedy="give --policy-name") from cause
+
+
+async def _play(
+    recipe: Recipe, task: Task, policy_url: str, tokenizer: str, *, name: str | None, key: str | None
+) -> Outcome:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    async with httpx.AsyncClient(timeout=300.0) as http, httpx.AsyncClient(timeout=300.0, headers=headers) as own:
+        name = name or await _served_name(own, policy_url)
+        if recipe.policy.mode == "chat":
+            policy = ChatPolicy(own, policy_url, model=name, temperature=0.0, body=recipe.policy.request)
+        else:
+            policy = CompletionsPolicy(own, policy_url, load_tokenizer(tokenizer), model=name, temperature=0.0)
         return await run_task(
             task,
-            recipe.agent.model_copy(update={"reward": "accuracy"}),
-            policy=CompletionsPolicy(http, policy_url, load_tokenizer(tokenizer), model=POLICY_NAME, temperature=0.0),
+            recipe.agent,
+            policy=policy,
             retriever=HttpRetriever(http, commands.retriever_url(recipe)),
             generator=make_generator(http, commands.generator_url(recipe), recipe.generator.client),
         )
@@ -74,37 +94,54 @@ def _turn(number: int, turn: Turn) -> Panel:
 def episode_view(question: str, outcome: Outcome) -> Group:
     """The trajectory, what was selected and the answer."""
     episode = outcome.episode
+    answer = "[dim]none[/]" if outcome.answer is None else f"[bold]{escape(outcome.answer)}[/]"
     return Group(
         Panel(_passages(episode.initial_passages), title=escape(question), title_align="left"),
         *(_turn(number, turn) for number, turn in enumerate(episode.turns, 1)),
         Panel(_passages(episode.selected), title=f"selected ({episode.stop_reason})", title_align="left"),
-        Panel(f"[bold]{escape(outcome.answer)}[/]", title="answer", title_align="left"),
+        Panel(answer, title="answer", title_align="left"),
     )
 
 
-def ask_job(recipe: Recipe, question: str, *, run: Path | None, policy_url: str | None, as_json: bool) -> int:
+def ask_job(
+    recipe: Recipe,
+    question: str,
+    *,
+    agent: AgentName | None = None,
+    run: Path | None = None,
+    policy_url: str | None = None,
+    policy_name: str | None = None,
+    policy_key: str | None = None,
+    as_json: bool = False,
+) -> int:
     """Play one question with the policy of `run`, or the one at `policy_url`. Raises S3AgentError."""
     if not question.strip():
         raise ConfigError("the question is empty", remedy='ask something: s3-agent ask "…?"')
-    model = recipe.policy.model if policy_url and run is None else str((run or newest_run(recipe.runs)) / "policy")
     if run is not None and not (run / "policy").is_dir():
         raise ConfigError(f"{run} has no trained policy", remedy="give the folder of a finished run")
+    if recipe.policy.mode == "chat" and policy_url is None:
+        raise ConfigError("policy.mode=chat needs a running policy", remedy="give --policy-url http://…/v1")
+    model = recipe.policy.model if policy_url and run is None else str((run or newest_run(recipe.runs)) / "policy")
+    settings = recipe.agent.played_by(agent or recipe.agent.name)
+    # One answer is looked at, not compared with naive RAG.
+    settings = settings.model_copy(update={"reward": "accuracy"}) if settings.asks_generator else settings
+    recipe = recipe.model_copy(update={"agent": settings})
     require_external(recipe)
     recipe = resolve_ports(recipe)
     task = Task(id="ask", question=question, golden_answers=(UNKNOWN,))
     with scratch_run(recipe) as scratch:
-        parts = service_parts(recipe, scratch)
+        parts = [part for part in service_parts(recipe, scratch) if part.name != "generator" or settings.asks_generator]
         if policy_url is None:
             port = reserve_port("policy", 0)
             parts.append(policy_part(Path(model), scratch, port=port))
-            policy_url = f"http://127.0.0.1:{port}/v1"
+            policy_url = f"http://{HOST}:{port}/v1"
         with Stack(parts, run_id=secrets.token_hex(8)) as stack:
             with console.status("starting " + ", ".join(part.name for part in parts)):
                 stack.run()
-            outcome = asyncio.run(_play(recipe, task, policy_url, model))
+            outcome = asyncio.run(_play(recipe, task, policy_url, model, name=policy_name, key=policy_key))
     if as_json:
-        answer = {"question": question, "answer": outcome.answer, "episode": outcome.episode.model_dump(mode="json")}
-        Console().print_json(data=answer)
+        shown = {"question": question, "answer": outcome.answer, "episode": outcome.episode.model_dump(mode="json")}
+        Console().print_json(data=shown)
     else:
         Console().print(episode_view(question, outcome))
     return 0

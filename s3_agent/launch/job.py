@@ -111,7 +111,7 @@ def rag_fingerprint(recipe: Recipe) -> Fingerprint:
     return Fingerprint.of(
         corpus=index["corpus"],
         retriever=json.dumps({"backend": index["backend"], **index["settings"]}),
-        topk=recipe.agent.limits.initial_topk,
+        topk=recipe.data.rag_topk,
         generator=recipe.generator.client,
     )
 
@@ -256,6 +256,8 @@ def train_job(recipe: Recipe, *, name: str | None = None) -> int:
     recipe = resolve_ports(recipe)
     if recipe.gateway.url and not recipe.gateway.key:
         raise ConfigError("a gateway of your own needs its key", remedy="set gateway.key=…")
+    if recipe.policy.mode != "tokens":
+        raise ConfigError("chat messages carry no token ids to train on", remedy="leave policy.mode=tokens")
     run.create()
     gateway_url = commands.gateway_url(recipe)
     _write_inputs(recipe, run, train, validation, gateway_url)

@@ -28,7 +28,7 @@ async def _answers(recipe: Recipe, *, concurrency: int) -> dict[str, RagAnswer]:
                 tasks,
                 retriever=HttpRetriever(http, retriever_url(recipe)),
                 generator=make_generator(http, generator_url(recipe), recipe.generator.client),
-                topk=recipe.agent.limits.initial_topk,
+                topk=recipe.data.rag_topk,
                 concurrency=concurrency,
                 done=lambda count: progress.advance(bar, count),
             )

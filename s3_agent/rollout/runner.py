@@ -2,40 +2,56 @@
 
 import time
 from dataclasses import dataclass
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import model_validator
 
-from s3_agent.agents.base import Limits
-from s3_agent.agents.s3 import PromptName, S3Agent
+from s3_agent.agents.search_r1 import scored_text
+from s3_agent.agents.settings import AgentChoice
 from s3_agent.clients.generator import Generator
 from s3_agent.clients.policy import Policy
 from s3_agent.clients.retriever import Retriever
-from s3_agent.rewards.gain_beyond_rag import RewardMode, gain_beyond_rag
-from s3_agent.selection import SelectionRule
+from s3_agent.rewards.gain_beyond_rag import gain_beyond_rag
+from s3_agent.rewards.search_r1 import own_answer
 from s3_agent.types import Episode, RewardResult, Task
 
+RewardName = Literal["accuracy", "gbr", "gbr+accuracy", "exact_match", "format"]
 
-class AgentSettings(BaseModel):
-    """Which agent plays, and how its episode is scored."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class AgentSettings(AgentChoice):
+    """Which agent plays, and how its episode is scored.
 
-    prompt: PromptName = "instruct"
-    selection: SelectionRule = "marked-first"
-    reward: RewardMode = "accuracy"
-    limits: Limits = Field(default_factory=Limits)
+    `accuracy`, `gbr` and `gbr+accuracy` score the frozen generator's answer from the selected passages; `exact_match`
+    and `format` the policy's own answer, which Search-R1 gives and s3 does not. The default is the method's own.
+    """
 
-    def make(self) -> S3Agent:
-        """The agent that these settings describe."""
-        return S3Agent(limits=self.limits, prompt=self.prompt, selection=self.selection)
+    reward: RewardName = "accuracy"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_reward(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("name", "s3") != "s3":
+            return {"reward": "exact_match", **values}
+        return values
+
+    @model_validator(mode="after")
+    def _reward_fits(self) -> Self:
+        if self.name == "s3" and not self.asks_generator:
+            raise ValueError(f"the reward {self.reward} scores an agent's own answer, and s3 gives none")
+        return self
+
+    @property
+    def asks_generator(self) -> bool:
+        """Whether the score needs the generator's answer."""
+        return self.reward not in ("exact_match", "format")
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One scored episode. Times are in seconds."""
+    """One scored episode. `answer` is None when the policy was to give one and did not. Times are in seconds."""
 
     episode: Episode
-    answer: str
+    answer: str | None
     reward: RewardResult
     search_s: float
     answer_s: float
@@ -48,12 +64,15 @@ async def run_task(
     started = time.monotonic()
     episode = await settings.make().run(task, policy=policy, retriever=retriever)
     searched = time.monotonic()
-    answer = await generator.answer(task.question, episode.selected)
-    answered = time.monotonic()
+    if settings.reward == "exact_match" or settings.reward == "format":
+        answer, reward = episode.answer, own_answer(task, scored_text(episode), mode=settings.reward)
+    else:
+        answer = await generator.answer(task.question, episode.selected)
+        reward = gain_beyond_rag(task, answer, mode=settings.reward)
     return Outcome(
         episode=episode,
         answer=answer,
-        reward=gain_beyond_rag(task, answer, mode=settings.reward),
+        reward=reward,
         search_s=searched - started,
-        answer_s=answered - searched,
+        answer_s=time.monotonic() - searched,
     )

@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from s3_agent.clients.gateway import Gateway, Rollout
 from s3_agent.clients.generator import GeneratorSettings, make_generator
-from s3_agent.clients.policy import CompletionsPolicy, load_tokenizer
+from s3_agent.clients.policy import CompletionsPolicy
 from s3_agent.clients.retriever import HttpRetriever
+from s3_agent.clients.tokenizer import load_tokenizer
 from s3_agent.errors import BoundaryError, GatewayError, S3AgentError
 from s3_agent.rollout.episode_log import EpisodeLog, EpisodeRecord
 from s3_agent.rollout.runner import AgentSettings, run_task

@@ -20,7 +20,7 @@ from s3_agent.agents.base import Limits
 from s3_agent.clients.fake_servers import generator_app, policy_app, retriever_app, serve
 from s3_agent.clients.fakes import FakeGenerator, FakePolicy, FakeRetriever
 from s3_agent.clients.generator import GeneratorSettings
-from s3_agent.clients.policy import load_tokenizer
+from s3_agent.clients.tokenizer import load_tokenizer
 from s3_agent.embedded import NANO_POLICY
 from s3_agent.errors import GeneratorError
 from s3_agent.launch.commands import gateway_command

@@ -40,7 +40,7 @@ def passages() -> dict[str, Passage]:
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     pytest.importorskip("transformers")
-    from s3_agent.clients.policy import load_tokenizer
+    from s3_agent.clients.tokenizer import load_tokenizer
 
     return load_tokenizer(str(NANO_POLICY))
 

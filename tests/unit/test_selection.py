@@ -98,6 +98,15 @@ def test_passages_without_ids_are_equal_by_title_and_text() -> None:
     assert [passage.text for passage in select_passages((), turns)] == ["one", "two"]
 
 
+def test_a_passage_of_the_data_without_an_id_is_the_one_that_the_server_gives_an_id() -> None:
+    known, found = doc("A", id=""), doc("A")
+    other = doc("A", id="of the same text")
+    for first, second in ((known, found), (found, known)):
+        turns = [Turn(response=SEARCH, passages=(second,)), said(END)]
+        assert select_passages((first,), turns, rule="chronological") == (first,)
+    assert len(select_passages((found, other), [said(END)])) == 2, "two ids are two passages"
+
+
 @pytest.mark.parametrize(
     ("turns", "selected"),
     [
@@ -150,7 +159,7 @@ def test_every_rule_selects_shown_passages_once(turns: list[Turn], rule: Selecti
     shown = {passage for turn in turns for passage in turn.passages or ()} | set(AB)  # pyright: ignore[reportUnhashable]
     selected = select_passages(AB, turns, rule=rule)
     assert set(selected) <= shown  # pyright: ignore[reportUnhashable]
-    assert len({passage.identity for passage in selected}) == len(selected)
+    assert len({passage.id for passage in selected}) == len(selected)
     if rule == "chronological":
         assert set(selected) == shown
     if rule == "mirage":

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3_agent.agents.s3 import S3Protocol, compact_prompt
+from s3_agent.agents.search_r1 import SearchR1Protocol
 from s3_agent.tags import (
     INVALID_HINT,
     bodies,
@@ -19,8 +20,9 @@ from s3_agent.tags import (
     observation,
     parse,
     parse_query,
+    read_initial_block,
 )
-from s3_agent.types import ActionKind, Passage
+from s3_agent.types import ActionKind, Passage, Task
 
 TAG_NAMES = ("question", "information", "query", "important_info", "search_complete", "think", "search", "answer")
 TAG = re.compile(r"<\s*/?\s*(?:" + "|".join(TAG_NAMES) + r")\b[^>]*>?|<\|", re.IGNORECASE)
@@ -54,6 +56,10 @@ PIECES = (
 )
 hostile = st.lists(st.sampled_from(PIECES) | st.text(max_size=8), max_size=25).map("".join)
 LONG = 200_000
+
+
+def task(question: str) -> Task:
+    return Task(id="t", question=question, golden_answers=("a",))
 
 
 def passage(text: str = "text", title: str = "title") -> Passage:
@@ -217,15 +223,60 @@ def test_only_the_protocol_writes_tags(documents: list[tuple[str, str]], questio
     assert TAG.findall(observation(passages)) == ["<information>", "</information>"]
     own = ["<question>", "</question>", "<information>", "</information>"]
     assert TAG.findall(compact_prompt(question, passages)) == own
-    instruct = S3Protocol("instruct")
-    assert len(TAG.findall(instruct.prompt(question, passages))) == len(TAG.findall(instruct.prompt("", []))) > len(own)
+    for protocol, tags in ((S3Protocol("instruct"), own), (SearchR1Protocol("instruct"), [])):
+        shown = TAG.findall(protocol.message(task(f"q{question}"), passages))
+        assert shown == TAG.findall(protocol.message(task("q"), []))
+        assert shown[len(shown) - len(tags) :] == tags
+
+
+@given(st.lists(st.tuples(hostile, hostile), max_size=4))
+def test_only_the_protocol_numbers_documents(documents: list[tuple[str, str]]) -> None:
+    passages = [passage(text, title) for title, text in documents]
+    numbers = [str(number) for number in range(1, len(documents) + 1)]
+    assert re.findall(r"Doc\s*([0-9]+)\s*\(\s*Title\s*:", observation(passages), re.IGNORECASE) == numbers
 
 
 @given(hostile)
 def test_neutral_changes_nothing_but_brackets_and_is_stable(text: str) -> None:
     once = neutral(text)
-    assert once.replace("\u2039", "<") == text.replace("\u2039", "<")
+    assert len(once) == len(text)
+    assert {(a, b) for a, b in zip(text, once, strict=True) if a != b} <= {
+        *((mark, "\u2039") for mark in "<\ufe64\uff1c"),
+        ("(", "\u2768"),
+    }
     assert neutral(once) == once
+
+
+CONTROL = frozenset({"</s>", "<s>", "[INST]", "[/INST]", "\u2581pad"})
+
+
+@given(st.lists(st.sampled_from([*CONTROL, "<", "s>", "[", "INST]", "x"]), max_size=12).map("".join))
+def test_no_control_token_of_the_tokenizer_is_left(text: str) -> None:
+    assert not any(token in neutral(text, CONTROL) for token in CONTROL)
+    assert not any(token in observation([passage(text, text)], CONTROL) for token in CONTROL)
+
+
+@pytest.mark.parametrize(
+    "documents",
+    [
+        [],
+        [('"A"', "text (with a bracket) and more")],
+        [('"Avatar (2009 film)"', "a"), ('"""Heroes"" (album)"', "Doc 9 (Title: no) b"), ("plain", "c\nd")],
+        [("no text", "")],
+    ],
+    ids=len,
+)
+def test_a_published_block_is_read_as_it_was_written(documents: list[tuple[str, str]]) -> None:
+    lines = "\n".join(f"Doc {number} (Title: {title}) {text}" for number, (title, text) in enumerate(documents, 1))
+    read = read_initial_block(f"<information> <question>\n<information>\n{lines.strip()}\n</information>\n")
+    assert [(found.title, found.text) for found in read] == documents
+
+
+@given(st.lists(st.tuples(st.text(max_size=12), st.text(max_size=30)), max_size=5))
+def test_reading_a_block_never_raises_and_is_written_again(documents: list[tuple[str, str]]) -> None:
+    block = initial_block([passage(text, title) for title, text in documents])
+    again = initial_block(read_initial_block(block))
+    assert again.split() == block.split() or len(read_initial_block(block)) < len(documents)
 
 
 @given(hostile)

@@ -1,10 +1,14 @@
 """What crosses rooms and processes: round trips through JSON, and rows that are refused with a reason."""
 
+import ast
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from s3_agent import types
 from s3_agent.errors import BoundaryError, ConfigError, PolicyError
 from s3_agent.types import Action, ActionKind, Episode, Passage, StopReason, Task, Turn
 
@@ -86,9 +90,27 @@ def test_values_are_frozen_and_closed() -> None:
         Turn.model_validate({"response": "x", "reward": 1})
 
 
-def test_passage_identity() -> None:
-    assert PASSAGE.identity == ("7",)
-    assert PASSAGE.model_copy(update={"id": ""}).identity == (PASSAGE.title, PASSAGE.text)
+@pytest.mark.parametrize("prompt", ["Now", [{"role": "user", "content": "Now"}], None])
+def test_a_prompt_is_a_text_or_one_user_message(prompt: Any) -> None:
+    assert Task.from_row({**ROW, "prompt": prompt}).prompt == (prompt and "Now")
+
+
+@pytest.mark.parametrize("prompt", [[], [{"role": "system", "content": "x"}], [{"role": "user", "content": "x"}] * 2])
+def test_other_prompts_are_refused(prompt: Any) -> None:
+    with pytest.raises(ConfigError, match="prompt"):
+        Task.from_row({**ROW, "prompt": prompt})
+
+
+def test_every_stop_reason_and_action_kind_is_documented() -> None:
+    source = ast.parse(Path(types.__file__).read_text(encoding="utf-8"))
+    for name, kinds in (("StopReason", StopReason), ("ActionKind", ActionKind)):
+        [body] = [node.body for node in source.body if isinstance(node, ast.ClassDef) and node.name == name]
+        documented = [
+            value.targets[0].id
+            for value, text in pairwise(body)
+            if isinstance(value, ast.Assign) and isinstance(value.targets[0], ast.Name) and isinstance(text, ast.Expr)
+        ]
+        assert documented == [kind.name for kind in kinds]
 
 
 def test_errors_say_what_to_do_and_name_their_boundary() -> None:

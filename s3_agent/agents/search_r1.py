@@ -1,0 +1,122 @@
+"""Search-R1 (arXiv 2503.09516; spec §8.3): the policy reasons, searches and answers by itself.
+
+The prompt's wording is ours; tags, document lines, the text after an invalid action and the end of the prompt are the
+original's. `agl_chat` is the variant of Agent Lightning's own example: observations are user messages of any length and
+an invalid action ends the episode (spec §6.3), so its numbers are not Search-R1's.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from s3_agent.agents.base import Limits, SearchAgent, normalize_question
+from s3_agent.clients.policy import Role
+from s3_agent.errors import ConfigError
+from s3_agent.selection import SelectionRule
+from s3_agent.tags import neutral, observation
+from s3_agent.types import Action, ActionKind, Episode, Passage, Task
+
+PromptName = Literal["instruct", "compact", "data"]
+"""`instruct` explains the protocol, `compact` is the question alone, `data` takes the words of the task's `prompt`."""
+
+LIMITS = Limits(initial_topk=0, topk=3, max_observation_tokens=500, max_context_tokens=4096)
+AGL_CHAT_LIMITS = LIMITS.model_copy(update={"max_observation_tokens": None, "max_context_tokens": 32768})
+INVALID_ACTION = (
+    "\nMy previous action is invalid. If I want to search, I should put the query between <search> and </search>. "
+    "If I want to give the final answer, I should put the answer between <answer> and </answer>. Let me try again.\n"
+)
+
+_INSTRUCTIONS = """\
+Answer the question below. Whenever you get new information, first reason about it between <think> and </think>. If \
+you find that you lack some knowledge, call a search engine with <search> query </search>; the best results come back \
+between <information> and </information>. Search as often as you want. When you need nothing more, give the answer \
+between <answer> and </answer> without further explanation, for example <answer> Beijing </answer>. """
+_QUESTION = "Question: "
+_KINDS = {"search": ActionKind.SEARCH, "answer": ActionKind.ANSWER}
+
+
+def parse(response: str) -> Action:
+    """The first `<search>` or `<answer>` pair in text order; its body is stripped."""
+    text = cut_after_action(response)
+    pairs = [
+        (start, end, tag)
+        for tag in _KINDS
+        if (end := text.rfind(f"</{tag}>")) >= 0 and 0 <= (start := text.find(f"<{tag}>")) < end
+    ]
+    if not pairs:
+        return Action(kind=ActionKind.INVALID)
+    start, _, tag = min(pairs)
+    begin = start + len(tag) + 2
+    body = text[begin : text.find(f"</{tag}>", begin)].strip()
+    kind = _KINDS[tag]
+    return Action(kind=kind, query=body) if kind is ActionKind.SEARCH else Action(kind=kind, answer=body)
+
+
+def cut_after_action(response: str) -> str:
+    """Keep everything up to the first `</search>`, else up to the first `</answer>`."""
+    for end in ("</search>", "</answer>"):
+        head, found, _ = response.partition(end)
+        if found:
+            return head + found
+    return response
+
+
+def scored_text(episode: Episode) -> str:
+    """What the original's rewards read: responses cut after their action, with the observations between them."""
+    *before, last = episode.turns
+    read = (cut_after_action(turn.response) + turn.observation for turn in before)
+    return "".join(read) + cut_after_action(last.response)
+
+
+class SearchR1Protocol:
+    """Search-R1's tags as a text protocol for the turn loop."""
+
+    stop: tuple[str, ...] = ("</search>", "</answer>")
+
+    def __init__(self, prompt: PromptName = "instruct", *, agl_chat: bool = False) -> None:
+        self._prompt: PromptName = prompt
+        self.invalid_hint: str | None = None if agl_chat else INVALID_ACTION
+        self.observation_role: Role = "user" if agl_chat else "assistant"
+
+    def message(self, task: Task, passages: Sequence[Passage], control: frozenset[str] = frozenset()) -> str:
+        return f"{self._instructions(task)}{_QUESTION}{neutral(normalize_question(task.question), control)}\n"
+
+    def _instructions(self, task: Task) -> str:
+        if self._prompt == "compact":
+            return ""
+        if self._prompt == "instruct":
+            return _INSTRUCTIONS
+        words, found, _ = (task.prompt or "").rpartition(_QUESTION)
+        if not found:
+            raise ConfigError(
+                f"agent.prompt is `data`, but the prompt of task {task.id} does not hold {_QUESTION!r}",
+                remedy="use rows with Search-R1's `prompt` column, or agent.prompt=instruct",
+            )
+        return words
+
+    def passages_in_data(self, task: Task) -> tuple[Passage, ...] | None:
+        return None
+
+    def parse(self, response: str) -> Action:
+        return parse(response)
+
+    def observation(self, passages: Sequence[Passage], control: frozenset[str] = frozenset()) -> str:
+        return observation(passages, control)
+
+
+class SearchR1Agent(SearchAgent):
+    """The Search-R1 searcher, which gives its own answer; every passage it was shown is selected, in order (§2.4)."""
+
+    def __init__(
+        self,
+        *,
+        limits: Limits | None = None,
+        prompt: PromptName = "instruct",
+        selection: SelectionRule = "chronological",
+        agl_chat: bool = False,
+    ) -> None:
+        super().__init__(
+            "search_r1_agl_chat" if agl_chat else "search_r1",
+            SearchR1Protocol(prompt, agl_chat=agl_chat),
+            limits=limits or (AGL_CHAT_LIMITS if agl_chat else LIMITS),
+            selection=selection,
+        )

@@ -1,0 +1,117 @@
+"""A policy behind `/chat/completions`, for endpoints that take no token ids (hosted models, in evaluation).
+
+Observations go back as user messages and token counts are the server's or estimates, so nothing that is trained comes
+from here; the agents are the same.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import httpx
+
+from s3_agent.clients.http import call_json
+from s3_agent.clients.policy import Reply, Role
+from s3_agent.errors import PolicyError
+
+BYTES_PER_TOKEN = 3
+
+
+def close_stop(before: str, text: str, stop: Sequence[str]) -> str:
+    """`text` up to the first stop string; one that the server took away is put back where its tag is still open.
+
+    `before` is what the policy read last: an observation may have opened the tag (spec §1.4 step 6).
+    """
+    ends = [text.find(mark) + len(mark) for mark in stop if mark in text]
+    if ends:
+        return text[: min(ends)]
+    opened = [(f"{before}{text}".rfind(mark.replace("</", "<")), mark) for mark in stop]
+    position, mark = max(opened)
+    return text + mark if position > f"{before}{text}".rfind(mark) else text
+
+
+class ChatConversation:
+    """Messages that alternate between user and assistant."""
+
+    def __init__(self, policy: "ChatPolicy", message: str) -> None:
+        self._policy = policy
+        self._messages = [{"role": "user", "content": message}]
+        self._used = self.count(message)
+
+    @property
+    def used(self) -> int:
+        return self._used
+
+    def count(self, text: str) -> int:
+        return -(-len(text.encode(errors="replace")) // BYTES_PER_TOKEN)
+
+    async def generate(self, *, max_tokens: int, stop: Sequence[str]) -> Reply:
+        choice, usage = await self._policy.chat(self._messages, max_tokens=max_tokens, stop=stop)
+        text = choice["message"]["content"] or ""
+        # vLLM says which stop string it met, and None when the policy ended by itself.
+        if choice.get("finish_reason") != "length" and choice.get("stop_reason", stop) is not None:
+            text = close_stop(self._messages[-1]["content"], text, stop)
+        tokens = usage.get("completion_tokens") or self.count(text)
+        self._used = usage.get("total_tokens") or self._used + tokens
+        self._messages.append({"role": "assistant", "content": text})
+        return Reply(text=text, tokens=tokens)
+
+    def observe(self, text: str, *, role: Role = "assistant") -> str:
+        self._messages.append({"role": "user", "content": text.strip("\n")})
+        self._used += self.count(text)
+        return text
+
+
+class ChatPolicy:
+    """Any OpenAI-compatible chat endpoint. `body` is merged into each request; None takes a field out of it."""
+
+    control: frozenset[str] = frozenset()  # a chat server keeps its control tokens to itself
+
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        url: str,
+        *,
+        model: str,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        patience_s: float = 300.0,
+        body: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._client = client
+        self._url = url.rstrip("/") + "/chat/completions"
+        self._sampling = {"model": model, "temperature": temperature, "top_p": top_p}
+        self._patience_s = patience_s
+        self._body = dict(body or {})
+
+    def converse(self, message: str) -> ChatConversation:
+        """A conversation of chat messages."""
+        return ChatConversation(self, message)
+
+    async def chat(
+        self, messages: Sequence[Mapping[str, str]], *, max_tokens: int, stop: Sequence[str]
+    ) -> tuple[dict[str, Any], dict[str, int]]:
+        """The first choice and the usage that the server reports. Raises PolicyError."""
+        body = {
+            **self._sampling,
+            "messages": list(messages),
+            "max_tokens": max_tokens,
+            "stop": list(stop),
+            **self._body,
+        }
+        answer = await call_json(
+            self._client,
+            "POST",
+            self._url,
+            error=PolicyError,
+            patience_s=self._patience_s,
+            body={name: value for name, value in body.items() if value is not None},
+        )
+        try:
+            choice = answer["choices"][0]
+            if not isinstance(choice["message"]["content"], str | None):
+                raise TypeError("its content is not text")
+        except (KeyError, IndexError, TypeError) as cause:
+            raise PolicyError(f"{self._url} answered in an unknown form: {str(answer)[:300]}") from cause
+        if choice.get("finish_reason") == "content_filter":
+            raise PolicyError(f"{self._url} withheld the response (content_filter)")
+        return choice, answer.get("usage") or {}
