@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 
 from s3_agent.types import Passage
 
+SLACK_TOKENS = 8
+
 
 def fit_passages(
     passages: Sequence[Passage],
@@ -16,13 +18,14 @@ def fit_passages(
     """The passages as they can be shown in `max_tokens`: the last shown one loses its tail, later ones are left out.
 
     `render` makes the observation and `count` its length in policy tokens. The tags always close, and ids exist only
-    for documents that are shown.
+    for documents that are shown. Up to `SLACK_TOKENS` stay unused, since counting once more costs more than a word.
     """
 
-    def fits(shown: Sequence[Passage]) -> bool:
-        return count(render(shown)) <= max_tokens
+    def tokens(shown: Sequence[Passage]) -> int:
+        return count(render(shown))
 
-    if fits(passages):
+    least, most = 0, tokens(passages)
+    if most <= max_tokens:
         return tuple(passages)
     # Long runs are parted, since some scripts put no spaces between words.
     words = [re.findall(r"\S{1,16}\s*", passage.text) for passage in passages]
@@ -36,8 +39,14 @@ def fit_passages(
             number -= len(parts)
         return tuple(shown)
 
-    low, high = 0, sum(map(len, words))
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(first(middle)) else (low, middle - 1)
+    # Words and tokens grow together, so the place is guessed from what is known; every other guess halves the rest.
+    low, high, halving = 0, sum(map(len, words)) + 1, False
+    while high - low > 1 and least < max_tokens - SLACK_TOKENS:
+        share = 0.5 if halving else (max_tokens - least) / max(1, most - least)
+        middle = min(high - 1, max(low + 1, low + int((high - low) * share)))
+        size, halving = tokens(first(middle)), not halving
+        if size <= max_tokens:
+            low, least = middle, size
+        else:
+            high, most = middle, size
     return first(low)

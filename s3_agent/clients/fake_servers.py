@@ -22,8 +22,25 @@ JsonBody = Annotated[dict[str, Any], Body()]
 
 
 def policy_app(policy: FakePolicy) -> FastAPI:
-    """`/v1/completions` as vLLM serves it: token ids in, token ids and log-probs out."""
+    """`/v1/completions` as vLLM serves it, with token ids in, token ids and log-probs out; `/v1/chat/completions` as
+    hosted models are served, with the stop string taken away."""
     app = FastAPI()
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [{"id": "fake-policy", "object": "model"}]}
+
+    @app.post("/v1/chat/completions")
+    async def chat(body: JsonBody) -> dict[str, Any]:
+        asked = policy.tokenizer.encode(body["messages"][-1]["content"])
+        with _server_errors():
+            completion = await policy.complete(asked, max_tokens=body["max_tokens"], stop=body["stop"])
+        text = policy.tokenizer.decode(completion.token_ids)
+        for mark in body["stop"]:
+            text = text.partition(mark)[0]
+        message = {"role": "assistant", "content": text}
+        choice = {"index": 0, "message": message, "finish_reason": completion.finish_reason}
+        return {"object": "chat.completion", "model": body["model"], "choices": [choice]}
 
     @app.post("/v1/completions")
     async def completions(body: JsonBody) -> dict[str, Any]:

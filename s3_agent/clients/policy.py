@@ -17,6 +17,7 @@ from s3_agent.clients.tokenizer import Tokenizer
 from s3_agent.errors import PolicyError
 
 Role = Literal["assistant", "user"]
+CONTEXT_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +94,20 @@ class TokenConversation:
         self._tokenizer = policy.tokenizer
         self._ids = self._tokenizer.chat(message)
         self._start = len(self._ids)
-        self._text = ""
+        self._counted: tuple[str, list[int]] = ("", [])
 
     @property
     def used(self) -> int:
         return len(self._ids)
 
     def count(self, text: str) -> int:
-        return len(self._tokenizer.encode(text))
+        return len(self._encode(text))
+
+    def _encode(self, text: str) -> list[int]:
+        """Ids of `text`; what is counted is mostly what is said next."""
+        if text != self._counted[0]:
+            self._counted = (text, self._tokenizer.encode(text))
+        return self._counted[1]
 
     async def generate(self, *, max_tokens: int, stop: Sequence[str]) -> Reply:
         completion = await self._policy.complete(self._ids, max_tokens=max_tokens, stop=stop)
@@ -113,15 +120,14 @@ class TokenConversation:
             last = self._tokenizer.decode(self._ids[-1:])
             if last in self._tokenizer.control:
                 text = text.removeprefix(last)
-        return self._grow(self._tokenizer.encode(text))
+        return self._grow(self._encode(text))
 
     def _grow(self, ids: Sequence[int]) -> str:
         """Append ids; the text they add. It is read in context, since a token's text can depend on what precedes it."""
+        context = self._ids[max(self._start, len(self._ids) - CONTEXT_TOKENS) :]
+        before, after = self._tokenizer.decode(context), self._tokenizer.decode([*context, *ids])
         self._ids += ids
-        whole = self._tokenizer.decode(self._ids[self._start :])
-        added = whole[len(self._text) :] if whole.startswith(self._text) else self._tokenizer.decode(ids)
-        self._text += added
-        return added
+        return after[len(before) :] if after.startswith(before) else self._tokenizer.decode(ids)
 
 
 class CompletionsPolicy(TokenPolicy):
