@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +11,7 @@ import httpx
 import pytest
 import tenacity
 
-from s3_agent.clients.http import LONGEST_WAIT_S, call_json
+from s3_agent.clients.http import LONGEST_WAIT_S, _retry_after, call_json
 from s3_agent.errors import RetrieverError
 
 URL = "http://service/x"
@@ -67,6 +69,13 @@ async def test_retry_after_is_honoured(clock: Clock, status: int) -> None:
 async def test_a_strange_retry_after_does_not_hurt(clock: Clock, value: str) -> None:
     assert await call([httpx.Response(429, headers={"Retry-After": value}), OK]) == {"ok": True}
     assert 0.0 <= clock.waits[0] <= LONGEST_WAIT_S
+
+
+def test_retry_after_may_be_a_date() -> None:
+    later = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
+    assert 80 < (_retry_after(httpx.Response(503, headers={"Retry-After": later})) or 0) <= 90
+    assert _retry_after(httpx.Response(503, headers={"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"})) == 0.0
+    assert _retry_after(httpx.Response(503)) is None
 
 
 @pytest.mark.parametrize("value", ["inf", "1e9", "3600"])
