@@ -75,6 +75,7 @@ def workers(
             concurrency=concurrency or settings.workers.concurrency,
             agent=settings.agent,
             generator=settings.generator.client,
+            judge=settings.judge,
             episodes=None if episodes is None else str(episodes),
         ),
         processes=processes or settings.workers.processes,

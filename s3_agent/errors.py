@@ -60,6 +60,12 @@ class GeneratorError(BoundaryError):
     boundary = "generator"
 
 
+class JudgeError(BoundaryError):
+    """The judge failed."""
+
+    boundary = "judge"
+
+
 class GatewayError(BoundaryError):
     """The Agent Lightning gateway failed."""
 

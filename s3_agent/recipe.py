@@ -16,6 +16,8 @@ from yaml import YAMLError
 from s3_agent import embedded
 from s3_agent.agl.verl_config import TrainerRecipe
 from s3_agent.clients.generator import GeneratorSettings
+from s3_agent.clients.judge import JudgeSettings
+from s3_agent.clients.prompts import ContextLayout
 from s3_agent.errors import ConfigError
 from s3_agent.rollout.runner import AgentSettings
 
@@ -37,13 +39,17 @@ class _Section(BaseModel):
 
 
 class DataRecipe(_Section):
-    """Corpus, tasks and the naive-RAG cache that filters the training tasks; naive RAG reads `rag_topk` passages."""
+    """Corpus, tasks and the naive-RAG cache that filters the training tasks.
+
+    Naive RAG reads `rag_topk` passages, laid out like selected ones or as the original's lines (`rag_layout`).
+    """
 
     corpus: Path
     train: Path
     validation: Path
     rag_cache: Path
     rag_topk: int = Field(default=3, ge=1)
+    rag_layout: ContextLayout = "selected"
     validation_size: int | None = Field(default=None, ge=1)
 
 
@@ -117,6 +123,7 @@ class Recipe(_Section):
     policy: PolicyRecipe
     retriever: RetrieverRecipe = Field(default_factory=RetrieverRecipe)
     generator: GeneratorRecipe = Field(default_factory=GeneratorRecipe)
+    judge: JudgeSettings = Field(default_factory=JudgeSettings)
     gateway: GatewayRecipe = Field(default_factory=GatewayRecipe)
     workers: WorkersRecipe = Field(default_factory=WorkersRecipe)
     ray: RayRecipe = Field(default_factory=RayRecipe)

@@ -10,10 +10,10 @@ from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from s3_agent.agents.observation import fit_passages
 from s3_agent.clients.policy import Policy, Role
 from s3_agent.clients.retriever import Retriever
 from s3_agent.errors import ConfigError, RetrieverError
+from s3_agent.fitting import fit_passages
 from s3_agent.selection import SelectionRule, select_passages
 from s3_agent.types import Action, ActionKind, Episode, Passage, StopReason, Task, Turn
 

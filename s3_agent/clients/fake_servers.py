@@ -73,15 +73,33 @@ def retriever_app(retriever: FakeRetriever) -> FastAPI:
     return app
 
 
-def generator_app(generator: FakeGenerator) -> FastAPI:
-    """`/v1/chat/completions`; the fake sees the system message as one passage."""
+def generator_app(generator: FakeGenerator, *, context_tokens: int | None = None) -> FastAPI:
+    """`/v1/chat/completions`; the fake sees all but the last message as one passage.
+
+    With `context_tokens` it has a window of so many bytes, tells it as vLLM does, and refuses what is longer.
+    """
     app = FastAPI()
+
+    def size(body: dict[str, Any]) -> int:
+        return sum(len(message["content"].encode()) for message in body["messages"])
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        if context_tokens is None:
+            raise HTTPException(404)
+        return {"object": "list", "data": [{"id": "fake", "max_model_len": context_tokens}]}
+
+    @app.post("/tokenize")
+    async def tokenize(body: JsonBody) -> dict[str, int]:
+        return {"count": size(body)}
 
     @app.post("/v1/chat/completions")
     async def chat(body: JsonBody) -> dict[str, Any]:
-        system, user = (message["content"] for message in body["messages"])
+        if context_tokens is not None and size(body) > context_tokens:
+            raise HTTPException(400, detail=f"the context holds {context_tokens} tokens")
+        *before, last = (message["content"] for message in body["messages"])
         with _server_errors():
-            text = await generator.answer(user, [Passage(id="", title="", text=system)])
+            text = await generator.answer(last, [Passage(id="", title="", text=part) for part in before])
         return {
             "object": "chat.completion",
             "choices": [{"index": 0, "message": {"role": "assistant", "content": text}}],

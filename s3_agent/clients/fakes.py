@@ -117,6 +117,9 @@ class FakeGenerator:
         self.failures = failures
         self._answer = answer
 
+    async def fit(self, question: str, passages: Sequence[Passage]) -> tuple[Passage, ...]:
+        return tuple(passages)
+
     async def answer(self, question: str, passages: Sequence[Passage]) -> str:
         self.calls.append((question, tuple(passages)))
         if len(self.calls) <= self.failures:

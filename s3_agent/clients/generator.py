@@ -1,139 +1,173 @@
-"""The frozen generator: answers a question from passages, over an OpenAI-compatible server or Claude (spec §3).
+"""The frozen generator: answers a question from passages, over an OpenAI-compatible server or Claude (spec §3)."""
 
-Answers are asked for at temperature 0. A transport failure raises after retries and is never an empty answer.
-"""
-
-from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field
+import structlog
+from pydantic import Field
 
+from s3_agent.clients.answer_cache import CachedChat
+from s3_agent.clients.chat_model import ChatModel, Message, ModelSettings, make_chat_model
 from s3_agent.clients.http import call_json
-from s3_agent.errors import ConfigError, GeneratorError
-from s3_agent.tags import neutral
+from s3_agent.clients.prompts import ContextLayout, PromptStyle, answer_messages, read_answer
+from s3_agent.clients.tokenizer import load_tokenizer
+from s3_agent.errors import BoundaryError, GeneratorError
+from s3_agent.fitting import fit_passages
 from s3_agent.types import Passage
 
-GeneratorKind = Literal["openai", "anthropic", "bedrock"]
+log = structlog.get_logger()
 
-_LEAD_IN = "Use the following contexts (some may be irrelevant) as needed to answer the question."
-CLAUDE_RETRIES = 8
-RETRIED_STATUS = (408, 409, 429)  # by the anthropic client, besides every 5xx
-_CLAUDE_REMEDY = "check the credentials, region and model name"
-_DIRECT = "Important: give the answer directly, without any other text and without thinking."
+ANSWER_ROOM_TOKENS = 256
+BYTES_PER_TOKEN = 3
+_TRIES = 6
 
 
-class GeneratorSettings(BaseModel):
-    """Which generator answers, and within which limits. `max_tokens=None` leaves the bound to the server."""
+class GeneratorSettings(ModelSettings):
+    """Which generator answers, and within which limits.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    `context_tokens` is its window, asked of the server (`/models`) when it is not given; `tokenizer` counts in it, else
+    the server does (`/tokenize`), else 3 bytes are a token. `cache` is a folder that all workers share.
+    """
 
-    kind: GeneratorKind = "openai"
-    model: str = "Qwen/Qwen2.5-14B-Instruct-GPTQ-Int4"
-    max_tokens: int | None = Field(default=None, ge=1)
-    patience_s: float = 120.0
+    context_tokens: int | None = Field(default=None, ge=64)
+    tokenizer: str | None = None
+    cache: Path | None = None
+    cache_bytes: int = Field(default=1 << 30, ge=1 << 20)
 
 
 class Generator(Protocol):
     """What a rollout needs of a generator."""
+
+    async def fit(self, question: str, passages: Sequence[Passage]) -> tuple[Passage, ...]:
+        """The passages that its context window holds: the last shortened, later ones left out.
+
+        Raises GeneratorError when the prompt does not fit even without passages.
+        """
+        ...
 
     async def answer(self, question: str, passages: Sequence[Passage]) -> str:
         """The answer text. Raises GeneratorError."""
         ...
 
 
-def render_context(passages: Sequence[Passage]) -> str:
-    """Selected passages as the generator reads them (spec §2.1): numbered, titles unquoted, blank lines between."""
-    return "".join(
-        f"Doc {number} (Title: {neutral(passage.title.strip(chr(34)))})\n{neutral(passage.text)}\n\n"
-        for number, passage in enumerate(passages, 1)
-    )
+class FrozenGenerator:
+    """A chat model with an answering prompt and a token budget."""
 
-
-def answer_messages(question: str, passages: Sequence[Passage]) -> list[dict[str, str]]:
-    """The answering prompt as chat messages (spec §3.2)."""
-    system = f"{_LEAD_IN}\n\nContexts:\n{render_context(passages)}\n{_DIRECT}"
-    return [{"role": "system", "content": system}, {"role": "user", "content": question}]
-
-
-def claude_message(question: str, passages: Sequence[Passage]) -> list[dict[str, str]]:
-    """The same pieces in one user message (spec §3.2)."""
-    text = f"{_LEAD_IN}\n\nContexts:\n{render_context(passages)}\nQuestion: {question}\n\n{_DIRECT}"
-    return [{"role": "user", "content": text}]
-
-
-class OpenAIGenerator:
-    """A generator behind an OpenAI-compatible `/chat/completions`."""
-
-    def __init__(self, client: httpx.AsyncClient, url: str, settings: GeneratorSettings) -> None:
+    def __init__(
+        self,
+        model: ChatModel,
+        settings: GeneratorSettings,
+        *,
+        client: httpx.AsyncClient,
+        url: str | None,
+        style: PromptStyle = "context",
+        layout: ContextLayout = "selected",
+    ) -> None:
+        self._model = model
+        self._settings = settings
         self._client = client
-        self._url = url.rstrip("/") + "/chat/completions"
-        self._settings = settings
+        self._url = url.rstrip("/") if url and settings.kind == "openai" else None
+        self._style: PromptStyle = style
+        self._layout: ContextLayout = layout
+        self._window = settings.context_tokens
+        self._asked_window = self._asked_tokenize = self._url is None
+
+    def messages(self, question: str, passages: Sequence[Passage]) -> list[Message]:
+        """What it is told."""
+        kind = self._settings.kind
+        return answer_messages(question, passages, kind=kind, style=self._style, layout=self._layout)
 
     async def answer(self, question: str, passages: Sequence[Passage]) -> str:
-        body: dict[str, Any] = {
-            "model": self._settings.model,
-            "messages": answer_messages(question, passages),
-            "temperature": 0.0,
-            "top_p": 1.0,
-            "frequency_penalty": 0.0,
-            "presence_penalty": 0.0,
-        }
-        if self._settings.max_tokens is not None:
-            body["max_tokens"] = self._settings.max_tokens
-        answer = await call_json(
-            self._client, "POST", self._url, error=GeneratorError, body=body, patience_s=self._settings.patience_s
-        )
-        try:
-            return answer["choices"][0]["message"]["content"] or ""
-        except (KeyError, IndexError, TypeError) as cause:
-            raise GeneratorError(f"{self._url} answered in an unknown form: {str(answer)[:300]}") from cause
+        return read_answer(await self._model.reply(self.messages(question, passages)), self._style)
 
-
-class ClaudeGenerator:
-    """Claude through its API or Bedrock; credentials are read by the anthropic client when it is first made."""
-
-    def __init__(self, settings: GeneratorSettings, *, url: str | None = None) -> None:
-        try:
-            import anthropic
-        except ImportError as cause:
-            raise ConfigError(
-                f"generator.kind={settings.kind} needs the anthropic client",
-                remedy="install it: pip install 's3-agent[claude]'",
-            ) from cause
-        self._api_error = anthropic.APIError
-        self._settings = settings
-        make = anthropic.AsyncAnthropicBedrock if settings.kind == "bedrock" else anthropic.AsyncAnthropic
-        try:
-            self._client: Any = make(base_url=url, max_retries=CLAUDE_RETRIES, timeout=settings.patience_s)
-        except (anthropic.AnthropicError, ValueError) as cause:
-            raise ConfigError(f"generator.kind={settings.kind}: {cause}", remedy=_CLAUDE_REMEDY) from cause
-
-    async def answer(self, question: str, passages: Sequence[Passage]) -> str:
-        try:
-            message = await self._client.messages.create(
-                model=self._settings.model,
-                max_tokens=self._settings.max_tokens or 500,
-                messages=claude_message(question, passages),
-                extra_body={"temperature": 0.0},  # anthropic 2 has no parameter of that name any more
+    async def fit(self, question: str, passages: Sequence[Passage]) -> tuple[Passage, ...]:
+        window = await self._known_window()
+        room = None if window is None else window - (self._settings.max_tokens or ANSWER_ROOM_TOKENS)
+        # No tokenizer makes more tokens than there are bytes, but for those of the chat template.
+        if room is None or self._bytes(question, passages) + 64 <= room:
+            return tuple(passages)
+        shown = tuple(passages)
+        for _ in range(_TRIES):
+            tokens = await self._tokens(question, shown)
+            if tokens <= room:
+                return shown
+            # Counting anew for every word would ask the server each time; bytes and tokens grow together.
+            per_byte = tokens / self._bytes(question, shown)
+            shown = fit_passages(
+                shown,
+                render=lambda kept: "".join(message["content"] for message in self.messages(question, kept)),
+                count=_scaled(per_byte),
+                max_tokens=int(room * 0.98) - 8,
             )
-        except self._api_error as cause:
-            status = getattr(cause, "status_code", None)
-            refused = status is not None and status < 500 and status not in RETRIED_STATUS
-            raise GeneratorError(
-                f"Claude ({self._settings.kind}) failed: {cause}",
-                remedy=_CLAUDE_REMEDY,
-                status=status if refused else None,
-            ) from cause
-        except TypeError as cause:  # how the anthropic client says that it has no credentials
-            raise ConfigError(f"Claude ({self._settings.kind}): {cause}", remedy=_CLAUDE_REMEDY) from cause
-        return "".join(block.text for block in message.content if block.type == "text")
+        raise GeneratorError(
+            f"the question and its prompt alone do not fit the generator's context of {window} tokens",
+            remedy="raise generator.context_tokens, and the server's --max-model-len with it",
+            status=413,
+        )
+
+    def _bytes(self, question: str, passages: Sequence[Passage]) -> int:
+        return sum(len(message["content"].encode()) for message in self.messages(question, passages))
+
+    async def _known_window(self) -> int | None:
+        if self._window is None and not self._asked_window:
+            self._asked_window = True
+            models = await self._optional("GET", f"{self._url}/models")
+            served = models.get("data") if isinstance(models, dict) else None
+            for model in served if isinstance(served, list) else []:
+                if model.get("id") == self._settings.model and isinstance(model.get("max_model_len"), int):
+                    self._window = model["max_model_len"]
+            if self._window is None:
+                log.warning(
+                    "the generator does not tell its context window; long selections may be refused",
+                    remedy="set generator.context_tokens",
+                )
+        return self._window
+
+    async def _tokens(self, question: str, passages: Sequence[Passage]) -> int:
+        messages = self.messages(question, passages)
+        if self._settings.tokenizer is not None:
+            tokenizer = load_tokenizer(self._settings.tokenizer)
+            return sum(len(tokenizer.encode(message["content"])) + 16 for message in messages)
+        if not self._asked_tokenize and self._url is not None:
+            body = {"model": self._settings.model, "messages": messages, "add_generation_prompt": True}
+            counted = await self._optional("POST", self._url.removesuffix("/v1") + "/tokenize", body)
+            if isinstance(counted, dict) and isinstance(counted.get("count"), int):
+                return counted["count"]
+            self._asked_tokenize = True
+        return -(-self._bytes(question, passages) // BYTES_PER_TOKEN) + 16 * len(messages)
+
+    async def _optional(self, method: str, url: str, body: Any = None) -> Any:
+        """An answer that not every server gives, None where it refuses. Raises GeneratorError for one out of reach."""
+        try:
+            return await call_json(
+                self._client, method, url, error=GeneratorError, body=body, patience_s=self._settings.patience_s
+            )
+        except BoundaryError as error:
+            if error.status is None:
+                raise
+            return None
 
 
-def make_generator(client: httpx.AsyncClient, url: str | None, settings: GeneratorSettings) -> Generator:
+def _scaled(tokens_per_byte: float) -> Callable[[str], int]:
+    return lambda text: int(len(text.encode()) * tokens_per_byte) + 1
+
+
+def cached(model: ChatModel, settings: ModelSettings, folder: Path | None, *, max_bytes: int) -> ChatModel:
+    """The model behind the cache in `folder`, or as it is without one."""
+    return model if folder is None else CachedChat(model, settings, folder, max_bytes=max_bytes)
+
+
+def make_generator(
+    client: httpx.AsyncClient,
+    url: str | None,
+    settings: GeneratorSettings,
+    *,
+    style: PromptStyle = "context",
+    layout: ContextLayout = "selected",
+) -> FrozenGenerator:
     """The generator that the settings name. `url` may be None for Claude alone."""
-    if settings.kind != "openai":
-        return ClaudeGenerator(settings, url=url)
-    if url is None:
-        raise ConfigError("an OpenAI-compatible generator needs an address", remedy="set generator.url=http://…/v1")
-    return OpenAIGenerator(client, url, settings)
+    model = make_chat_model(client, url, settings, error=GeneratorError)
+    model = cached(model, settings, settings.cache, max_bytes=settings.cache_bytes)
+    return FrozenGenerator(model, settings, client=client, url=url, style=style, layout=layout)

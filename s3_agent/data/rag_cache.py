@@ -14,13 +14,20 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict
 
 from s3_agent.agents.base import normalize_question
-from s3_agent.clients.generator import Generator, GeneratorSettings, answer_messages, claude_message
+from s3_agent.clients.chat_model import Message
+from s3_agent.clients.generator import Generator, GeneratorSettings
+from s3_agent.clients.judge import Judge, JudgeSettings, judge_messages
+from s3_agent.clients.prompts import ContextLayout, answer_messages
 from s3_agent.clients.retriever import Retriever
 from s3_agent.errors import RagCacheError
-from s3_agent.rewards.answer_match import exact_match, span_match
+from s3_agent.rollout.scoring import check_answer
 from s3_agent.types import Passage, Task
 
 YES_NO = {"yes", "no", "true", "false", "Yes", "No", "True", "False"}
+
+
+def _digest(messages: Sequence[Message]) -> str:
+    return hashlib.sha256(json.dumps(messages).encode()).hexdigest()
 
 
 class Fingerprint(BaseModel):
@@ -34,13 +41,26 @@ class Fingerprint(BaseModel):
     generator: str
     max_tokens: int | None
     prompt: str
+    judge: str = "span"
 
     @classmethod
-    def of(cls, *, corpus: str, retriever: str, topk: int, generator: GeneratorSettings) -> Self:
-        """The fingerprint for a corpus hash, an index description and a generator."""
+    def of(
+        cls,
+        *,
+        corpus: str,
+        retriever: str,
+        topk: int,
+        generator: GeneratorSettings,
+        layout: ContextLayout = "selected",
+        judge: JudgeSettings | None = None,
+    ) -> Self:
+        """The fingerprint for a corpus hash, an index description, a generator and what checks its answers."""
         probe = [Passage(id="0", title="title", text="text")]
-        make = answer_messages if generator.kind == "openai" else claude_message
-        prompt = hashlib.sha256(json.dumps(make("question", probe)).encode()).hexdigest()
+        prompt = _digest(answer_messages("question", probe, kind=generator.kind, layout=layout))
+        checked = "span"
+        if judge is not None and judge.rule != "span":
+            asked = _digest(judge_messages("question", "answer", ["gold"], judge.prompt))
+            checked = f"{judge.rule}:{judge.kind}:{judge.model}:{asked}"
         return cls(
             corpus=corpus,
             retriever=retriever,
@@ -48,6 +68,7 @@ class Fingerprint(BaseModel):
             generator=f"{generator.kind}:{generator.model}",
             max_tokens=generator.max_tokens,
             prompt=prompt,
+            judge=checked,
         )
 
 
@@ -114,23 +135,25 @@ async def naive_rag(
     topk: int,
     concurrency: int,
     done: Callable[[int], None],
+    judge: Judge | None = None,
 ) -> dict[str, RagAnswer]:
     """Answer every task from the top passages of its own question; `done` is told of each finished one.
 
-    Raises the first RetrieverError or GeneratorError and gives up the rest.
+    Raises the first RetrieverError, GeneratorError or JudgeError and gives up the rest.
     """
     slots = asyncio.Semaphore(concurrency)
 
     async def answer(task: Task) -> tuple[str, RagAnswer]:
         async with slots:
             passages = await retriever.retrieve(normalize_question(task.question), topk=topk)
-            text = await generator.answer(task.question, passages)
+            text = await generator.answer(task.question, await generator.fit(task.question, passages))
+            accuracy = await check_answer(task, text, judge=judge)
         done(1)
         return task.id, RagAnswer(
             question=task.question,
             answer=text,
-            score=span_match(text, task.golden_answers),
-            em_score=exact_match(text, task.golden_answers),
+            score=int(accuracy.value),
+            em_score=int(accuracy.metrics["exact_match"]),
         )
 
     try:

@@ -113,6 +113,8 @@ def rag_fingerprint(recipe: Recipe) -> Fingerprint:
         retriever=json.dumps({"backend": index["backend"], **index["settings"]}),
         topk=recipe.data.rag_topk,
         generator=recipe.generator.client,
+        layout=recipe.data.rag_layout,
+        judge=recipe.judge,
     )
 
 
@@ -247,6 +249,20 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def _with_answer_cache(recipe: Recipe, run: Run) -> Recipe:
+    """Replies are shared by the workers of this run, unless the recipe names a folder for more than one run."""
+    return recipe.model_copy(
+        update={
+            "generator": recipe.generator.model_copy(
+                update={"cache": recipe.generator.cache or (run.folder / "answers").absolute()}
+            ),
+            "judge": recipe.judge.model_copy(
+                update={"cache": recipe.judge.cache or (run.folder / "verdicts").absolute()}
+            ),
+        }
+    )
+
+
 def train_job(recipe: Recipe, *, name: str | None = None) -> int:
     """Train by `recipe`; 0 when the policy is trained and compared. Raises S3AgentError, with nothing left running."""
     started = time.monotonic()
@@ -258,6 +274,7 @@ def train_job(recipe: Recipe, *, name: str | None = None) -> int:
         raise ConfigError("a gateway of your own needs its key", remedy="set gateway.key=…")
     if recipe.policy.mode != "tokens":
         raise ConfigError("chat messages carry no token ids to train on", remedy="leave policy.mode=tokens")
+    recipe = _with_answer_cache(recipe, run)
     run.create()
     gateway_url = commands.gateway_url(recipe)
     _write_inputs(recipe, run, train, validation, gateway_url)

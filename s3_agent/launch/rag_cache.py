@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from s3_agent.clients.generator import make_generator
+from s3_agent.clients.judge import make_judge
 from s3_agent.clients.retriever import HttpRetriever
 from s3_agent.data.rag_cache import RagAnswer, RagCache, naive_rag
 from s3_agent.data.tasks import load_tasks
@@ -27,7 +28,10 @@ async def _answers(recipe: Recipe, *, concurrency: int) -> dict[str, RagAnswer]:
             return await naive_rag(
                 tasks,
                 retriever=HttpRetriever(http, retriever_url(recipe)),
-                generator=make_generator(http, generator_url(recipe), recipe.generator.client),
+                generator=make_generator(
+                    http, generator_url(recipe), recipe.generator.client, layout=recipe.data.rag_layout
+                ),
+                judge=make_judge(http, generator_url(recipe), recipe.judge),
                 topk=recipe.data.rag_topk,
                 concurrency=concurrency,
                 done=lambda count: progress.advance(bar, count),

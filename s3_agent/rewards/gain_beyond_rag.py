@@ -6,16 +6,17 @@ filter carries the idea. The modes differ in what is logged, and under estimator
 
 from typing import Literal
 
-from s3_agent.rewards.answer_match import exact_match, span_match
 from s3_agent.types import RewardResult, Task
 
 RewardMode = Literal["accuracy", "gbr", "gbr+accuracy"]
 
 
-def gain_beyond_rag(task: Task, answer: str, *, mode: RewardMode = "accuracy") -> RewardResult:
-    """The reward of one answer. `gbr` modes need `task.rag_score`; a ValueError says so when it is unknown."""
-    accuracy = float(span_match(answer, task.golden_answers))
-    metrics = {"accuracy": accuracy, "exact_match": float(exact_match(answer, task.golden_answers))}
+def gain_beyond_rag(task: Task, accuracy: float, *, mode: RewardMode = "accuracy") -> RewardResult:
+    """The reward of an answer of this accuracy (0 or 1): `gbr` -1 to 1, `gbr+accuracy` -1 to 2.
+
+    `gbr` modes need `task.rag_score`; a ValueError says so when it is unknown.
+    """
+    metrics = {"accuracy": accuracy}
     if task.rag_score is not None:
         metrics["gbr"] = accuracy - task.rag_score
     elif mode != "accuracy":

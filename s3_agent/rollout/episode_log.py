@@ -22,6 +22,7 @@ class EpisodeRecord(BaseModel):
     reward: float | None = None
     accuracy: float | None = None
     gbr: float | None = None
+    metrics: dict[str, float] = {}
     error: str | None = None
     started_at: float
     finished_at: float

@@ -6,13 +6,12 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
-from s3_agent.agents.search_r1 import scored_text
 from s3_agent.agents.settings import AgentChoice
 from s3_agent.clients.generator import Generator
+from s3_agent.clients.judge import Judge
 from s3_agent.clients.policy import Policy
 from s3_agent.clients.retriever import Retriever
-from s3_agent.rewards.gain_beyond_rag import gain_beyond_rag
-from s3_agent.rewards.search_r1 import own_answer
+from s3_agent.rollout.scoring import score_generated, score_own
 from s3_agent.types import Episode, RewardResult, Task
 
 RewardName = Literal["accuracy", "gbr", "gbr+accuracy", "exact_match", "format"]
@@ -58,17 +57,22 @@ class Outcome:
 
 
 async def run_task(
-    task: Task, settings: AgentSettings, *, policy: Policy, retriever: Retriever, generator: Generator
+    task: Task,
+    settings: AgentSettings,
+    *,
+    policy: Policy,
+    retriever: Retriever,
+    generator: Generator,
+    judge: Judge | None = None,
 ) -> Outcome:
     """Play and score one task. Raises the BoundaryError of whatever could not be reached."""
     started = time.monotonic()
     episode = await settings.make().run(task, policy=policy, retriever=retriever)
     searched = time.monotonic()
     if settings.reward == "exact_match" or settings.reward == "format":
-        answer, reward = episode.answer, own_answer(task, scored_text(episode), mode=settings.reward)
+        answer, reward = score_own(task, episode, form=settings.reward == "format")
     else:
-        answer = await generator.answer(task.question, episode.selected)
-        reward = gain_beyond_rag(task, answer, mode=settings.reward)
+        answer, reward = await score_generated(task, episode, mode=settings.reward, generator=generator, judge=judge)
     return Outcome(
         episode=episode,
         answer=answer,

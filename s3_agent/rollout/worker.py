@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from s3_agent.clients.gateway import Gateway, Rollout
 from s3_agent.clients.generator import GeneratorSettings, make_generator
+from s3_agent.clients.judge import JudgeSettings, make_judge
 from s3_agent.clients.policy import CompletionsPolicy
 from s3_agent.clients.retriever import HttpRetriever
 from s3_agent.clients.tokenizer import load_tokenizer
@@ -44,6 +45,7 @@ class WorkerSettings(BaseModel):
     concurrency: int = Field(default=8, ge=1)
     agent: AgentSettings = Field(default_factory=AgentSettings)
     generator: GeneratorSettings = Field(default_factory=GeneratorSettings)
+    judge: JudgeSettings = Field(default_factory=JudgeSettings)
     episodes: str | None = None
 
 
@@ -64,6 +66,7 @@ class Worker:
         self._tokenizer = load_tokenizer(settings.policy_tokenizer)
         self._retriever = HttpRetriever(self._http, settings.retriever_url)
         self._generator = make_generator(self._http, settings.generator_url, settings.generator)
+        self._judge = make_judge(self._http, settings.generator_url, settings.judge)
 
     def stop(self) -> None:
         """Claim no more; `run` returns when what is claimed has ended."""
@@ -179,7 +182,12 @@ class Worker:
     async def _attempt(self, rollout: Rollout, attempt_id: str, task: Task, attempts: int, record: dict) -> None:
         policy = CompletionsPolicy(self._gateway_http, self._gateway.policy_url(rollout, attempt_id), self._tokenizer)
         outcome = await run_task(
-            task, self._settings.agent, policy=policy, retriever=self._retriever, generator=self._generator
+            task,
+            self._settings.agent,
+            policy=policy,
+            retriever=self._retriever,
+            generator=self._generator,
+            judge=self._judge,
         )
         await self._gateway.succeed(rollout.rollout_id, attempt_id, outcome.reward.value)
         self._log.write(
@@ -193,6 +201,7 @@ class Worker:
                 reward=outcome.reward.value,
                 accuracy=outcome.reward.metrics["accuracy"],
                 gbr=outcome.reward.metrics.get("gbr"),
+                metrics=outcome.reward.metrics,
                 finished_at=time.time(),
                 timings={"search_s": outcome.search_s, "answer_s": outcome.answer_s},
             )

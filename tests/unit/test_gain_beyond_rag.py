@@ -1,5 +1,7 @@
 """s3's reward in its three modes (spec §4.1)."""
 
+from statistics import fmean, stdev
+
 import pytest
 
 from s3_agent.rewards.gain_beyond_rag import RewardMode, gain_beyond_rag
@@ -11,33 +13,46 @@ def task(rag_score: float | None) -> Task:
 
 
 @pytest.mark.parametrize(
-    ("mode", "answer", "rag_score", "value"),
+    ("mode", "accuracy", "rag_score", "value"),
     [
-        ("accuracy", "the krone", 0.0, 1.0),
-        ("accuracy", "euro", 1.0, 0.0),
-        ("gbr", "krone", 0.0, 1.0),
-        ("gbr", "krone", 1.0, 0.0),
-        ("gbr", "euro", 0.0, 0.0),
-        ("gbr", "euro", 1.0, -1.0),
-        ("gbr+accuracy", "krone", 0.0, 2.0),
-        ("gbr+accuracy", "krone", 1.0, 1.0),
-        ("gbr+accuracy", "euro", 0.0, 0.0),
-        ("gbr+accuracy", "euro", 1.0, -1.0),
+        ("accuracy", 1.0, 0.0, 1.0),
+        ("accuracy", 0.0, 1.0, 0.0),
+        ("gbr", 1.0, 0.0, 1.0),
+        ("gbr", 1.0, 1.0, 0.0),
+        ("gbr", 0.0, 0.0, 0.0),
+        ("gbr", 0.0, 1.0, -1.0),
+        ("gbr+accuracy", 1.0, 0.0, 2.0),
+        ("gbr+accuracy", 1.0, 1.0, 1.0),
+        ("gbr+accuracy", 0.0, 0.0, 0.0),
+        ("gbr+accuracy", 0.0, 1.0, -1.0),
     ],
 )
-def test_values(mode: RewardMode, answer: str, rag_score: float, value: float) -> None:
-    result = gain_beyond_rag(task(rag_score), answer, mode=mode)
+def test_values(mode: RewardMode, accuracy: float, rag_score: float, value: float) -> None:
+    result = gain_beyond_rag(task(rag_score), accuracy, mode=mode)
     assert result.value == value
     assert result.metrics["gbr"] == result.metrics["accuracy"] - rag_score
 
 
 def test_accuracy_needs_no_cache_and_logs_no_gain() -> None:
-    result = gain_beyond_rag(task(None), "krone")
+    result = gain_beyond_rag(task(None), 1.0)
     assert result.value == 1.0
-    assert result.metrics == {"accuracy": 1.0, "exact_match": 1.0}
+    assert result.metrics == {"accuracy": 1.0}
+
+
+@pytest.mark.parametrize("rag_score", [0.0, 1.0])
+def test_the_modes_have_the_same_group_advantages(rag_score: float) -> None:
+    """Spec §4.1: what is constant in a group cancels against its mean and spread."""
+    group = [1.0, 0.0, 0.0, 1.0, 0.0]
+    modes: list[RewardMode] = ["accuracy", "gbr", "gbr+accuracy"]
+    advantages = []
+    for mode in modes:
+        values = [gain_beyond_rag(task(rag_score), accuracy, mode=mode).value for accuracy in group]
+        advantages.append([(value - fmean(values)) / stdev(values) for value in values])
+    assert advantages[0] == pytest.approx(advantages[1])
+    assert advantages[0] == pytest.approx(advantages[2])
 
 
 @pytest.mark.parametrize("mode", ["gbr", "gbr+accuracy"])
 def test_gain_without_the_cache_is_an_error_that_says_so(mode: RewardMode) -> None:
     with pytest.raises(ValueError, match="task t: build the RAG cache"):
-        gain_beyond_rag(task(None), "krone", mode=mode)
+        gain_beyond_rag(task(None), 1.0, mode=mode)

@@ -1,26 +1,23 @@
 """The generator client: messages of spec §3.2, answers that are empty and answers that never came."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
 import pytest
 from fastapi import Body, FastAPI
 from fastapi.responses import JSONResponse
+from hypothesis import given
+from hypothesis import strategies as st
 
-from s3_agent.clients import generator as generator_module
+from s3_agent.clients import chat_model
 from s3_agent.clients.fake_servers import generator_app, serve
 from s3_agent.clients.fakes import FakeGenerator
-from s3_agent.clients.generator import (
-    ClaudeGenerator,
-    GeneratorSettings,
-    OpenAIGenerator,
-    answer_messages,
-    claude_message,
-    make_generator,
-    render_context,
-)
+from s3_agent.clients.generator import FrozenGenerator, GeneratorSettings, make_generator
+from s3_agent.clients.prompts import answer_messages, read_answer, render_context
+from s3_agent.embedded import NANO_POLICY
 from s3_agent.errors import ConfigError, GeneratorError
 from s3_agent.types import Passage
 
@@ -41,7 +38,7 @@ def test_messages_hold_contexts_instruction_and_the_question_verbatim() -> None:
 
 
 def test_claude_gets_the_same_pieces_in_one_message() -> None:
-    [message] = claude_message("which money", PASSAGES)
+    [message] = answer_messages("which money", PASSAGES, kind="anthropic")
     assert message["role"] == "user"
     assert f"\n\nContexts:\n{CONTEXT}\nQuestion: which money\n\nImportant: " in message["content"]
 
@@ -53,7 +50,7 @@ async def answer(reply: Any, *, settings: GeneratorSettings = SETTINGS, sent: li
         return reply if isinstance(reply, httpx.Response) else httpx.Response(200, json=reply)
 
     async with httpx.AsyncClient(transport=httpx.MockTransport(handle)) as http:
-        return await OpenAIGenerator(http, "http://g/v1/", settings).answer("q", PASSAGES)
+        return await make_generator(http, "http://g/v1/", settings).answer("q", PASSAGES)
 
 
 async def test_it_asks_greedily_and_bounds_the_answer_only_when_told_to() -> None:
@@ -137,24 +134,24 @@ class FakeClaude:
 
 
 @pytest.fixture
-def claude(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FakeClaude, ClaudeGenerator]]:
+def claude(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FakeClaude, FrozenGenerator]]:
     pytest.importorskip("anthropic")
     monkeypatch.setenv("ANTHROPIC_API_KEY", "test")
-    monkeypatch.setattr(generator_module, "CLAUDE_RETRIES", 2)
+    monkeypatch.setattr(chat_model, "CLAUDE_RETRIES", 2)
     fake = FakeClaude()
     with serve(fake.app) as url:
-        yield fake, ClaudeGenerator(GeneratorSettings(kind="anthropic", model="claude"), url=url)
+        yield fake, make_generator(httpx.AsyncClient(), url, GeneratorSettings(kind="anthropic", model="claude"))
 
 
-async def test_claude_answers(claude: tuple[FakeClaude, ClaudeGenerator]) -> None:
+async def test_claude_answers(claude: tuple[FakeClaude, FrozenGenerator]) -> None:
     fake, generator = claude
     assert await generator.answer("q", PASSAGES) == "the krone"
     [body] = fake.requests
-    assert body["messages"] == claude_message("q", PASSAGES)
+    assert body["messages"] == answer_messages("q", PASSAGES, kind="anthropic")
     assert (body["model"], body["max_tokens"], body["temperature"]) == ("claude", 500, 0.0)
 
 
-async def test_claude_is_asked_again_when_overloaded(claude: tuple[FakeClaude, ClaudeGenerator]) -> None:
+async def test_claude_is_asked_again_when_overloaded(claude: tuple[FakeClaude, FrozenGenerator]) -> None:
     fake, generator = claude
     fake.statuses = [529, 429]
     assert await generator.answer("q", PASSAGES) == "the krone"
@@ -165,7 +162,7 @@ async def test_claude_is_asked_again_when_overloaded(claude: tuple[FakeClaude, C
     ("status", "kept"), [(400, 400), (401, 401), (404, 404), (429, None), (500, None), (529, None)]
 )
 async def test_a_claude_that_fails_tells_refusal_from_outage(
-    claude: tuple[FakeClaude, ClaudeGenerator], status: int, kept: int | None
+    claude: tuple[FakeClaude, FrozenGenerator], status: int, kept: int | None
 ) -> None:
     fake, generator = claude
     fake.statuses = [status] * 9
@@ -181,6 +178,102 @@ async def test_claude_without_credentials_is_a_config_error(monkeypatch: pytest.
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(ConfigError, match="anthropic"):
-        await ClaudeGenerator(GeneratorSettings(kind="anthropic"), url="http://127.0.0.1:9").answer("q", PASSAGES)
+        await make_generator(httpx.AsyncClient(), "http://127.0.0.1:9", GeneratorSettings(kind="anthropic")).answer(
+            "q", PASSAGES
+        )
     with pytest.raises(ConfigError, match="bedrock"):
-        await ClaudeGenerator(GeneratorSettings(kind="bedrock")).answer("q", PASSAGES)
+        await make_generator(httpx.AsyncClient(), None, GeneratorSettings(kind="bedrock")).answer("q", PASSAGES)
+
+
+LONG = tuple(Passage(id=str(number), title="T", text="word " * 100) for number in range(6))
+
+
+def in_bytes(passages: Sequence[Passage]) -> int:
+    return sum(len(message["content"].encode()) for message in answer_messages("q", passages))
+
+
+async def fit_over_http(window: int | None, passages: Sequence[Passage], **settings: Any) -> tuple[Passage, ...]:
+    fake = FakeGenerator("a")
+    with serve(generator_app(fake, context_tokens=window)) as url:
+        async with httpx.AsyncClient() as http:
+            made = GeneratorSettings(**{"model": "fake", "max_tokens": 50, "patience_s": 0.5} | settings)
+            generator = make_generator(http, f"{url}/v1", made)
+            shown = await generator.fit("q", passages)
+            assert await generator.answer("q", shown) == "a"
+    return shown
+
+
+@pytest.mark.parametrize(
+    ("window", "settings"),
+    [(1500, {}), (None, {"context_tokens": 600, "tokenizer": str(NANO_POLICY)})],
+    ids=["server", "tokenizer"],
+)
+async def test_passages_that_the_generator_can_not_hold_lose_their_tails(
+    window: int | None, settings: dict[str, Any]
+) -> None:
+    shown = await fit_over_http(window, LONG, **settings)
+    assert 0 < len(shown) <= len(LONG)
+    assert [passage.id for passage in shown] == [passage.id for passage in LONG[: len(shown)]]
+    assert shown[:-1] == LONG[: len(shown) - 1], "only the last one is shortened"
+    if not settings:
+        assert 1200 < in_bytes(shown) <= 1450, "the room is used"
+
+
+async def test_what_fits_is_not_touched_and_a_server_without_a_window_gets_all() -> None:
+    assert await fit_over_http(10_000, LONG) == LONG
+    assert await fit_over_http(None, LONG) == LONG
+
+
+async def test_a_configured_window_needs_no_server_that_tells_it() -> None:
+    assert len(await fit_over_http(None, LONG, context_tokens=1500)) < len(LONG)
+
+
+async def test_a_prompt_that_does_not_fit_by_itself_says_so() -> None:
+    with pytest.raises(GeneratorError, match="alone do not fit") as caught:
+        await fit_over_http(150, LONG)
+    assert caught.value.status == 413
+
+
+@given(st.lists(st.text(alphabet="a漢 \n🜁", max_size=400), max_size=5), st.integers(400, 2500))
+async def test_a_fitted_context_fits_whatever_is_written(texts: list[str], window: int) -> None:
+    passages = [Passage(id=str(number), title="t", text=text) for number, text in enumerate(texts)]
+    settings = GeneratorSettings(model="m", max_tokens=10, context_tokens=window)
+
+    def count(request: httpx.Request) -> httpx.Response:
+        messages = json.loads(request.content)["messages"]
+        return httpx.Response(200, json={"count": sum(len(message["content"].encode()) for message in messages)})
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(count)) as http:
+        shown = await make_generator(http, "http://g/v1", settings).fit("q", passages)
+    assert in_bytes(shown) <= window - 10
+    assert [passage.id for passage in shown] == [passage.id for passage in passages[: len(shown)]]
+    if in_bytes(passages) + 64 <= window - 10:
+        assert list(shown) == passages
+
+
+async def test_styles_without_passages() -> None:
+    zero, cot = (answer_messages("q", (), style=style) for style in ("zero_shot", "cot"))
+    assert zero[0]["content"].startswith("Important: ") and zero[1]["content"] == "q"
+    assert "<answer>" in cot[0]["content"]
+    assert len(answer_messages("q", (), kind="bedrock", style="cot")) == 1
+    reply = "<think>x</think><answer> krone </answer><answer>b</answer>"
+    assert (read_answer(reply, "cot"), read_answer("krone", "cot"), read_answer(reply, "context")) == (
+        "krone",
+        "krone",
+        reply,
+    )
+
+
+def test_lines_are_the_layout_of_naive_rag() -> None:
+    assert render_context(PASSAGES, "lines") == 'Doc 1 (Title: "Norway") krone\nis money\nDoc 2 (Title: "B (c)") x\n'
+
+
+async def test_the_cache_folder_makes_one_call_of_two(tmp_path: Path) -> None:
+    fake = FakeGenerator("krone")
+    with serve(generator_app(fake)) as url:
+        async with httpx.AsyncClient() as http:
+            settings = GeneratorSettings(model="m", cache=tmp_path)
+            makers = [make_generator(http, f"{url}/v1", settings) for _ in range(2)]
+            assert [await generator.answer("q", PASSAGES) for generator in makers] == ["krone"] * 2
+            assert await makers[0].answer("another", PASSAGES) == "krone"
+    assert len(fake.calls) == 2

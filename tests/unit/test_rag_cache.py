@@ -65,7 +65,7 @@ def test_each_part_that_differs_is_named(path: Path, changes: dict[str, Any], fi
 
 
 def test_another_prompt_is_another_fingerprint(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rag_cache, "answer_messages", lambda question, passages: [{"role": "user", "content": "x"}])
+    monkeypatch.setattr(rag_cache, "answer_messages", lambda *_, **__: [{"role": "user", "content": "x"}])
     with pytest.raises(RagCacheError, match="prompt is"):
         RagCache.load(path, expected=fingerprint())
 

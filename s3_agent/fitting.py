@@ -1,4 +1,4 @@
-"""What of a search's result is shown: whole documents first, then a shortened one, no tag left open (spec §11 B3)."""
+"""Passages cut to a number of tokens: whole documents first, then a shortened one (spec §11 B3, C6)."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -35,7 +35,8 @@ def fit_passages(
         for passage, parts in zip(passages, words, strict=True):
             if number <= 0:
                 break
-            shown.append(passage.model_copy(update={"text": "".join(parts[:number]).rstrip()}))
+            cut = {"text": "".join(parts[:number]).rstrip()}
+            shown.append(passage if number >= len(parts) else passage.model_copy(update=cut))
             number -= len(parts)
         return tuple(shown)
 

@@ -1,0 +1,125 @@
+"""A frozen model that is asked by chat messages at temperature 0: what a generator and a judge are made of.
+
+A transport failure raises after retries and is never an empty reply (promise 1).
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+
+import httpx
+from pydantic import BaseModel, ConfigDict, Field
+
+from s3_agent.clients.http import call_json
+from s3_agent.errors import BoundaryError, ConfigError
+
+ModelKind = Literal["openai", "anthropic", "bedrock"]
+Message = dict[str, str]
+
+CLAUDE_RETRIES = 8
+CLAUDE_MAX_TOKENS = 500  # its API needs a bound; spec §3.1
+RETRIED_STATUS = (408, 409, 429)  # by the anthropic client, besides every 5xx
+_CLAUDE_REMEDY = "check the credentials, region and model name"
+
+
+class ModelSettings(BaseModel):
+    """Which model, and how long to wait for it, in seconds. `max_tokens=None` leaves the bound to the server."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: ModelKind = "openai"
+    model: str = "Qwen/Qwen2.5-14B-Instruct-GPTQ-Int4"
+    max_tokens: int | None = Field(default=None, ge=1)
+    patience_s: float = 120.0
+
+
+class ChatModel(Protocol):
+    """What answers to messages."""
+
+    async def reply(self, messages: Sequence[Message]) -> str:
+        """The reply's text. Raises the BoundaryError of whoever asks."""
+        ...
+
+
+class OpenAIChat:
+    """A model behind an OpenAI-compatible `/chat/completions`."""
+
+    def __init__(
+        self, client: httpx.AsyncClient, url: str, settings: ModelSettings, *, error: type[BoundaryError]
+    ) -> None:
+        self._client = client
+        self._url = url.rstrip("/") + "/chat/completions"
+        self._settings = settings
+        self._error = error
+
+    async def reply(self, messages: Sequence[Message]) -> str:
+        body: dict[str, Any] = {
+            "model": self._settings.model,
+            "messages": list(messages),
+            "temperature": 0.0,
+            "top_p": 1.0,
+            "frequency_penalty": 0.0,
+            "presence_penalty": 0.0,
+        }
+        if self._settings.max_tokens is not None:
+            body["max_tokens"] = self._settings.max_tokens
+        answer = await call_json(
+            self._client, "POST", self._url, error=self._error, body=body, patience_s=self._settings.patience_s
+        )
+        try:
+            return answer["choices"][0]["message"]["content"] or ""
+        except (KeyError, IndexError, TypeError) as cause:
+            raise self._error(f"{self._url} answered in an unknown form: {str(answer)[:300]}") from cause
+
+
+class ClaudeChat:
+    """Claude through its API or Bedrock; credentials are read by the anthropic client when it is first made."""
+
+    def __init__(self, settings: ModelSettings, *, url: str | None = None, error: type[BoundaryError]) -> None:
+        try:
+            import anthropic
+        except ImportError as cause:
+            raise ConfigError(
+                f"{error.boundary}.kind={settings.kind} needs the anthropic client",
+                remedy="install it: pip install 's3-agent[claude]'",
+            ) from cause
+        self._api_error = anthropic.APIError
+        self._settings = settings
+        self._error = error
+        make = anthropic.AsyncAnthropicBedrock if settings.kind == "bedrock" else anthropic.AsyncAnthropic
+        try:
+            self._client: Any = make(base_url=url, max_retries=CLAUDE_RETRIES, timeout=settings.patience_s)
+        except (anthropic.AnthropicError, ValueError) as cause:
+            raise ConfigError(f"{error.boundary}.kind={settings.kind}: {cause}", remedy=_CLAUDE_REMEDY) from cause
+
+    async def reply(self, messages: Sequence[Message]) -> str:
+        try:
+            message = await self._client.messages.create(
+                model=self._settings.model,
+                max_tokens=self._settings.max_tokens or CLAUDE_MAX_TOKENS,
+                messages=list(messages),
+                extra_body={"temperature": 0.0},  # anthropic 2 has no parameter of that name any more
+            )
+        except self._api_error as cause:
+            status = getattr(cause, "status_code", None)
+            refused = status is not None and status < 500 and status not in RETRIED_STATUS
+            raise self._error(
+                f"Claude ({self._settings.kind}) failed: {cause}",
+                remedy=_CLAUDE_REMEDY,
+                status=status if refused else None,
+            ) from cause
+        except TypeError as cause:  # how the anthropic client says that it has no credentials
+            raise ConfigError(f"Claude ({self._settings.kind}): {cause}", remedy=_CLAUDE_REMEDY) from cause
+        return "".join(block.text for block in message.content if block.type == "text")
+
+
+def make_chat_model(
+    client: httpx.AsyncClient, url: str | None, settings: ModelSettings, *, error: type[BoundaryError]
+) -> ChatModel:
+    """The model that the settings name. `url` may be None for Claude alone."""
+    if settings.kind != "openai":
+        return ClaudeChat(settings, url=url, error=error)
+    if url is None:
+        raise ConfigError(
+            f"an OpenAI-compatible {error.boundary} needs an address", remedy=f"set {error.boundary}.url=http://…/v1"
+        )
+    return OpenAIChat(client, url, settings, error=error)

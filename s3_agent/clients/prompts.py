@@ -1,0 +1,70 @@
+"""What frozen models are told: the answering prompts and the contexts in them (spec §2.1, §3.2-§3.4)."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from s3_agent.clients.chat_model import Message, ModelKind
+from s3_agent.tags import bodies, neutral
+from s3_agent.types import Passage
+
+PromptStyle = Literal["context", "zero_shot", "cot"]
+"""Answer from passages, from nothing, or from nothing step by step."""
+ContextLayout = Literal["selected", "lines"]
+"""Title and text on lines of their own (s3, Search-R1), or one line a document (naive RAG; spec §3.3)."""
+
+_LEAD_IN = "Use the following contexts (some may be irrelevant) as needed to answer the question."
+_DIRECT = "Important: give the answer directly, without any other text and without thinking."
+_STEPS = """\
+Solve the question step by step:
+1. Think about what is asked and what you know.
+2. Show your reasoning.
+3. Give the final answer, as short as possible, between <answer> and </answer>.
+
+For example:
+<think>
+your reasoning
+</think>
+<answer>
+the final answer
+</answer>"""
+
+
+def render_context(passages: Sequence[Passage], layout: ContextLayout = "selected") -> str:
+    """Passages as the generator reads them, numbered from 1; tags in them can not act as an answer's."""
+    if layout == "lines":
+        return "".join(
+            f'Doc {number} (Title: "{neutral(passage.title.strip(chr(34)))}") {neutral(passage.text)}\n'
+            for number, passage in enumerate(passages, 1)
+        )
+    return "".join(
+        f"Doc {number} (Title: {neutral(passage.title.strip(chr(34)))})\n{neutral(passage.text)}\n\n"
+        for number, passage in enumerate(passages, 1)
+    )
+
+
+def answer_messages(
+    question: str,
+    passages: Sequence[Passage],
+    *,
+    kind: ModelKind = "openai",
+    style: PromptStyle = "context",
+    layout: ContextLayout = "selected",
+) -> list[Message]:
+    """The answering prompt: instructions from the system and the question from the user, all in one for Claude."""
+    if style == "context":
+        contexts = f"{_LEAD_IN}\n\nContexts:\n{render_context(passages, layout)}\n"
+        if kind != "openai":
+            return [{"role": "user", "content": f"{contexts}Question: {question}\n\n{_DIRECT}"}]
+        system = contexts + _DIRECT
+    else:
+        system = _DIRECT if style == "zero_shot" else _STEPS
+        if kind != "openai":
+            return [{"role": "user", "content": f"Question: {question}\n\n{system}"}]
+    return [{"role": "system", "content": system}, {"role": "user", "content": question}]
+
+
+def read_answer(reply: str, style: PromptStyle) -> str:
+    """The answer in a reply: for step-by-step replies the first `<answer>`, else all of it."""
+    if style != "cot":
+        return reply
+    return next((body.strip() for body in bodies(reply, "answer")), reply)
