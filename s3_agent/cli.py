@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import structlog
 import typer
 
 from s3_agent.agents.settings import AgentName
@@ -24,6 +25,12 @@ RecipeOption = Annotated[str, typer.Option("--recipe", help="A YAML file, or the
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[SECTION.FIELD=VALUE]...", help="Overrides, e.g. `trainer.steps=3`.")
 ]
+
+
+@app.callback()
+def _log_to_stderr() -> None:
+    # What a command prints is its result; its log goes elsewhere.
+    structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
 
 
 @app.command()
