@@ -9,7 +9,8 @@ import asyncio
 import json
 import random
 from typing import Any, Literal, Self
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from pydantic import BaseModel, Field, ValidationError
@@ -67,7 +68,7 @@ class Gateway:
             connector=aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=60),
             timeout=aiohttp.ClientTimeout(total=300, connect=10),
             headers={"Authorization": f"Bearer {key}"} if key else {},
-            trust_env=True,
+            proxy=_proxy(self.url),
         )
 
     async def __aenter__(self) -> Self:
@@ -200,6 +201,12 @@ class Gateway:
         mode = "train" if rollout.is_train else "val"
         path = f"rollout/{_part(rollout.rollout_id)}/attempt/{_part(attempt_id)}/mode/{mode}"
         return f"{self.url}/proxy/{path}/openai/v1"
+
+
+def _proxy(url: str) -> str | None:
+    """The environment's proxy for `url`. aiohttp's `trust_env` would look for it at every request, in a thread."""
+    parts = urlsplit(url)
+    return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
 
 
 def _seconds(retry_after: str | None) -> float:
