@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -69,7 +68,12 @@ def real_gateway(folder: Path, *, model: str = "none", policy_url: str | None = 
     log = folder / "gateway.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=output, cwd=folder, env={**os.environ, "AGL_KEY": KEY}, start_new_session=True
+            command,
+            stdout=output,
+            stderr=output,
+            cwd=folder,
+            env={**os.environ, "AGL_KEY": KEY},
+            start_new_session=True,
         )
     api = GatewayApi(f"http://127.0.0.1:{port}", process)
     try:
@@ -88,8 +92,3 @@ def real_gateway(folder: Path, *, model: str = "none", policy_url: str | None = 
         process.kill()
         process.wait()
         api.http.close()
-
-
-def python_command(*arguments: str) -> list[str]:
-    """A Python process of this environment."""
-    return [sys.executable, *arguments]

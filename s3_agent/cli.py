@@ -99,7 +99,7 @@ def workers(
     from s3_agent.rollout.launcher import Launcher, LocalLauncher
     from s3_agent.rollout.native import WorkerSettings
     from s3_agent.rollout.pool import run_pool
-    from s3_agent.rollout.supervisor import PoolSettings
+    from s3_agent.rollout.settings import PoolSettings
 
     settings = load_recipe(recipe, overrides or [])
 

@@ -11,6 +11,13 @@ from s3_agent.clients.gateway import Rollout
 from s3_agent.errors import ConfigError
 
 
+def class_path(agent_class: str | None) -> str | None:
+    """`module:Class`, however it was written; None for no class."""
+    if not agent_class or ":" in agent_class:
+        return agent_class or None
+    return ":".join(agent_class.rsplit(".", 1))
+
+
 def _value(row: Any, path: str) -> Any:
     if path == "input":
         return row

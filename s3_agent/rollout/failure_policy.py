@@ -37,9 +37,13 @@ class FailurePolicy(BaseModel):
         """How long an attempt may take when the rollout has `left` seconds."""
         return left if self.attempt_timeout_s is None else min(left, self.attempt_timeout_s)
 
+    def retries(self, failure: Failure) -> bool:
+        """Whether a failure of that kind is tried again at all."""
+        return failure.retried and failure.boundary in self.retried
+
     def wait(self, failure: Failure, *, attempts: int, left: float) -> float | None:
         """Seconds until the next attempt after `attempts` of them; None gives the rollout up."""
-        if not failure.retried or failure.boundary not in self.retried:
+        if not self.retries(failure):
             return None
         if self.most_attempts is not None and attempts >= self.most_attempts:
             return None

@@ -15,7 +15,8 @@ from s3_agent.rollout.launcher import Launcher, LocalLauncher
 from s3_agent.rollout.metrics import serve_metrics
 from s3_agent.rollout.monitor import Monitor
 from s3_agent.rollout.native import WorkerSettings
-from s3_agent.rollout.supervisor import PoolSettings, Supervisor
+from s3_agent.rollout.settings import PoolSettings
+from s3_agent.rollout.supervisor import Supervisor
 from s3_agent.rollout.view import show
 
 log = structlog.get_logger()
