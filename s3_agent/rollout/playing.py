@@ -132,15 +132,23 @@ class Player:
         log.warning("attempt failed", rollout_id=run.rollout_id, attempt=run.attempts, error=failure.message)
 
     def _final(self, run: Run, failure: Failure | None) -> Failure:
-        """What the rollout failed of: the last attempt's failure, and whether time was what ended the trying."""
+        """What the rollout failed of, and whether time was what ended the trying.
+
+        When its time ran out in the last attempt, that is what an earlier one failed of, if there was any.
+        """
         if failure is None:
             late = f"the rollout's {run.seconds:.0f} s had passed before its first attempt"
             return Failure(boundary=DEADLINE, message=late)
-        message = f"attempt {run.attempts}: {failure.boundary}: {failure.message}"
+        number, told = run.attempts, failure
+        for at, earlier in reversed(list(enumerate(run.failures, 1))):
+            if failure.boundary == TIMEOUT and earlier["boundary"] != TIMEOUT:
+                number, told = at, Failure(boundary=earlier["boundary"], message=earlier["message"])
+                break
+        message = f"attempt {number}: {told.boundary}: {told.message}"
         policy = self._settings.failure_policy
         if policy.retries(failure) and run.attempts != policy.most_attempts:
-            message = f"the rollout's {run.seconds:.0f} s passed; {message}"
-        return Failure(boundary=failure.boundary, message=message)
+            message = f"the rollout's {run.seconds:.0f} s passed in attempt {run.attempts}; {message}"
+        return Failure(boundary=told.boundary, message=message)
 
     async def _attempt(self, run: Run, attempt_id: str, seconds: float) -> _Attempt:
         """Have one attempt played. A worker that neither answers in time nor dies is killed."""

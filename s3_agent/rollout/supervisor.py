@@ -49,7 +49,7 @@ class Supervisor:
         self._driven: set[asyncio.Task[None]] = set()
         self._stopping, self._stop_now = asyncio.Event(), asyncio.Event()
         self._given_up = self._contended = False
-        self._candidates: deque[Run] = deque()
+        self._candidates: deque[Rollout] = deque()
         self._listed_at = 0.0
         if settings.agent_logs:
             Path(settings.agent_logs).mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,7 @@ class Supervisor:
         if self._contended:  # another pool takes the oldest first, too
             random.shuffle(found)
             self._contended = False
-        self._candidates = deque(map(self._run_of, found))
+        self._candidates = deque(found)
         self._listed_at = time.monotonic()
 
     def _run_of(self, rollout: Rollout) -> Run:
@@ -159,15 +159,15 @@ class Supervisor:
 
     def _claim_candidates(self) -> bool:
         """Start to claim what there is room for; whether there was any."""
-        kept: list[Run] = []
+        kept: list[Rollout] = []
         started = False
         while self._candidates and any(room > 0 for room in self._room.values()):
-            run = self._candidates.popleft()
+            rollout = self._candidates.popleft()
+            run = self._run_of(rollout)
             if self._room[run.native] <= 0:
-                kept.append(run)
+                kept.append(rollout)
                 continue
-            # What is in the list waits from now on, not from when it was listed.
-            self._drive(self._run_of(run.rollout), claim=True)
+            self._drive(run, claim=True)
             started = True
         self._candidates.extendleft(reversed(kept))
         return started
