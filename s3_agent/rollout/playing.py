@@ -183,8 +183,8 @@ class Player:
         return self._crew.forked(run.agent_class or "", names=tuple(sorted(job.environment)))
 
     def _allowed(self, agent_class: str) -> bool:
-        allowed = self._settings.allowed
-        return not allowed or any(fnmatchcase(agent_class, class_path(pattern) or "") for pattern in allowed)
+        allowed, path = self._settings.allowed, class_path(agent_class) or ""
+        return not allowed or any(fnmatchcase(path, pattern) for pattern in allowed)
 
     def _job(self, run: Run, attempt_id: str, seconds: float) -> Job:
         rollout, log_path, environment = run.rollout, None, {}

@@ -154,8 +154,10 @@ class Supervisor:
 
     def _run_of(self, rollout: Rollout) -> Run:
         local = rollout.config.local
-        agent_class = class_path(local.agent_class) if local else None
-        return Run(rollout, agent_class, is_native(agent_class, self._worker), None)
+        named = local.agent_class or None if local else None
+        if is_native(path := class_path(named), self._worker):
+            return Run(rollout, path, True, None)
+        return Run(rollout, named, False, None)
 
     def _claim_candidates(self) -> bool:
         """Start to claim what there is room for; whether there was any."""
