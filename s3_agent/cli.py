@@ -1,7 +1,10 @@
 """The `s3-agent` command: every job of the project, one subcommand each. Heavy modules load inside the commands."""
 
 import os
+import re
+import socket
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +36,13 @@ def _log_to_stderr() -> None:
     structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
 
 
+class LauncherName(StrEnum):
+    """Where worker processes are started."""
+
+    local = "local"
+    ray = "ray"
+
+
 @app.command()
 def train(
     overrides: Overrides = None,
@@ -56,38 +66,85 @@ def workers(
     overrides: Overrides = None,
     recipe: RecipeOption = "cpu",
     processes: Annotated[int | None, typer.Option(min=1, help="Worker processes; default: the recipe's.")] = None,
-    concurrency: Annotated[int | None, typer.Option(min=1, help="Rollouts at a time in each process.")] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Rollouts of native agents at a time in each process.")
+    ] = None,
     pool_id: Annotated[
-        str, typer.Option(help="A pool started again under its id adopts the rollouts it had.")
-    ] = "pool",
+        str,
+        typer.Option(help="Started again under its id, a pool adopts what it had. Default: the host's name."),
+    ] = "",
     episodes: Annotated[Path | None, typer.Option(help="Append one JSON line per ended rollout here.")] = None,
+    allow_agent: Annotated[
+        list[str] | None,
+        typer.Option(help="Run only env-contract classes like this, e.g. `my_agents.*:*`. Default: any, as AGL does."),
+    ] = None,
+    native_agent: Annotated[
+        list[str] | None, typer.Option(help="A `module:Class` to run natively, many at a time in a process.")
+    ] = None,
+    agent_logs: Annotated[Path | None, typer.Option(help="Keep all that env-contract classes print here.")] = None,
+    attempt_timeout_s: Annotated[
+        float | None,
+        typer.Option(help="Try again when an attempt takes longer; default: the rollout's time."),
+    ] = None,
+    most_attempts: Annotated[
+        int | None, typer.Option(min=1, help="Give a rollout up after this many; default: at its deadline.")
+    ] = None,
+    drain_s: Annotated[float, typer.Option(min=0, help="After SIGTERM, what does not end within is failed.")] = 600.0,
+    plain: Annotated[bool, typer.Option("--plain", help="Log lines instead of the live view.")] = False,
+    metrics_port: Annotated[int | None, typer.Option(help="Serve Prometheus metrics on 127.0.0.1 here.")] = None,
+    launcher: Annotated[
+        LauncherName, typer.Option(help="Where the worker processes are started.")
+    ] = LauncherName.local,
+    ray_address: Annotated[str | None, typer.Option(help="With `--launcher ray`: the cluster to join.")] = None,
 ) -> None:
     """Run the worker pool against a gateway: claim queued rollouts, play them, report rewards.
 
-    The retriever and the generator are the recipe's, at their `url` or local `port`.
+    Rollouts without an agent class are played by the recipe's agent, with the retriever and the generator at their
+    `url` or local `port`; rollouts of a class written for AGL's local controller run that class.
     """
     from s3_agent.launch.commands import generator_url, retriever_url
-    from s3_agent.rollout.pool import WorkerPool
-    from s3_agent.rollout.worker import WorkerSettings
+    from s3_agent.rollout.failure_policy import FailurePolicy
+    from s3_agent.rollout.launcher import Launcher, LocalLauncher
+    from s3_agent.rollout.native import WorkerSettings
+    from s3_agent.rollout.pool import run_pool
+    from s3_agent.rollout.settings import PoolSettings
 
     settings = load_recipe(recipe, overrides or [])
-    pool = WorkerPool(
-        WorkerSettings(
+
+    def start(worker_settings: WorkerSettings) -> Launcher:
+        if launcher is LauncherName.local:
+            return LocalLauncher(worker_settings)
+        from s3_agent.rollout.ray_launcher import RayLauncher
+
+        return RayLauncher(worker_settings, address=ray_address)
+
+    code = run_pool(
+        PoolSettings(
             gateway_url=gateway,
+            pool_id=pool_id or re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname()),
+            processes=processes or settings.workers.processes,
+            drain_s=drain_s,
+            allowed=tuple(allow_agent or ()),
+            failure_policy=FailurePolicy(attempt_timeout_s=attempt_timeout_s, most_attempts=most_attempts),
+            episodes=None if episodes is None else str(episodes),
+            agent_logs=None if agent_logs is None else str(agent_logs),
+        ),
+        WorkerSettings(
             gateway_key=key,
             retriever_url=retriever_url(settings),
             generator_url=generator_url(settings),
             policy_tokenizer=settings.policy.model,
-            pool_id=pool_id,
             concurrency=concurrency or settings.workers.concurrency,
             agent=settings.agent,
             generator=settings.generator.client,
             judge=settings.judge,
-            episodes=None if episodes is None else str(episodes),
+            native_agents=tuple(native_agent or ()),
         ),
-        processes=processes or settings.workers.processes,
+        launcher=start,
+        plain=plain,
+        metrics_port=metrics_port,
     )
-    raise typer.Exit(pool.run())
+    raise typer.Exit(code)
 
 
 @app.command()

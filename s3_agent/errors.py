@@ -67,9 +67,13 @@ class JudgeError(BoundaryError):
 
 
 class GatewayError(BoundaryError):
-    """The Agent Lightning gateway failed."""
+    """The Agent Lightning gateway failed. `after_retry`: an earlier, unanswered try may have been carried out."""
 
     boundary = "gateway"
+
+    def __init__(self, message: str, *, remedy: str = "", status: int | None = None, after_retry: bool = False) -> None:
+        super().__init__(message, remedy=remedy, status=status)
+        self.after_retry = after_retry
 
 
 class RagCacheError(S3AgentError):

@@ -1,31 +1,47 @@
 """Agent Lightning's gateway over plain HTTP: claim, attempts, events (design §4; AGL 1.0.x `schemas.py`).
 
-queuing -> running is the atomic claim: an illegal transition answers 409, so any number of pools may compete.
+queuing -> running is the atomic claim: an illegal transition answers 409, so any number of pools may compete. One
+process makes these calls for the whole pool, three and more a rollout, so they go through aiohttp: httpx costs a
+multiple of its processor time.
 """
 
-from typing import Any, Literal
-from urllib.parse import quote
+import asyncio
+import json
+import random
+from typing import Any, Literal, Self
+from urllib.parse import quote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
-import httpx
+import aiohttp
 from pydantic import BaseModel, Field, ValidationError
 
-from s3_agent.clients.http import call_json
+from s3_agent.clients.http import FIRST_WAIT_S, LONGEST_WAIT_S
 from s3_agent.errors import GatewayError
 
 RolloutState = Literal["queuing", "running", "succeeded", "failed"]
+CONNECTIONS = 64
+
+
+class LocalConfig(BaseModel):
+    """Which env-contract class plays, and which variable it finds which part of the input in."""
+
+    agent_class: str | None = None
+    env_map: dict[str, str] = Field(default_factory=dict)
 
 
 class RolloutConfig(BaseModel):
-    """The part of a rollout's configuration that a pool reads."""
+    """The part of a rollout's configuration that a pool reads. A timeout of 0 is none."""
 
     timeout_seconds: int = 3600
+    local: LocalConfig | None = None
 
 
 class RolloutStatus(BaseModel):
-    """Where a rollout stands."""
+    """Where a rollout stands. `created_at` is the gateway's clock, in Unix seconds."""
 
     state: RolloutState
     last_attempt_id: str | None = None
+    created_at: float | None = None
 
 
 class Rollout(BaseModel):
@@ -38,70 +54,163 @@ class Rollout(BaseModel):
     status: RolloutStatus
 
 
+def _part(name: str) -> str:
+    return quote(name, safe="")
+
+
 class Gateway:
-    """The gateway at `url`. Every call raises GatewayError when it stays unreachable."""
+    """The gateway at `url`. Every call raises GatewayError when it stays unreachable for `patience_s` seconds."""
 
-    def __init__(self, client: httpx.AsyncClient, url: str, *, patience_s: float = 60.0) -> None:
+    def __init__(self, url: str, key: str, *, patience_s: float = 60.0) -> None:
         self.url = url.rstrip("/")
-        self._client = client
         self._patience_s = patience_s
-
-    async def _call(self, method: str, path: str, body: Any = None) -> Any:
-        return await call_json(
-            self._client, method, self.url + path, error=GatewayError, body=body, patience_s=self._patience_s
+        self._http = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=60),
+            timeout=aiohttp.ClientTimeout(total=300, connect=10),
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            proxy=_proxy(self.url),
         )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.close()
+
+    async def _once(self, method: str, path: str, body: Any) -> tuple[int, bytes, str | None]:
+        async with self._http.request(method, self.url + path, json=body) as response:
+            return response.status, await response.read(), response.headers.get("retry-after")
+
+    async def _call(self, method: str, path: str, body: Any = None) -> tuple[bytes, bool]:
+        """The answer's body, and whether an earlier try may have been carried out too."""
+        loop = asyncio.get_running_loop()
+        started, tries, wait = loop.time(), 0, 0.0
+        while True:
+            try:
+                status, answer, retry_after = await self._once(method, path, body)
+                reason = f"status {status}: {answer[:300].decode(errors='replace')}"
+                if status < 400:
+                    return answer, tries > 0
+                if status != 429 and status < 500:
+                    raise GatewayError(
+                        f"{method} {self.url}{path} was refused with {reason}",
+                        remedy="check the gateway's version and key",
+                        status=status,
+                        after_retry=tries > 0,
+                    )
+                wait = _seconds(retry_after)
+            except (aiohttp.ClientError, TimeoutError) as cause:
+                reason, wait = f"{type(cause).__name__} {cause}".strip(), 0.0
+            left = self._patience_s - (loop.time() - started)
+            if left <= 0:
+                raise GatewayError(
+                    f"{method} {self.url}{path} failed for {self._patience_s:.0f} s: {reason}",
+                    remedy="check that the gateway is running at that address, and its log",
+                )
+            tries += 1
+            wait = wait or min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**tries) * random.uniform(0.5, 1.0)
+            await asyncio.sleep(min(wait, left))
 
     async def rollouts(self, state: RolloutState, *, limit: int) -> list[Rollout]:
         """Rollouts in a state, oldest first."""
-        rows = await self._call("GET", f"/api/rollouts?state_in={state}&limit={limit}")
+        answer, _ = await self._call("GET", f"/api/rollouts?state_in={state}&limit={limit}")
         try:
-            return [Rollout.model_validate(row) for row in rows]
-        except (TypeError, ValidationError) as cause:
-            raise GatewayError(f"{self.url} lists rollouts in an unknown form: {str(rows)[:300]}") from cause
+            return [Rollout.model_validate(row) for row in json.loads(answer)]
+        except (TypeError, ValueError) as cause:
+            raise GatewayError(f"{self.url} lists rollouts in an unknown form: {answer[:300]!r}") from cause
 
-    async def claim(self, rollout: Rollout, attempt_id: str) -> bool:
+    async def claim(self, rollout_id: str, attempt_id: str) -> bool:
         """Take a queued rollout; False when another pool was first or it is gone."""
-        status = {"state": "running", "last_attempt_id": attempt_id}
         try:
-            await self._patch(rollout.rollout_id, status)
+            await self._patch(rollout_id, {"state": "running", "last_attempt_id": attempt_id})
         except GatewayError as error:
-            if error.status not in (404, 409):
-                raise
-            # A retried claim answers 409 also when its own first answer was lost: the gateway says whose it is.
-            current = await self.status(rollout.rollout_id)
-            return current is not None and current.state == "running" and current.last_attempt_id == attempt_id
+            if error.status == 409 and error.after_retry:
+                # The first answer may have been lost on its way: the gateway says whose it is.
+                current = await self.status(rollout_id)
+                return current is not None and current.state == "running" and current.last_attempt_id == attempt_id
+            if error.status in (404, 409):
+                return False
+            raise
         return True
 
     async def status(self, rollout_id: str) -> RolloutStatus | None:
         """Where the rollout stands, None when the gateway no longer has it."""
         try:
-            row = await self._call("GET", f"/api/rollouts/{quote(rollout_id, safe='')}")
+            answer, _ = await self._call("GET", f"/api/rollouts/{_part(rollout_id)}")
         except GatewayError as error:
             if error.status == 404:
                 return None
             raise
-        return Rollout.model_validate(row["rollout"]).status
+        try:
+            return Rollout.model_validate(json.loads(answer)["rollout"]).status
+        except (TypeError, KeyError, ValidationError) as cause:
+            raise GatewayError(f"{self.url} shows a rollout in an unknown form: {answer[:300]!r}") from cause
 
     async def new_attempt(self, rollout_id: str, attempt_id: str) -> None:
         """Move a running rollout to a fresh attempt; events of earlier attempts no longer count."""
         await self._patch(rollout_id, {"last_attempt_id": attempt_id})
 
-    async def succeed(self, rollout_id: str, attempt_id: str, reward: float) -> None:
-        """Post the reward event of `attempt_id`, then end the rollout on that attempt."""
-        path = f"/api/rollouts/{quote(rollout_id, safe='')}/attempt/{quote(attempt_id, safe='')}/events"
-        await self._call("POST", path, {"event_type": "reward", "data": {"value": reward, "source": "agent"}})
-        await self._patch(rollout_id, {"state": "succeeded", "last_attempt_id": attempt_id})
+    async def post_reward(self, rollout_id: str, attempt_id: str, reward: float) -> None:
+        """Post the reward event of `attempt_id`. A repeated one says the same: the trainer reads the last."""
+        event = {"event_type": "reward", "data": {"value": reward, "source": "agent"}}
+        await self._call("POST", self.event_path(rollout_id, attempt_id), event)
+
+    async def reward(self, rollout_id: str) -> float | None:
+        """The value of the last reward event of the rollout's attempt, None when it has none."""
+        answer, _ = await self._call("GET", f"/api/rollouts/{_part(rollout_id)}/events?event_type=reward")
+        events = json.loads(answer)
+        value = events[-1]["data"].get("value") if events else None
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+    async def succeed(self, rollout_id: str, attempt_id: str) -> None:
+        """End the rollout on the attempt that earned its reward."""
+        await self._end(rollout_id, {"state": "succeeded", "last_attempt_id": attempt_id})
 
     async def fail(self, rollout_id: str, empty_attempt_id: str, message: str) -> None:
         """End a rollout onto an attempt without events, so that it is skipped and not taught as a zero (design §4)."""
         status = {"state": "failed", "last_attempt_id": empty_attempt_id, "error_message": message}
-        await self._patch(rollout_id, status)
+        await self._end(rollout_id, status)
+
+    async def _end(self, rollout_id: str, status: dict[str, str]) -> None:
+        try:
+            await self._patch(rollout_id, status)
+        except GatewayError as error:
+            if error.status != 409 or not error.after_retry:
+                raise
+            # The first answer may have been lost on its way: the gateway says how the rollout ended.
+            current = await self.status(rollout_id)
+            wanted = status["state"], status["last_attempt_id"]
+            if current is None or (current.state, current.last_attempt_id) != wanted:
+                raise
+
+    async def terminal_count(self) -> int:
+        """How many rollouts have ended since the gateway was started: it only grows."""
+        answer, _ = await self._call("GET", "/api/rollouts/terminal?after=0&limit=1")
+        return int(json.loads(answer)["total_terminal"])
 
     async def _patch(self, rollout_id: str, status: dict[str, str]) -> None:
-        await self._call("PATCH", f"/api/rollouts/{quote(rollout_id, safe='')}", {"status": status})
+        await self._call("PATCH", f"/api/rollouts/{_part(rollout_id)}", {"status": status})
+
+    @staticmethod
+    def event_path(rollout_id: str, attempt_id: str) -> str:
+        """Where events of an attempt are posted."""
+        return f"/api/rollouts/{_part(rollout_id)}/attempt/{_part(attempt_id)}/events"
 
     def policy_url(self, rollout: Rollout, attempt_id: str) -> str:
         """The OpenAI base address whose calls are recorded under this attempt."""
         mode = "train" if rollout.is_train else "val"
-        rollout_id, attempt = quote(rollout.rollout_id, safe=""), quote(attempt_id, safe="")
-        return f"{self.url}/proxy/rollout/{rollout_id}/attempt/{attempt}/mode/{mode}/openai/v1"
+        path = f"rollout/{_part(rollout.rollout_id)}/attempt/{_part(attempt_id)}/mode/{mode}"
+        return f"{self.url}/proxy/{path}/openai/v1"
+
+
+def _proxy(url: str) -> str | None:
+    """The environment's proxy for `url`. aiohttp's `trust_env` would look for it at every request, in a thread."""
+    parts = urlsplit(url)
+    return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
+
+
+def _seconds(retry_after: str | None) -> float:
+    try:
+        return max(0.0, float(retry_after or 0.0))
+    except ValueError:
+        return 0.0

@@ -34,14 +34,25 @@ class Tokenizer(Protocol):
         ...
 
 
+def _tokenizer_class(path: str) -> Any:
+    """The class that loads `tokenizer.json` where there is one: AutoTokenizer imports torch, 5 s and 600 MB."""
+    from transformers.utils.hub import cached_file
+
+    if cached_file(path, "tokenizer.json", _raise_exceptions_for_missing_entries=False):
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
+
+
 class HuggingFaceTokenizer:
     """A tokenizer from a model folder or hub name, through transformers."""
 
     def __init__(self, path: str) -> None:
-        from transformers import AutoTokenizer
-
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(path)
+            self._tokenizer: Any = _tokenizer_class(path).from_pretrained(path)
         except (OSError, ValueError) as cause:
             raise ConfigError(
                 f"there is no tokenizer at {path}: {cause}", remedy="give a model folder or the name of a hub model"

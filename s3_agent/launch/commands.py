@@ -102,7 +102,7 @@ def gateway_command(recipe: Recipe, *, port: int, folder: Path) -> list[str]:
 
 def workers_command(recipe: Path, *, gateway: str, pool_id: str, episodes: Path) -> list[str]:
     """The worker pool of a resolved recipe."""
-    options = ["--gateway", gateway, "--pool-id", pool_id, "--episodes", str(episodes)]
+    options = ["--gateway", gateway, "--pool-id", pool_id, "--episodes", str(episodes), "--plain", "--drain-s", "5"]
     return [*own_command("workers", recipe), *options]
 
 

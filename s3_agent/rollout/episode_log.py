@@ -1,15 +1,30 @@
-"""One JSON line per ended rollout, written whole by one append, so that many processes share the file."""
+"""One JSON line per ended rollout, written whole by one append: the pool's memory of what it played."""
 
+import json
 import os
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
 from s3_agent.types import Episode, Task
 
 
+class FailedAttempt(BaseModel):
+    """Why one attempt did not count. `seconds` is how long it took."""
+
+    attempt_id: str
+    boundary: str
+    message: str
+    worker: str = ""
+    seconds: float = 0.0
+
+
 class EpisodeRecord(BaseModel):
-    """How one rollout ended. Times are Unix seconds; `timings` are seconds by phase."""
+    """How one rollout ended. Times are Unix seconds; `timings` are seconds by phase.
+
+    `output` is the end of what an env-contract class printed. `reported` is false when the gateway did not take the end
+    from us, since somebody else had ended the rollout.
+    """
 
     rollout_id: str
     attempt_id: str
@@ -17,6 +32,7 @@ class EpisodeRecord(BaseModel):
     is_train: bool
     state: Literal["succeeded", "failed"]
     task: Task | None = None
+    agent_class: str | None = None
     episode: Episode | None = None
     answer: str | None = None
     reward: float | None = None
@@ -24,6 +40,10 @@ class EpisodeRecord(BaseModel):
     gbr: float | None = None
     metrics: dict[str, float] = {}
     error: str | None = None
+    failures: list[FailedAttempt] = []
+    output: str | None = None
+    worker: str | None = None
+    reported: bool = True
     started_at: float
     finished_at: float
     timings: dict[str, float] = {}
@@ -35,7 +55,12 @@ class EpisodeLog:
     def __init__(self, path: str | None) -> None:
         self._file = None if path is None else os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
-    def write(self, record: EpisodeRecord) -> None:
-        """Append one record."""
+    def write(self, record: dict[str, Any]) -> None:
+        """Append the fields of one EpisodeRecord; episodes come as JSON from a worker and are not parsed again here."""
         if self._file is not None:
-            os.write(self._file, record.model_dump_json().encode() + b"\n")
+            os.write(self._file, json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            os.close(self._file)

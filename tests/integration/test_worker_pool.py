@@ -1,193 +1,57 @@
-"""The real gateway, worker and pool over real HTTP; policy, retriever and generator are fakes (promises 1, 2 and 3)."""
+"""The pool against the real gateway over real HTTP; policy, retriever and generator are fakes (promises 1, 2 and 3)."""
 
 import asyncio
-import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
 
-from s3_agent.agents.base import Limits
-from s3_agent.clients.fake_servers import generator_app, policy_app, retriever_app, serve
-from s3_agent.clients.fakes import FakeGenerator, FakePolicy, FakeRetriever
-from s3_agent.clients.generator import GeneratorSettings
+from benchmarks.real_gateway import GatewayApi, real_gateway
+from s3_agent.clients.fake_servers import serve
+from s3_agent.clients.fakes import FakeGenerator
 from s3_agent.clients.tokenizer import load_tokenizer
 from s3_agent.embedded import NANO_POLICY
-from s3_agent.errors import GeneratorError
-from s3_agent.launch.commands import gateway_command
-from s3_agent.launch.ports import reserve_port
-from s3_agent.recipe import load_recipe
-from s3_agent.rollout import worker as worker_module
-from s3_agent.rollout.episode_log import EpisodeRecord
-from s3_agent.rollout.pool import GATEWAY_LOST
-from s3_agent.rollout.runner import AgentSettings
-from s3_agent.rollout.worker import Worker, WorkerSettings
-from s3_agent.types import Passage
+from s3_agent.errors import ConfigError
+from s3_agent.rollout.failure_policy import FailurePolicy
+from s3_agent.rollout.native import WorkerSettings
+from s3_agent.rollout.pool import GATEWAY_LOST, only_pool_of
+from s3_agent.rollout.settings import PoolSettings
+from tests.pool_harness import (
+    NORWAY,
+    QUICK,
+    SPAIN,
+    Pool,
+    gone,
+    make_supervisor,
+    pool_settings,
+    records,
+    started,
+    task,
+    until,
+    work,
+)
 
-KEY = "integration"
 DOWN = 1_000_000
-NORWAY = Passage(id="1", title="Norway", text="The currency of Norway is Krone.")
-SPAIN = Passage(id="2", title="Spain", text="The currency of Spain is Euro.")
-POOL = """
-import sys
-from s3_agent.rollout.pool import WorkerPool
-from s3_agent.rollout.worker import WorkerSettings
-raise SystemExit(WorkerPool(WorkerSettings.model_validate_json(sys.argv[1]), processes=int(sys.argv[2])).run())
-"""
-
-
-def until[T](condition: Callable[[], T], *, within_s: float = 40.0) -> T:
-    """The first true value of `condition`."""
-    deadline = time.monotonic() + within_s
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
-    return value
-
-
-class GatewayApi:
-    """The trainer's side of the gateway."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.http = httpx.Client(base_url=url, headers={"Authorization": f"Bearer {KEY}"})
-
-    def enqueue(self, *inputs: Any, timeout_s: int = 60) -> list[str]:
-        rows = [{"input": row, "config": {"timeout_seconds": timeout_s}} for row in inputs]
-        return [row["rollout_id"] for row in self.http.post("/api/rollouts", json=rows).raise_for_status().json()]
-
-    def detail(self, rollout_id: str) -> dict[str, Any]:
-        return self.http.get(f"/api/rollouts/{rollout_id}").raise_for_status().json()
-
-    def status(self, rollout_id: str) -> dict[str, Any]:
-        return self.detail(rollout_id)["rollout"]["status"]
-
-    def states(self, rollout_ids: list[str]) -> set[str]:
-        return {self.status(rollout_id)["state"] for rollout_id in rollout_ids}
-
-    def events(self, rollout_id: str) -> list[dict[str, Any]]:
-        return self.http.get(f"/api/rollouts/{rollout_id}/events").raise_for_status().json()
-
-    def rewards(self, rollout_id: str) -> list[float]:
-        return [event["data"]["value"] for event in self.events(rollout_id) if event["event_type"] == "reward"]
-
-
-def task(number: object, *, question: str = "What is the currency of Norway?") -> dict[str, Any]:
-    return {"id": f"t{number}", "question": question, "golden_answers": ["Krone"], "rag_score": 0}
-
-
-def searcher(prompt: str) -> str:
-    """Searches once, then marks the first passage and finishes."""
-    if prompt.count("</information>") == 1:
-        return '<search_complete>False</search_complete>\n<query>{"query": "currency of Norway"}</query>'
-    return "<important_info>[1]</important_info>\n<search_complete>True</search_complete><|im_end|>"
-
-
-def reader(question: str, context: str) -> str:
-    """Answers what the context holds, and never the question that it is told to fail at."""
-    if "unanswerable" in question:
-        raise GeneratorError("no answer to this one")
-    return "It is the Krone." if "Krone" in context else "I do not know."
-
-
-@pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayApi]:
-    folder, port = tmp_path_factory.mktemp("gateway"), reserve_port("gateway", 0)
-    command = gateway_command(load_recipe("cpu"), port=port, folder=folder)
-    with (folder / "gateway.log").open("w") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, cwd=folder, env={**os.environ, "AGL_KEY": KEY}, start_new_session=True
-        )
-    api = GatewayApi(f"http://127.0.0.1:{port}")
-    policy = FakePolicy(searcher, load_tokenizer(str(NANO_POLICY)))
-
-    def ready() -> bool:
-        assert process.poll() is None, (folder / "gateway.log").read_text()
-        with suppress(httpx.TransportError):
-            return api.http.get("/api/rollouts", params={"state_in": "queuing"}).is_success
-        return False
-
-    try:
-        with serve(policy_app(policy)) as policy_url:
-            until(ready)
-            model = {"model": str(NANO_POLICY), "endpoint": f"{policy_url}/v1"}
-            api.http.post("/api/models", json=[model]).raise_for_status()
-            yield api
-    finally:
-        process.kill()
-        process.wait()
-        api.http.close()
-
-
-@pytest.fixture(scope="module")
-def retriever_url() -> Iterator[str]:
-    with serve(retriever_app(FakeRetriever({"currency of Norway": [NORWAY]}, default=[SPAIN]))) as url:
-        yield url
 
 
 @pytest.fixture
-def generator() -> FakeGenerator:
-    return FakeGenerator(reader)
+def settings(gateway: GatewayApi, tmp_path: Path, request: pytest.FixtureRequest) -> PoolSettings:
+    return pool_settings(gateway, tmp_path, request.node.name)
 
 
-@pytest.fixture
-def settings(
-    gateway: GatewayApi, retriever_url: str, generator: FakeGenerator, tmp_path: Path, request: pytest.FixtureRequest
-) -> Iterator[WorkerSettings]:
-    limits = Limits(initial_topk=1, topk=1, max_searches=2, max_new_tokens=64, max_context_tokens=1024)
-    with serve(generator_app(generator)) as url:
-        yield WorkerSettings(
-            gateway_url=gateway.url,
-            gateway_key=KEY,
-            gateway_patience_s=2.0,
-            retriever_url=retriever_url,
-            generator_url=f"{url}/v1",
-            policy_tokenizer=str(NANO_POLICY),
-            pool_id=request.node.name[:40].replace("[", "-").replace("]", ""),
-            agent=AgentSettings(prompt="compact", limits=limits),
-            generator=GeneratorSettings(model="fake", patience_s=0.2),
-            episodes=str(tmp_path / "episodes.jsonl"),
-        )
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_module, "RETRY_WAIT_S", 0.05)
-    monkeypatch.setattr(worker_module, "DEADLINE_MARGIN_S", 0.0)
-
-
-def records(settings: WorkerSettings) -> dict[str, EpisodeRecord]:
-    lines = Path(settings.episodes or "").read_text(encoding="utf-8").splitlines()
-    parsed = [EpisodeRecord.model_validate_json(line) for line in lines]
-    assert len({record.rollout_id for record in parsed}) == len(parsed), "each rollout ends once"
-    return {record.rollout_id: record for record in parsed}
-
-
-async def work(gateway: GatewayApi, rollout_ids: list[str], *workers: Worker) -> None:
-    """Let the workers play until the rollouts have ended, then stop them."""
-    running = [asyncio.create_task(worker.run()) for worker in workers]
-    async with asyncio.timeout(40):
-        while gateway.states(rollout_ids) - {"succeeded", "failed"}:
-            assert not any(task.done() for task in running), "a worker ended by itself"
-            await asyncio.sleep(0.05)
-    for worker in workers:
-        worker.stop()
-    await asyncio.gather(*running)
-
-
-async def test_every_rollout_ends_with_one_reward_event(gateway: GatewayApi, settings: WorkerSettings) -> None:
+async def test_every_rollout_ends_with_one_reward_event(
+    gateway: GatewayApi, settings: PoolSettings, worker: WorkerSettings
+) -> None:
     good = gateway.enqueue(*map(task, range(4)))
     [wrong] = gateway.enqueue({**task("wrong"), "golden_answers": ["Dirham"]})
-    await work(gateway, [*good, wrong], Worker(settings, 0))
+    await work(gateway, [*good, wrong], make_supervisor(settings, worker))
     assert gateway.states([*good, wrong]) == {"succeeded"}
     assert [gateway.rewards(rollout_id) for rollout_id in good] == [[1.0]] * 4
     assert gateway.rewards(wrong) == [0.0]
@@ -195,29 +59,35 @@ async def test_every_rollout_ends_with_one_reward_event(gateway: GatewayApi, set
     assert (record.state, record.attempts, record.reward, record.gbr) == ("succeeded", 1, 1.0, 1.0)
     assert record.attempt_id == gateway.status(good[0])["last_attempt_id"]
     assert record.episode is not None and record.episode.selected == (NORWAY, SPAIN)
+    assert record.task is not None and record.task.id == "t0"
+    assert record.worker == "worker-0" and record.failures == []
+    assert set(record.timings) == {"queued_s", "search_s", "answer_s", "report_s", "total_s"}
 
 
 async def test_a_generator_that_recovers_gets_a_new_attempt(
-    gateway: GatewayApi, settings: WorkerSettings, generator: FakeGenerator
+    gateway: GatewayApi, settings: PoolSettings, worker: WorkerSettings, generator: FakeGenerator
 ) -> None:
     generator.failures = 3
     [rollout_id] = gateway.enqueue(task(1))
-    await work(gateway, [rollout_id], Worker(settings, 0))
+    await work(gateway, [rollout_id], make_supervisor(settings, worker))
     attempts = gateway.detail(rollout_id)["attempts"]
     assert len(attempts) >= 2
     assert gateway.status(rollout_id)["last_attempt_id"] == attempts[-1]
     assert gateway.rewards(rollout_id) == [1.0]
     kinds = [event["event_type"] for event in gateway.events(rollout_id)]
     assert kinds == ["model_request", "model_request", "reward"], "an attempt starts from nothing"
-    assert records(settings)[rollout_id].attempts == len(attempts)
+    record = records(settings)[rollout_id]
+    assert record.attempts == len(attempts)
+    assert [failure.attempt_id for failure in record.failures] == attempts[:-1]
+    assert {failure.boundary for failure in record.failures} == {"generator"}
 
 
 async def test_the_trainer_gets_one_row_for_each_success_and_none_for_a_failure(
-    gateway: GatewayApi, settings: WorkerSettings
+    gateway: GatewayApi, settings: PoolSettings, worker: WorkerSettings
 ) -> None:
     good = gateway.enqueue(*map(task, range(3)))
     [failed] = gateway.enqueue(task("down", question="unanswerable?"), timeout_s=2)
-    await work(gateway, [*good, failed], Worker(settings, 0))
+    await work(gateway, [*good, failed], make_supervisor(settings, worker))
     status = gateway.status(failed)
     assert status["state"] == "failed"
     assert "2 s passed" in status["error_message"]
@@ -230,7 +100,7 @@ async def test_the_trainer_gets_one_row_for_each_success_and_none_for_a_failure(
     from agentlightning.verl.agl_rollout_manager import AglRolloutManagerBase, EnqueuedRollout
     from agentlightning.verl.rollout_adapter import RolloutAdapter
 
-    manager = AglRolloutManagerBase(agl_base_url=gateway.url, agl_key=KEY, model="", step=0)
+    manager = AglRolloutManagerBase(agl_base_url=gateway.url, agl_key="real-gateway", model="", step=0)
     completed = [
         manager._build_completed_rollout(
             EnqueuedRollout(data_id=rollout_id, rollout_id=rollout_id, step=0, sample_idx_in_step=at, enqueue_time=0.0),
@@ -268,176 +138,305 @@ async def test_the_trainer_gets_one_row_for_each_success_and_none_for_a_failure(
     ids=["incomplete", "text", "nothing"],
 )
 async def test_a_bad_task_row_fails_its_rollout_alone(
-    gateway: GatewayApi, settings: WorkerSettings, row: Any, named: str
+    gateway: GatewayApi, settings: PoolSettings, worker: WorkerSettings, row: Any, named: str
 ) -> None:
-    bad, good = gateway.enqueue(row, task(1))
-    await work(gateway, [bad, good], Worker(settings, 0))
+    bad, good, again = gateway.enqueue(row, task(1), task(1))
+    await work(gateway, [bad, good, again], make_supervisor(settings, worker))
     status = gateway.status(bad)
     assert status["state"] == "failed"
     assert "not a task row" in status["error_message"] and named in status["error_message"]
     assert gateway.events(bad) == []
-    assert gateway.rewards(good) == [1.0]
-    assert records(settings)[bad].attempts == 0
+    assert gateway.rewards(good) == gateway.rewards(again) == [1.0], "the same task twice is two rollouts"
+    assert records(settings)[bad].attempts == 1
 
 
-async def test_a_refused_request_is_not_tried_again(gateway: GatewayApi, settings: WorkerSettings) -> None:
-    refusing = settings.model_copy(update={"generator_url": f"{settings.generator_url}/nowhere"})
+async def test_a_refused_request_is_not_tried_again(
+    gateway: GatewayApi, settings: PoolSettings, worker: WorkerSettings
+) -> None:
+    refusing = worker.model_copy(update={"generator_url": f"{worker.generator_url}/nowhere"})
     [rollout_id] = gateway.enqueue(task(1))
-    await work(gateway, [rollout_id], Worker(refusing, 0))
+    await work(gateway, [rollout_id], make_supervisor(settings, refusing))
     assert "generator" in gateway.status(rollout_id)["error_message"]
     assert "404" in gateway.status(rollout_id)["error_message"]
     assert records(settings)[rollout_id].attempts == 1
     assert gateway.events(rollout_id) == []
 
 
-async def test_a_rollout_without_time_for_an_attempt_says_so(
-    gateway: GatewayApi, settings: WorkerSettings, monkeypatch: pytest.MonkeyPatch
+async def test_most_attempts_ends_the_trying(
+    gateway: GatewayApi, settings: PoolSettings, worker: WorkerSettings
 ) -> None:
-    monkeypatch.setattr(worker_module, "DEADLINE_MARGIN_S", 5.0)
-    [rollout_id] = gateway.enqueue(task(1), timeout_s=5)
-    await work(gateway, [rollout_id], Worker(settings, 0))
-    assert "5 s passed in attempt 0" in gateway.status(rollout_id)["error_message"]
+    few = settings.model_copy(update={"failure_policy": QUICK.model_copy(update={"most_attempts": 2})})
+    [rollout_id] = gateway.enqueue(task("down", question="unanswerable?"))
+    await work(gateway, [rollout_id], make_supervisor(few, worker))
+    assert records(settings)[rollout_id].attempts == 2
+    assert gateway.status(rollout_id)["error_message"].startswith("attempt 2: generator: ")
 
 
-async def test_two_workers_never_play_the_same_rollout(
-    gateway: GatewayApi, settings: WorkerSettings, generator: FakeGenerator
+async def test_two_pools_never_play_the_same_rollout(
+    gateway: GatewayApi, settings: PoolSettings, worker: WorkerSettings, generator: FakeGenerator
 ) -> None:
     rollouts = gateway.enqueue(*map(task, range(24)))
-    few = settings.model_copy(update={"concurrency": 3})
-    await work(gateway, rollouts, Worker(few, 0), Worker(few, 1))
+    few = worker.model_copy(update={"concurrency": 3})
+    pools = [settings.model_copy(update={"pool_id": name}) for name in ("one", "two")]
+    await work(gateway, rollouts, *(make_supervisor(pool, few) for pool in pools))
     assert gateway.states(rollouts) == {"succeeded"}
     assert all(len(gateway.detail(rollout_id)["attempts"]) == 1 for rollout_id in rollouts)
     assert len(generator.calls) == 24
-    workers = {record.attempt_id.rpartition("-")[0] for record in records(settings).values()}
-    assert workers == {f"{settings.pool_id}-0", f"{settings.pool_id}-1"}
+    assert {record.attempt_id.rpartition("-")[0] for record in records(settings).values()} == {"one", "two"}
 
 
-async def test_a_worker_adopts_its_own_rollouts_and_no_others(gateway: GatewayApi, settings: WorkerSettings) -> None:
+async def test_a_pool_adopts_its_own_rollouts_and_no_others(
+    gateway: GatewayApi, settings: PoolSettings, worker: WorkerSettings
+) -> None:
     rollouts = gateway.enqueue(task("own"), task("longer id"), task("other"))
-    owners = [f"{settings.pool_id}-1-aaaa", f"{settings.pool_id}-1-0-aaaa", "other-1-aaaa"]
+    owners = [f"{settings.pool_id}-aaaa", f"{settings.pool_id}-0-aaaa", "other-aaaa"]
     for rollout_id, attempt_id in zip(rollouts, owners, strict=True):
         status = {"state": "running", "last_attempt_id": attempt_id}
         gateway.http.patch(f"/api/rollouts/{rollout_id}", json={"status": status}).raise_for_status()
-    await work(gateway, rollouts[:1], Worker(settings, 1))
+    await work(gateway, rollouts[:1], make_supervisor(settings, worker))
     assert gateway.rewards(rollouts[0]) == [1.0]
     assert [gateway.status(rollout_id)["last_attempt_id"] for rollout_id in rollouts[1:]] == owners[1:]
     for rollout_id in rollouts[1:]:
         gateway.http.patch(f"/api/rollouts/{rollout_id}", json={"status": {"state": "failed"}}).raise_for_status()
 
 
-async def test_a_success_counts_for_the_attempt_that_earned_it(gateway: GatewayApi, settings: WorkerSettings) -> None:
-    [rollout_id] = gateway.enqueue(task(1))
-    worker = Worker(settings, 0)
-    [(claimed, _)] = await worker._claim(1)
-    await worker._gateway.new_attempt(rollout_id, "somebody-else")
-    await worker._gateway.succeed(rollout_id, "mine", 0.5)
-    assert claimed.rollout_id == rollout_id
-    assert gateway.rewards(rollout_id) == [0.5]
-
-
 async def test_a_rollout_that_the_trainer_deleted_is_forgotten(
-    gateway: GatewayApi, settings: WorkerSettings, generator: FakeGenerator
+    gateway: GatewayApi, settings: PoolSettings, worker: WorkerSettings, generator: FakeGenerator
 ) -> None:
     generator.failures = DOWN
-    worker = Worker(settings, 0)
-    running = asyncio.create_task(worker.run())
-    [gone] = gateway.enqueue(task("gone"))
+    supervisor = make_supervisor(settings, worker)
+    running = asyncio.create_task(supervisor.run())
+    [deleted] = gateway.enqueue(task("deleted"))
     async with asyncio.timeout(20):
         while not generator.calls:
             await asyncio.sleep(0.02)
-    gateway.http.delete(f"/api/rollouts/{gone}").raise_for_status()
+    gateway.delete([deleted])
     generator.failures = 0
     [next_one] = gateway.enqueue(task("next"))
     async with asyncio.timeout(20):
         while gateway.states([next_one]) != {"succeeded"}:
             assert not running.done()
             await asyncio.sleep(0.02)
-    worker.stop()
+    supervisor.stop()
     await running
-
-
-class Pool:
-    """A worker pool in a process of its own."""
-
-    def __init__(self, settings: WorkerSettings, *, processes: int) -> None:
-        command = [sys.executable, "-c", POOL, settings.model_dump_json(), str(processes)]
-        self.process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
-
-    def workers(self) -> list[psutil.Process]:
-        """The worker processes: children of the pool's fork server."""
-        with suppress(psutil.NoSuchProcess):
-            return [each for child in psutil.Process(self.process.pid).children() for each in child.children()]
-        return []
+    assert set(records(settings)) == {next_one}
 
 
 @contextmanager
-def started(settings: WorkerSettings, *, processes: int) -> Iterator[Pool]:
-    pool = Pool(settings, processes=processes)
-    try:
-        yield pool
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(pool.process.pid, signal.SIGKILL)
-        pool.process.wait()
+def unreliable(gateway: GatewayApi, lost: list[str], *, do_first: Any = None) -> Iterator[str]:
+    """A way to the gateway on which the first answer to each of the `lost` requests gets lost."""
+    app = FastAPI()
+    left = list(lost)
+
+    @app.api_route("/{path:path}", methods=["GET", "POST", "PATCH"])
+    async def forward(path: str, request: Request) -> Response:
+        body = await request.body()
+        key = next((mark for mark in left if mark in f"{request.method} {path} {body.decode()}"), None)
+        if key and do_first:
+            do_first(path)
+        async with httpx.AsyncClient() as client:
+            answer = await client.request(
+                request.method,
+                f"{gateway.url}/{path}?{request.url.query}",
+                content=body,
+                headers={"Authorization": request.headers["authorization"], "Content-Type": "application/json"},
+            )
+        if key:
+            left.remove(key)
+            if not do_first:
+                return Response(status_code=502)
+        return Response(answer.content, status_code=answer.status_code, media_type="application/json")
+
+    with serve(app) as url:
+        yield url
 
 
-def gone(process: psutil.Process) -> bool:
-    with suppress(psutil.NoSuchProcess):
-        return process.status() == psutil.STATUS_ZOMBIE
-    return True
-
-
-def test_a_killed_worker_is_started_again_and_its_rollouts_end(
-    gateway: GatewayApi, settings: WorkerSettings, generator: FakeGenerator
+@pytest.mark.parametrize("lost", ['"state": "running"', '"state": "succeeded"', '"event_type": "reward"'])
+async def test_a_lost_answer_loses_no_rollout_and_no_line(
+    gateway: GatewayApi, settings: PoolSettings, worker: WorkerSettings, lost: str
 ) -> None:
-    generator.failures = DOWN
-    rollouts = gateway.enqueue(*map(task, range(6)))
-    with started(settings.model_copy(update={"concurrency": 3}), processes=2) as pool:
-        until(lambda: gateway.states(rollouts) == {"running"} and generator.calls)
-        victim = pool.workers()[0]
-        victim.kill()
-        until(lambda: len(alive := [each for each in pool.workers() if not gone(each)]) == 2 and victim not in alive)
-        generator.failures = 0
-        until(lambda: gateway.states(rollouts) == {"succeeded"})
-        assert [gateway.rewards(rollout_id) for rollout_id in rollouts] == [[1.0]] * 6
-        pool.workers()[0].kill()
-        time.sleep(0.6)  # SIGTERM comes while the worker is about to be started again
-        pool.process.terminate()
-        assert pool.process.wait(timeout=20) == 0
-    assert len(records(settings)) == 6
+    [rollout_id] = gateway.enqueue(task(1))
+    with unreliable(gateway, [lost]) as url:
+        await work(gateway, [rollout_id], make_supervisor(settings.model_copy(update={"gateway_url": url}), worker))
+    assert set(gateway.rewards(rollout_id)) == {1.0}
+    record = records(settings)[rollout_id]
+    assert (record.state, record.reported, record.attempts) == ("succeeded", True, 1)
 
 
-def test_a_killed_pool_takes_its_workers_along_and_the_next_one_adopts(
-    gateway: GatewayApi, settings: WorkerSettings, generator: FakeGenerator
+async def test_a_rollout_that_somebody_else_ended_is_written_down_as_that(
+    gateway: GatewayApi, settings: PoolSettings, worker: WorkerSettings
+) -> None:
+    [rollout_id] = gateway.enqueue(task(1))
+
+    def end(_: str) -> None:
+        status = {"state": "failed", "last_attempt_id": "stranger"}
+        gateway.http.patch(f"/api/rollouts/{rollout_id}", json={"status": status}).raise_for_status()
+
+    with unreliable(gateway, ['"state": "succeeded"'], do_first=end) as url:
+        supervisor = make_supervisor(settings.model_copy(update={"gateway_url": url}), worker)
+        running = asyncio.create_task(supervisor.run())
+        async with asyncio.timeout(20):
+            while not Path(settings.episodes or "").exists() or not records(settings):
+                await asyncio.sleep(0.05)
+        supervisor.stop()
+        await running
+    assert records(settings)[rollout_id].reported is False
+    assert gateway.status(rollout_id)["last_attempt_id"] == "stranger"
+    assert gateway.events(rollout_id) == []
+
+
+async def test_a_stopped_pool_fails_what_it_can_not_finish_without_events(
+    gateway: GatewayApi, settings: PoolSettings, worker: WorkerSettings, generator: FakeGenerator
 ) -> None:
     generator.failures = DOWN
     rollouts = gateway.enqueue(*map(task, range(3)))
-    with started(settings, processes=1) as pool:
+    supervisor = make_supervisor(settings.model_copy(update={"drain_s": 0.3}), worker)
+    running = asyncio.create_task(supervisor.run())
+    async with asyncio.timeout(20):
+        while not generator.calls or gateway.states(rollouts) != {"running"}:
+            await asyncio.sleep(0.02)
+    [later] = gateway.enqueue(task("later"))
+    supervisor.stop()
+    await asyncio.wait_for(running, 20)
+    assert gateway.states(rollouts) == {"failed"}
+    assert all(gateway.events(rollout_id) == [] for rollout_id in rollouts)
+    assert "the pool was stopped" in gateway.status(rollouts[0])["error_message"]
+    assert {record.state for record in records(settings).values()} == {"failed"}
+    if gateway.status(later)["state"] == "queuing":
+        gateway.delete([later])
+
+
+def test_a_killed_worker_is_replaced_and_its_rollouts_end(
+    gateway: GatewayApi, settings: PoolSettings, worker: WorkerSettings, generator: FakeGenerator
+) -> None:
+    generator.failures = DOWN
+    rollouts = gateway.enqueue(*map(task, range(6)))
+    two = settings.model_copy(update={"processes": 2})
+    with started(two, worker.model_copy(update={"concurrency": 3})) as pool:
         until(lambda: gateway.states(rollouts) == {"running"} and generator.calls)
-        workers = pool.workers()
-        pool.process.kill()
-        until(lambda: all(map(gone, workers)), within_s=5.0)
-    generator.failures = 0
-    with started(settings, processes=1) as pool:
+        victim = pool.workers()[0]
+        victim.kill()
+        until(lambda: len(alive := pool.workers()) == 2 and victim not in alive)
+        generator.failures = 0
         until(lambda: gateway.states(rollouts) == {"succeeded"})
-        pool.process.terminate()
-        assert pool.process.wait(timeout=20) == 0
+        assert [gateway.rewards(rollout_id) for rollout_id in rollouts] == [[1.0]] * 6
+        for zygote in pool.zygotes():
+            zygote.kill()
+        for process in pool.workers():
+            process.kill()
+        more = gateway.enqueue(*map(task, range(6)))
+        until(lambda: gateway.states(more) == {"succeeded"})
+        assert pool.stop() == 0
+    assert len(records(settings)) == 12
+
+
+def test_a_killed_pool_takes_its_workers_along_and_the_next_one_adopts(
+    gateway: GatewayApi, settings: PoolSettings, worker: WorkerSettings, generator: FakeGenerator
+) -> None:
+    generator.failures = DOWN
+    rollouts = gateway.enqueue(*map(task, range(3)))
+    with started(settings, worker) as pool:
+        until(lambda: gateway.states(rollouts) == {"running"} and generator.calls)
+        with pytest.raises(ConfigError, match="works for"), only_pool_of(settings.pool_id, gateway.url):
+            pass
+        family = pool.family()
+        pool.process.kill()
+        until(lambda: all(map(gone, family)), within_s=5.0)
+    generator.failures = 0
+    with started(settings, worker) as pool:
+        until(lambda: gateway.states(rollouts) == {"succeeded"})
+        assert pool.stop() == 0
     assert [gateway.rewards(rollout_id) for rollout_id in rollouts] == [[1.0]] * 3
 
 
-def test_a_lost_gateway_ends_the_pool_with_its_exit_code(settings: WorkerSettings) -> None:
-    app, asked = FastAPI(), []
+def test_a_hung_worker_is_killed_and_its_rollout_tried_again(
+    gateway: GatewayApi, settings: PoolSettings, worker: WorkerSettings, tmp_path: Path
+) -> None:
+    policy = FailurePolicy(first_wait_s=0.05, attempt_timeout_s=0.5)
+    hanging = worker.model_copy(update={"native_agents": ("tests.agents.native:HangsOnce",), "concurrency": 2})
+    two = settings.model_copy(update={"processes": 2, "failure_policy": policy})
+    [rollout_id] = gateway.enqueue({"mark": str(tmp_path / "hung")}, agent_class="tests.agents.native:HangsOnce")
+    with started(two, hanging) as pool:
+        until(lambda: gateway.states([rollout_id]) == {"succeeded"})
+        assert pool.stop() == 0
+    record = records(settings)[rollout_id]
+    assert [failure.boundary for failure in record.failures] == ["timeout"]
+    assert record.worker != record.failures[0].worker, "on another worker"
+    assert gateway.rewards(rollout_id) == [0.25]
+
+
+def test_a_native_agent_that_raises_is_tried_again(
+    gateway: GatewayApi, settings: PoolSettings, worker: WorkerSettings, tmp_path: Path
+) -> None:
+    raising = worker.model_copy(update={"native_agents": ("tests.agents.native:RaisesOnce",)})
+    [rollout_id] = gateway.enqueue({"mark": str(tmp_path / "raised")}, agent_class="tests.agents.native.RaisesOnce")
+    with started(settings, raising) as pool:
+        until(lambda: gateway.states([rollout_id]) == {"succeeded"})
+        assert pool.stop() == 0
+    [failure] = records(settings)[rollout_id].failures
+    assert (failure.boundary, failure.message) == ("agent", "RuntimeError: once")
+    assert gateway.rewards(rollout_id) == [0.5]
+
+
+def test_settings_that_no_worker_could_use_end_the_pool_with_the_reason(
+    settings: PoolSettings, worker: WorkerSettings, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pool = Pool(settings, worker.model_copy(update={"policy_tokenizer": "/nowhere"}), environment={})
+    assert pool.process.wait(timeout=30) == 2
+
+
+def test_a_lost_gateway_ends_the_pool_with_its_exit_code(
+    settings: PoolSettings, worker: WorkerSettings, tmp_path: Path
+) -> None:
+    with real_gateway(tmp_path) as own:
+        lost = settings.model_copy(update={"gateway_url": own.url, "gateway_patience_s": 0.5})
+        with started(lost, worker) as pool:
+            until(pool.workers)
+            family = pool.family()
+            own.process.send_signal(signal.SIGKILL)
+            assert pool.process.wait(timeout=20) == GATEWAY_LOST
+            until(lambda: all(map(gone, family)), within_s=5.0)
+
+
+def test_a_gateway_that_was_started_again_ends_the_pool(settings: PoolSettings, worker: WorkerSettings) -> None:
+    """Its store is in memory: what it says has ended can only grow."""
+    app, counts = FastAPI(), iter([5, 5])
+
+    @app.get("/api/rollouts/terminal")
+    def terminal() -> dict[str, int]:
+        return {"total_terminal": next(counts, 0)}
 
     @app.get("/api/rollouts")
     def none_queued() -> list[Any]:
-        asked.append(1)
         return []
 
     with serve(app) as url:
-        lost = settings.model_copy(update={"gateway_url": url, "gateway_patience_s": 0.5})
-        pool = Pool(lost, processes=1)
-        until(lambda: asked)
+        pool = Pool(settings.model_copy(update={"gateway_url": url}), worker, environment={})
+        try:
+            assert pool.process.wait(timeout=30) == GATEWAY_LOST
+        finally:
+            pool.process.kill()
+
+
+def test_a_paused_gateway_is_waited_out(gateway: GatewayApi, settings: PoolSettings, worker: WorkerSettings) -> None:
+    gateway.http.post("/proxy/pause", json={"retry_after_seconds": 1}).raise_for_status()
     try:
-        assert pool.process.wait(timeout=20) == GATEWAY_LOST
+        rollouts = gateway.enqueue(*map(task, range(2)))
+        with started(settings, worker) as pool:
+            until(lambda: gateway.states(rollouts) == {"running"})
+            time.sleep(0.5)
+            assert gateway.states(rollouts) == {"running"}
+            gateway.http.post("/proxy/resume").raise_for_status()
+            until(lambda: gateway.states(rollouts) == {"succeeded"})
+            assert pool.stop() == 0
     finally:
-        pool.process.kill()
+        gateway.http.post("/proxy/resume").raise_for_status()
+    assert all(record.attempts == 1 for record in records(settings).values()), "a pause is no failure"
+
+
+def test_nothing_listens(gateway: GatewayApi, settings: PoolSettings, worker: WorkerSettings) -> None:
+    with started(settings, worker) as pool:
+        until(pool.workers)
+        for process in [psutil.Process(pool.process.pid), *pool.family()]:
+            assert [each for each in process.net_connections() if each.status == psutil.CONN_LISTEN] == []
+        assert pool.stop() == 0

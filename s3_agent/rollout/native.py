@@ -1,0 +1,140 @@
+"""Agents that the pool plays natively: coroutines, many at a time in one process, with clients that live as long as it.
+
+The recipe's own agent is one of them, and the one place where its clients are made. Others are classes of the user's,
+named on the command line and made once in each process.
+"""
+
+import importlib
+import ssl
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Protocol
+
+import httpx
+from pydantic import BaseModel, ConfigDict, Field
+
+from s3_agent.clients.generator import GeneratorSettings, make_generator
+from s3_agent.clients.judge import JudgeSettings, make_judge
+from s3_agent.clients.policy import CompletionsPolicy
+from s3_agent.clients.retriever import HttpRetriever
+from s3_agent.clients.tokenizer import load_tokenizer
+from s3_agent.errors import ConfigError
+from s3_agent.rollout.jobs import Job
+from s3_agent.rollout.runner import AgentSettings, run_task
+from s3_agent.types import Task
+
+RECIPE_AGENT = "s3_agent.agl.entry:S3Agent"
+"""The class that plays the recipe's agent under the stock controller. In the pool it needs no process of its own."""
+
+
+class WorkerSettings(BaseModel):
+    """Everything a native worker process needs; it crosses the process boundary as JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    gateway_key: str
+    retriever_url: str
+    generator_url: str | None
+    policy_tokenizer: str
+    concurrency: int = Field(default=8, ge=1)
+    agent: AgentSettings = Field(default_factory=AgentSettings)
+    generator: GeneratorSettings = Field(default_factory=GeneratorSettings)
+    judge: JudgeSettings = Field(default_factory=JudgeSettings)
+    native_agents: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """A scored attempt. `record` holds fields of the rollout's EpisodeRecord."""
+
+    reward: float
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+class NativeAgent(Protocol):
+    """An agent made once in each worker process as `Class(settings)`, which plays many jobs at a time."""
+
+    async def play(self, job: Job) -> Played | float:
+        """Play and score one attempt. Raises BoundaryError for what could not be reached: then it is tried again."""
+        ...
+
+    async def close(self) -> None:
+        """Give back what it holds."""
+        ...
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    # 15 ms and 1 MB each time; made before the workers are forked, it is theirs for nothing.
+    return httpx.create_ssl_context()
+
+
+def http_client(settings: WorkerSettings, headers: dict[str, str] | None = None) -> httpx.AsyncClient:
+    """A client for as many calls at a time as a worker plays rollouts."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=settings.concurrency * 2)
+    return httpx.AsyncClient(timeout=httpx.Timeout(300.0, connect=10.0), limits=limits, headers=headers, verify=_tls())
+
+
+class RecipeAgent:
+    """The recipe's agent with its policy, retriever and generator."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._settings = settings
+        self._http = http_client(settings)
+        self._policy_http = http_client(settings, {"Authorization": f"Bearer {settings.gateway_key}"})
+        self._tokenizer = load_tokenizer(settings.policy_tokenizer)
+        self._retriever = HttpRetriever(self._http, settings.retriever_url)
+        self._generator = make_generator(self._http, settings.generator_url, settings.generator)
+        self._judge = make_judge(self._http, settings.generator_url, settings.judge)
+
+    @staticmethod
+    def preload(settings: WorkerSettings) -> None:
+        """Load what all worker processes share."""
+        load_tokenizer(settings.policy_tokenizer)
+        _tls()
+
+    async def play(self, job: Job) -> Played:
+        task = Task.from_row(job.input if isinstance(job.input, dict) else {})
+        outcome = await run_task(
+            task,
+            self._settings.agent,
+            policy=CompletionsPolicy(self._policy_http, job.policy_url, self._tokenizer),
+            retriever=self._retriever,
+            generator=self._generator,
+            judge=self._judge,
+        )
+        return Played(
+            reward=outcome.reward.value,
+            record={
+                "episode": outcome.episode.model_dump(mode="json"),
+                "answer": outcome.answer,
+                "accuracy": outcome.reward.metrics["accuracy"],
+                "gbr": outcome.reward.metrics.get("gbr"),
+                "metrics": outcome.reward.metrics,
+                "timings": {"search_s": outcome.search_s, "answer_s": outcome.answer_s},
+            },
+        )
+
+    async def close(self) -> None:
+        await self._http.aclose()
+        await self._policy_http.aclose()
+
+
+def is_native(agent_class: str | None, settings: WorkerSettings) -> bool:
+    """Whether rollouts of that class are played without a process of their own."""
+    return agent_class in (None, RECIPE_AGENT) or agent_class in settings.native_agents
+
+
+@cache
+def native_class(agent_class: str | None) -> Any:
+    """The class behind a native agent's name. Raises ConfigError when there is none."""
+    if agent_class in (None, RECIPE_AGENT):
+        return RecipeAgent
+    module_name, _, class_name = agent_class.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError) as cause:
+        raise ConfigError(
+            f"the native agent {agent_class} can not be loaded: {cause}",
+            remedy="give `module:Class`, importable where the pool runs",
+        ) from cause

@@ -1,0 +1,240 @@
+"""Claims queued rollouts and sees each to its end; the one process that changes their state."""
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from s3_agent.clients.gateway import Gateway, Rollout
+from s3_agent.errors import GatewayError
+from s3_agent.rollout.contract import class_path
+from s3_agent.rollout.crew import Crew
+from s3_agent.rollout.episode_log import EpisodeLog
+from s3_agent.rollout.jobs import Failure
+from s3_agent.rollout.launcher import Launcher
+from s3_agent.rollout.monitor import Monitor
+from s3_agent.rollout.native import WorkerSettings, is_native
+from s3_agent.rollout.playing import Player, Run
+from s3_agent.rollout.settings import PoolSettings
+
+log = structlog.get_logger()
+
+SHORTEST_POLL_S, LONGEST_POLL_S = 0.05, 0.5
+LOOKAHEAD = 2
+MOST_LISTED = 512
+CANDIDATES_LAST_S = 5.0
+WATCH_S = 2.0
+STOPPED = Failure(boundary="stopped", message="the pool was stopped before the rollout had ended")
+
+
+class Supervisor:
+    """One pool on one gateway."""
+
+    def __init__(
+        self, settings: PoolSettings, worker_settings: WorkerSettings, launcher: Launcher, *, monitor: Monitor
+    ) -> None:
+        self._settings, self._worker, self._monitor = settings, worker_settings, monitor
+        self._crew = Crew(
+            launcher, processes=settings.processes, concurrency=worker_settings.concurrency, lost=self._worker_lost
+        )
+        # Room for rollouts, by whether they are played natively.
+        self._room = {True: settings.processes * worker_settings.concurrency, False: settings.processes}
+        self._most_listed = min(MOST_LISTED, LOOKAHEAD * max(self._room[True], 8))
+        self._room_made = asyncio.Event()
+        self._driven: set[asyncio.Task[None]] = set()
+        self._stopping, self._stop_now = asyncio.Event(), asyncio.Event()
+        self._given_up = self._contended = False
+        self._candidates: deque[Rollout] = deque()
+        self._listed_at = 0.0
+        if settings.agent_logs:
+            Path(settings.agent_logs).mkdir(parents=True, exist_ok=True)
+
+    def stop(self) -> None:
+        """Claim no more, and finish what is claimed within `drain_s`; asked again, fail it at once, without events."""
+        if self._stopping.is_set():
+            self._stop_now.set()
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Work until stopped. Raises GatewayError when the gateway is lost, since its store is in memory."""
+        settings, key = self._settings, self._worker.gateway_key
+        episodes = EpisodeLog(settings.episodes)
+        async with Gateway(settings.gateway_url, key, patience_s=settings.gateway_patience_s) as self._gateway:
+            self._player = Player(
+                settings, self._gateway, self._crew, key=key, monitor=self._monitor, episodes=episodes
+            )
+            try:
+                await _until_first(self._crew.run(), self._watch_gateway(), self._work())
+            finally:
+                await _cancel(self._driven)
+                await self._crew.close()
+                episodes.close()
+
+    async def _watch_gateway(self) -> None:
+        """Notice a gateway that is gone or started again also while nothing is claimed or ended."""
+        most = 0
+        while True:
+            most = max(most, self._monitor.done)  # before the gateway is asked: it grows meanwhile
+            try:
+                count = await self._gateway.terminal_count()
+            except GatewayError as error:
+                if error.status not in (404, 422):  # a version without this list
+                    raise
+                return
+            if count < most:
+                raise GatewayError(
+                    f"the gateway at {self._settings.gateway_url} was started again and has lost its rollouts",
+                    remedy="start the training run again: the gateway keeps its store in memory",
+                )
+            most = count
+            await asyncio.sleep(WATCH_S)
+
+    async def _work(self) -> None:
+        await self._adopt()
+        await _until_first(self._stopping.wait(), self._claim())
+        await self._drain()
+
+    async def _drain(self) -> None:
+        """Finish what is claimed; what is not finished in time is failed without events."""
+        stop_now = asyncio.create_task(self._stop_now.wait())
+        deadline = time.monotonic() + self._settings.drain_s
+        while self._driven and not stop_now.done() and (left := deadline - time.monotonic()) > 0:
+            await asyncio.wait({stop_now, *self._driven}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            self._raise_from_driven()
+        stop_now.cancel()
+        self._given_up = True
+        await _cancel(self._driven)
+
+    def _raise_from_driven(self) -> None:
+        for task in [task for task in self._driven if task.done()]:
+            self._driven.discard(task)
+            task.result()
+
+    async def _adopt(self) -> None:
+        """Take up what this pool had claimed before it was killed; never what is another's."""
+        for rollout in await self._gateway.rollouts("running", limit=1_000_000):
+            if (rollout.status.last_attempt_id or "").rpartition("-")[0] == self._settings.pool_id:
+                log.info("adopted", rollout_id=rollout.rollout_id)
+                self._monitor.adopted += 1
+                self._drive(self._run_of(rollout), claim=False)
+
+    async def _claim(self) -> None:
+        poll = SHORTEST_POLL_S
+        while True:
+            self._raise_from_driven()
+            self._room_made.clear()
+            if not any(room > 0 for room in self._room.values()):
+                await self._room_made.wait()
+                continue
+            if not self._candidates or time.monotonic() - self._listed_at > CANDIDATES_LAST_S:
+                await self._list()
+            if self._claim_candidates():
+                poll = SHORTEST_POLL_S
+                await asyncio.sleep(0)
+                continue
+            try:  # nothing to claim, or no room for what there is
+                async with asyncio.timeout(poll):
+                    await self._room_made.wait()
+            except TimeoutError:
+                poll = min(LONGEST_POLL_S, poll * 2)
+
+    async def _list(self) -> None:
+        found = await self._gateway.rollouts("queuing", limit=self._most_listed)
+        self._monitor.queued, self._monitor.queue_is_longer = len(found), len(found) == self._most_listed
+        if self._contended:  # another pool takes the oldest first, too
+            random.shuffle(found)
+            self._contended = False
+        self._candidates = deque(found)
+        self._listed_at = time.monotonic()
+
+    def _run_of(self, rollout: Rollout) -> Run:
+        local = rollout.config.local
+        named = local.agent_class or None if local else None
+        if is_native(path := class_path(named), self._worker):
+            return Run(rollout, path, True, None)
+        return Run(rollout, named, False, None)
+
+    def _claim_candidates(self) -> bool:
+        """Start to claim what there is room for; whether there was any."""
+        kept: list[Rollout] = []
+        started = False
+        while self._candidates and any(room > 0 for room in self._room.values()):
+            rollout = self._candidates.popleft()
+            run = self._run_of(rollout)
+            if self._room[run.native] <= 0:
+                kept.append(rollout)
+                continue
+            self._drive(run, claim=True)
+            started = True
+        self._candidates.extendleft(reversed(kept))
+        return started
+
+    def _worker_lost(self, name: str, reason: str) -> None:
+        self._monitor.workers_lost += 1
+        log.warning("worker lost", worker=name, reason=reason)
+
+    def _drive(self, run: Run, *, claim: bool) -> None:
+        self._room[run.native] -= 1
+        self._monitor.running += 1
+        task = asyncio.create_task(self._to_its_end(run, claim=claim))
+        self._driven.add(task)
+        task.add_done_callback(self._driven_done)
+
+    def _driven_done(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or task.exception() is None:
+            self._driven.discard(task)
+        self._room_made.set()
+
+    async def _to_its_end(self, run: Run, *, claim: bool) -> None:
+        claiming: asyncio.Task[bool] | None = None
+        try:
+            if claim:
+                run.attempt_id = self._player.new_attempt_id()
+                claiming = asyncio.create_task(self._gateway.claim(run.rollout_id, run.attempt_id))
+                if not await asyncio.shield(claiming):
+                    self._monitor.conflicts += 1
+                    self._contended = True
+                    return
+                self._monitor.queued = max(0, self._monitor.queued - 1)
+            await self._player.play(run)
+        except asyncio.CancelledError:
+            if not self._given_up or (claiming and not await claiming):
+                raise
+            await self._player.fail(run, STOPPED)
+        except GatewayError as error:
+            if error.status not in (404, 409):
+                raise
+            # The trainer deleted it, or somebody else ended it.
+            self._monitor.gone += 1
+            log.warning("rollout is gone", rollout_id=run.rollout_id, status=error.status)
+        finally:
+            self._room[run.native] += 1
+            self._monitor.running -= 1
+
+
+async def _cancel(tasks: set[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _until_first(*works: Coroutine[Any, Any, Any]) -> None:
+    """Until one of them ends; the others are cancelled. Raises what it raised, the first of a group."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        error = task.exception()
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        if error is not None:
+            raise error
