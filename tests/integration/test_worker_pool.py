@@ -4,7 +4,7 @@ import asyncio
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 from fastapi import FastAPI, Request, Response
 
 from benchmarks.real_gateway import GatewayApi, real_gateway
-from s3_agent.clients.fake_servers import serve
+from s3_agent.clients.fake_servers import generator_app, serve
 from s3_agent.clients.fakes import FakeGenerator
 from s3_agent.clients.tokenizer import load_tokenizer
 from s3_agent.embedded import NANO_POLICY
@@ -31,11 +31,13 @@ from tests.pool_harness import (
     gone,
     make_supervisor,
     pool_settings,
+    reader,
     records,
     started,
     task,
     until,
     work,
+    worker_settings,
 )
 
 DOWN = 1_000_000
@@ -80,6 +82,29 @@ async def test_a_generator_that_recovers_gets_a_new_attempt(
     assert record.attempts == len(attempts)
     assert [failure.attempt_id for failure in record.failures] == attempts[:-1]
     assert {failure.boundary for failure in record.failures} == {"generator"}
+
+
+async def test_no_rollout_gets_a_reward_from_a_generator_that_was_killed(
+    gateway: GatewayApi, settings: PoolSettings, retriever_url: str
+) -> None:
+    with ExitStack() as running:
+        url = running.enter_context(serve(generator_app(FakeGenerator(reader))))
+        worker = worker_settings(retriever_url, url, concurrency=1)
+        rollout_ids = gateway.enqueue(*map(task, range(3)), timeout_s=3)
+        working = asyncio.create_task(work(gateway, rollout_ids, make_supervisor(settings, worker)))
+        while "succeeded" not in gateway.states(rollout_ids):
+            await asyncio.sleep(0.01)
+        running.close()
+        await working
+    states = {rollout_id: gateway.status(rollout_id) for rollout_id in rollout_ids}
+    failed = [rollout_id for rollout_id, status in states.items() if status["state"] == "failed"]
+    assert 0 < len(failed) < len(rollout_ids)
+    for rollout_id in rollout_ids:
+        assert gateway.rewards(rollout_id) == ([] if rollout_id in failed else [1.0])
+    for rollout_id in failed:
+        assert gateway.events(rollout_id) == [], "what the policy said before it is not trained either"
+        assert "generator" in states[rollout_id]["error_message"]
+        assert f"{url}/v1/chat/completions" in states[rollout_id]["error_message"]
 
 
 async def test_the_trainer_gets_one_row_for_each_success_and_none_for_a_failure(
