@@ -25,6 +25,8 @@ from s3_agent.rollout.runner import AgentSettings
 from tests.e2e import split_tags
 from tests.e2e.conftest import Services
 
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
 QUESTIONS, SIBLINGS = 25, 2
 PROMPT, RESPONSE = 512, 1024
 PAST = ("</query>\n", "</search>\n", "</answer>\n")
