@@ -23,7 +23,8 @@ class Summary(BaseModel):
     """What `summary.json` holds. Accuracies are shares of questions; `rows_per_rollout` must be 1 in a healthy run.
 
     `val_n` counts the questions scored in both passes, `val_missing` those left out because a rollout of theirs failed.
-    `nonfinite_steps` are steps whose gradient norm was not a number; `grad_norm_max` is over the others.
+    `contexts_cut` counts answers from passages that the generator's window did not hold whole, `judge_unclear` verdicts
+    that were neither yes nor no. `nonfinite_steps` are steps whose gradient norm was not a number; `grad_norm_max` is over the others.
     """
 
     steps: int
@@ -51,6 +52,8 @@ class Summary(BaseModel):
     by_hops: dict[str, dict[str, float]]
     searches_before: float
     searches_after: float
+    contexts_cut: int
+    judge_unclear: int
     start_up_seconds: dict[str, float]
     wall_seconds: float
     versions: dict[str, str]
@@ -145,6 +148,9 @@ def summarize(
     def searches(records: dict[str, EpisodeRecord]) -> float:
         return _mean([record.episode.searches for record in records.values() if record.episode is not None])
 
+    def counted(metric: str) -> int:
+        return int(sum(record.metrics.get(metric, 0.0) for record in records))
+
     return Summary(
         steps=len(trained),
         rollouts=len(records),
@@ -172,6 +178,8 @@ def summarize(
         by_hops=by_hops,
         searches_before=searches(passes[0]),
         searches_after=searches(passes[-1]),
+        contexts_cut=counted("context_cut"),
+        judge_unclear=counted("judge_unclear"),
         start_up_seconds=start_up_seconds,
         wall_seconds=wall_seconds,
         versions=versions,

@@ -94,6 +94,14 @@ def build() -> Callable[..., Summary]:
     return build
 
 
+def test_cut_contexts_and_unclear_verdicts_are_counted(build: Callable[..., Summary]) -> None:
+    strange = [item.model_copy(update={"metrics": {"context_cut": 1.0, "judge_unclear": 0.0}}) for item in HEALTHY[:3]]
+    unclear = HEALTHY[3].model_copy(update={"metrics": {"judge_unclear": 1.0}})
+    summary = build([*strange, unclear, *HEALTHY[4:]])
+    assert (summary.contexts_cut, summary.judge_unclear) == (3, 1)
+    assert (build().contexts_cut, build().judge_unclear) == (0, 0)
+
+
 def test_a_healthy_run(build: Callable[..., Summary]) -> None:
     summary = build()
     assert (summary.steps, summary.rollouts, summary.lost_rollouts, summary.rows_per_rollout) == (2, 16, 0, 1.0)
