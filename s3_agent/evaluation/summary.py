@@ -24,7 +24,8 @@ class Summary(BaseModel):
 
     `val_n` counts the questions scored in both passes, `val_missing` those left out because a rollout of theirs failed.
     `contexts_cut` counts answers from passages that the generator's window did not hold whole, `judge_unclear` verdicts
-    that were neither yes nor no. `nonfinite_steps` are steps whose gradient norm was not a number; `grad_norm_max` is over the others.
+    that were neither yes nor no. `nonfinite_steps` are steps whose gradient norm was not a number; `grad_norm_max` is
+    over the others.
     """
 
     steps: int
