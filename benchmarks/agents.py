@@ -1,10 +1,13 @@
-"""The agents that the throughput benchmark plays: the same rollout as an env-contract class and as a native agent."""
+"""What the throughput benchmark plays, as env-contract classes; `native_agents` plays the same."""
 
 import json
 import os
 from http.client import HTTPConnection
 from typing import Any
 from urllib.parse import urlsplit
+
+PROMPT = tuple(range(65, 91))
+CALLS = 4
 
 
 def _post(url: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -28,14 +31,13 @@ class Trivial:
         _post(os.environ["AGL_EVENT_URL"], {"event_type": "reward", "data": {"value": 1.0}})
 
 
-class TrivialNative:
-    """The same for our pool, whose supervisor posts the reward."""
+class FourCalls:
+    """Four policy calls, each prompt the one before with its answer, then a reward."""
 
-    def __init__(self, _: object) -> None:
-        pass
-
-    async def play(self, _: object) -> float:
-        return 1.0
-
-    async def close(self) -> None:
-        pass
+    def run(self) -> None:
+        ids = list(PROMPT)
+        for _ in range(CALLS):
+            body = {"model": "auto", "prompt": ids, "max_tokens": 32, "stop": []}
+            answer = _post(os.environ["AGL_OPENAI_BASE_URL"] + "/completions", body)
+            ids += answer["choices"][0]["token_ids"]
+        Trivial().run()

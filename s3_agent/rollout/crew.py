@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -10,6 +10,7 @@ import structlog
 
 from s3_agent.errors import LaunchError, S3AgentError
 from s3_agent.rollout.launcher import Launcher, Link, WorkerLost
+from s3_agent.rollout.monitor import Monitor
 
 log = structlog.get_logger()
 
@@ -24,27 +25,21 @@ class _Member:
     link: Link
     agent_class: str | None
     busy: int = 0
+    played: int = 0
 
 
 class Crew:
     """`processes` native workers with `concurrency` attempts each, and at most `processes` forked ones."""
 
-    def __init__(
-        self, launcher: Launcher, *, processes: int, concurrency: int, lost: Callable[[str, str], None]
-    ) -> None:
+    def __init__(self, launcher: Launcher, *, processes: int, concurrency: int, monitor: Monitor) -> None:
         self._launcher, self._processes, self._concurrency = launcher, processes, concurrency
-        self._lost = lost
+        self._monitor = monitor
         self._native: dict[int, _Member] = {}
         self._forked: list[_Member] = []
         self._starting = 0
         self._changed = asyncio.Condition()
         self._start_slots = asyncio.Semaphore(STARTS_AT_A_TIME)
         self._tasks: set[asyncio.Task[None]] = set()
-
-    @property
-    def alive(self) -> int:
-        """How many worker processes there are."""
-        return len(self._native) + len(self._forked)
 
     async def run(self) -> None:
         """Keep the native workers alive until cancelled. Raises S3AgentError when none of them could work."""
@@ -68,13 +63,19 @@ class Crew:
                 await self._notify()
                 reason, name = await link.wait_lost(), link.name
                 del self._native[index]
+                await self._notify()
                 if loop.time() - started > LIVED_S:
                     wait = FIRST_RESTART_WAIT_S
             self._lost(name, reason)
             await asyncio.sleep(wait)
             wait = min(LONGEST_RESTART_WAIT_S, wait * 2)
 
+    def _lost(self, name: str, reason: str) -> None:
+        self._monitor.workers_lost += 1
+        log.warning("worker lost", worker=name, reason=reason)
+
     async def _notify(self) -> None:
+        self._monitor.workers = len(self._native) + len(self._forked)
         async with self._changed:
             self._changed.notify_all()
 
@@ -84,8 +85,9 @@ class Crew:
         async with self._changed:
             while not (free := [each for each in self._native.values() if each.busy < self._concurrency]):
                 await self._changed.wait()
-            member = min(free, key=lambda each: (each.link.name == avoid, each.busy))
+            member = min(free, key=lambda each: (each.link.name == avoid, each.busy, each.played))
             member.busy += 1
+            member.played += 1
         try:
             yield member.link
         finally:
@@ -102,6 +104,7 @@ class Crew:
                     link = await self._launcher.start_forked(agent_class, names=names)
                 member = _Member(link, agent_class, busy=1)
                 self._forked.append(member)
+                self._monitor.workers += 1
                 task = asyncio.create_task(self._watch(member))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)

@@ -36,6 +36,7 @@ def serve_metrics(monitor: Monitor, *, port: int) -> Iterator[int]:
             for boundary, count in list(monitor.failed_attempts.items()):
                 attempts.add_metric([boundary], count)
             yield attempts
+            yield GaugeMetricFamily("s3_agent_workers", "Worker processes.", value=monitor.workers)
             yield CounterMetricFamily(
                 "s3_agent_workers_lost", "Worker processes that died.", value=monitor.workers_lost
             )

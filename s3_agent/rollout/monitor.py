@@ -28,6 +28,7 @@ class Monitor:
     succeeded: int = 0
     rewards: int = 0
     reward_sum: float = 0.0
+    workers: int = 0
     workers_lost: int = 0
     failed: Counter[str] = field(default_factory=Counter)
     failed_attempts: Counter[str] = field(default_factory=Counter)

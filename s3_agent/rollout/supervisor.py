@@ -40,7 +40,7 @@ class Supervisor:
     ) -> None:
         self._settings, self._worker, self._monitor = settings, worker_settings, monitor
         self._crew = Crew(
-            launcher, processes=settings.processes, concurrency=worker_settings.concurrency, lost=self._worker_lost
+            launcher, processes=settings.processes, concurrency=worker_settings.concurrency, monitor=monitor
         )
         # Room for rollouts, by whether they are played natively.
         self._room = {True: settings.processes * worker_settings.concurrency, False: settings.processes}
@@ -173,10 +173,6 @@ class Supervisor:
             started = True
         self._candidates.extendleft(reversed(kept))
         return started
-
-    def _worker_lost(self, name: str, reason: str) -> None:
-        self._monitor.workers_lost += 1
-        log.warning("worker lost", worker=name, reason=reason)
 
     def _drive(self, run: Run, *, claim: bool) -> None:
         self._room[run.native] -= 1

@@ -29,7 +29,7 @@ def table(monitor: Monitor, *, title: str) -> Table:
     shown.add_row("succeeded", str(monitor.succeeded))
     shown.add_row("failed, by boundary", failed)
     shown.add_row("failed attempts", again)
-    shown.add_row("workers lost", str(monitor.workers_lost))
+    shown.add_row("workers", f"{monitor.workers} ({monitor.workers_lost} lost so far)")
     shown.add_row("rollouts/s", f"{monitor.rate:.1f}")
     shown.add_row("reward mean", "-" if mean is None else f"{mean:.3f}")
     for phase, (middle, late) in sorted(monitor.quantiles().items()):

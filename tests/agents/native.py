@@ -1,9 +1,11 @@
-"""Native agents that fail once. A file marks that they did, since each attempt may have a process of its own."""
+"""Native agents that fail once, which a file marks, since each attempt may have a process of its own; and a witness."""
 
+import fcntl
 import time
 from pathlib import Path
 
 from s3_agent.rollout.jobs import Job
+from s3_agent.rollout.native import Played, RecipeAgent
 
 
 class _Once:
@@ -37,3 +39,19 @@ class RaisesOnce(_Once):
         if self.first(job):
             raise RuntimeError("once")
         return 0.5
+
+
+class OneAtATime(RecipeAgent):
+    """The recipe's agent, which notes in the folder `input["locks"]` when a rollout is played twice at once.
+
+    The lock goes with its process, however that ends.
+    """
+
+    async def play(self, job: Job) -> Played:
+        folder = Path(job.input["locks"])
+        with (folder / job.rollout_id).open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                (folder / f"{job.rollout_id}.twice").touch()
+            return await super().play(job)

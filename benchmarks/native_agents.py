@@ -1,0 +1,36 @@
+"""What the throughput benchmark plays, as native agents; `agents` plays the same."""
+
+from benchmarks.agents import CALLS, PROMPT
+from s3_agent.clients.fakes import ToyTokenizer
+from s3_agent.clients.policy import CompletionsPolicy
+from s3_agent.rollout.jobs import Job
+from s3_agent.rollout.native import WorkerSettings, http_client
+
+
+class FourCallsNative:
+    """The same by the client that our agents use."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._http = http_client(settings, {"Authorization": f"Bearer {settings.gateway_key}"})
+
+    async def play(self, job: Job) -> float:
+        policy, ids = CompletionsPolicy(self._http, job.policy_url, ToyTokenizer()), list(PROMPT)
+        for _ in range(CALLS):
+            ids += (await policy.complete(ids, max_tokens=32, stop=())).token_ids
+        return 1.0
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+
+class TrivialNative:
+    """The same for our pool, whose supervisor posts the reward."""
+
+    def __init__(self, _: object) -> None:
+        pass
+
+    async def play(self, _: object) -> float:
+        return 1.0
+
+    async def close(self) -> None:
+        pass
