@@ -1,0 +1,63 @@
+"""The agents as classes that Agent Lightning 1.0.x's own controllers start: one process, one task, one reward event.
+
+`agentlightning.local.agent_class=s3_agent.agl.entry:S3Agent` names one to the local controller; in a Kubernetes Job
+`python -m s3_agent.agl.entry S3Agent` is the container's command. Whatever fails leaves `run()` as an exception before
+the reward is posted: the process ends with code 1 and the attempt has no reward event.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import httpx
+
+from s3_agent.agl.one_task import TIMEOUT, OneTaskSettings, play_one, policy_at, task_from_environment
+from s3_agent.clients.http import call_json
+from s3_agent.errors import ConfigError, GatewayError, S3AgentError
+
+
+def _variable(name: str) -> str:
+    if not (value := os.environ.get(name)):
+        raise ConfigError(f"{name} is not set", remedy="run this under agl-controller, or set what it would set")
+    return value
+
+
+class EnvironmentAgent:
+    """An agent whose input and addresses are environment variables. `agent` is merged over `S3_AGENT_AGENT`."""
+
+    agent: ClassVar[Mapping[str, Any]] = {}
+
+    async def run(self) -> None:
+        """Play the task and post its reward. Raises S3AgentError, and posts nothing then."""
+        settings = OneTaskSettings.from_environment(agent=self.agent)
+        task = task_from_environment()
+        policy_url, event_url = _variable("AGL_OPENAI_BASE_URL"), _variable("AGL_EVENT_URL")
+        headers = {"Authorization": f"Bearer {key}"} if (key := os.environ.get("AGL_KEY")) else {}
+        async with httpx.AsyncClient(timeout=TIMEOUT, headers=headers) as gateway:
+            outcome = await play_one(task, settings, policy=policy_at(gateway, settings, policy_url))
+            event = {"event_type": "reward", "data": {"value": outcome.reward.value, "source": "agent"}}
+            await call_json(gateway, "POST", event_url, error=GatewayError, body=event, patience_s=settings.patience_s)
+
+
+class S3Agent(EnvironmentAgent):
+    """s3: search, then select."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run the named class; 0 when its reward is posted, 1 when it failed, 2 for an unknown name."""
+    known = {kind.__name__: kind for kind in EnvironmentAgent.__subclasses__()}
+    if len(arguments) != 1 or arguments[0] not in known:
+        sys.stderr.write(f"usage: python -m s3_agent.agl.entry {{{','.join(known)}}}\n")
+        return 2
+    try:
+        asyncio.run(known[arguments[0]]().run())
+    except S3AgentError as error:
+        sys.stderr.write(f"{error.boundary}: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

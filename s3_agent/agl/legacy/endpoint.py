@@ -1,0 +1,62 @@
+"""What both 0.x adapters share: the model endpoint among the resources, and one task played against it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from s3_agent.agl.one_task import TIMEOUT, OneTaskSettings, play_one, policy_at
+from s3_agent.clients.policy import Completion, Policy, Tokenizer
+from s3_agent.errors import ConfigError
+from s3_agent.rollout.runner import Outcome
+from s3_agent.types import Task
+
+SAMPLING = ("temperature", "top_p")
+
+
+@dataclass(slots=True)
+class RecordingPolicy:
+    """A policy that remembers the token ids of each call."""
+
+    policy: Policy
+    calls: list[tuple[list[int], list[int]]] = field(default_factory=list)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The policy's own tokenizer."""
+        return self.policy.tokenizer
+
+    async def complete(self, prompt_ids: Sequence[int], *, max_tokens: int, stop: Sequence[str]) -> Completion:
+        """As the policy does."""
+        completion = await self.policy.complete(prompt_ids, max_tokens=max_tokens, stop=stop)
+        self.calls.append((list(prompt_ids), list(completion.token_ids)))
+        return completion
+
+
+def model_of(resources: Mapping[str, Any], *, name: str) -> Any:
+    """The `LLM` resource: the one called `name`, else the only one. Raises ConfigError."""
+    if name in resources:
+        return resources[name]
+    models = [each for each in resources.values() if hasattr(each, "endpoint")]
+    if len(models) != 1:
+        raise ConfigError(
+            f"{len(models)} of the resources are models and none is called {name!r}",
+            remedy="give the agent the name of the model's resource: resource=…",
+        )
+    return models[0]
+
+
+async def play_at(
+    row: Any, settings: OneTaskSettings, *, url: str, model: Any, key: str | None
+) -> tuple[Outcome, list[tuple[list[int], list[int]]]]:
+    """Play a dataset row against `url`: the outcome, and prompt and response ids of each policy call.
+
+    Raises S3AgentError for whatever failed: in 0.x too, a failure must never be returned as a reward.
+    """
+    task = Task.from_row(dict(row))
+    sampling = {field: model.sampling_parameters[field] for field in SAMPLING if field in model.sampling_parameters}
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    async with httpx.AsyncClient(timeout=TIMEOUT, headers=headers) as client:
+        policy = RecordingPolicy(policy_at(client, settings, url, model=model.model, **sampling))
+        return await play_one(task, settings, policy=policy), policy.calls

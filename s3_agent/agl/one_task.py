@@ -1,0 +1,87 @@
+"""One task, played where somebody else starts and ends the process: AGL's stock controllers, Kubernetes Jobs, AGL 0.x.
+
+What the recipe says in our own pool comes as environment variables here. It imports no agentlightning, so that it runs
+beside any version of it.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, Self
+
+import httpx
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from s3_agent.clients.generator import GeneratorSettings, make_generator
+from s3_agent.clients.policy import CompletionsPolicy, Policy, load_tokenizer
+from s3_agent.clients.retriever import HttpRetriever
+from s3_agent.errors import ConfigError
+from s3_agent.rollout.runner import AgentSettings, Outcome, run_task
+from s3_agent.types import Task
+
+PREFIX = "S3_AGENT_"
+TIMEOUT = httpx.Timeout(300.0, connect=10.0)
+
+
+class OneTaskSettings(BaseModel):
+    """What an agent needs besides its task and its policy. `patience_s` bounds the retries of each call, in seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    retriever_url: str
+    generator_url: str | None = None
+    policy_tokenizer: str
+    agent: AgentSettings = Field(default_factory=AgentSettings)
+    generator: GeneratorSettings = Field(default_factory=GeneratorSettings)
+    patience_s: float = Field(default=120.0, gt=0)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ, *, agent: Mapping[str, Any]) -> Self:
+        """The settings that `S3_AGENT_*` variables hold; `AGENT` and `GENERATOR` are a recipe's sections as YAML.
+
+        `agent` is merged over the agent section. Raises ConfigError that names the variable at fault.
+        """
+        values: dict[str, Any] = {}
+        for field in cls.model_fields:
+            name = PREFIX + field.upper()
+            if not (text := environment.get(name)):
+                continue
+            try:
+                values[field] = yaml.safe_load(text) if field in ("agent", "generator", "patience_s") else text
+            except yaml.YAMLError as cause:
+                raise ConfigError(f"{name} is not YAML: {cause}", remedy="write it as {field: value}") from cause
+        try:
+            values["agent"] = {**(values.get("agent") or {}), **agent}
+            settings = cls.model_validate(values)
+        except (ValidationError, TypeError, ValueError) as cause:
+            raise ConfigError(
+                f"the {PREFIX}* variables do not fit: {cause}",
+                remedy=f"set {PREFIX}RETRIEVER_URL, {PREFIX}GENERATOR_URL and {PREFIX}POLICY_TOKENIZER",
+            ) from cause
+        patient = settings.generator.model_copy(update={"patience_s": settings.patience_s})
+        return settings.model_copy(update={"generator": patient})
+
+
+def task_from_environment(environment: Mapping[str, str] = os.environ) -> Task:
+    """The task in `S3_AGENT_TASK`, a dataset row as JSON. Raises ConfigError."""
+    name = PREFIX + "TASK"
+    try:
+        row = json.loads(environment.get(name, ""))
+    except ValueError as cause:
+        raise ConfigError(f"{name} holds no JSON", remedy=f"map it: env_map {{{name}: input}}") from cause
+    return Task.from_row(row if isinstance(row, dict) else {})
+
+
+def policy_at(client: httpx.AsyncClient, settings: OneTaskSettings, url: str, **sampling: Any) -> CompletionsPolicy:
+    """The policy behind the OpenAI base address `url`. `sampling` holds model, temperature and top_p."""
+    tokenizer = load_tokenizer(settings.policy_tokenizer)
+    return CompletionsPolicy(client, url, tokenizer, patience_s=settings.patience_s, **sampling)
+
+
+async def play_one(task: Task, settings: OneTaskSettings, *, policy: Policy) -> Outcome:
+    """Play and score one task. Raises the BoundaryError of whatever could not be reached."""
+    async with httpx.AsyncClient(timeout=TIMEOUT) as client:
+        retriever = HttpRetriever(client, settings.retriever_url, patience_s=settings.patience_s)
+        generator = make_generator(client, settings.generator_url, settings.generator)
+        return await run_task(task, settings.agent, policy=policy, retriever=retriever, generator=generator)
