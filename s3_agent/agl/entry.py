@@ -8,11 +8,11 @@ the reward is posted: the process ends with code 1 and the attempt has no reward
 import asyncio
 import os
 import sys
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import httpx
 
+from s3_agent.agents.settings import AgentName
 from s3_agent.agl.one_task import TIMEOUT, OneTaskSettings, play_one, policy_at, task_from_environment
 from s3_agent.clients.http import call_json
 from s3_agent.errors import ConfigError, GatewayError, S3AgentError
@@ -25,9 +25,9 @@ def _variable(name: str) -> str:
 
 
 class EnvironmentAgent:
-    """An agent whose input and addresses are environment variables. `agent` is merged over `S3_AGENT_AGENT`."""
+    """An agent whose input and addresses are environment variables."""
 
-    agent: ClassVar[Mapping[str, Any]] = {}
+    agent: ClassVar[AgentName]
 
     async def run(self) -> None:
         """Play the task and post its reward. Raises S3AgentError, and posts nothing then."""
@@ -43,6 +43,14 @@ class EnvironmentAgent:
 
 class S3Agent(EnvironmentAgent):
     """s3: search, then select."""
+
+    agent = "s3"
+
+
+class SearchR1Agent(EnvironmentAgent):
+    """Search-R1: the policy answers by itself."""
+
+    agent = "search_r1"
 
 
 def main(arguments: list[str]) -> int:

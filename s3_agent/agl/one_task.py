@@ -13,14 +13,18 @@ import httpx
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from s3_agent.agents.settings import AgentName
 from s3_agent.clients.generator import GeneratorSettings, make_generator
-from s3_agent.clients.policy import CompletionsPolicy, Policy, load_tokenizer
+from s3_agent.clients.judge import JudgeSettings, make_judge
+from s3_agent.clients.policy import CompletionsPolicy, Policy
 from s3_agent.clients.retriever import HttpRetriever
+from s3_agent.clients.tokenizer import load_tokenizer
 from s3_agent.errors import ConfigError
 from s3_agent.rollout.runner import AgentSettings, Outcome, run_task
 from s3_agent.types import Task
 
 PREFIX = "S3_AGENT_"
+_YAML = ("agent", "generator", "judge", "patience_s")
 TIMEOUT = httpx.Timeout(300.0, connect=10.0)
 
 
@@ -34,13 +38,14 @@ class OneTaskSettings(BaseModel):
     policy_tokenizer: str
     agent: AgentSettings = Field(default_factory=AgentSettings)
     generator: GeneratorSettings = Field(default_factory=GeneratorSettings)
+    judge: JudgeSettings = Field(default_factory=JudgeSettings)
     patience_s: float = Field(default=120.0, gt=0)
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ, *, agent: Mapping[str, Any]) -> Self:
-        """The settings that `S3_AGENT_*` variables hold; `AGENT` and `GENERATOR` are a recipe's sections as YAML.
+    def from_environment(cls, environment: Mapping[str, str] = os.environ, *, agent: AgentName | None = None) -> Self:
+        """The settings in `S3_AGENT_*` variables; `AGENT`, `GENERATOR` and `JUDGE` are a recipe's sections as YAML.
 
-        `agent` is merged over the agent section. Raises ConfigError that names the variable at fault.
+        `agent` plays whichever agent the variable describes. Raises ConfigError that names the variable at fault.
         """
         values: dict[str, Any] = {}
         for field in cls.model_fields:
@@ -48,19 +53,25 @@ class OneTaskSettings(BaseModel):
             if not (text := environment.get(name)):
                 continue
             try:
-                values[field] = yaml.safe_load(text) if field in ("agent", "generator", "patience_s") else text
+                values[field] = yaml.safe_load(text) if field in _YAML else text
             except yaml.YAMLError as cause:
                 raise ConfigError(f"{name} is not YAML: {cause}", remedy="write it as {field: value}") from cause
         try:
-            values["agent"] = {**(values.get("agent") or {}), **agent}
             settings = cls.model_validate(values)
+            played = settings.agent if agent is None else settings.agent.played_by(agent)
         except (ValidationError, TypeError, ValueError) as cause:
             raise ConfigError(
                 f"the {PREFIX}* variables do not fit: {cause}",
                 remedy=f"set {PREFIX}RETRIEVER_URL, {PREFIX}GENERATOR_URL and {PREFIX}POLICY_TOKENIZER",
             ) from cause
-        patient = settings.generator.model_copy(update={"patience_s": settings.patience_s})
-        return settings.model_copy(update={"generator": patient})
+        patience = {"patience_s": settings.patience_s}
+        return settings.model_copy(
+            update={
+                "agent": played,
+                "generator": settings.generator.model_copy(update=patience),
+                "judge": settings.judge.model_copy(update=patience),
+            }
+        )
 
 
 def task_from_environment(environment: Mapping[str, str] = os.environ) -> Task:
@@ -84,4 +95,7 @@ async def play_one(task: Task, settings: OneTaskSettings, *, policy: Policy) -> 
     async with httpx.AsyncClient(timeout=TIMEOUT) as client:
         retriever = HttpRetriever(client, settings.retriever_url, patience_s=settings.patience_s)
         generator = make_generator(client, settings.generator_url, settings.generator)
-        return await run_task(task, settings.agent, policy=policy, retriever=retriever, generator=generator)
+        judge = make_judge(client, settings.generator_url, settings.judge)
+        return await run_task(
+            task, settings.agent, policy=policy, retriever=retriever, generator=generator, judge=judge
+        )

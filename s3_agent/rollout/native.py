@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import httpx
 from pydantic import BaseModel, ConfigDict, Field
 
+from s3_agent.agents.settings import AgentName
 from s3_agent.clients.generator import GeneratorSettings, make_generator
 from s3_agent.clients.judge import JudgeSettings, make_judge
 from s3_agent.clients.policy import CompletionsPolicy
@@ -23,8 +24,13 @@ from s3_agent.rollout.jobs import Job
 from s3_agent.rollout.runner import AgentSettings, run_task
 from s3_agent.types import Task
 
-RECIPE_AGENT = "s3_agent.agl.entry:S3Agent"
-"""The class that plays the recipe's agent under the stock controller. In the pool it needs no process of its own."""
+OWN_AGENTS: dict[str | None, AgentName | None] = {
+    None: None,
+    "s3_agent.agl.entry:S3Agent": "s3",
+    "s3_agent.agl.entry:SearchR1Agent": "search_r1",
+}
+"""Our agents by the class that plays them under the stock controller; here they need no process of their own. A rollout
+that names no class gets the recipe's agent."""
 
 
 class WorkerSettings(BaseModel):
@@ -95,9 +101,10 @@ class RecipeAgent:
 
     async def play(self, job: Job) -> Played:
         task = Task.from_row(job.input if isinstance(job.input, dict) else {})
+        name = OWN_AGENTS[job.agent_class]
         outcome = await run_task(
             task,
-            self._settings.agent,
+            self._settings.agent.played_by(name) if name else self._settings.agent,
             policy=CompletionsPolicy(self._policy_http, job.policy_url, self._tokenizer),
             retriever=self._retriever,
             generator=self._generator,
@@ -122,13 +129,13 @@ class RecipeAgent:
 
 def is_native(agent_class: str | None, settings: WorkerSettings) -> bool:
     """Whether rollouts of that class are played without a process of their own."""
-    return agent_class in (None, RECIPE_AGENT) or agent_class in settings.native_agents
+    return agent_class in OWN_AGENTS or agent_class in settings.native_agents
 
 
 @cache
 def native_class(agent_class: str | None) -> Any:
     """The class behind a native agent's name. Raises ConfigError when there is none."""
-    if agent_class in (None, RECIPE_AGENT):
+    if agent_class is None or agent_class in OWN_AGENTS:
         return RecipeAgent
     module_name, _, class_name = agent_class.partition(":")
     try:

@@ -1,12 +1,14 @@
 """Run in an environment with AGL 0.1.2: its server and runner play the rows with our adapter; prints what they got."""
 
+# pyright: reportAttributeAccessIssue=false, reportMissingImports=false
+
 import asyncio
 import json
 import sys
 
-from agentlightning import LLM, AgentLightningClient, AgentLightningServer  # pyright: ignore
-from agentlightning.runner import AgentRunner  # pyright: ignore
-from agentlightning.tracer import AgentOpsTracer, TripletExporter  # pyright: ignore
+from agentlightning import LLM, AgentLightningClient, AgentLightningServer
+from agentlightning.runner import AgentRunner
+from agentlightning.tracer import AgentOpsTracer, TripletExporter
 
 from s3_agent.agl.legacy.agl_0_1 import S3LitAgent
 from s3_agent.agl.one_task import OneTaskSettings

@@ -1,10 +1,12 @@
 """Run in an environment with AGL 0.3.0: its store and runner play the rows with our adapter; prints what they got."""
 
+# pyright: reportAttributeAccessIssue=false, reportMissingImports=false
+
 import asyncio
 import json
 import sys
 
-from agentlightning import (  # pyright: ignore
+from agentlightning import (
     InMemoryLightningStore,
     LitAgentRunner,
     OtelTracer,

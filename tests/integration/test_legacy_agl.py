@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request
 
 from s3_agent.clients.fake_servers import policy_app, retriever_app, serve
 from s3_agent.clients.fakes import FakePolicy, FakeRetriever
-from s3_agent.clients.policy import load_tokenizer
+from s3_agent.clients.tokenizer import load_tokenizer
 from s3_agent.embedded import NANO_POLICY
 from s3_agent.launch.ports import reserve_port
 from s3_agent.rollout.native import WorkerSettings

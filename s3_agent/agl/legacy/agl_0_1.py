@@ -17,7 +17,7 @@ class S3LitAgent(LitAgent):  # pyright: ignore[reportUntypedBaseClass]
 
     def __init__(self, settings: OneTaskSettings | None = None, *, resource: str = "main_llm") -> None:
         super().__init__()
-        self._settings = settings or OneTaskSettings.from_environment(agent={})
+        self._settings = settings or OneTaskSettings.from_environment()
         self._resource = resource
 
     async def training_rollout_async(self, task: Any, rollout_id: str, resources: dict[str, Any]) -> Any:

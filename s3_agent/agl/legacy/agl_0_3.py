@@ -13,7 +13,7 @@ class S3LitAgent(LitAgent):  # pyright: ignore[reportUntypedBaseClass]
 
     def __init__(self, settings: OneTaskSettings | None = None, *, resource: str = "main_llm") -> None:
         super().__init__()
-        self._settings = settings or OneTaskSettings.from_environment(agent={})
+        self._settings = settings or OneTaskSettings.from_environment()
         self._resource = resource
 
     async def rollout_async(self, task: Any, resources: dict[str, Any], rollout: Any) -> float:

@@ -1,13 +1,12 @@
 """What both 0.x adapters share: the model endpoint among the resources, and one task played against it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 
 from s3_agent.agl.one_task import TIMEOUT, OneTaskSettings, play_one, policy_at
-from s3_agent.clients.policy import Completion, Policy, Tokenizer
+from s3_agent.clients.policy import Completion, TokenPolicy
 from s3_agent.errors import ConfigError
 from s3_agent.rollout.runner import Outcome
 from s3_agent.types import Task
@@ -15,21 +14,17 @@ from s3_agent.types import Task
 SAMPLING = ("temperature", "top_p")
 
 
-@dataclass(slots=True)
-class RecordingPolicy:
+class RecordingPolicy(TokenPolicy):
     """A policy that remembers the token ids of each call."""
 
-    policy: Policy
-    calls: list[tuple[list[int], list[int]]] = field(default_factory=list)
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The policy's own tokenizer."""
-        return self.policy.tokenizer
+    def __init__(self, policy: TokenPolicy) -> None:
+        super().__init__(policy.tokenizer)
+        self.calls: list[tuple[list[int], list[int]]] = []
+        self._policy = policy
 
     async def complete(self, prompt_ids: Sequence[int], *, max_tokens: int, stop: Sequence[str]) -> Completion:
         """As the policy does."""
-        completion = await self.policy.complete(prompt_ids, max_tokens=max_tokens, stop=stop)
+        completion = await self._policy.complete(prompt_ids, max_tokens=max_tokens, stop=stop)
         self.calls.append((list(prompt_ids), list(completion.token_ids)))
         return completion
 
