@@ -66,6 +66,19 @@ async def test_every_rollout_ends_with_one_reward_event(
     assert set(record.timings) == {"queued_s", "search_s", "answer_s", "report_s", "total_s"}
 
 
+async def test_the_rollout_says_which_of_our_agents_plays(
+    gateway: GatewayApi, settings: PoolSettings, worker: WorkerSettings
+) -> None:
+    entry = "s3_agent.agl.entry:"
+    played = {name: gateway.enqueue(task(name), agent_class=entry + name)[0] for name in ("S3Agent", "SearchR1Agent")}
+    await work(gateway, [*played.values()], make_supervisor(settings, worker))
+    s3, search_r1 = (records(settings)[rollout_id] for rollout_id in played.values())
+    assert s3.episode is not None and search_r1.episode is not None
+    assert (s3.episode.agent, s3.reward) == ("s3", 1.0)
+    assert (search_r1.episode.agent, search_r1.reward) == ("search_r1", 0.0), "the fake policy writes s3's tags alone"
+    assert search_r1.episode.initial_passages == ()
+
+
 async def test_a_generator_that_recovers_gets_a_new_attempt(
     gateway: GatewayApi, settings: PoolSettings, worker: WorkerSettings, generator: FakeGenerator
 ) -> None:
