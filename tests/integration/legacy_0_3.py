@@ -4,12 +4,12 @@ import asyncio
 import json
 import sys
 
-from agentlightning import (  # pyright: ignore
-    InMemoryLightningStore,
-    LitAgentRunner,
-    OtelTracer,
-    ProxyLLM,
-    find_final_reward,
+from agentlightning import (
+    InMemoryLightningStore,  # pyright: ignore
+    LitAgentRunner,  # pyright: ignore
+    OtelTracer,  # pyright: ignore
+    ProxyLLM,  # pyright: ignore
+    find_final_reward,  # pyright: ignore
 )
 
 from s3_agent.agl.legacy.agl_0_3 import S3LitAgent
