@@ -35,6 +35,7 @@ CALLS_CLASS, CALLS_NATIVE = "benchmarks.agents:FourCalls", "benchmarks.native_ag
 STOCK_SETTINGS = [(0.05, 50), (0.5, 50), (0.05, 4)]  # seconds between its polls, processes at most; it lists 50
 CONNECTIONS = 32
 LIST_EVERY = 128
+TRAINED = 128  # the trainer's manager asks for each rollout in turn, so its time grows with their number
 
 
 def _request(method: str, path: str, host: str, body: dict[str, Any] | None = None) -> bytes:
@@ -170,8 +171,8 @@ def main() -> None:
             _warm(gateway, CALLS_NATIVE, options.processes * 2)
             calls = {
                 "native": _rate(gateway, CALLS_NATIVE, options.rollouts // 4),
-                "native_trained": _trained_rate(gateway, CALLS_NATIVE, options.rollouts // 4),
-                "env_class_trained": _trained_rate(gateway, CALLS_CLASS, options.rollouts // 8),
+                "native_trained": _trained_rate(gateway, CALLS_NATIVE, TRAINED),
+                "env_class_trained": _trained_rate(gateway, CALLS_CLASS, TRAINED),
             }
         for poll_s, most in STOCK_SETTINGS:
             with _process(_stock(gateway, folder, poll_s, most), folder / "stock.log"):
@@ -180,7 +181,7 @@ def main() -> None:
         best = max(stock, key=lambda each: stock[each])
         poll_s, most = STOCK_SETTINGS[list(stock).index(best)]
         with _process(_stock(gateway, folder, poll_s, most), folder / "stock.log"):
-            calls["stock_trained"] = _trained_rate(gateway, CALLS_CLASS, 50)
+            calls["stock_trained"] = _trained_rate(gateway, CALLS_CLASS, TRAINED)
     measured = {name: statistics.median(rates) for name, rates in (("bare", bare), ("ours", native), ("env", forked))}
     result = {
         "ratio": measured["ours"] / stock[best],

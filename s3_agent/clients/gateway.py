@@ -63,7 +63,7 @@ class Gateway:
 
     def __init__(self, url: str, key: str, *, patience_s: float = 60.0) -> None:
         self.url = url.rstrip("/")
-        self._patience_s = patience_s
+        self.patience_s = patience_s
         self._http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=60),
             timeout=aiohttp.ClientTimeout(total=300, connect=10),
@@ -101,10 +101,10 @@ class Gateway:
                 wait = _seconds(retry_after)
             except (aiohttp.ClientError, TimeoutError) as cause:
                 reason, wait = f"{type(cause).__name__} {cause}".strip(), 0.0
-            left = self._patience_s - (loop.time() - started)
+            left = self.patience_s - (loop.time() - started)
             if left <= 0:
                 raise GatewayError(
-                    f"{method} {self.url}{path} failed for {self._patience_s:.0f} s: {reason}",
+                    f"{method} {self.url}{path} failed for {self.patience_s:.0f} s: {reason}",
                     remedy="check that the gateway is running at that address, and its log",
                 )
             tries += 1

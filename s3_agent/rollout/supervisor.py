@@ -101,6 +101,8 @@ class Supervisor:
 
     async def _drain(self) -> None:
         """Finish what is claimed; what is not finished in time is failed without events."""
+        # Whoever stops us may have stopped the gateway, too.
+        self._gateway.patience_s = min(self._gateway.patience_s, max(1.0, self._settings.drain_s))
         stop_now = asyncio.create_task(self._stop_now.wait())
         deadline = time.monotonic() + self._settings.drain_s
         while self._driven and not stop_now.done() and (left := deadline - time.monotonic()) > 0:

@@ -5,19 +5,31 @@
 import asyncio
 import json
 import sys
+from contextlib import nullcontext
 
 from agentlightning import LLM, AgentLightningClient, AgentLightningServer
 from agentlightning.runner import AgentRunner
-from agentlightning.tracer import AgentOpsTracer, TripletExporter
+from agentlightning.tracer import TripletExporter
+from agentlightning.tracer.base import BaseTracer
 
 from s3_agent.agl.legacy.agl_0_1 import S3LitAgent
 from s3_agent.agl.one_task import OneTaskSettings
 
 
+class NoTracer(BaseTracer):
+    """Records nothing: the AgentOps tracer does not start here, so its traces beside our triplets are not tested."""
+
+    def trace_context(self, name=None):
+        return nullcontext()
+
+    def get_last_trace(self):
+        return []
+
+
 async def main(policy_url: str, port: int, cases: list[dict]) -> list[dict]:
     server = AgentLightningServer(host="127.0.0.1", port=port)
     await server.start()
-    tracer = AgentOpsTracer(agentops_managed=False, instrument_managed=False, daemon=True)
+    tracer = NoTracer()
     client = AgentLightningClient(endpoint=f"http://127.0.0.1:{port}")
     model = LLM(endpoint=policy_url, model="fake", sampling_parameters={"temperature": 0.7})
     await server.update_resources({"main_llm": model})

@@ -1,7 +1,7 @@
 """`LitAgent` of Agent Lightning 0.1.2, the version that the original s3 example names.
 
 Its trainer reads prompt and response ids from a rollout's triplets. They are returned with the reward, as they were
-sent and sampled, since its tracer sees only calls of the openai client.
+sent and sampled, and need no tracer.
 """
 
 from typing import Any
