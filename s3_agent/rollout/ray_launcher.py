@@ -101,13 +101,15 @@ class RayLauncher:
     """Starts workers on the cluster at `address`, or on a Ray of our own without one."""
 
     def __init__(self, settings: WorkerSettings, *, address: str | None) -> None:
-        if not address:
-            # Ray reads it at import: without it a Ray of our own would listen on every interface.
+        if not address or address.startswith((LOOPBACK, "localhost")):
+            # Ray reads it at import: without it a Ray of our own would listen on every interface, and one that listens
+            # on this machine alone would be looked for at the machine's outer address.
             os.environ.update(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", RAY_USAGE_STATS_ENABLED="0")
         try:
             import ray
         except ImportError as cause:
             raise LaunchError("--launcher ray needs Ray", remedy="pip install 'ray[default]==2.60.0'") from cause
+        RecipeAgent.preload(settings)  # what no actor could work with is told here, before there are any
         self._ray, self._settings = ray, settings.model_dump_json()
         self._concurrency = settings.concurrency
         self._links: list[RayLink] = []
