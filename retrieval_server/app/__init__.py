@@ -11,7 +11,7 @@ from fastapi.responses import PlainTextResponse, Response
 
 from retrieval_server.app.guard import Guard
 from retrieval_server.app.refusals import RESPONSES, Refused, answer_errors
-from retrieval_server.app.service import Service
+from retrieval_server.app.service import Opener, Service, opener
 from retrieval_server.config import ServerSettings
 from retrieval_server.metrics import Metrics
 from retrieval_server.schemas import NotReady, Ready, RetrieveRequest, RetrieveResponse
@@ -56,17 +56,18 @@ def create_app(
     build: bool = False,
     key: str | None = None,
     on_failure: Callable[[], None] | None = None,
+    opens: Opener | None = None,
 ) -> FastAPI:
-    """The application over one corpus and index. With `key`, clients must send it as a bearer token.
+    """The application over the settings' corpus and index, or over what `opens` opens.
 
-    `on_failure` is called when the index can not be loaded.
+    With `key`, clients must send it as a bearer token. `on_failure` is called when the index can not be loaded.
     """
     metrics = Metrics()
     service = Service(settings, metrics)
 
     async def load() -> None:
         try:
-            await service.load(build=build)
+            await service.load(opens or opener(settings, build=build))
             log.info("ready", **(service.manifest or {}))
         except Exception as error:
             log.error("the index can not be loaded", error=str(error))

@@ -7,7 +7,8 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import structlog
 from pydantic import TypeAdapter
@@ -28,8 +29,43 @@ _with_scores: TypeAdapter[Any] = TypeAdapter(list[list[Hit]])
 _bare: TypeAdapter[Any] = TypeAdapter(list[list[Document]])
 
 
-class _Stopped(Exception):
+class Stopped(Exception):
     """The server stops while it loads."""
+
+
+class Passages(Protocol):
+    """What the server needs of a corpus; several threads read it at once."""
+
+    def __getitem__(self, row: int, /) -> Document: ...
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a server answers from."""
+
+    passages: Passages
+    backend: Any
+    manifest: dict[str, Any]
+
+
+Report = Callable[[str, int, int], None]
+"""Takes (stage, done, total); total 0: not known. Raises Stopped when the server stops: let it pass."""
+
+Opener = Callable[[Report], Opened]
+"""Called once, in a thread of its own."""
+
+
+def opener(settings: ServerSettings, *, build: bool) -> Opener:
+    """Opens the settings' corpus and index; with `build`, an index that is missing or another's is made."""
+
+    def open_all(report: Report) -> Opened:
+        report("reading the corpus", 0, 0)
+        corpus = Corpus(settings.corpus)
+        report("opening the index", 0, len(corpus))
+        backend = open_index(corpus, settings.index, settings.bm25, build=build)
+        return Opened(corpus, backend, expected_manifest(corpus, settings.bm25))
+
+    return open_all
 
 
 class Service:
@@ -42,7 +78,7 @@ class Service:
         self.failure: str | None = None
         self.progress = Progress()
         self._stopping = False
-        self._corpus: Corpus | None = None
+        self._passages: Passages | None = None
         self._batcher: Batcher | None = None
         self._cache: QueryCache | None = None
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="read")
@@ -52,10 +88,10 @@ class Service:
         )
         metrics.watch("retrieval_cache_entries", "Queries in the cache", lambda: len(self._cache) if self._cache else 0)
 
-    async def load(self, *, build: bool) -> None:
-        """Open the corpus and its index, or with `build` make it. Raises what they raise, also in `failure`."""
+    async def load(self, opener: Opener) -> None:
+        """Open the corpus and its index. Raises what `opener` raises; `failure` says it too."""
         loop = asyncio.get_running_loop()
-        loaded: asyncio.Future[tuple[Any, dict[str, Any]]] = loop.create_future()
+        loaded: asyncio.Future[Opened] = loop.create_future()
 
         def settle(action: Callable[[Any], None], value: Any) -> None:
             if not loaded.done():
@@ -63,7 +99,7 @@ class Service:
 
         def work() -> None:
             try:
-                outcome, action = self._open(build=build), loaded.set_result
+                outcome, action = opener(self._report), loaded.set_result
             except BaseException as error:  # whatever it is, the waiting server must hear of it
                 outcome, action = error, loaded.set_exception
             if not self._stopping:
@@ -72,11 +108,12 @@ class Service:
         # A daemon: a server that is stopped while it loads must not wait for the load.
         threading.Thread(target=work, name="load", daemon=True).start()
         try:
-            backend, manifest = await loaded
+            opened = await loaded
         except Exception as error:
             self.failure = str(error)
             raise
-        settings = self._settings
+        settings, backend = self._settings, opened.backend
+        self._passages = opened.passages
         self._batcher = Batcher(
             lambda queries, topk: backend.search(queries, topk=topk),
             getattr(backend, "cost", lambda query: 1 + len(query) // 4),
@@ -91,18 +128,11 @@ class Service:
             ignores_whitespace=getattr(backend, "ignores_whitespace", False),
             metrics=self._metrics,
         )
-        self.manifest = manifest
-
-    def _open(self, *, build: bool) -> tuple[Any, dict[str, Any]]:
-        settings = self._settings
-        self._report("reading the corpus", 0, 0)
-        self._corpus = Corpus(settings.corpus)
-        backend = open_index(self._corpus, settings.index, settings.bm25, build=build)
-        return backend, expected_manifest(self._corpus, settings.bm25)
+        self.manifest = opened.manifest
 
     def _report(self, stage: str, done: int, total: int) -> None:
         if self._stopping:
-            raise _Stopped
+            raise Stopped
         self.progress = Progress(stage=stage, done=done, total=total)
 
     async def retrieve(self, queries: Sequence[str], *, topk: int, scores: bool) -> bytes:
@@ -112,14 +142,15 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._written, found, scores)
 
     def _written(self, found: Sequence[Hits], scores: bool) -> bytes:
-        corpus = self._corpus
-        assert corpus is not None, "not loaded"
+        passages = self._passages
+        assert passages is not None, "not loaded"
         if scores:
             wire = _with_scores
-            result = [[Hit.model_construct(document=corpus[row], score=score) for row, score in hits] for hits in found]
+            hit = Hit.model_construct
+            result = [[hit(document=passages[row], score=score) for row, score in hits] for hits in found]
         else:
             wire = _bare
-            result = [[corpus[row] for row, _ in hits] for hits in found]
+            result = [[passages[row] for row, _ in hits] for hits in found]
         try:
             return b'{"result":%b}' % wire.dump_json(result)
         except ValueError:  # a passage holds half a surrogate pair: UTF-8 can not, an escape can
