@@ -1,0 +1,285 @@
+"""128 concurrent single-query clients against the retrieval server over exact search, beside the limit and the old shape.
+
+Three ways to answer the same queries from the same index file, measured in turns in one process tree:
+
+- limit: the backend called in this process with large batches, no HTTP;
+- batched: our server as it ships, in a process of its own;
+- unbatched: the same server with batching and cache off;
+- threads: the shape of the originals, a synchronous endpoint that searches each request on its own in a thread pool.
+
+The load generator is a process of its own on the same cores. No query is asked twice, so no cache helps. Queries are
+encoded by a table of vectors, so that search and HTTP are what is measured; encoders are measured by themselves.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+DIMENSION = 768
+TOPK = 3
+LARGE_BATCH = 512
+MODES = ("batched", "unbatched", "threads")
+
+
+@dataclass(frozen=True)
+class Material:
+    """The files that all processes share."""
+
+    folder: Path
+
+    @property
+    def index(self) -> Path:
+        return self.folder / "flat.index"
+
+    @property
+    def queries(self) -> Path:
+        return self.folder / "queries.npy"
+
+    @property
+    def answers(self) -> Path:
+        return self.folder / "queries.json"
+
+
+class TableOfQueries:
+    """Exact search behind the seam of a backend; the query `42` has the vector of row 42."""
+
+    ignores_whitespace = True
+
+    def __init__(self, material: Material) -> None:
+        import faiss
+
+        # A memory map: the processes share one copy of the vectors.
+        self._index = faiss.read_index(str(material.index), faiss.IO_FLAG_MMAP_IFC)
+        self._vectors = np.load(material.queries, mmap_mode="r")
+
+    def cost(self, _: str) -> int:
+        return 16  # tokens in a usual question
+
+    def search(self, queries: Sequence[str], *, topk: int) -> list[list[tuple[int, float]]]:
+        scores, rows = self._index.search(self._vectors[[int(query) for query in queries]], topk)
+        return [
+            [(row, score) for row, score in zip(*pair, strict=True)]
+            for pair in zip(rows.tolist(), scores.tolist(), strict=True)
+        ]
+
+
+class Passages:
+    """A passage of a usual length for any row."""
+
+    def __getitem__(self, row: int) -> Any:
+        from retrieval_server.schemas import Document
+
+        text = "A sentence about the matter at hand. " * 16
+        return Document(id=str(row), title=f"Title {row}", text=text, contents=f'"Title {row}"\n{text}')
+
+
+def make_material(folder: Path, *, passages: int, queries: int) -> Material:
+    """Random unit vectors: exact search does the same work for any. Written in blocks."""
+    import faiss
+
+    material = Material(folder)
+    draw = np.random.default_rng(5)
+
+    def unit(count: int) -> np.ndarray:
+        vectors = draw.standard_normal((count, DIMENSION), dtype=np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors
+
+    index = faiss.IndexFlatIP(DIMENSION)
+    for begin in range(0, passages, 65536):
+        index.add(unit(min(65536, passages - begin)))
+    faiss.write_index(index, str(material.index))
+    np.save(material.queries, unit(queries))
+    return material
+
+
+def serve(material: Material, *, mode: str, port: int) -> None:
+    """Serve in this process until it is stopped."""
+    import uvicorn
+
+    from retrieval_server.app import create_app
+    from retrieval_server.app.service import Opened
+    from retrieval_server.config import ServerSettings
+
+    if mode == "threads":
+        app = original_shape(TableOfQueries(material))
+    else:
+        off: dict[str, Any] = {} if mode == "batched" else {"max_batch_queries": 1, "cache_mb": 0}
+        settings = ServerSettings(corpus=Path("none"), index=Path("none"), **off)
+        manifest = {"backend": "table", "corpus": "none", "passages": 0, "settings": {}}
+        app = create_app(settings, opens=lambda _: Opened(Passages(), TableOfQueries(material), manifest))
+    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", access_log=False)
+
+
+def original_shape(backend: TableOfQueries) -> Any:
+    """A synchronous endpoint, one search a request, as Search-R1 and s3 serve."""
+    from fastapi import FastAPI
+    from pydantic import BaseModel
+
+    class Request(BaseModel):
+        queries: list[str]
+        topk: int | None = None
+        return_scores: bool = False
+
+    app, passages = FastAPI(), Passages()
+
+    @app.post("/retrieve")
+    def retrieve(request: Request) -> dict[str, Any]:
+        found = backend.search(request.queries, topk=request.topk or TOPK)
+        hits = [[{"document": passages[row].model_dump(), "score": score} for row, score in hits] for hits in found]
+        return {"result": hits}
+
+    @app.get("/readyz")
+    def readyz() -> dict[str, str]:
+        return {"status": "ready"}
+
+    return app
+
+
+@contextmanager
+def server(folder: Path, *, mode: str, port: int) -> Iterator[int]:
+    """A server process; its port."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    command = [sys.executable, __file__, "--serve", mode, "--port", str(port), "--folder", str(folder)]
+    process = subprocess.Popen(command, env=environment)
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            assert process.poll() is None and time.monotonic() < deadline, f"the {mode} server did not start"
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1).read()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+class Queries:
+    """Hands out queries that nobody has asked yet."""
+
+    def __init__(self, material: Material, count: int) -> None:
+        self._answers = material.answers
+        self._count = count
+        self._next = 0
+
+    def take(self, count: int) -> list[str]:
+        begin, self._next = self._next, self._next + count
+        assert self._next <= self._count, "ask for more --queries"
+        return [str(row) for row in range(begin, self._next)]
+
+    def load(self, *, port: int, clients: int, seconds: float) -> dict[str, Any]:
+        """The load generator's figures."""
+        command = [sys.executable, str(Path(__file__).with_name("retrieval_load.py")), "--port", str(port)]
+        limits = ["--clients", str(clients), "--seconds", str(seconds), "--topk", str(TOPK)]
+        where = ["--queries", str(self._answers), "--first", str(self._next)]
+        ended = subprocess.run([*command, *limits, *where], check=True, stdout=subprocess.PIPE, text=True)
+        figures = json.loads(ended.stdout)
+        self.take(figures["answers"])
+        assert not figures["wrong"] and not figures["exhausted"], figures
+        return figures
+
+
+def in_process(backend: TableOfQueries, queries: Queries, *, batch: int, seconds: float) -> dict[str, float]:
+    """The backend called directly, for at least `seconds`."""
+    spans: list[float] = []
+    while sum(spans) < seconds or len(spans) < 2:
+        taken = queries.take(batch)
+        begin = time.perf_counter()
+        backend.search(taken, topk=TOPK)
+        spans.append(time.perf_counter() - begin)
+    return {"per_second": batch * len(spans) / sum(spans), "p50_s": statistics.median(spans)}
+
+
+def measure(*, passages: int, clients: int, seconds: float, rounds: int, folder: Path) -> dict[str, Any]:
+    """All figures; ratios are medians over rounds, in each of which every way had its turn."""
+    count = int(rounds * (seconds * 4 + 20) * 4e8 / passages) + 8 * LARGE_BATCH * rounds
+    material = make_material(folder, passages=passages, queries=count)
+    backend = TableOfQueries(material)
+    begin = time.perf_counter()
+    answers = []
+    for first in range(0, count, LARGE_BATCH):
+        names = [str(row) for row in range(first, min(count, first + LARGE_BATCH))]
+        answers += [[name, str(hits[0][0])] for name, hits in zip(names, backend.search(names, topk=1), strict=True)]
+        if time.perf_counter() - begin > 4 * rounds * (seconds + 10):
+            break
+    material.answers.write_text(json.dumps(answers), encoding="utf-8")
+    queries = Queries(material, len(answers))
+    turns: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+        ports = {mode: stack.enter_context(server(folder, mode=mode, port=free_port())) for mode in MODES}
+        for port in ports.values():
+            queries.load(port=port, clients=4, seconds=1)
+        for _ in range(rounds):
+            turn: dict[str, Any] = {
+                "limit": in_process(backend, queries, batch=LARGE_BATCH, seconds=seconds),
+                "limit_same_batch": in_process(backend, queries, batch=clients, seconds=seconds),
+                "bare_call": in_process(backend, queries, batch=1, seconds=seconds / 2),
+                "one_client": queries.load(port=ports["batched"], clients=1, seconds=seconds / 2),
+            }
+            turn |= {mode: queries.load(port=port, clients=clients, seconds=seconds) for mode, port in ports.items()}
+            turns.append(turn)
+
+    def ratio(above: str, below: str, figure: str = "per_second") -> float:
+        return statistics.median(turn[above][figure] / turn[below][figure] for turn in turns)
+
+    return {
+        "passages": passages,
+        "clients": clients,
+        "batched_over_unbatched": ratio("batched", "unbatched"),
+        "batched_over_threads": ratio("batched", "threads"),
+        "share_of_limit": ratio("batched", "limit"),
+        "one_client_over_bare_call": ratio("one_client", "bare_call", "p50_s"),
+        "p99_s": {mode: statistics.median(turn[mode]["p99_s"] for turn in turns) for mode in MODES},
+        "rounds": turns,
+    }
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--passages", type=int, default=1_000_000)
+    parser.add_argument("--clients", type=int, default=128)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each turn")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--serve", choices=MODES, help=argparse.SUPPRESS)
+    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        return serve(Material(options.folder), mode=options.serve, port=options.port)
+    with tempfile.TemporaryDirectory() as folder:
+        figures = measure(
+            passages=options.passages,
+            clients=options.clients,
+            seconds=options.seconds,
+            rounds=options.rounds,
+            folder=Path(folder),
+        )
+    print(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()
