@@ -1,7 +1,8 @@
 """A closed-loop load generator for POST /retrieve, lean because it shares the machine with the server it measures.
 
-Each client is one connection that sends one query, awaits the answer and sends the next. Requests are bytes made before
-the clock starts; an answer is looked at for its status, its length and the id of its first passage. Prints one JSON object.
+Each client is one connection that sends one query, awaits the answer and sends the next. Requests are bytes made
+before the clock starts; an answer is looked at for its status, its length and its first passage's id. Prints one JSON
+object.
 
     python benchmarks/retrieval_load.py --port 3000 --clients 128 --seconds 20 --queries queries.json [--first 0]
 
@@ -32,6 +33,7 @@ class Client(asyncio.Protocol):
         self._answer = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self._next()
 
@@ -117,7 +119,7 @@ def summary(load: Load, *, seconds: float) -> dict[str, float | int | bool]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="A closed-loop load on POST /retrieve.")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--clients", type=int, default=128)
     parser.add_argument("--seconds", type=float, default=20.0)
@@ -126,12 +128,9 @@ def main() -> None:
     parser.add_argument("--queries", type=Path, required=True)
     options = parser.parse_args()
     pairs = json.loads(options.queries.read_text(encoding="utf-8"))[options.first :]
+    start = b'{"result":[[{"document":{"id":"%b"'
     work = [
-        (
-            request_bytes(query, port=options.port, topk=options.topk),
-            b'{"result":[[{"document":{"id":"%b"' % wanted.encode(),
-        )
-        for query, wanted in pairs
+        (request_bytes(query, port=options.port, topk=options.topk), start % wanted.encode()) for query, wanted in pairs
     ]
 
     async def run() -> Load:

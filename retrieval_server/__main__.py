@@ -6,15 +6,13 @@ import socket
 import sys
 from pathlib import Path
 
-import uvicorn
 from pydantic import ValidationError
 
 from retrieval_server.app import create_app
+from retrieval_server.app.listening import http_server
 from retrieval_server.config import HttpSettings, ServerSettings
 
 KEY_VARIABLE = "RETRIEVAL_SERVER_KEY"
-# Longer than clients keep an idle connection (httpx 5 s, aiohttp 15 s): it is they who close it, between requests.
-KEEP_ALIVE_S = 75
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -56,15 +54,7 @@ def main() -> int:
             server.should_exit = True  # a signal would be raised again by uvicorn and end us before our exit code
 
         app = create_app(settings, build=build, key=os.environ.get(KEY_VARIABLE) or None, on_failure=stop)
-        config = uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=round(settings.shutdown_s),
-        )
-        server = uvicorn.Server(config)
+        server = http_server(app, settings)
         server.run(sockets=[listening])
     return 1 if failed else 0
 

@@ -86,7 +86,7 @@ async def test_a_batch_keeps_to_its_budget_oldest_first(limits: dict[str, int], 
         engine.gate.set()
         await asyncio.gather(*rest)
     assert [len(batch) for batch in engine.batches[1:]] == sizes
-    assert sum(engine.batches[1:], []) == [f"q{number}" for number in range(5)]
+    assert [query for batch in engine.batches[1:] for query in batch] == [f"q{number}" for number in range(5)]
 
 
 async def test_a_query_whose_client_left_is_not_searched() -> None:
@@ -126,7 +126,7 @@ async def test_one_bad_query_fails_alone_and_the_next_batch_is_searched(bad: str
         good = [batcher.submit(f"good{number}", topk=1) for number in range(6)]
         failing = batcher.submit(bad, topk=1)
         engine.gate.set()
-        with pytest.raises(SearchFailed, match="a bad query|as a Rust panic"):
+        with pytest.raises(SearchFailed, match=r"a bad query|as a Rust panic"):
             await failing
         assert await asyncio.gather(*good) == [[(5, 1.0)]] * 6
         assert await batcher.submit("after", topk=1) == [(5, 1.0)]
