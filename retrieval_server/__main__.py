@@ -11,8 +11,7 @@ from pydantic import ValidationError
 from retrieval_server.app import create_app
 from retrieval_server.app.listening import http_server
 from retrieval_server.config import HttpSettings, ServerSettings
-
-KEY_VARIABLE = "RETRIEVAL_SERVER_KEY"
+from retrieval_server.schemas import KEY_VARIABLE
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,6 +2,9 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
+KEY_VARIABLE = "RETRIEVAL_SERVER_KEY"
+"""The environment variable with the key that a server asks for and a client sends."""
+
 
 class RetrieveRequest(BaseModel):
     """Queries to search for. `topk` null or 0 means the server's default."""

@@ -27,7 +27,9 @@ from retrieval_server.app import create_app
 from retrieval_server.app.listening import http_server
 from retrieval_server.app.service import Opened, Opener, Report
 from retrieval_server.config import ServerSettings
-from retrieval_server.schemas import Document
+from retrieval_server.schemas import KEY_VARIABLE, Document
+from s3_agent.clients.retriever import HttpRetriever
+from s3_agent.errors import RetrieverError
 
 WITHIN_S = 30.0
 MANIFEST = {"backend": "engine", "corpus": "none", "passages": 100, "settings": {}}
@@ -287,7 +289,21 @@ def test_what_is_no_request_has_the_status_that_means_it(content: bytes, status:
         assert set(response.json()["error"]) == {"code", "message", "remedy"}
 
 
-def test_with_a_key_only_health_checks_are_open() -> None:
+def asked_by_our_client(url: str) -> int | None:
+    """The status with which our client was refused, if it was."""
+
+    async def ask() -> None:
+        async with httpx.AsyncClient() as client:
+            assert await HttpRetriever(client, url).retrieve("q", topk=1)
+
+    try:
+        asyncio.run(ask())
+    except RetrieverError as error:
+        return error.status
+    return None
+
+
+def test_with_a_key_only_health_checks_are_open(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine()
     with serving(engine, key=KEY) as url:
         assert httpx.get(f"{url}/healthz").status_code == httpx.get(f"{url}/readyz").status_code == 200
@@ -301,6 +317,10 @@ def test_with_a_key_only_health_checks_are_open() -> None:
                 refused = httpx.request(method, url + path, headers=headers)
                 assert refused.status_code == 401 and refused.headers["www-authenticate"] == "Bearer"
                 assert refused.json()["error"]["code"] == "unauthorized"
+        monkeypatch.delenv(KEY_VARIABLE, raising=False)
+        assert asked_by_our_client(url) == 401
+        monkeypatch.setenv(KEY_VARIABLE, KEY)
+        assert asked_by_our_client(url) is None
         right = {"authorization": f"Bearer {KEY}"}
         assert httpx.post(f"{url}/retrieve", json={"queries": ["a"]}, headers=right).status_code == 200
         assert httpx.get(f"{url}/metrics", headers=right).status_code == 200
@@ -333,7 +353,9 @@ from retrieval_server.app import create_app
 from retrieval_server.app.listening import http_server
 from retrieval_server.app.service import Opened
 from retrieval_server.config import ServerSettings
-from retrieval_server.schemas import Document
+from retrieval_server.schemas import KEY_VARIABLE, Document
+from s3_agent.clients.retriever import HttpRetriever
+from s3_agent.errors import RetrieverError
 
 port, folder, never = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "never"
 
