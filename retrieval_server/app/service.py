@@ -15,8 +15,7 @@ from pydantic import TypeAdapter
 
 from retrieval_server.batcher import Batcher, Hits
 from retrieval_server.config import ServerSettings
-from retrieval_server.corpus import Corpus
-from retrieval_server.indexing import expected_manifest, open_index
+from retrieval_server.indexing import open_backend, open_corpus
 from retrieval_server.metrics import Metrics
 from retrieval_server.query_cache import QueryCache
 from retrieval_server.schemas import Document, Hit, Progress
@@ -60,10 +59,9 @@ def opener(settings: ServerSettings, *, build: bool) -> Opener:
 
     def open_all(report: Report) -> Opened:
         report("reading the corpus", 0, 0)
-        corpus = Corpus(settings.corpus)
-        report("opening the index", 0, len(corpus))
-        backend = open_index(corpus, settings.index, settings.bm25, build=build)
-        return Opened(corpus, backend, expected_manifest(corpus, settings.bm25))
+        corpus = open_corpus(settings.corpus, settings.index, report=report)
+        backend, manifest = open_backend(corpus, settings.index, settings.backend, build=build, report=report)
+        return Opened(corpus, backend, manifest)
 
     return open_all
 

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval_server.backends.bm25 import Bm25
+from retrieval_server.backends.analysis import EnglishAnalyzer
 from retrieval_server.batcher import Batcher, Hits, SearchFailed
-from retrieval_server.config import Bm25Settings
 from retrieval_server.metrics import Metrics
 from retrieval_server.query_cache import QueryCache, normalise
 
@@ -136,7 +135,7 @@ def test_normalise_touches_ascii_whitespace_only(query: str, normal: str) -> Non
 @settings(deadline=None)
 @given(query=st.text(alphabet=" \t\n\rabAB.'é\xa0\x1c1"))
 def test_what_is_normalised_finds_the_same_terms(query: str) -> None:
-    assert Bm25._tokens([normalise(query)], Bm25Settings()) == Bm25._tokens([query], Bm25Settings())
+    assert EnglishAnalyzer().terms(normalise(query)) == EnglishAnalyzer().terms(query)
 
 
 async def test_over_a_real_batcher_equal_queries_are_one_search() -> None:
