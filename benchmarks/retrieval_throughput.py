@@ -54,29 +54,24 @@ class Material:
         return self.folder / "queries.json"
 
 
-class TableOfQueries:
-    """Exact search behind the seam of a backend; the query `42` has the vector of row 42."""
-
-    ignores_whitespace = True
+class Table:
+    """Stands for the encoder: the query `42` has the vector of row 42."""
 
     def __init__(self, material: Material) -> None:
-        import faiss
-
-        # A memory map: the processes share one copy of the vectors.
-        # Its default, as queries times dimension, would search a batch of 128 one query at a time.
-        faiss.cvar.distance_compute_blas_threshold = 8 * DIMENSION
-        self._index = faiss.read_index(str(material.index), faiss.IO_FLAG_MMAP_IFC)
         self._vectors = np.load(material.queries, mmap_mode="r")
 
-    def cost(self, _: str) -> int:
-        return 16  # tokens in a usual question
+    def queries(self, texts: Sequence[str]) -> np.ndarray:
+        return self._vectors[[int(text) for text in texts]]
 
-    def search(self, queries: Sequence[str], *, topk: int) -> list[list[tuple[int, float]]]:
-        scores, rows = self._index.search(self._vectors[[int(query) for query in queries]], topk)
-        return [
-            [(row, score) for row, score in zip(*pair, strict=True)]
-            for pair in zip(rows.tolist(), scores.tolist(), strict=True)
-        ]
+
+def open_backend(material: Material) -> Any:
+    """Our dense backend over the flat FAISS index, a memory map: the processes share one copy of the vectors."""
+    from retrieval_server.backends.dense import Dense
+    from retrieval_server.backends.faiss_index import FaissEngine, read
+    from retrieval_server.config import DenseSettings, EncoderSettings
+
+    settings = DenseSettings(encoder=EncoderSettings(model="table"), layout="flat")
+    return Dense(Table(material), FaissEngine(read(material.index), settings), settings)
 
 
 class Passages:
@@ -126,16 +121,16 @@ def serve(material: Material, *, mode: str, port: int) -> None:
     from retrieval_server.config import ServerSettings
 
     if mode == "threads":
-        uvicorn.run(original_shape(TableOfQueries(material)), port=port, log_level="warning", access_log=False)
+        uvicorn.run(original_shape(open_backend(material)), port=port, log_level="warning", access_log=False)
         return
     off: dict[str, Any] = {} if mode == "batched" else {"max_batch_queries": 1, "cache_mb": 0}
     settings = ServerSettings(corpus=Path("none"), index=Path("none"), port=port, **off)
     manifest = {"backend": "table", "corpus": "none", "passages": 0, "settings": {}}
-    app = create_app(settings, opens=lambda _: Opened(Passages(), TableOfQueries(material), manifest))
+    app = create_app(settings, opens=lambda _: Opened(Passages(), open_backend(material), manifest))
     http_server(app, settings).run()
 
 
-def original_shape(backend: TableOfQueries) -> Any:
+def original_shape(backend: Any) -> Any:
     """A synchronous endpoint, one search a request, as Search-R1 and s3 serve."""
     from fastapi import FastAPI
     from pydantic import BaseModel
@@ -206,7 +201,7 @@ class Queries:
         return figures
 
 
-def in_process(backend: TableOfQueries, queries: Queries, *, batch: int, seconds: float) -> dict[str, float]:
+def in_process(backend: Any, queries: Queries, *, batch: int, seconds: float) -> dict[str, float]:
     """The backend called directly, for at least `seconds`."""
     spans: list[float] = []
     while sum(spans) < seconds or len(spans) < 2:
@@ -221,7 +216,7 @@ def measure(*, passages: int, clients: int, seconds: float, rounds: int, folder:
     """All figures; ratios are medians over rounds, in each of which every way had its turn."""
     count = int(4e8 / passages * rounds * (seconds * 4 + 20)) + 8 * LARGE_BATCH * rounds
     material = make_material(folder, passages=passages, queries=count)
-    backend = TableOfQueries(material)
+    backend = open_backend(material)
     queries = Queries(material, count)
     turns: list[dict[str, Any]] = []
     with ExitStack() as stack:

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from retrieval_server.app import create_app
 from retrieval_server.app.listening import http_server
-from retrieval_server.config import HttpSettings, ServerSettings
+from retrieval_server.config import HttpSettings, ServerSettings, read_index_settings
+from retrieval_server.errors import RetrievalError
 from retrieval_server.schemas import KEY_VARIABLE
 
 
@@ -23,6 +24,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--corpus", type=Path, required=True, help="JSONL with id and contents, or title and text")
     parser.add_argument("--index", type=Path, required=True, help="folder of the index")
     parser.add_argument("--build", action="store_true", help="build the index when it is missing or another corpus's")
+    parser.add_argument("--backend", type=Path, help="YAML: what index it is; default: what it says, else BM25")
     for name, field in HttpSettings.model_fields.items():
         option, kind = "--" + name.replace("_", "-"), type(field.default)
         parser.add_argument(option, type=kind, default=field.default, help=f"{field.description} (default %(default)s)")
@@ -35,10 +37,13 @@ def main() -> int:
     options = vars(parser.parse_args())
     build = options.pop("build")
     try:
+        options["backend"] = options["backend"] and read_index_settings(options["backend"])
         settings = ServerSettings(**options)
     except ValidationError as error:
         named = (("--" + str(item["loc"][0]).replace("_", "-"), item["msg"]) for item in error.errors())
         parser.error("; ".join(f"{option}: {message}" for option, message in named))
+    except RetrievalError as error:
+        parser.error(str(error))
     with socket.socket() as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

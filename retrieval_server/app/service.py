@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import structlog
 from pydantic import TypeAdapter
 
+from retrieval_server.backends.base import Backend
 from retrieval_server.batcher import Batcher, Hits
 from retrieval_server.config import ServerSettings
 from retrieval_server.indexing import open_backend, open_corpus
@@ -43,7 +44,7 @@ class Opened:
     """What a server answers from."""
 
     passages: Passages
-    backend: Any
+    backend: Backend
     manifest: dict[str, Any]
 
 
@@ -114,7 +115,7 @@ class Service:
         self._passages = opened.passages
         self._batcher = Batcher(
             lambda queries, topk: backend.search(queries, topk=topk),
-            getattr(backend, "cost", lambda query: 1 + len(query) // 4),
+            backend.cost,
             max_cost=settings.max_batch_tokens,
             max_queries=settings.max_batch_queries,
             max_queued=settings.max_queued,
@@ -123,7 +124,7 @@ class Service:
         self._cache = QueryCache(
             self._batcher,
             max_bytes=int(settings.cache_mb * 1e6),
-            ignores_whitespace=getattr(backend, "ignores_whitespace", False),
+            ignores_whitespace=backend.ignores_whitespace,
             metrics=self._metrics,
         )
         self.manifest = opened.manifest

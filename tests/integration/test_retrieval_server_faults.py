@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import pytest
@@ -39,7 +39,7 @@ KEY = "a-key"
 class Engine:
     """Hits are the rows 0 … topk-1. A search waits while the gate is closed; the query `bad` fails."""
 
-    ignores_whitespace = True
+    ignores_whitespace: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -360,6 +360,9 @@ from s3_agent.errors import RetrieverError
 port, folder, never = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "never"
 
 class Slow:
+    ignores_whitespace = True
+    def cost(self, query):
+        return 1
     def search(self, queries, *, topk):
         (folder / "searching").touch()
         while not (folder / "go").exists():
