@@ -1,4 +1,4 @@
-"""`python -m retrieval_server --corpus corpus.jsonl --index folder`: serve one corpus."""
+"""`python -m retrieval_server --corpus corpus.jsonl --index folder`: serve one corpus. `… index …`: make indexes."""
 
 import argparse
 import os
@@ -33,6 +33,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     """Serve until stopped; the exit code."""
+    if sys.argv[1:2] == ["index"]:
+        from retrieval_server.indexing.command import app as index
+
+        index(sys.argv[2:], prog_name="python -m retrieval_server index")
     parser = _parser()
     options = vars(parser.parse_args())
     build = options.pop("build")
