@@ -39,6 +39,6 @@ def write_corpus(path: Path, limit: int) -> int:
     """A corpus of them as JSONL; how many."""
     count = 0
     with path.open("w", encoding="utf-8") as file:
-        for count, (title, text) in enumerate(passages(limit), 1):  # noqa: B007
+        for count, (title, text) in enumerate(passages(limit), 1):
             file.write(json.dumps({"id": str(count - 1), "title": title, "text": text}) + "\n")
     return count

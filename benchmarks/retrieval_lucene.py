@@ -1,10 +1,10 @@
-"""BM25 rankings beside Lucene's own. Needs Java 17 and Anserini's jar (inside pyserini's wheel, which need not be installed).
+"""BM25 rankings beside Lucene's own. Needs Java 17 and Anserini's jar, which is inside pyserini's wheel.
 
     uv pip install --no-deps --target /tmp/pyserini pyserini==0.22.1
     python benchmarks/retrieval_lucene.py --jar /tmp/pyserini/pyserini/resources/jars/*.jar
 
 Prints one JSON object: `top10_overlap` is the mean share of Lucene's first ten that are in ours, rows tied with our
-tenth counted as found (Lucene stores lengths above 40 rounded, so its ties are not ours); `top10_overlap_strict` without.
+tenth counted as found (Lucene rounds lengths above 40, so its ties are not ours); `top10_overlap_strict` without.
 """
 
 import argparse

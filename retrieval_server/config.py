@@ -29,7 +29,7 @@ class HttpSettings(BaseModel):
 
 
 class Bm25Settings(BaseModel):
-    """BM25 with Lucene's formula and English analysis (spec §7.3). `boolean`: AND, OR, NOT and quotes have their meaning."""
+    """BM25 with Lucene's formula and English analysis (spec §7.3). `boolean`: AND, OR, NOT, quotes have meaning."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -1,7 +1,7 @@
 """Text to terms as Lucene's EnglishAnalyzer makes them, so that rankings are those of the Lucene indexes (spec §7.3).
 
 StandardTokenizer, EnglishPossessiveFilter, LowerCaseFilter, StopFilter, PorterStemFilter. Words are found by the word
-boundaries of Unicode's UAX 29 as far as scripts with spaces need them; ideographs and kana are one term a character.
+boundaries of Unicode's UAX 29 as far as scripts with spaces need them; an ideograph or a hiragana is a term.
 """
 
 import re
@@ -9,18 +9,24 @@ from collections.abc import Sequence
 from typing import Any
 
 # The stop words of Lucene's EnglishAnalyzer.
-STOP_WORDS = frozenset(
-    "a an and are as at be but by for if in into is it no not of on or such that the their then there these they "
-    "this to was will with".split()
+_STOP = (
+    "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this "
+    "to was will with"
 )
+STOP_WORDS = frozenset(_STOP.split())
 MAX_LENGTH = 255  # StandardTokenizer cuts longer words into pieces
-_IDEOGRAPH = r"[぀-ヿ㐀-䶿一-鿿豈-﫿]"
-_LETTER = rf"(?:(?!{_IDEOGRAPH})[^\W\d_])"
-_MARK = r"[̀-ͯ­‍]"
-# Within a word: letters around . ' ’ · : (MidLetter, MidNumLet), digits around . , ; ' (MidNum, MidNumLet), and `_`.
+_KATAKANA = r"[\u30a0-\u30ff]"
+_IDEOGRAPH = r"[\u3040-\u309f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
+_LETTER = rf"(?:(?!{_IDEOGRAPH}|{_KATAKANA})[^\W\d_])"
+_MARK = r"[\u0300-\u036f\u00ad\u200d]"
+_APOSTROPHES = ("'", "\u2019", "\uff07")
+# What joins letters (UAX 29's MidLetter, MidNumLet, single quote) and digits (MidNum, MidNumLet); `_` joins anything.
+_JOINS_LETTERS = r"['.\u2019\u00b7:\u2024\ufe52\uff07\uff0e]"
+_JOINS_DIGITS = r"[.,;'\u2019\u066c\u2024]"
 _WORD = re.compile(
-    rf"{_IDEOGRAPH}|"
-    rf"(?:{_LETTER}|\d|_)(?:{_LETTER}|\d|_|{_MARK}|(?<={_LETTER})['’.·:․﹒'.](?={_LETTER})|(?<=\d)[.,;'’٬․](?=\d))*"
+    rf"{_IDEOGRAPH}|{_KATAKANA}+|"
+    rf"(?:{_LETTER}|\d|_)"
+    rf"(?:{_LETTER}|\d|_|{_MARK}|(?<={_LETTER}){_JOINS_LETTERS}(?={_LETTER})|(?<=\d){_JOINS_DIGITS}(?=\d))*"
 )
 _ALNUM = re.compile(r"[^\W_]")
 
@@ -44,7 +50,7 @@ class EnglishAnalyzer:
                 piece = word[start : start + MAX_LENGTH]
                 if not _ALNUM.search(piece):
                     continue
-                if piece[-1] in "sS" and piece[-2:-1] in ("'", "’", "'"):
+                if piece[-1] in "sS" and piece[-2:-1] in _APOSTROPHES:
                     piece = piece[:-2]
                 piece = piece.lower()
                 if piece and piece not in self._stop:

@@ -102,5 +102,5 @@ class _Parser:
 
 
 def parse(query: str, analyse: Analyse) -> Clause:
-    """The query's clause; one that matches nothing when it holds no term. NOT binds its left neighbour as AND NOT does."""
+    """The query's clause; one that matches nothing when it holds no term. `a NOT b` is `a AND NOT b`."""
     return _Parser(query, analyse).whole() or Clause("term", "")

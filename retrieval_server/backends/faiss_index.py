@@ -47,7 +47,8 @@ def make(vectors: Any, settings: DenseSettings, *, report: Report = silent) -> A
         dimension, factory(settings, dimension=dimension, passages=passages), faiss.METRIC_INNER_PRODUCT
     )
     if settings.layout == "hnsw":
-        faiss.downcast_index(index).hnsw.efConstruction = settings.ef_construction
+        graph: Any = faiss.downcast_index(index)
+        graph.hnsw.efConstruction = settings.ef_construction
     if not index.is_trained:
         report("training the index", 0, 0)
         ivf = faiss.try_extract_index_ivf(index)
@@ -94,11 +95,11 @@ class FaissEngine:
             ivf = faiss.try_extract_index_ivf(index)
             if ivf is not None:
                 ivf.nprobe = min(settings.probes, ivf.nlist)
-            plain = faiss.downcast_index(index)
+            plain: Any = faiss.downcast_index(index)
             if hasattr(plain, "hnsw"):
                 plain.hnsw.efSearch = settings.ef_search
         self._index = index
-        self._vectors = vectors if settings.candidates else None
+        self._vectors: Any = vectors if settings.candidates else None
         self._candidates = settings.candidates
         self._flat = _matrix(index)
         # FAISS multiplies matrices above a product of queries and dimension, and loops below; batches are faster so.

@@ -1,6 +1,6 @@
 """An existing Lucene index, searched by pyserini's LuceneSearcher, for those who have one and Java (spec §7.3).
 
-A hit is a corpus row by its docid: the passage's id where ids are row numbers, which is how Search-R1's indexes are made.
+A hit's docid is taken for its row in the corpus: Search-R1's indexes are made of passages whose ids are row numbers.
 """
 
 from collections.abc import Sequence

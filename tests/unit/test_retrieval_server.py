@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from retrieval_server.backends.analysis import EnglishAnalyzer
 from retrieval_server.backends.bm25 import Bm25
 from retrieval_server.config import Bm25Settings, ServerSettings
 from retrieval_server.corpus import Corpus
@@ -211,3 +212,19 @@ def test_settings_are_frozen_and_name_no_unknown_field() -> None:
         ServerSettings.model_validate({"corpus": "c", "index": "i", "portt": 1})
     with pytest.raises(ValidationError):
         ServerSettings(corpus=Path("c"), index=Path("i")).port = 1
+
+
+@pytest.mark.parametrize(
+    ("text", "terms"),
+    [
+        ("The Dogs' dog's O'Neil's", ["dog", "dog", "o'neil"]),
+        ("U.S.A. 3.14 1,000 a.b", ["u.s.a", "3.14", "1,000", "a.b"]),
+        ("+376 x-ray foo_bar C++ e-mail@host.com", ["376", "x", "rai", "foo_bar", "c", "e", "mail", "host.com"]),
+        ("東京 is Zürich", ["東", "京", "zürich"]),
+        ("カタカナ ひら 한국어 foo:bar 1.5kg", ["カタカナ", "ひ", "ら", "한국어", "foo:bar", "1.5kg"]),
+        ("to be or not to be", []),
+    ],
+)
+def test_terms_are_those_of_lucenes_english_analyzer(text: str, terms: list[str]) -> None:
+    """Expected terms: Lucene 9's EnglishAnalyzer, by `benchmarks/LuceneBm25.java`."""
+    assert EnglishAnalyzer().terms(text) == terms
