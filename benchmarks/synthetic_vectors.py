@@ -15,11 +15,11 @@ import numpy as np
 
 TOPICS, FANOUT, RANK = 64, 12, 24
 CHILD, LEAF, WITHIN, NOISE, SPREAD = 0.75, 0.60, 0.55, 0.20, 0.4
-QUERY = 0.25  # queries lie this far off a passage that they ask for
+QUERY = 0.25  # the further step of a query
 
 
 class Generator:
-    """Vectors by row number: the same (seed, dimension) gives the same rows, in chunks of any run."""
+    """Vectors in chunks: the same seed, dimension, start and count give the same chunk."""
 
     def __init__(self, *, dimension: int, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
@@ -47,7 +47,7 @@ class Generator:
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
     def queries(self, count: int, *, passages: int) -> Any:
-        """Queries near passages, as questions are near the passages that answer them."""
+        """New vectors of the first passages' topics, each with a further step: near those passages, on none of them."""
         rng = np.random.default_rng((self.seed, 1 << 40))
         near = self.rows(0, min(count, passages))
         near = near + QUERY * rng.standard_normal(near.shape, dtype=np.float32) / np.float32(self.dimension**0.5)
