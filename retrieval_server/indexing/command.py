@@ -111,4 +111,4 @@ def plan(
     Console().print(table)
     measured = costs()
     typer.echo(f"Measured {measured['date']} on {measured['passages']} vectors by `{measured['command']}`.")
-    typer.echo("Bytes scale; recall does not: it is that of so many synthetic vectors, and falls with more. Measure yours.")
+    typer.echo("Bytes scale; recall is that of so many synthetic vectors, and falls with more: measure yours.")
