@@ -1,32 +1,53 @@
-"""`python -m retrieval_server --corpus corpus.jsonl --index folder`: serve one corpus."""
+"""`python -m retrieval_server --corpus corpus.jsonl --index folder`: serve one corpus. `… index …`: make indexes."""
 
 import argparse
+import os
 import socket
 import sys
 from pathlib import Path
 
-import uvicorn
 from pydantic import ValidationError
 
 from retrieval_server.app import create_app
-from retrieval_server.config import ServerSettings
+from retrieval_server.app.listening import http_server
+from retrieval_server.config import HttpSettings, ServerSettings, read_index_settings
+from retrieval_server.errors import RetrievalError
+from retrieval_server.schemas import KEY_VARIABLE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="retrieval_server",
+        description="Serve a corpus over POST /retrieve.",
+        epilog=f"With {KEY_VARIABLE} in the environment, clients must send that key as a bearer token.",
+    )
+    parser.add_argument("--corpus", type=Path, required=True, help="JSONL with id and contents, or title and text")
+    parser.add_argument("--index", type=Path, required=True, help="folder of the index")
+    parser.add_argument("--build", action="store_true", help="build the index when it is missing or another corpus's")
+    parser.add_argument("--backend", type=Path, help="YAML: what index it is; default: what it says, else BM25")
+    for name, field in HttpSettings.model_fields.items():
+        option, kind = "--" + name.replace("_", "-"), type(field.default)
+        parser.add_argument(option, type=kind, default=field.default, help=f"{field.description} (default %(default)s)")
+    return parser
 
 
 def main() -> int:
     """Serve until stopped; the exit code."""
-    parser = argparse.ArgumentParser(prog="retrieval_server", description="Serve a corpus over POST /retrieve.")
-    parser.add_argument("--corpus", type=Path, required=True, help="JSONL with id and contents, or title and text")
-    parser.add_argument("--index", type=Path, required=True, help="folder of the index")
-    parser.add_argument("--build", action="store_true", help="build the index when it is missing or another corpus's")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
-    parser.add_argument("--port", type=int, default=3000, help="port to listen on (default %(default)s)")
-    parser.add_argument("--topk", type=int, default=3, help="passages a query when the request names none")
+    if sys.argv[1:2] == ["index"]:
+        from retrieval_server.indexing.command import app as index
+
+        index(sys.argv[2:], prog_name="python -m retrieval_server index")
+    parser = _parser()
     options = vars(parser.parse_args())
     build = options.pop("build")
     try:
+        options["backend"] = options["backend"] and read_index_settings(options["backend"])
         settings = ServerSettings(**options)
     except ValidationError as error:
-        parser.error("; ".join(f"--{item['loc'][0]}: {item['msg']}" for item in error.errors()))
+        named = (("--" + str(item["loc"][0]).replace("_", "-"), item["msg"]) for item in error.errors())
+        parser.error("; ".join(f"{option}: {message}" for option, message in named))
+    except RetrievalError as error:
+        parser.error(str(error))
     with socket.socket() as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -40,8 +61,8 @@ def main() -> int:
             failed.append(True)
             server.should_exit = True  # a signal would be raised again by uvicorn and end us before our exit code
 
-        app = create_app(settings, build=build, on_failure=stop)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        app = create_app(settings, build=build, key=os.environ.get(KEY_VARIABLE) or None, on_failure=stop)
+        server = http_server(app, settings)
         server.run(sockets=[listening])
     return 1 if failed else 0
 

@@ -1,15 +1,30 @@
-"""A JSONL corpus, read through a memory map: the file stays on disk, only line offsets are held."""
+"""A JSONL corpus, read through a memory map: the file stays on disk, and so do the offsets of its lines.
+
+An index folder keeps those offsets and the file's hash beside it, so that a server is ready without reading the corpus:
+a file with the size and the time of change that were written down is taken for the same file; any other is read again.
+"""
 
 import hashlib
 import json
 import mmap
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from retrieval_server.errors import RetrievalError
 from retrieval_server.schemas import Document
+
+Report = Callable[[str, int, int], None]
+"""Takes (stage, done, total); total 0: not known. What it raises passes through."""
+
+LINES = "corpus.lines"  # offsets of the lines, little-endian uint64
+LINES_RECORD = "corpus.json"
+_CHUNK = 16 << 20
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """Reports nothing."""
 
 
 def _document(row: Any, number: int) -> Document:
@@ -29,10 +44,14 @@ def _document(row: Any, number: int) -> Document:
 
 
 class Corpus:
-    """Documents by row number. Raises RetrievalError with the line number of a row that can not be used."""
+    """Documents by row number. Raises RetrievalError with the line number of a row that can not be used.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    `lines` is a folder that may hold what `save_lines` wrote; without it, or when the file has changed, the whole file
+    is read once.
+    """
+
+    def __init__(self, path: Path, *, lines: Path | None = None, report: Report = silent) -> None:
+        self.path = path
         try:
             self._file = path.open("rb")
             self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -40,14 +59,53 @@ class Corpus:
             raise RetrievalError(
                 f"the corpus {path} can not be read: {cause}", remedy="give a JSONL file with at least one passage"
             ) from cause
-        self._offsets = array("Q")
-        position = 0
-        while position < len(self._map):
-            end = self._map.find(b"\n", position)
-            end = len(self._map) if end < 0 else end
-            if self._map[position:end].strip():
-                self._offsets.append(position)
-            position = end + 1
+        self._sha256: str | None = None
+        self._offsets: Sequence[int] = (lines and self._saved_lines(lines)) or self._read_lines(report)
+
+    def _identity(self) -> dict[str, int]:
+        stat = self.path.stat()
+        return {"size": stat.st_size, "changed_ns": stat.st_mtime_ns}
+
+    def _saved_lines(self, folder: Path) -> Sequence[int] | None:
+        try:
+            record = json.loads((folder / LINES_RECORD).read_text(encoding="utf-8"))
+            if {key: record[key] for key in ("size", "changed_ns")} != self._identity():
+                return None
+            with (folder / LINES).open("rb") as file:
+                offsets = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)).cast("Q")
+            # Both ends are looked at, so that a cut or foreign file is read anew and not believed.
+            if len(offsets) != record["passages"] or offsets[-1] >= len(self._map) or self._broken(offsets):
+                return None
+            self._sha256 = str(record["sha256"])
+            return offsets
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _broken(self, offsets: Sequence[int]) -> bool:
+        last = offsets[-1]
+        return last > 0 and self._map[last - 1 : last] != b"\n"
+
+    def _read_lines(self, report: Report) -> Sequence[int]:
+        offsets, digest, position, size = array("Q"), hashlib.sha256(), 0, len(self._map)
+        blank = b" \t\r\n\v\f"
+        for chunk in range(0, size, _CHUNK):
+            report("reading the corpus", chunk, size)
+            until = min(chunk + _CHUNK, size)
+            digest.update(memoryview(self._map)[chunk:until])
+            while position < until:
+                end = self._map.find(b"\n", position)
+                end = size if end < 0 else end
+                if self._map[position] not in blank or self._map[position:end].strip():
+                    offsets.append(position)
+                position = end + 1
+        self._sha256 = digest.hexdigest()
+        return offsets
+
+    def save_lines(self, folder: Path) -> None:
+        """Write the offsets and the file's hash into an existing folder, the record last."""
+        (folder / LINES).write_bytes(memoryview(self._offsets))  # pyright: ignore[reportArgumentType]
+        record = {"passages": len(self), "sha256": self.sha256(), **self._identity()}
+        (folder / LINES_RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -60,7 +118,7 @@ class Corpus:
         except ValueError as cause:
             line = self._map[:start].count(b"\n") + 1
             raise RetrievalError(
-                f"{self._path}:{line} is not a passage: {cause}",
+                f"{self.path}:{line} is not a passage: {cause}",
                 remedy='one JSON object a line, with "id" and "contents" (title line, newline, text)',
             ) from cause
 
@@ -68,5 +126,11 @@ class Corpus:
         return (self[row] for row in range(len(self)))
 
     def sha256(self) -> str:
-        """The hash of the file's bytes, by which an index knows its corpus."""
-        return hashlib.sha256(self._map).hexdigest()
+        """The hash of the file's bytes when its lines were read, by which an index knows its corpus."""
+        assert self._sha256 is not None
+        return self._sha256
+
+    def read_again(self, report: Report = silent) -> str:
+        """The hash of the file's bytes as they are now, all of them read."""
+        self._offsets = self._read_lines(report)
+        return self.sha256()

@@ -2,6 +2,9 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
+KEY_VARIABLE = "RETRIEVAL_SERVER_KEY"
+"""The environment variable with the key that a server asks for and a client sends."""
+
 
 class RetrieveRequest(BaseModel):
     """Queries to search for. `topk` null or 0 means the server's default."""
@@ -47,3 +50,25 @@ class ErrorResponse(BaseModel):
     """The one shape of every error."""
 
     error: ErrorBody
+
+
+class Progress(BaseModel):
+    """How far the loading is. `total` 0: not known."""
+
+    stage: str = ""
+    done: int = 0
+    total: int = 0
+
+
+class NotReady(ErrorResponse):
+    """`GET /readyz` while the server loads, with status 503."""
+
+    progress: Progress
+
+
+class Ready(BaseModel):
+    """`GET /readyz`: the index's manifest."""
+
+    model_config = ConfigDict(extra="allow")
+
+    status: str = "ready"

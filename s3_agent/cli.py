@@ -11,6 +11,7 @@ from typing import Annotated
 import structlog
 import typer
 
+from retrieval_server.indexing.command import app as index_app
 from s3_agent.agents.settings import AgentName
 from s3_agent.errors import S3AgentError
 from s3_agent.recipe import load_recipe
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 rag_cache_app = typer.Typer(no_args_is_help=True, help="Naive-RAG answers, by which training tasks are filtered.")
 app.add_typer(rag_cache_app, name="rag-cache")
+app.add_typer(index_app, name="index")
 
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A YAML file, or the name of a shipped recipe.")]
 Overrides = Annotated[

@@ -1,29 +1,21 @@
-"""What the server asks of a backend."""
+"""What the server asks of a backend. A new kind of index is one small class like this and a line in `opening`."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import ClassVar, Protocol
 
-from retrieval_server.corpus import Corpus
+Hits = list[tuple[int, float]]
 
 
 class Backend(Protocol):
-    """An index over a corpus. Rows are the corpus's row numbers; scores are higher for better hits."""
+    """An opened index over a corpus. Rows are the corpus's row numbers; scores are higher for better hits."""
 
-    def search(self, queries: Sequence[str], *, topk: int) -> list[list[tuple[int, float]]]:
-        """For each query at most `topk` (row, score), best first; an empty list when nothing matches."""
+    ignores_whitespace: ClassVar[bool]
+    """Whether white space around and between words changes nothing."""
+
+    def search(self, queries: Sequence[str], *, topk: int) -> list[Hits]:
+        """For each query at most `topk` (row, score), best first; an empty list when nothing matches. One thread."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write the index into an existing folder."""
-        ...
-
-    @classmethod
-    def build(cls, corpus: Corpus, settings: Any) -> Self:
-        """Index every passage's contents."""
-        ...
-
-    @classmethod
-    def load(cls, folder: Path, settings: Any) -> Self:
-        """Open a saved index, memory-mapped where that is possible."""
+    def cost(self, query: str) -> int:
+        """What the query weighs in a batch, in tokens about; at least 1."""
         ...

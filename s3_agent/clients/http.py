@@ -6,6 +6,7 @@ transport failures with growing jittered waits; any other 4xx is our own fault a
 
 import random
 import time
+from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -44,9 +45,16 @@ def _wait(state: RetryCallState) -> float:
     return min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**state.attempt_number) * random.uniform(0.5, 1.0)
 
 
-async def _once(client: httpx.AsyncClient, method: str, url: str, body: Any, error: type[BoundaryError]) -> Any:
+async def _once(
+    client: httpx.AsyncClient,
+    method: str,
+    url: str,
+    body: Any,
+    error: type[BoundaryError],
+    headers: Mapping[str, str] | None,
+) -> Any:
     try:
-        response = await client.request(method, url, json=body)
+        response = await client.request(method, url, json=body, headers=headers)
     except httpx.RequestError as cause:
         raise _Transient(f"{type(cause).__name__} {cause}".strip()) from cause
     if response.status_code == 429 or response.status_code >= 500:
@@ -73,6 +81,7 @@ async def call_json(
     *,
     error: type[BoundaryError],
     body: Any = None,
+    headers: Mapping[str, str] | None = None,
     patience_s: float = 120.0,
 ) -> Any:
     """The decoded JSON answer of `url`. `patience_s` bounds the time spent on retries, in seconds.
@@ -88,7 +97,7 @@ async def call_json(
         retry=retry_if_exception_type(_Transient), wait=wait, stop=stop_after_delay(patience_s), reraise=True
     )
     try:
-        return await attempts(_once, client, method, url, body, error)
+        return await attempts(_once, client, method, url, body, error, headers)
     except _Transient as cause:
         raise error(
             f"{method} {url} failed for {patience_s:.0f} s: {cause}",

@@ -1,12 +1,13 @@
 """The retriever's client side: queries in, passages out, over the wire contract of spec §7.1."""
 
+import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import httpx
 from pydantic import ValidationError
 
-from retrieval_server.schemas import RetrieveRequest
+from retrieval_server.schemas import KEY_VARIABLE, RetrieveRequest
 from s3_agent.clients.http import call_json
 from s3_agent.errors import RetrieverError
 from s3_agent.types import Passage
@@ -34,10 +35,15 @@ def passage_of(document: dict[str, Any]) -> Passage:
 
 
 class HttpRetriever:
-    """A retriever behind `POST {url}/retrieve`: ours, Search-R1's, s3's or Agent Lightning's."""
+    """A retriever behind `POST {url}/retrieve`: ours, Search-R1's, s3's or Agent Lightning's.
+
+    A key in the environment (KEY_VARIABLE, the one that our server asks for) is sent as a bearer token.
+    """
 
     def __init__(self, client: httpx.AsyncClient, url: str, *, patience_s: float = 120.0) -> None:
+        key = os.environ.get(KEY_VARIABLE)
         self._client = client
+        self._headers = {"Authorization": f"Bearer {key}"} if key else None
         self._url = url.rstrip("/") + "/retrieve"
         self._patience_s = patience_s
 
@@ -54,6 +60,7 @@ class HttpRetriever:
             self._url,
             error=RetrieverError,
             body=request.model_dump(),
+            headers=self._headers,
             patience_s=self._patience_s,
         )
         try:

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
 
 _CLUSTER = """
 import os
-os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+os.environ.update(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
 import ray, sys
 ray.init(address="local", _node_ip_address="127.0.0.1", include_dashboard=False, num_cpus=2, log_to_driver=False)
 print(ray.get_runtime_context().gcs_address, flush=True)
@@ -104,9 +104,10 @@ def test_a_ray_of_its_own(gateway: GatewayApi, worker: WorkerSettings, tmp_path:
 
 
 def test_somebody_elses_ray_is_joined_and_left_running(
-    gateway: GatewayApi, worker: WorkerSettings, tmp_path: Path
+    gateway: GatewayApi, worker: WorkerSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = tmp_path / "log"
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # a pool has the authentication that its shell has
     cluster = psutil.Popen(
         [sys.executable, "-c", _CLUSTER],
         stdin=subprocess.PIPE,

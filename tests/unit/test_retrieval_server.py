@@ -11,11 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from retrieval_server.backends.analysis import EnglishAnalyzer
 from retrieval_server.backends.bm25 import Bm25
 from retrieval_server.config import Bm25Settings, ServerSettings
 from retrieval_server.corpus import Corpus
 from retrieval_server.errors import RetrievalError
-from retrieval_server.indexing import MANIFEST, build_index, load_index, open_index
+from retrieval_server.indexing import MANIFEST, build_index, load_index, open_backend
 from retrieval_server.schemas import RetrieveRequest
 
 BM25 = Bm25Settings()
@@ -142,9 +143,10 @@ def test_the_last_line_needs_no_newline(tmp_path: Path) -> None:
 
 
 def test_a_saved_index_answers_as_the_built_one(corpus: Corpus, tmp_path: Path) -> None:
-    built = build_index(corpus, tmp_path / "index", BM25)
+    build_index(corpus, tmp_path / "index", BM25)
     queries = [contents for contents, _ in ANALYSED]
-    assert load_index(corpus, tmp_path / "index", BM25).search(queries, topk=3) == built.search(queries, topk=3)
+    built = Bm25.build(corpus, BM25).search(queries, topk=3)
+    assert load_index(corpus, tmp_path / "index").search(queries, topk=3) == built
 
 
 def test_an_index_is_loaded_for_its_own_corpus_and_settings_alone(corpus: Corpus, tmp_path: Path) -> None:
@@ -155,7 +157,7 @@ def test_an_index_is_loaded_for_its_own_corpus_and_settings_alone(corpus: Corpus
         load_index(other, folder, BM25)
     with pytest.raises(RetrievalError, match="settings is"):
         load_index(corpus, folder, Bm25Settings(k1=1.2))
-    assert open_index(other, folder, BM25, build=True).search(["passage"], topk=1)[0][0][0] == 0
+    assert open_backend(other, folder, BM25, build=True)[0].search(["passage"], topk=1)[0][0][0] == 0
     assert load_index(other, folder, BM25)
 
 
@@ -164,8 +166,8 @@ def test_a_half_built_index_is_not_opened(corpus: Corpus, tmp_path: Path) -> Non
     build_index(corpus, folder, BM25)
     (folder / MANIFEST).unlink()
     with pytest.raises(RetrievalError, match=r"no finished index(.|\n)*--build"):
-        open_index(corpus, folder, BM25, build=False)
-    assert open_index(corpus, folder, BM25, build=True) and (folder / MANIFEST).exists()
+        open_backend(corpus, folder, BM25, build=False)
+    assert open_backend(corpus, folder, BM25, build=True) and (folder / MANIFEST).exists()
 
 
 @pytest.mark.parametrize("name", [MANIFEST, "data.csc.index.npy", "vocab.index.json"])
@@ -175,7 +177,7 @@ def test_a_damaged_index_is_refused_and_mended_by_a_build(corpus: Corpus, tmp_pa
     (folder / name).write_text("[]", encoding="utf-8")
     with pytest.raises(RetrievalError, match="--build"):
         load_index(corpus, folder, BM25)
-    assert open_index(corpus, folder, BM25, build=True).search(["Oslo"], topk=1)[0][0][0] == 2
+    assert open_backend(corpus, folder, BM25, build=True)[0].search(["Oslo"], topk=1)[0][0][0] == 2
 
 
 @pytest.mark.parametrize("contents", ["", "the", "?!"])
@@ -190,7 +192,7 @@ def test_a_failed_build_leaves_the_old_index(corpus: Corpus, tmp_path: Path) -> 
     build_index(corpus, folder, BM25)
     bad = Corpus(write_corpus(tmp_path / "bad.jsonl", [{"id": 1}]))
     with pytest.raises(RetrievalError, match=r"bad\.jsonl:1"):
-        open_index(bad, folder, BM25, build=True)
+        open_backend(bad, folder, BM25, build=True)
     assert load_index(corpus, folder, BM25)
 
 
@@ -210,3 +212,19 @@ def test_settings_are_frozen_and_name_no_unknown_field() -> None:
         ServerSettings.model_validate({"corpus": "c", "index": "i", "portt": 1})
     with pytest.raises(ValidationError):
         ServerSettings(corpus=Path("c"), index=Path("i")).port = 1
+
+
+@pytest.mark.parametrize(
+    ("text", "terms"),
+    [
+        ("The Dogs' dog's O'Neil's", ["dog", "dog", "o'neil"]),
+        ("U.S.A. 3.14 1,000 a.b", ["u.s.a", "3.14", "1,000", "a.b"]),
+        ("+376 x-ray foo_bar C++ e-mail@host.com", ["376", "x", "rai", "foo_bar", "c", "e", "mail", "host.com"]),
+        ("東京 is Zürich", ["東", "京", "zürich"]),
+        ("カタカナ ひら 한국어 foo:bar 1.5kg", ["カタカナ", "ひ", "ら", "한국어", "foo:bar", "1.5kg"]),
+        ("to be or not to be", []),
+    ],
+)
+def test_terms_are_those_of_lucenes_english_analyzer(text: str, terms: list[str]) -> None:
+    """Expected terms: Lucene 9's EnglishAnalyzer, by `benchmarks/LuceneBm25.java`."""
+    assert EnglishAnalyzer().terms(text) == terms

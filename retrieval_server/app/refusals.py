@@ -1,0 +1,74 @@
+"""Every error in one JSON shape, with a status that means it: what is wrong, and what to do about it."""
+
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from retrieval_server.batcher import Overloaded, SearchFailed
+from retrieval_server.schemas import ErrorBody, ErrorResponse
+
+log = structlog.get_logger()
+
+EXAMPLE = 'send {"queries": ["…"], "topk": 3, "return_scores": true} as application/json'
+# What POST /retrieve may answer beside 200, for the OpenAPI document.
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    401: {"model": ErrorResponse, "description": "No key, or a wrong one"},
+    413: {"model": ErrorResponse, "description": "More than one request may ask for"},
+    422: {"model": ErrorResponse, "description": "Not a request"},
+    429: {"model": ErrorResponse, "description": "The queue is full; see Retry-After"},
+    500: {"model": ErrorResponse, "description": "The search failed"},
+    503: {"model": ErrorResponse, "description": "The index is loading; see Retry-After"},
+}
+
+
+class Refused(Exception):
+    """An answer that is not the one asked for."""
+
+    def __init__(
+        self, status: int, code: str, message: str, remedy: str, *, headers: dict[str, str] | None = None, **more: Any
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = ErrorResponse(error=ErrorBody(code=code, message=message, remedy=remedy)).model_dump() | more
+        self.headers = headers
+
+    def response(self) -> JSONResponse:
+        """The answer as an ASGI application."""
+        return JSONResponse(self.body, status_code=self.status, headers=self.headers)
+
+
+def _invalid(problems: str) -> Refused:
+    # A request can hold half a surrogate pair, and the framework's message may quote it.
+    return Refused(422, "invalid_request", problems.encode("utf-8", "replace").decode(), EXAMPLE)
+
+
+async def _refused(_: Request, error: Exception) -> JSONResponse:
+    match error:
+        case Refused():
+            return error.response()
+        case Overloaded():
+            after = {"Retry-After": str(error.retry_after_s)}
+            return Refused(429, "overloaded", str(error), "try again after Retry-After", headers=after).response()
+        case RequestValidationError():
+            problems = (f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+            return _invalid("; ".join(problems)).response()
+        case HTTPException(status_code=400):
+            return _invalid(str(error.detail)).response()
+        case HTTPException():
+            refusal = Refused(error.status_code, "http_error", str(error.detail), "see /openapi.json")
+            refusal.headers = dict(error.headers or {})
+            return refusal.response()
+        case SearchFailed():
+            return Refused(500, "search_failed", str(error), "see the server's log").response()
+    log.error("a request failed", error=repr(error))
+    return Refused(500, "internal_error", type(error).__name__, "see the server's log").response()
+
+
+def answer_errors(app: FastAPI) -> None:
+    """Install the one shape for everything that the application can raise."""
+    for kind in (Refused, Overloaded, RequestValidationError, HTTPException, SearchFailed, Exception):
+        app.add_exception_handler(kind, _refused)

@@ -1,0 +1,163 @@
+"""The search behind the routes: loads the corpus and its index beside the event loop, then answers through the cache
+and the batcher. Found passages are written as JSON in threads of their own: a cold page of the corpus comes from disk.
+"""
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import structlog
+from pydantic import TypeAdapter
+
+from retrieval_server.backends.base import Backend
+from retrieval_server.batcher import Batcher, Hits
+from retrieval_server.config import ServerSettings
+from retrieval_server.indexing import open_backend, open_corpus
+from retrieval_server.metrics import Metrics
+from retrieval_server.query_cache import QueryCache
+from retrieval_server.schemas import Document, Hit, Progress
+
+log = structlog.get_logger()
+
+# Reading passages waits for the disk, not for a core.
+READERS = 4
+_with_scores: TypeAdapter[Any] = TypeAdapter(list[list[Hit]])
+_bare: TypeAdapter[Any] = TypeAdapter(list[list[Document]])
+
+
+class Stopped(Exception):
+    """The server stops while it loads."""
+
+
+class Passages(Protocol):
+    """What the server needs of a corpus; several threads read it at once."""
+
+    def __getitem__(self, row: int, /) -> Document: ...
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a server answers from."""
+
+    passages: Passages
+    backend: Backend
+    manifest: dict[str, Any]
+
+
+Report = Callable[[str, int, int], None]
+"""Takes (stage, done, total); total 0: not known. Raises Stopped when the server stops: let it pass."""
+
+Opener = Callable[[Report], Opened]
+"""Called once, in a thread of its own."""
+
+
+def opener(settings: ServerSettings, *, build: bool) -> Opener:
+    """Opens the settings' corpus and index; with `build`, an index that is missing or another's is made."""
+
+    def open_all(report: Report) -> Opened:
+        report("reading the corpus", 0, 0)
+        corpus = open_corpus(settings.corpus, settings.index, report=report)
+        backend, manifest = open_backend(corpus, settings.index, settings.backend, build=build, report=report)
+        return Opened(corpus, backend, manifest)
+
+    return open_all
+
+
+class Service:
+    """One corpus with its index. Not ready until `load` has ended."""
+
+    def __init__(self, settings: ServerSettings, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self.manifest: dict[str, Any] | None = None
+        self.failure: str | None = None
+        self.progress = Progress()
+        self._stopping = False
+        self._passages: Passages | None = None
+        self._batcher: Batcher | None = None
+        self._cache: QueryCache | None = None
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="read")
+        metrics.watch("retrieval_ready", "1 when the index is loaded", lambda: self.manifest is not None)
+        metrics.watch(
+            "retrieval_queued_queries", "Queries that wait", lambda: self._batcher.queued() if self._batcher else 0
+        )
+        metrics.watch("retrieval_cache_entries", "Queries in the cache", lambda: len(self._cache) if self._cache else 0)
+
+    async def load(self, opener: Opener) -> None:
+        """Open the corpus and its index. Raises what `opener` raises; `failure` says it too."""
+        loop = asyncio.get_running_loop()
+        loaded: asyncio.Future[Opened] = loop.create_future()
+
+        def settle(action: Callable[[Any], None], value: Any) -> None:
+            if not loaded.done():
+                action(value)
+
+        def work() -> None:
+            try:
+                outcome, action = opener(self._report), loaded.set_result
+            except BaseException as error:  # whatever it is, the waiting server must hear of it
+                outcome, action = error, loaded.set_exception
+            if not self._stopping:
+                loop.call_soon_threadsafe(settle, action, outcome)
+
+        # A daemon: a server that is stopped while it loads must not wait for the load.
+        threading.Thread(target=work, name="load", daemon=True).start()
+        try:
+            opened = await loaded
+        except Exception as error:
+            self.failure = str(error)
+            raise
+        settings, backend = self._settings, opened.backend
+        self._passages = opened.passages
+        self._batcher = Batcher(
+            lambda queries, topk: backend.search(queries, topk=topk),
+            backend.cost,
+            max_cost=settings.max_batch_tokens,
+            max_queries=settings.max_batch_queries,
+            max_queued=settings.max_queued,
+            metrics=self._metrics,
+        )
+        self._cache = QueryCache(
+            self._batcher,
+            max_bytes=int(settings.cache_mb * 1e6),
+            ignores_whitespace=backend.ignores_whitespace,
+            metrics=self._metrics,
+        )
+        self.manifest = opened.manifest
+
+    def _report(self, stage: str, done: int, total: int) -> None:
+        if self._stopping:
+            raise Stopped
+        self.progress = Progress(stage=stage, done=done, total=total)
+
+    async def retrieve(self, queries: Sequence[str], *, topk: int, scores: bool) -> bytes:
+        """The JSON answer to a request. Raises Overloaded, or SearchFailed. Cancelled, it gives its searches up."""
+        assert self._cache is not None, "not loaded"
+        found = await self._cache.answer(queries, topk=topk)
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._written, found, scores)
+
+    def _written(self, found: Sequence[Hits], scores: bool) -> bytes:
+        passages = self._passages
+        assert passages is not None, "not loaded"
+        if scores:
+            wire = _with_scores
+            hit = Hit.model_construct
+            result = [[hit(document=passages[row], score=score) for row, score in hits] for hits in found]
+        else:
+            wire = _bare
+            result = [[passages[row] for row, _ in hits] for hits in found]
+        try:
+            return b'{"result":%b}' % wire.dump_json(result)
+        except ValueError:  # a passage holds half a surrogate pair: UTF-8 can not, an escape can
+            return json.dumps({"result": wire.dump_python(result)}).encode()
+
+    async def close(self) -> None:
+        """Stop loading, or searching."""
+        self._stopping = True
+        if self._batcher is not None:
+            await self._batcher.close()
+        self._readers.shutdown(wait=False, cancel_futures=True)

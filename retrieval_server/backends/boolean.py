@@ -1,0 +1,106 @@
+"""Boolean queries, when they are asked for: AND, OR, NOT, parentheses, and quotes that need every word (spec §11 E1).
+
+Lucene's bag-of-words search gives these signs no effect, and so does ours by default. Words side by side are
+alternatives, as in the bag. The index keeps no positions: a quoted phrase needs all its words, in any order. What can
+not be parsed, like an open parenthesis, is read as far as it makes sense; a query never fails.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, Literal
+
+_TOKEN = re.compile(r'"([^"]*)"|([()])|([^\s()"]+)')
+Analyse = Callable[[str], list[str]]
+
+
+@dataclass(frozen=True)
+class Clause:
+    """A term, or clauses that are all needed, of which one is enough, or of which none may match."""
+
+    kind: Literal["term", "all", "any", "none"]
+    term: str = ""
+    parts: tuple["Clause", ...] = ()
+
+    def positive(self) -> Iterator[str]:
+        """The terms that add to the score, as often as they stand there."""
+        if self.kind == "term":
+            yield self.term
+        elif self.kind != "none":
+            for part in self.parts:
+                yield from part.positive()
+
+    def matches(self, mask: Callable[[str], Any]) -> Any:
+        """The rows that match, a boolean array like those that `mask` gives for a term."""
+        if self.kind == "term":
+            return mask(self.term)
+        parts = [part.matches(mask) for part in self.parts]
+        if self.kind == "all":
+            return reduce(lambda left, right: left & right, parts)
+        either = reduce(lambda left, right: left | right, parts)
+        return ~either if self.kind == "none" else either
+
+
+def _group(kind: Literal["all", "any"], parts: Sequence[Clause | None]) -> Clause | None:
+    """None parts are stop words: they neither need nor forbid anything."""
+    found = tuple(part for part in parts if part is not None)
+    return found[0] if len(found) == 1 else Clause(kind, parts=found) if found else None
+
+
+class _Parser:
+    def __init__(self, query: str, analyse: Analyse) -> None:
+        self._tokens = [match.groups() for match in _TOKEN.finditer(query)]
+        self._analyse = analyse
+        self._at = 0
+
+    def _sees(self, word: str) -> bool:
+        if self._at < len(self._tokens):
+            _, sign, plain = self._tokens[self._at]
+            return word in (sign, plain)
+        return False
+
+    def _takes(self, word: str) -> bool:
+        seen = self._sees(word)
+        self._at += seen
+        return seen
+
+    def whole(self) -> Clause | None:
+        parts: list[Clause | None] = []
+        while self._at < len(self._tokens):
+            parts.append(self.alternatives())
+            self._takes(")")  # one that closes nothing
+        return _group("any", parts)
+
+    def alternatives(self) -> Clause | None:
+        parts = [self.needed()]
+        while self._at < len(self._tokens) and not self._sees(")"):
+            self._takes("OR")
+            parts.append(self.needed())
+        return _group("any", parts)
+
+    def needed(self) -> Clause | None:
+        parts = [self.operand()]
+        while self._takes("AND") or self._sees("NOT"):
+            parts.append(self.operand())
+        return _group("all", parts)
+
+    def operand(self) -> Clause | None:
+        if self._takes("NOT"):
+            part = self.operand()
+            return None if part is None else Clause("none", parts=(part,))
+        if self._takes("("):
+            inner = self.alternatives() if not self._sees(")") else None
+            self._takes(")")
+            return inner
+        if self._at >= len(self._tokens) or self._sees(")") or self._takes("OR") or self._takes("AND"):
+            return None
+        quoted, _, plain = self._tokens[self._at]
+        self._at += 1
+        terms = [Clause("term", term) for term in self._analyse(quoted if quoted is not None else plain)]
+        return _group("all" if quoted is not None else "any", terms)
+
+
+def parse(query: str, analyse: Analyse) -> Clause:
+    """The query's clause; one that matches nothing when it holds no term. `a NOT b` is `a AND NOT b`."""
+    return _Parser(query, analyse).whole() or Clause("term", "")

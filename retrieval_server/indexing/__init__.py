@@ -1,0 +1,15 @@
+"""Index folders: made in steps that can be resumed, known by a manifest that is written last and checked first."""
+
+from retrieval_server.indexing.build import build_index
+from retrieval_server.indexing.manifest import MANIFEST, expected_manifest, verify_index
+from retrieval_server.indexing.opening import load_index, open_backend, open_corpus
+
+__all__ = [
+    "MANIFEST",
+    "build_index",
+    "expected_manifest",
+    "load_index",
+    "open_backend",
+    "open_corpus",
+    "verify_index",
+]

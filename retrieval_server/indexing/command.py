@@ -1,0 +1,114 @@
+"""`s3-agent index …` and `python -m retrieval_server index …`: build, verify, convert and plan indexes."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from retrieval_server.config import Bm25Settings, DenseSettings, read_index_settings
+from retrieval_server.corpus import Report
+from retrieval_server.errors import RetrievalError
+
+app = typer.Typer(no_args_is_help=True, help="Build, verify, convert and plan indexes of the retrieval server.")
+
+CorpusOption = Annotated[Path, typer.Option(help="JSONL with id and contents, or title and text.")]
+IndexOption = Annotated[Path, typer.Option(help="Folder of the index.")]
+BackendOption = Annotated[Path | None, typer.Option(help="YAML: `kind: bm25`, `dense` or `lucene`, and its fields.")]
+
+
+@contextmanager
+def _shown() -> Iterator[Report]:
+    """A progress bar with the time left; each stage is a line. A RetrievalError ends the command with exit code 1."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        tasks: dict[str, object] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                for earlier in progress.tasks:
+                    progress.update(earlier.id, total=earlier.total or 1, completed=earlier.total or 1)
+                tasks[stage] = progress.add_task(stage, total=total or None)
+            progress.update(tasks[stage], completed=done)  # pyright: ignore[reportArgumentType]
+
+        yield report
+
+
+def _run[T](job: Callable[[Report], T]) -> T:
+    try:
+        with _shown() as report:
+            return job(report)
+    except RetrievalError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from error
+
+
+@app.command()
+def build(corpus: CorpusOption, index: IndexOption, backend: BackendOption = None) -> None:
+    """Build an index, BM25 unless a settings file says otherwise. One that was killed goes on where it was."""
+    from retrieval_server.corpus import Corpus
+    from retrieval_server.indexing import build_index
+
+    def job(report: Report) -> None:
+        settings = read_index_settings(backend) if backend else Bm25Settings()
+        if settings.kind == "lucene":
+            raise RetrievalError("Lucene indexes are made by Anserini", remedy="use `kind: bm25`")
+        build_index(Corpus(corpus, lines=index, report=report), index, settings, report=report)
+
+    _run(job)
+    typer.echo(f"built {index}")
+
+
+@app.command()
+def verify(corpus: CorpusOption, index: IndexOption) -> None:
+    """Read every byte of the corpus and of the index, and compare hashes and counts with the manifest."""
+    from retrieval_server.corpus import Corpus
+    from retrieval_server.indexing import verify_index
+
+    manifest = _run(lambda report: verify_index(Corpus(corpus, report=report), index, report))
+    typer.echo(f"{index} is whole: {manifest['backend']}, {manifest['passages']} passages, corpus {manifest['corpus']}")
+
+
+@app.command()
+def convert(
+    corpus: CorpusOption,
+    source: Annotated[Path, typer.Option("--from", help="An index folder of ours, or a FAISS file.")],
+    index: IndexOption,
+    backend: Annotated[Path, typer.Option(help="YAML: `kind: dense` with the layout wanted.")],
+) -> None:
+    """Make another layout of vectors that exist already, without encoding the corpus again."""
+    from retrieval_server.corpus import Corpus
+    from retrieval_server.indexing.build import convert_index
+
+    def job(report: Report) -> None:
+        settings = read_index_settings(backend)
+        if not isinstance(settings, DenseSettings):
+            raise RetrievalError(f"{backend} is not of `kind: dense`", remedy="only vectors can be converted")
+        convert_index(Corpus(corpus, report=report), source, index, settings, report=report)
+
+    _run(job)
+    typer.echo(f"built {index}")
+
+
+@app.command()
+def plan(
+    passages: Annotated[int, typer.Option(min=1, help="Passages in the corpus.")],
+    dimension: Annotated[int, typer.Option(min=1, help="Numbers a vector.")] = 768,
+) -> None:
+    """RAM, disk, GPU memory and expected recall of each kind of dense index, from measured costs."""
+    from retrieval_server.indexing.plan import costs, needs
+
+    table = Table(title=f"{passages} passages x {dimension}, in GB (1e9 bytes)")
+    for name in ("kind", "RAM", "disk", "GPU", "recall@8"):
+        table.add_column(name, justify="left" if name == "kind" else "right")
+    for need in needs(passages=passages, dimension=dimension):
+        gpu = "-" if need.gpu is None else f"{need.gpu / 1e9:.1f}"
+        table.add_row(need.kind, f"{need.resident / 1e9:.1f}", f"{need.disk / 1e9:.1f}", gpu, f"{need.recall_at_8:.3f}")
+    Console().print(table)
+    measured = costs()
+    typer.echo(f"Measured {measured['date']} on {measured['passages']} vectors by `{measured['command']}`.")
+    typer.echo("Bytes scale; recall is that of so many synthetic vectors, and falls with more: measure yours.")

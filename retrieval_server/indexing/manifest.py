@@ -1,0 +1,112 @@
+"""What an index says of itself, so that no server searches another corpus's index, or one that was cut short.
+
+The expected part holds what an index must have been made of; releases of libraries are no part of it, the number of our
+own format is. The rest describes the files: sizes are checked at each load, hashes by `index verify`.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from retrieval_server.config import Bm25Settings, DenseSettings, LuceneSettings, index_settings
+from retrieval_server.corpus import Corpus, Report, silent
+from retrieval_server.errors import RetrievalError
+
+MANIFEST = "manifest.json"
+FORMAT = 2
+Settings = Bm25Settings | DenseSettings | LuceneSettings
+
+
+def expected_manifest(corpus: Corpus, settings: Settings) -> dict[str, Any]:
+    """What an index over this corpus with these settings must say of itself."""
+    return {
+        "format": FORMAT,
+        "backend": settings.kind,
+        "corpus": corpus.sha256(),
+        "passages": len(corpus),
+        "settings": settings.identity(),
+    }
+
+
+def mend(corpus: Path, folder: Path) -> str:
+    """What to do about an index that can not be used."""
+    return (
+        f"build it: python -m retrieval_server index build --corpus {corpus} --index {folder} "
+        "(a BM25 index also by starting the server with --build)"
+    )
+
+
+def _sha256(path: Path, report: Report) -> str:
+    digest, done, size = hashlib.sha256(), 0, path.stat().st_size
+    with path.open("rb") as file:
+        while chunk := file.read(16 << 20):
+            report(f"reading {path.name}", done, size)
+            digest.update(chunk)
+            done += len(chunk)
+    return digest.hexdigest()
+
+
+def write_manifest(folder: Path, expected: dict[str, Any], described: dict[str, Any], report: Report = silent) -> None:
+    """The manifest of a folder whose other files are finished."""
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path, report)}
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name != MANIFEST
+    }
+    text = json.dumps({**expected, **described, "files": files}, indent=1)
+    partial = folder / (MANIFEST + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(folder / MANIFEST)
+
+
+def read_manifest(folder: Path, *, remedy: str) -> dict[str, Any]:
+    """The manifest of a finished index. Raises RetrievalError when there is none."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as cause:
+        raise RetrievalError(f"{folder} holds no finished index: {cause}", remedy=remedy) from cause
+    if not isinstance(manifest, dict):
+        raise RetrievalError(f"{folder / MANIFEST} is not a manifest", remedy=remedy)
+    return manifest
+
+
+def said_settings(manifest: dict[str, Any], folder: Path, *, remedy: str) -> Settings:
+    """The settings that an index was built with, by its manifest. Raises RetrievalError."""
+    try:
+        return index_settings.validate_python({"kind": manifest["backend"], **manifest["settings"]})
+    except (KeyError, TypeError, ValueError) as cause:
+        raise RetrievalError(f"{folder / MANIFEST} names no settings: {cause}", remedy=remedy) from cause
+
+
+def check(manifest: dict[str, Any], folder: Path, expected: dict[str, Any], *, remedy: str) -> None:
+    """Raises RetrievalError when the index is another's, or a file of it is missing or not as long as it was."""
+    different = [
+        f"{key} is {manifest.get(key)!r}, not {value!r}"
+        for key, value in expected.items()
+        if manifest.get(key) != value
+    ]
+    if different:
+        raise RetrievalError(f"the index {folder} is another's: " + "; ".join(different), remedy=remedy)
+    for name, recorded in dict(manifest.get("files", {})).items():
+        found = (folder / name).stat().st_size if (folder / name).is_file() else None
+        if found != recorded["bytes"]:
+            state = "is missing" if found is None else f"has {found} bytes"
+            raise RetrievalError(f"{folder / name} {state}, {recorded['bytes']} were written", remedy=remedy)
+
+
+def verify_index(corpus: Corpus, folder: Path, report: Report = silent) -> dict[str, Any]:
+    """The manifest, after every byte of the corpus and the index was read. Raises RetrievalError at a difference."""
+    remedy = mend(corpus.path, folder)
+    manifest = read_manifest(folder, remedy=remedy)
+    corpus.read_again(report)
+    check(
+        manifest,
+        folder,
+        expected_manifest(corpus, said_settings(manifest, folder, remedy=remedy)),
+        remedy=remedy,
+    )
+    for name, recorded in manifest["files"].items():
+        if _sha256(folder / name, report) != recorded["sha256"]:
+            raise RetrievalError(f"{folder / name} is not what was written: its hash differs", remedy=remedy)
+    return manifest

@@ -1,0 +1,57 @@
+"""What `/metrics` tells, in Prometheus's text format. Each application has a registry of its own."""
+
+from collections.abc import Callable
+from typing import Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+QUERIES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class Metrics:
+    """Counters and histograms of one server."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self._requests = Counter("retrieval_requests", "Answered POST /retrieve", ["status"], registry=registry)
+        self._seconds = Histogram(
+            "retrieval_request_seconds", "From a request's head to its answer", buckets=SECONDS, registry=registry
+        )
+        self._cache = Counter(
+            "retrieval_cache_queries",
+            "Queries answered from the cache (hit), by a search that ran already (wait), by a new search (miss)",
+            ["outcome"],
+            registry=registry,
+        )
+        self._outcomes = {outcome: self._cache.labels(outcome) for outcome in ("hit", "wait", "miss")}
+        self._batch = Histogram("retrieval_batch_queries", "Queries a search", buckets=QUERIES, registry=registry)
+        self._search = Histogram("retrieval_search_seconds", "Time of a search", buckets=SECONDS, registry=registry)
+        self._gone = Counter("retrieval_disconnected", "Requests whose client left early", registry=registry)
+
+    def watch(self, name: str, about: str, value: Callable[[], float]) -> None:
+        """A gauge whose value is asked for when it is shown."""
+        Gauge(name, about, registry=self._registry).set_function(value)
+
+    def answered(self, *, status: int, seconds: float) -> None:
+        """A POST /retrieve was answered."""
+        self._requests.labels(status).inc()
+        self._seconds.observe(seconds)
+
+    def cache(self, outcome: Literal["hit", "wait", "miss"]) -> None:
+        """How a query found its hits."""
+        self._outcomes[outcome].inc()
+
+    def searched(self, *, queries: int, seconds: float) -> None:
+        """A batch was searched."""
+        self._batch.observe(queries)
+        self._search.observe(seconds)
+
+    def disconnected(self) -> None:
+        """A client left before its answer."""
+        self._gone.inc()
+
+    def text(self) -> bytes:
+        """All of it, in Prometheus's text format."""
+        return generate_latest(self._registry)

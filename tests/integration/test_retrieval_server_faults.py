@@ -1,0 +1,461 @@
+"""The retrieval server under clients that leave, shout, lie and repeat themselves, and over a backend that fails."""
+
+import asyncio
+import errno
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis import checks
+from schemathesis.specs.openapi import checks as openapi_checks
+
+from retrieval_server.app import create_app
+from retrieval_server.app.listening import http_server
+from retrieval_server.app.service import Opened, Opener, Report
+from retrieval_server.config import ServerSettings
+from retrieval_server.schemas import KEY_VARIABLE, Document
+from s3_agent.clients.retriever import HttpRetriever
+from s3_agent.errors import RetrieverError
+
+WITHIN_S = 30.0
+MANIFEST = {"backend": "engine", "corpus": "none", "passages": 100, "settings": {}}
+KEY = "a-key"
+
+
+class Engine:
+    """Hits are the rows 0 … topk-1. A search waits while the gate is closed; the query `bad` fails."""
+
+    ignores_whitespace: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.begun = threading.Semaphore(0)
+        self.searched: list[str] = []
+
+    def cost(self, query: str) -> int:
+        return 1 + len(query)
+
+    def search(self, queries: Sequence[str], *, topk: int) -> list[list[tuple[int, float]]]:
+        self.searched += queries
+        self.begun.release()
+        assert self.gate.wait(WITHIN_S)
+        if "bad" in queries:
+            raise ValueError("the index has a hole")
+        return [[(row, 1.0 / (row + 1)) for row in range(topk)] for _ in queries]
+
+    def __getitem__(self, row: int) -> Document:
+        return Document(id=str(row), title="T", text="\ud800" if row == 9 else "t", contents='"T"\nt')
+
+    def opens(self, report: Report) -> Opened:
+        report("opening", 1, 2)
+        return Opened(self, self, MANIFEST)
+
+
+@contextmanager
+def listening(opens: Opener, *, key: str | None = None, **limits: Any) -> Iterator[str]:
+    """The URL of a server in a thread, as soon as it listens."""
+    settings = ServerSettings(corpus=Path("none"), index=Path("none"), port=0, **limits)
+    server = http_server(create_app(settings, key=key, opens=opens), settings)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    until(lambda: server.started)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(WITHIN_S)
+        assert not thread.is_alive()
+
+
+@contextmanager
+def serving(engine: Engine, *, key: str | None = None, **limits: Any) -> Iterator[str]:
+    """The URL of a ready server over the engine."""
+    with listening(engine.opens, key=key, **limits) as url:
+        until(lambda: httpx.get(f"{url}/readyz").status_code == 200)
+        try:
+            yield url
+        finally:
+            engine.gate.set()
+
+
+def until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WITHIN_S
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def metric(url: str, name: str) -> float:
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.rsplit(" ", 1)[0] == name)
+
+
+def raw(url: str, content: bytes, *, last: bool = False) -> socket.socket:
+    """A connection on which these bytes were sent, `last` of all."""
+    host, port = url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=WITHIN_S)
+    try:
+        connection.sendall(content)
+        if last:
+            connection.shutdown(socket.SHUT_WR)
+    except (BrokenPipeError, ConnectionResetError):
+        assert last, "the server ended the connection"
+    except OSError as error:
+        assert last and error.errno == errno.ENOTCONN
+    return connection
+
+
+def request(*queries: str, path: str = "/retrieve", **more: Any) -> bytes:
+    body = json.dumps({"queries": queries, **more}).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def closed_by_server(connection: socket.socket) -> bytes:
+    """What the server sends until it closes the connection."""
+    received = b""
+    try:
+        while chunk := connection.recv(65536):
+            received += chunk
+    except ConnectionResetError:
+        pass
+    connection.close()
+    return received
+
+
+def post(url: str, *queries: str, **more: Any) -> httpx.Response:
+    return httpx.post(f"{url}/retrieve", json={"queries": queries, **more}, timeout=WITHIN_S)
+
+
+def test_a_query_whose_client_left_is_not_searched() -> None:
+    engine = Engine()
+    with serving(engine) as url:
+        engine.gate.clear()
+        first = raw(url, request("first"))
+        assert engine.begun.acquire(timeout=WITHIN_S)
+        leaving = [raw(url, request(f"leaving{number}")) for number in range(20)]
+        until(lambda: metric(url, "retrieval_queued_queries") == 20)
+        for connection in [*leaving, first]:
+            connection.close()
+        until(lambda: metric(url, "retrieval_disconnected_total") == 21)
+        assert metric(url, "retrieval_queued_queries") == 0
+        engine.gate.set()
+        assert post(url, "after").status_code == 200
+    assert engine.searched == ["first", "after"]
+
+
+def test_overload_is_429_with_retry_after_and_passes() -> None:
+    engine = Engine()
+    with serving(engine, max_queued=4) as url:
+        engine.gate.clear()
+        first = raw(url, request("first"))
+        assert engine.begun.acquire(timeout=WITHIN_S)
+        queued = raw(url, request("a", "b", "c", "d"))
+        until(lambda: metric(url, "retrieval_queued_queries") == 4)
+        refused = post(url, "one too many")
+        assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
+        assert refused.json()["error"]["code"] == "overloaded"
+        engine.gate.set()
+        for connection in (first, queued):
+            assert connection.recv(100).startswith(b"HTTP/1.1 200")
+            connection.close()
+        assert post(url, "one too many").status_code == 200
+
+
+def test_a_bad_query_is_500_alone_and_the_server_lives_on() -> None:
+    engine = Engine()
+    with serving(engine) as url:
+        engine.gate.clear()
+        first = raw(url, request("first"))
+        assert engine.begun.acquire(timeout=WITHIN_S)
+        together = {query: raw(url, request(query)) for query in ("x", "bad", "y", "z")}
+        until(lambda: metric(url, "retrieval_queued_queries") == 4)
+        engine.gate.set()
+        answers = {query: connection.recv(20)[9:12] for query, connection in together.items()}
+        assert answers == {"x": b"200", "bad": b"500", "y": b"200", "z": b"200"}
+        for connection in (first, *together.values()):
+            connection.close()
+        failed = post(url, "fine", "bad")
+        assert failed.status_code == 500 and failed.json()["error"]["code"] == "search_failed"
+        assert post(url, "fine").status_code == 200
+
+
+def test_siblings_cost_one_search() -> None:
+    engine = Engine()
+    with serving(engine) as url:
+        engine.gate.clear()
+        siblings = [raw(url, request(f" same  query{' ' * number}")) for number in range(8)]
+        until(lambda: metric(url, 'retrieval_cache_queries_total{outcome="wait"}') == 7)
+        engine.gate.set()
+        bodies = {connection.recv(65536).partition(b"\r\n\r\n")[2] for connection in siblings}
+        assert len(bodies) == 1
+        for connection in siblings:
+            connection.close()
+        assert len(post(url, "same query", topk=2).json()["result"][0]) == 2
+        assert metric(url, 'retrieval_cache_queries_total{outcome="hit"}') == 1
+    assert len(engine.searched) == 1
+
+
+async def test_each_request_gets_its_own_topk_out_of_one_batch() -> None:
+    engine = Engine()
+    with serving(engine) as url:
+        engine.gate.clear()
+        first = raw(url, request("first"))
+        assert engine.begun.acquire(timeout=WITHIN_S)
+        async with httpx.AsyncClient(timeout=WITHIN_S) as client:
+
+            async def count(topk: int) -> int:
+                body = {"queries": [f"q{topk}"], "topk": topk}
+                return len((await client.post(f"{url}/retrieve", json=body)).json()["result"][0])
+
+            asking = asyncio.gather(*map(count, range(1, 9)))
+            await asyncio.to_thread(until, lambda: metric(url, "retrieval_queued_queries") == 8)
+            engine.gate.set()
+            assert await asking == list(range(1, 9))
+        first.close()
+        assert metric(url, "retrieval_search_seconds_count") == 2
+
+
+def test_a_passage_that_utf8_can_not_hold_is_sent_escaped() -> None:
+    engine = Engine()
+    with serving(engine) as url:
+        for scores in (True, False):
+            assert b"\\ud800" in post(url, "q", topk=10, return_scores=scores).content
+
+
+GARBAGE = {
+    "endless head": b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + b"X: " + b"a" * (1 << 20),
+    "noise": b"\x00\xff\x16\x03\x01 not http at all\r\n\r\n",
+    "half a head": b"POST /retrieve HTTP/1.1\r\nHost: x\r\nContent-",
+    "half a body": request("a query that is not sent")[:-9],
+    "negative length": b"POST /retrieve HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
+    "two lengths": b"POST /retrieve HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+    "bad chunk": b"POST /retrieve HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    "bad path": b"GET /\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n",
+    "no host": b"GET /healthz HTTP/1.1\r\n\r\n",
+}
+
+
+def test_garbage_and_aborts_at_any_byte_leave_a_server_that_answers() -> None:
+    engine = Engine()
+    whole = request("an aborted query")
+    with serving(engine) as url:
+        for name, content in GARBAGE.items():
+            answer = closed_by_server(raw(url, content, last=True))
+            assert answer[9:10] in (b"", b"4"), (name, answer[:200])
+        aborted = [raw(url, whole[:cut]) for cut in range(0, len(whole) + 1, 3)]
+        for connection in aborted:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # close by reset
+            connection.close()
+        assert post(url, "after").status_code == 200
+        until(lambda: metric(url, "retrieval_queued_queries") == 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (b"", 422),
+        (b"\xff\xfe\x00", 422),
+        (b'{"queries": ["\xc3\x28"]}', 422),
+        (b'{"queries": ["a"], "topk": ' + b"9" * 5000 + b"}", 422),
+        (b"[" * 100_000, 422),
+        (b'{"queries": ["a"], "topk": NaN}', 422),
+        (b'{"queries": ["\\ud800"], "topk": "\\ud800"}', 422),
+        (b'{"queries": ["' + b"a" * 2000 + b'"]}', 413),
+        (b'{"queries": [' + b'"a",' * 20 + b'"a"]}', 413),
+        (b" " * 200_001, 413),
+    ],
+)
+def test_what_is_no_request_has_the_status_that_means_it(content: bytes, status: int) -> None:
+    with serving(Engine(), max_body_bytes=200_000, max_queries=20, max_query_characters=1000) as url:
+        headers = {"content-type": "application/json"}
+        response = httpx.post(f"{url}/retrieve", content=content, headers=headers, timeout=WITHIN_S)
+        assert response.status_code == status
+        assert set(response.json()["error"]) == {"code", "message", "remedy"}
+
+
+def asked_by_our_client(url: str) -> int | None:
+    """The status with which our client was refused, if it was."""
+
+    async def ask() -> None:
+        async with httpx.AsyncClient() as client:
+            assert await HttpRetriever(client, url).retrieve("q", topk=1)
+
+    try:
+        asyncio.run(ask())
+    except RetrieverError as error:
+        return error.status
+    return None
+
+
+def test_with_a_key_only_health_checks_are_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine()
+    with serving(engine, key=KEY) as url:
+        assert httpx.get(f"{url}/healthz").status_code == httpx.get(f"{url}/readyz").status_code == 200
+        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": f"Basic {KEY}"}):
+            for method, path in (
+                ("POST", "/retrieve"),
+                ("GET", "/metrics"),
+                ("GET", "/openapi.json"),
+                ("GET", "/none"),
+            ):
+                refused = httpx.request(method, url + path, headers=headers)
+                assert refused.status_code == 401 and refused.headers["www-authenticate"] == "Bearer"
+                assert refused.json()["error"]["code"] == "unauthorized"
+        monkeypatch.delenv(KEY_VARIABLE, raising=False)
+        assert asked_by_our_client(url) == 401
+        monkeypatch.setenv(KEY_VARIABLE, KEY)
+        assert asked_by_our_client(url) is None
+        right = {"authorization": f"Bearer {KEY}"}
+        assert httpx.post(f"{url}/retrieve", json={"queries": ["a"]}, headers=right).status_code == 200
+        assert httpx.get(f"{url}/metrics", headers=right).status_code == 200
+
+
+def test_while_it_loads_it_tells_how_far_it_is() -> None:
+    engine, go = Engine(), threading.Event()
+
+    def slowly(report: Report) -> Opened:
+        report("building", 3, 10)
+        assert go.wait(WITHIN_S)
+        return engine.opens(report)
+
+    with listening(slowly) as url:
+        until(lambda: httpx.get(f"{url}/readyz").json()["progress"]["done"] == 3)
+        waiting = httpx.get(f"{url}/readyz")
+        assert waiting.status_code == 503 and waiting.headers["retry-after"] == "1"
+        assert waiting.json()["progress"] == {"stage": "building", "done": 3, "total": 10}
+        assert httpx.get(f"{url}/healthz").status_code == 200
+        assert post(url, "early").status_code == 503
+        go.set()
+        until(lambda: httpx.get(f"{url}/readyz").status_code == 200)
+        assert httpx.get(f"{url}/readyz").json() == {"status": "ready", **MANIFEST}
+
+
+OWN_PROCESS = """
+import sys, time
+from pathlib import Path
+from retrieval_server.app import create_app
+from retrieval_server.app.listening import http_server
+from retrieval_server.app.service import Opened
+from retrieval_server.config import ServerSettings
+from retrieval_server.schemas import KEY_VARIABLE, Document
+from s3_agent.clients.retriever import HttpRetriever
+from s3_agent.errors import RetrieverError
+
+port, folder, never = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "never"
+
+class Slow:
+    ignores_whitespace = True
+    def cost(self, query):
+        return 1
+    def search(self, queries, *, topk):
+        (folder / "searching").touch()
+        while not (folder / "go").exists():
+            time.sleep(0.01)
+        return [[(1, 1.0)] for _ in queries]
+    def __getitem__(self, row):
+        return Document(id="1", title="T", text="t", contents="c")
+
+def opens(report):
+    while never:
+        report("loading for ever", 0, 0)
+        time.sleep(0.01)
+    return Opened(Slow(), Slow(), {})
+
+settings = ServerSettings(corpus=Path("c"), index=Path("i"), port=port)
+http_server(create_app(settings, opens=opens), settings).run()
+"""
+
+
+@contextmanager
+def own_process(folder: Path, *, loads: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    process = subprocess.Popen([sys.executable, "-c", OWN_PROCESS, str(port), str(folder), loads], env=dict(os.environ))
+    url = f"http://127.0.0.1:{port}"
+
+    def answers(path: str, status: int) -> bool:
+        try:
+            return httpx.get(url + path).status_code == status
+        except httpx.TransportError:
+            return False
+
+    try:
+        until(lambda: answers("/readyz", 503 if loads == "never" else 200))
+        yield url, process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_sigterm_finishes_what_was_accepted(tmp_path: Path) -> None:
+    with own_process(tmp_path, loads="at once") as (url, process):
+        searching, queued = raw(url, request("searching")), None
+        until((tmp_path / "searching").exists)
+        queued = raw(url, request("queued"))
+        until(lambda: metric(url, "retrieval_queued_queries") == 1)
+        process.send_signal(signal.SIGTERM)
+        until(lambda: not listens(url))
+        (tmp_path / "go").touch()
+        for connection in (searching, queued):
+            assert closed_by_server(connection).startswith(b"HTTP/1.1 200")
+        process.wait(timeout=WITHIN_S)
+
+
+def listens(url: str) -> bool:
+    try:
+        raw(url, b"").close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+def test_sigterm_ends_a_server_that_loads(tmp_path: Path) -> None:
+    with own_process(tmp_path, loads="never") as (_, process):
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=WITHIN_S)
+
+
+SLOW = (HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large)
+CHECKS = [
+    checks.not_a_server_error,
+    openapi_checks.status_code_conformance,
+    openapi_checks.content_type_conformance,
+    openapi_checks.response_schema_conformance,
+    openapi_checks.unsupported_method,
+]
+
+
+@pytest.mark.parametrize("mode", [schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE])
+def test_nothing_that_openapi_allows_or_forbids_is_a_server_error(mode: Any) -> None:
+    seen: Counter[tuple[str, int]] = Counter()
+    with serving(Engine()) as url:
+        for found in schemathesis.openapi.from_url(f"{url}/openapi.json").get_all_operations():
+            operation: Any = found.ok()  # pyright: ignore[reportAttributeAccessIssue]
+
+            @given(case=operation.as_strategy(generation_mode=mode))
+            @settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=SLOW)
+            def ask(case: Any) -> None:
+                response = case.call()
+                seen[case.path, response.status_code] += 1
+                case.validate_response(response, checks=CHECKS)
+
+            if mode is schemathesis.GenerationMode.POSITIVE or operation.method == "post":
+                ask()
+    assert seen["/retrieve", 200 if mode is schemathesis.GenerationMode.POSITIVE else 422] > 20, seen

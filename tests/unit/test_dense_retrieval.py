@@ -1,0 +1,276 @@
+"""Dense retrieval: vectors by the formula, exact search as numpy's, every layout, a build that survives a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from retrieval_server.backends.boolean import parse
+from retrieval_server.config import DenseSettings, EncoderSettings, read_index_settings
+from retrieval_server.corpus import Corpus
+from retrieval_server.errors import RetrievalError
+from retrieval_server.indexing import build_index, load_index, open_backend, open_corpus, verify_index
+from retrieval_server.indexing.build import build_from_vectors, convert_index
+from retrieval_server.indexing.command import app
+from retrieval_server.indexing.manifest import MANIFEST
+
+faiss = pytest.importorskip("faiss")
+torch = pytest.importorskip("torch")
+
+WORDS = ["river", "bank", "city", "norway", "krone", "castle", "bridge", "music", "theory", "field", "water", "stone"]
+DIMENSION = 32
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of 32 dimensions with random weights."""
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    folder = tmp_path_factory.mktemp("model")
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "query", "passage", ":", '"', *WORDS]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
+    BertTokenizer(vocab={word: number for number, word in enumerate(vocabulary)}).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=DIMENSION,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        initializer_range=0.5,
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
+    texts = [" ".join(rng.choice(WORDS, size=6)) for _ in range(300)]
+    path.write_text("".join(json.dumps({"title": "T", "text": text}) + "\n" for text in texts), encoding="utf-8")
+    return Corpus(path)
+
+
+@pytest.fixture(scope="module")
+def vectors(corpus: Corpus) -> Any:
+    rows = np.random.default_rng(1).standard_normal((len(corpus), DIMENSION)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def e5(model: Path, **others: Any) -> DenseSettings:
+    return DenseSettings(encoder=EncoderSettings.e5(str(model)), **others)
+
+
+def exact(vectors: Any, queries: Any, topk: int) -> list[list[int]]:
+    return np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :topk].tolist()
+
+
+def rows_of(found: Any) -> list[list[int]]:
+    return [[row for row, _ in hits] for hits in found]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_vectors_are_the_models_states_pooled(model: Path, pooling: Any) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    from retrieval_server.backends.encoder import Encoder
+
+    texts = ["river bank", "castle", "krone norway city water stone music"]
+    encoder = Encoder(EncoderSettings.e5(str(model), pooling=pooling, max_tokens=7))
+    tokenizer, bert = AutoTokenizer.from_pretrained(model), AutoModel.from_pretrained(model).eval()
+    for ours, prefix in ((encoder.queries, "query: "), (encoder.passages, "passage: ")):
+        for text, vector in zip(texts, ours(texts), strict=True):
+            tokens = tokenizer(prefix + text, truncation=True, max_length=7, return_tensors="pt")
+            with torch.no_grad():
+                states = bert(**tokens).last_hidden_state[0]
+            wanted = states.mean(dim=0) if pooling == "mean" else states[0]
+            np.testing.assert_allclose(vector, (wanted / wanted.norm()).numpy(), atol=1e-5)
+
+
+def test_a_model_that_is_not_there_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    from retrieval_server.backends.encoder import Encoder
+
+    with pytest.raises(RetrievalError, match=r"can not be loaded(.|\n)*What to do"):
+        Encoder(EncoderSettings(model=str(tmp_path / "nothing")))
+
+
+@pytest.mark.parametrize("engine", ["faiss", "torch"])
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_flat_search_is_numpys_exact_search(vectors: Any, model: Path, engine: Any, count: int) -> None:
+    from retrieval_server.backends.faiss_index import FaissEngine, make
+    from retrieval_server.backends.torch_exact import TorchEngine
+
+    queries = np.random.default_rng(2).standard_normal((count, DIMENSION)).astype(np.float32)
+    settings = e5(model, chunk=64)
+    found = FaissEngine(make(vectors, settings), settings) if engine == "faiss" else TorchEngine(vectors, settings)
+    hits = found.search(queries, topk=7)
+    assert rows_of(hits) == exact(vectors, queries, 7)
+    wanted = np.take_along_axis(queries @ vectors.T, np.array(rows_of(hits)), axis=1)
+    np.testing.assert_allclose([[score for _, score in row] for row in hits], wanted, atol=1e-5)
+    assert all(len(row) == len(vectors) for row in rows_of(found.search(queries, topk=len(vectors) + 5)))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
+def test_fewer_bits_keep_most_neighbours(vectors: Any, model: Path, dtype: Any) -> None:
+    from retrieval_server.backends.torch_exact import TorchEngine
+
+    queries = np.random.default_rng(2).standard_normal((20, DIMENSION)).astype(np.float32)
+    found = rows_of(TorchEngine(vectors, e5(model, torch_dtype=dtype)).search(queries, topk=8))
+    shared = [len(set(a) & set(b)) / 8 for a, b in zip(found, exact(vectors, queries, 8), strict=True)]
+    assert np.mean(shared) > 0.9
+
+
+@pytest.mark.parametrize("layout", ["hnsw", "sq8", "pq", "rabitq", "ivf_flat", "ivf_sq8", "ivf_pq", "ivf_rabitq"])
+def test_every_layout_finds_the_neighbours_with_their_true_scores(
+    vectors: Any, corpus: Corpus, model: Path, tmp_path: Path, layout: Any
+) -> None:
+    settings = e5(model, layout=layout, lists=4, probes=4, candidates=150, vectors="float32")
+    build_from_vectors(
+        corpus, tmp_path / "i", settings, rows=lambda start, end: vectors[start:end], dimension=DIMENSION
+    )
+    engine: Any = load_index(corpus, tmp_path / "i", settings)
+    hits = engine._engine.search(vectors[:20], topk=5)
+    wanted = exact(vectors, vectors[:20], 5)
+    shared = [len(set(a) & set(b)) / 5 for a, b in zip(rows_of(hits), wanted, strict=True)]
+    assert np.mean(shared) > 0.9 and [row[0] for row in rows_of(hits)] == list(range(20))
+    for query, row in zip(vectors[:20], hits, strict=True):
+        for number, score in row:
+            assert score == pytest.approx(float(vectors[number] @ query), abs=1e-4)
+    assert all(number >= 0 for row in rows_of(engine._engine.search(vectors[:2], topk=500)) for number in row)
+
+
+def test_an_existing_faiss_file_is_opened_as_it_is(vectors: Any, corpus: Corpus, model: Path, tmp_path: Path) -> None:
+    for name, kind in (("e5_Flat.index", "Flat"), ("e5_HNSW64.index", "HNSW64")):
+        index = faiss.index_factory(DIMENSION, kind, faiss.METRIC_INNER_PRODUCT)
+        index.add(vectors)
+        faiss.write_index(index, str(tmp_path / name))
+        settings = e5(model, file=tmp_path / name)
+        backend, manifest = open_backend(corpus, tmp_path / "none", settings)
+        assert manifest["backend"] == "dense" and backend.search(["river bank"], topk=3)
+        index = faiss.index_factory(DIMENSION, kind, faiss.METRIC_INNER_PRODUCT)
+        index.add(vectors[:9])
+        faiss.write_index(index, str(tmp_path / name))
+        with pytest.raises(RetrievalError, match=r"holds 9 vectors, the corpus 300(.|\n)*What to do"):
+            load_index(corpus, tmp_path / "none", settings)
+
+
+def test_a_cut_index_is_refused(corpus: Corpus, model: Path, tmp_path: Path) -> None:
+    build_index(corpus, tmp_path / "i", e5(model))
+    assert load_index(corpus, tmp_path / "i").search(["river"], topk=2)
+    for name in ("index.faiss", "vectors.npy"):
+        whole = (tmp_path / "i" / name).read_bytes()
+        (tmp_path / "i" / name).write_bytes(whole[:-100])
+        with pytest.raises(RetrievalError, match=rf"{name} has \d+ bytes(.|\n)*index build"):
+            load_index(corpus, tmp_path / "i")
+        (tmp_path / "i" / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(RetrievalError, match=r"its hash differs(.|\n)*index build"):
+            verify_index(corpus, tmp_path / "i")
+        (tmp_path / "i" / name).write_bytes(whole)
+    assert verify_index(corpus, tmp_path / "i")["vectors"] == len(corpus)
+
+
+def test_a_converted_index_has_the_same_vectors(corpus: Corpus, model: Path, tmp_path: Path) -> None:
+    build_index(corpus, tmp_path / "flat", e5(model))
+    convert_index(corpus, tmp_path / "flat", tmp_path / "sq8", e5(model, layout="sq8"))
+    convert_index(corpus, tmp_path / "flat" / "index.faiss", tmp_path / "again", e5(model))
+    flat, squeezed = (load_index(corpus, tmp_path / name).search(["river bank"], topk=5)[0] for name in ("flat", "sq8"))
+    assert flat[0][1] == pytest.approx(squeezed[0][1], abs=1e-3)
+    assert (tmp_path / "again" / "index.faiss").read_bytes() == (tmp_path / "flat" / "index.faiss").read_bytes()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from retrieval_server.backends import vectors
+from retrieval_server.config import read_index_settings
+from retrieval_server.corpus import Corpus
+from retrieval_server.indexing import build_index
+
+vectors.SHARD = 64
+def report(stage, done, total):
+    if stage == sys.argv[4] and done >= 128 * (stage == "encoding passages"):
+        os.kill(os.getpid(), signal.SIGKILL)
+build_index(Corpus(Path(sys.argv[1])), Path(sys.argv[2]), read_index_settings(Path(sys.argv[3])), report=report)
+"""
+
+
+@pytest.mark.parametrize("layout", ["flat", "ivf_rabitq"])
+def test_a_killed_build_goes_on_to_the_same_bytes(corpus: Corpus, model: Path, tmp_path: Path, layout: str) -> None:
+    settings = tmp_path / "dense.yaml"
+    encoder = {"model": str(model), "query_prefix": "query: ", "passage_prefix": "passage: "}
+    settings.write_text(yaml.safe_dump({"kind": "dense", "layout": layout, "lists": 4, "encoder": encoder}))
+
+    def built(name: str, stop: str) -> int:
+        arguments = [str(corpus.path), str(tmp_path / name), str(settings), stop]
+        return subprocess.run([sys.executable, "-c", KILLED, *arguments], env={**os.environ}).returncode
+
+    assert built("whole", "never") == 0
+    assert built("killed", "encoding passages") == -signal.SIGKILL
+    record = tmp_path / "killed.partial" / "vectors.jsonl"
+    done = record.read_text(encoding="utf-8").splitlines()
+    assert len(done) == 2 and not (tmp_path / "killed").exists()
+    record.write_text("\n".join([*done, '{"start": 128, "sh']), encoding="utf-8")  # a line that the kill has cut
+    assert built("killed", "adding vectors") == -signal.SIGKILL
+    assert built("killed", "never") == 0
+    for name in ("vectors.npy", "index.faiss", "corpus.lines", MANIFEST):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert load_index(corpus, tmp_path / "killed", read_index_settings(settings)).search(["river"], topk=1)
+
+
+def test_a_corpus_opens_by_its_saved_lines_without_being_read(corpus: Corpus, model: Path, tmp_path: Path) -> None:
+    stages: list[str] = []
+
+    def opened() -> Corpus:
+        stages.clear()
+        return open_corpus(path, tmp_path / "i", report=lambda stage, done, total: stages.append(stage))
+
+    path = tmp_path / "corpus.jsonl"
+    path.write_bytes(corpus.path.read_bytes())
+    build_index(Corpus(path), tmp_path / "i", e5(model))
+    assert opened()[299] == corpus[299] and not stages
+    with path.open("ab") as file:
+        file.write(b'{"title": "T", "text": "more"}\n')
+    assert len(opened()) == 301 and stages
+    with pytest.raises(RetrievalError, match="another's"):
+        load_index(opened(), tmp_path / "i")
+
+
+def test_the_command_builds_verifies_and_plans(corpus: Corpus, tmp_path: Path) -> None:
+    run = CliRunner().invoke
+    where = ["--corpus", str(corpus.path), "--index", str(tmp_path / "i")]
+    failed = run(app, ["verify", *where])
+    assert failed.exit_code == 1 and "no finished index" in failed.output and "index build" in failed.output
+    assert run(app, ["build", *where]).exit_code == 0
+    assert "300 passages" in run(app, ["verify", *where]).output
+    planned = run(app, ["plan", "--passages", "21015324"])
+    assert planned.exit_code == 0 and "flat" in planned.output and "64.6" in planned.output
+
+
+@pytest.mark.parametrize(
+    ("query", "matching"),
+    [
+        ("a AND b", {"ab", "abc"}),
+        ("a AND NOT b", {"a", "ac"}),
+        ("(a OR b) AND c", {"ac", "bc", "abc"}),
+        ('"a c"', {"ac", "abc"}),
+        ("NOT a", {"b", "bc", "c"}),
+        ("a NOT (b OR c)", {"a"}),
+        ("((a AND", {"a", "ab", "ac", "abc"}),
+        (") AND OR NOT", set()),
+        ("", set()),
+    ],
+)
+def test_boolean_queries_mean_what_they_say(query: str, matching: set[str]) -> None:
+    documents = ["a", "b", "c", "ab", "ac", "bc", "abc"]
+    clause = parse(query, lambda word: [word] if len(word) == 1 else word.split())
+    found = clause.matches(lambda term: np.array([bool(term) and term in document for document in documents]))
+    assert {document for document, match in zip(documents, found, strict=True) if match} == matching
