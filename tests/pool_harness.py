@@ -16,6 +16,7 @@ import psutil
 from benchmarks.real_gateway import KEY, GatewayApi
 from s3_agent.agents.base import Limits
 from s3_agent.clients.generator import GeneratorSettings
+from s3_agent.data.tasks import read_jsonl
 from s3_agent.embedded import NANO_POLICY
 from s3_agent.errors import GeneratorError
 from s3_agent.rollout.episode_log import EpisodeRecord
@@ -95,8 +96,7 @@ def pool_settings(gateway: GatewayApi, folder: Path, pool_id: str, **changes: An
 
 
 def records(settings: PoolSettings) -> dict[str, EpisodeRecord]:
-    lines = Path(settings.episodes or "").read_text(encoding="utf-8").splitlines()
-    parsed = [EpisodeRecord.model_validate_json(line) for line in lines]
+    parsed = [EpisodeRecord.model_validate(row) for row in read_jsonl(Path(settings.episodes or ""))]
     assert len({record.rollout_id for record in parsed}) == len(parsed), "each rollout ends once"
     return {record.rollout_id: record for record in parsed}
 

@@ -14,13 +14,22 @@ from tests.pool_harness import NORWAY, SPAIN, reader, searcher, worker_settings
 
 
 @pytest.fixture(scope="session")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayApi]:
+def running_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayApi]:
     policy = FakePolicy(searcher, load_tokenizer(str(NANO_POLICY)))
     with (
         serve(policy_app(policy)) as policy_url,
         real_gateway(tmp_path_factory.mktemp("gateway"), model=str(NANO_POLICY), policy_url=policy_url) as api,
     ):
         yield api
+
+
+@pytest.fixture
+def gateway(running_gateway: GatewayApi) -> Iterator[GatewayApi]:
+    """The gateway without the rollouts of other tests."""
+    yield running_gateway
+    left = running_gateway.http.get("/api/rollouts", params={"state_in": ["queuing", "running"]}).json()
+    for rollout in left:
+        running_gateway.http.delete(f"/api/rollouts/{rollout['rollout_id']}")
 
 
 @pytest.fixture(scope="session")
