@@ -99,7 +99,7 @@ def plan(
     passages: Annotated[int, typer.Option(min=1, help="Passages in the corpus.")],
     dimension: Annotated[int, typer.Option(min=1, help="Numbers a vector.")] = 768,
 ) -> None:
-    """RAM, disk, GPU memory and expected recall of each kind of dense index, from measured costs."""
+    """RAM, disk and GPU memory of each kind of dense index, from measured costs; recall where it was measured."""
     from retrieval_server.indexing.plan import costs, needs
 
     table = Table(title=f"{passages} passages x {dimension}, in GB (1e9 bytes)")
@@ -107,8 +107,9 @@ def plan(
         table.add_column(name, justify="left" if name == "kind" else "right")
     for need in needs(passages=passages, dimension=dimension):
         gpu = "-" if need.gpu is None else f"{need.gpu / 1e9:.1f}"
-        table.add_row(need.kind, f"{need.resident / 1e9:.1f}", f"{need.disk / 1e9:.1f}", gpu, f"{need.recall_at_8:.3f}")
+        recall = "not measured" if need.recall_at_8 is None else f"{need.recall_at_8:.3f}"
+        table.add_row(need.kind, f"{need.resident / 1e9:.1f}", f"{need.disk / 1e9:.1f}", gpu, recall)
     Console().print(table)
     measured = costs()
     typer.echo(f"Measured {measured['date']} on {measured['passages']} vectors by `{measured['command']}`.")
-    typer.echo("Bytes scale; recall is that of so many synthetic vectors, and falls with more: measure yours.")
+    typer.echo("Bytes scale with the passages. Recall depends on the vectors: measure yours.")

@@ -12,13 +12,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Need:
-    """What one kind of index needs, in bytes. `resident` must be in RAM; `disk` counts the vectors for re-ranking."""
+    """What one kind of index needs, in bytes. `resident` must be in RAM; `disk` counts the vectors for re-ranking.
+
+    `recall_at_8` is None where no measurement tells the kinds apart.
+    """
 
     kind: str
     resident: float
     disk: float
     gpu: float | None
-    recall_at_8: float
+    recall_at_8: float | None
 
 
 def costs() -> dict[str, Any]:
