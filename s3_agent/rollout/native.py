@@ -101,7 +101,7 @@ class RecipeAgent:
 
     async def play(self, job: Job) -> Played:
         task = Task.from_row(job.input if isinstance(job.input, dict) else {})
-        name = OWN_AGENTS[job.agent_class]
+        name = OWN_AGENTS.get(job.agent_class)  # an agent made of this one has no name of ours
         outcome = await run_task(
             task,
             self._settings.agent.played_by(name) if name else self._settings.agent,
