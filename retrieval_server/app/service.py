@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from retrieval_server.backends.base import Backend
 from retrieval_server.batcher import Batcher, Hits
 from retrieval_server.config import ServerSettings
+from retrieval_server.corpus import Report
 from retrieval_server.indexing import open_backend, open_corpus
 from retrieval_server.metrics import Metrics
 from retrieval_server.query_cache import QueryCache
@@ -48,11 +49,8 @@ class Opened:
     manifest: dict[str, Any]
 
 
-Report = Callable[[str, int, int], None]
-"""Takes (stage, done, total); total 0: not known. Raises Stopped when the server stops: let it pass."""
-
 Opener = Callable[[Report], Opened]
-"""Called once, in a thread of its own."""
+"""Called once, in a thread of its own. The report raises Stopped when the server stops: let it pass."""
 
 
 def opener(settings: ServerSettings, *, build: bool) -> Opener:

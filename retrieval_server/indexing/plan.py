@@ -38,13 +38,12 @@ def needs(*, passages: int, dimension: int) -> list[Need]:
         index = passages * (cost["bytes_per_vector_fixed"] + cost["bytes_per_vector_by_dimension"] * scale)
         stored = passages * dimension * 2
         exact = cost["kind"] == "flat"
-        gpu = {"flat": stored, "torch_int8": stored / 2 + 4 * passages}.get(cost["kind"])
         rows.append(
             Need(
                 kind=cost["kind"],
                 resident=index,
                 disk=index + stored,
-                gpu=gpu,
+                gpu=stored if exact else None,
                 recall_at_8=1.0 if exact else cost["recall_at_8"],
             )
         )

@@ -14,7 +14,7 @@ import httpx
 
 from s3_agent.agents.settings import AgentName
 from s3_agent.agl.one_task import TIMEOUT, OneTaskSettings, play_one, policy_at, task_from_environment
-from s3_agent.clients.http import call_json
+from s3_agent.clients.http import bearer, call_json
 from s3_agent.errors import ConfigError, GatewayError, S3AgentError
 
 
@@ -34,8 +34,7 @@ class EnvironmentAgent:
         settings = OneTaskSettings.from_environment(agent=self.agent)
         task = task_from_environment()
         policy_url, event_url = _variable("AGL_OPENAI_BASE_URL"), _variable("AGL_EVENT_URL")
-        headers = {"Authorization": f"Bearer {key}"} if (key := os.environ.get("AGL_KEY")) else {}
-        async with httpx.AsyncClient(timeout=TIMEOUT, headers=headers) as gateway:
+        async with httpx.AsyncClient(timeout=TIMEOUT, headers=bearer(os.environ.get("AGL_KEY"))) as gateway:
             outcome = await play_one(task, settings, policy=policy_at(gateway, settings, policy_url))
             event = {"event_type": "reward", "data": {"value": outcome.reward.value, "source": "agent"}}
             await call_json(gateway, "POST", event_url, error=GatewayError, body=event, patience_s=settings.patience_s)

@@ -11,9 +11,8 @@ import httpx
 
 from s3_agent.clients.http import call_json
 from s3_agent.clients.policy import Reply, Role
+from s3_agent.clients.tokenizer import BYTES_PER_TOKEN
 from s3_agent.errors import PolicyError
-
-BYTES_PER_TOKEN = 3
 
 
 def close_stop(before: str, text: str, stop: Sequence[str]) -> str:

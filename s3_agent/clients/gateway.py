@@ -15,7 +15,7 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 from pydantic import BaseModel, Field, ValidationError
 
-from s3_agent.clients.http import FIRST_WAIT_S, LONGEST_WAIT_S
+from s3_agent.clients.http import FIRST_WAIT_S, LONGEST_WAIT_S, bearer
 from s3_agent.errors import GatewayError
 
 RolloutState = Literal["queuing", "running", "succeeded", "failed"]
@@ -67,7 +67,7 @@ class Gateway:
         self._http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=60),
             timeout=aiohttp.ClientTimeout(total=300, connect=10),
-            headers={"Authorization": f"Bearer {key}"} if key else {},
+            headers=bearer(key),
             proxy=_proxy(self.url),
         )
 

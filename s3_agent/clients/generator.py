@@ -12,7 +12,7 @@ from s3_agent.clients.answer_cache import CachedChat
 from s3_agent.clients.chat_model import ChatModel, Message, ModelSettings, make_chat_model
 from s3_agent.clients.http import call_json
 from s3_agent.clients.prompts import ContextLayout, PromptStyle, answer_messages, read_answer
-from s3_agent.clients.tokenizer import load_tokenizer
+from s3_agent.clients.tokenizer import BYTES_PER_TOKEN, load_tokenizer
 from s3_agent.errors import BoundaryError, GeneratorError
 from s3_agent.fitting import fit_passages
 from s3_agent.types import Passage
@@ -20,7 +20,6 @@ from s3_agent.types import Passage
 log = structlog.get_logger()
 
 ANSWER_ROOM_TOKENS = 256
-BYTES_PER_TOKEN = 3
 _TRIES = 6
 
 

@@ -19,6 +19,11 @@ FIRST_WAIT_S = 0.25
 LONGEST_WAIT_S = 8.0
 
 
+def bearer(key: str | None) -> dict[str, str]:
+    """The header that sends `key`; nothing without one."""
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
 class _Transient(Exception):
     def __init__(self, reason: str, *, retry_after: float | None = None) -> None:
         super().__init__(reason)

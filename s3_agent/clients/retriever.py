@@ -8,7 +8,7 @@ import httpx
 from pydantic import ValidationError
 
 from retrieval_server.schemas import KEY_VARIABLE, RetrieveRequest
-from s3_agent.clients.http import call_json
+from s3_agent.clients.http import bearer, call_json
 from s3_agent.errors import RetrieverError
 from s3_agent.types import Passage
 
@@ -41,9 +41,8 @@ class HttpRetriever:
     """
 
     def __init__(self, client: httpx.AsyncClient, url: str, *, patience_s: float = 120.0) -> None:
-        key = os.environ.get(KEY_VARIABLE)
         self._client = client
-        self._headers = {"Authorization": f"Bearer {key}"} if key else None
+        self._headers = bearer(os.environ.get(KEY_VARIABLE))
         self._url = url.rstrip("/") + "/retrieve"
         self._patience_s = patience_s
 

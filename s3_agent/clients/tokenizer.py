@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from s3_agent.errors import ConfigError
 
+BYTES_PER_TOKEN = 3  # an estimate, where no tokenizer is at hand
 _ANSWER = "an-answer-stands-here"
 
 

@@ -12,7 +12,7 @@ from rich.panel import Panel
 from s3_agent.agents.settings import AgentName
 from s3_agent.clients.chat_policy import ChatPolicy
 from s3_agent.clients.generator import make_generator
-from s3_agent.clients.http import call_json
+from s3_agent.clients.http import bearer, call_json
 from s3_agent.clients.policy import CompletionsPolicy
 from s3_agent.clients.retriever import HttpRetriever
 from s3_agent.clients.tokenizer import load_tokenizer
@@ -62,8 +62,7 @@ async def _served_name(http: httpx.AsyncClient, url: str) -> str:
 async def _play(
     recipe: Recipe, task: Task, policy_url: str, tokenizer: str, *, name: str | None, key: str | None
 ) -> Outcome:
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    async with httpx.AsyncClient(timeout=300.0) as http, httpx.AsyncClient(timeout=300.0, headers=headers) as own:
+    async with httpx.AsyncClient(timeout=300.0) as http, httpx.AsyncClient(timeout=300.0, headers=bearer(key)) as own:
         name = name or await _served_name(own, policy_url)
         if recipe.policy.mode == "chat":
             policy = ChatPolicy(own, policy_url, model=name, temperature=0.0, body=recipe.policy.request)

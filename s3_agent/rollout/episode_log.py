@@ -55,6 +55,11 @@ class EpisodeLog:
     def __init__(self, path: str | None) -> None:
         self._file = None if path is None else os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
+    @property
+    def kept(self) -> bool:
+        """Whether there is a file: a record that nobody keeps need not be made."""
+        return self._file is not None
+
     def write(self, record: dict[str, Any]) -> None:
         """Append the fields of one EpisodeRecord; episodes come as JSON from a worker and are not parsed again here."""
         if self._file is not None:

@@ -261,6 +261,8 @@ class Player:
         if rollout.status.created_at is not None:
             timings["queued_s"] = max(0.0, run.started_at - rollout.status.created_at)
         self._monitor.ended(timings, reward=fields.get("reward"), boundary=boundary)
+        if not self._episodes.kept:
+            return
         self._episodes.write(
             {
                 "rollout_id": rollout.rollout_id,
