@@ -1,0 +1,63 @@
+"""What an evaluation leaves in its folder: one line per agent and question, and what makes its numbers comparable.
+
+`evaluation.json` holds an EvaluationSetting, `results.jsonl` one EvaluatedTask a line in any order. Everything that is
+printed, drawn or exported afterwards is computed from these two files alone.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from s3_agent.types import Episode, Passage, Task
+
+SCORES = ("gen_acc", "exact_match", "f1", "answer_recall")
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Failure(_Record):
+    """Why a question has no result: the boundary at fault (`policy`, `retriever`, `generator`, `judge`, …)."""
+
+    boundary: str
+    message: str
+
+
+class EvaluatedTask(_Record):
+    """One agent on one question. A failed one has a `failure` and no scores: it is missing, never wrong.
+
+    `shown` are the passages that the generator read; empty where the policy's own answer counts. `scores` has the
+    keys of SCORES, each between 0 and 1. `counts` are searches, turns, and tokens by who wrote or read them
+    (`policy_prompt_tokens`, `policy_response_tokens`, `generator_prompt_tokens`, `generator_response_tokens`).
+    `recall_by_turn[i]` says whether a gold answer occurs in what was retrieved up to the i-th retrieval (0 is the
+    initial one). `timings` are seconds by stage; `cost_usd` is None where no price is known.
+    """
+
+    agent: str
+    task: Task
+    state: Literal["done", "failed"]
+    episode: Episode | None = None
+    shown: tuple[Passage, ...] = ()
+    answer: str | None = None
+    scores: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    recall_by_turn: tuple[bool, ...] = ()
+    timings: dict[str, float] = {}
+    cost_usd: float | None = None
+    failure: Failure | None = None
+
+
+class EvaluationSetting(_Record):
+    """What the numbers of an evaluation depend on.
+
+    `agents` maps an agent's label to its resolved settings, policy model and sampling; `services` describes corpus,
+    index, generator and judge; `data` the questions (path, hash, how many, sampling seed).
+    """
+
+    agents: dict[str, dict[str, Any]]
+    services: dict[str, Any]
+    data: dict[str, Any]
+    seed: int
+    versions: dict[str, str]
+    started_at: float
