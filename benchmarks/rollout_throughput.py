@@ -47,9 +47,14 @@ def _request(method: str, path: str, host: str, body: dict[str, Any] | None = No
     return head.encode() + content
 
 
-async def _bare(gateway: GatewayApi, rollouts: list[str]) -> float:
-    """The gateway's rate for what a pool asks of it: claim, reward and end of each, and a list now and then."""
+async def _bare(gateway: GatewayApi, count: int) -> float:
+    """The gateway's rate, the request that queues them included, for what a pool asks of it.
+
+    That is the claim, reward and end of each, and a list now and then.
+    """
     address = urlsplit(gateway.url)
+    started = time.monotonic()
+    rollouts = gateway.enqueue(*({"number": number} for number in range(count)), agent_class=NATIVE)
     left = iter(enumerate(rollouts))
 
     async def connection() -> None:
@@ -74,9 +79,10 @@ async def _bare(gateway: GatewayApi, rollouts: list[str]) -> float:
             await ask(end)
         writer.close()
 
-    started = time.monotonic()
     await asyncio.gather(*(connection() for _ in range(CONNECTIONS)))
-    return len(rollouts) / (time.monotonic() - started)
+    rate = count / (time.monotonic() - started)
+    gateway.delete(rollouts)
+    return rate
 
 
 @contextmanager
@@ -112,7 +118,7 @@ def _stock(gateway: GatewayApi, folder: Path, poll_s: float, most: int) -> list[
 
 
 def _rate(gateway: GatewayApi, agent_class: str, count: int) -> float:
-    """Rollouts a second from the moment that they are queued."""
+    """Rollouts a second, the request that queues them included."""
     before, started = gateway.ended(), time.monotonic()
     rollouts = gateway.enqueue(*({"number": number} for number in range(count)), agent_class=agent_class)
     while gateway.ended() < before + count:
@@ -159,9 +165,7 @@ def main() -> None:
         folder = Path(name)
         bare, native, forked, stock = [], [], [], {}
         for _ in range(options.rounds):
-            rollouts = gateway.enqueue(*({"number": number} for number in range(options.rollouts)), agent_class=NATIVE)
-            bare.append(asyncio.run(_bare(gateway, rollouts)))
-            gateway.delete(rollouts)
+            bare.append(asyncio.run(_bare(gateway, options.rollouts)))
             with _process(_pool(gateway, folder, options.processes), folder / "pool.log"):
                 _warm(gateway, NATIVE, options.processes * 2)
                 native.append(_rate(gateway, NATIVE, options.rollouts))

@@ -14,6 +14,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from pydantic import BaseModel, Field, ValidationError
+from yarl import URL
 
 from s3_agent.clients.http import FIRST_WAIT_S, LONGEST_WAIT_S, bearer
 from s3_agent.errors import GatewayError
@@ -66,8 +67,8 @@ class Gateway:
         self.patience_s = patience_s
         self._http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=60),
-            timeout=aiohttp.ClientTimeout(total=300, connect=10),
-            headers=bearer(key),
+            timeout=aiohttp.ClientTimeout(total=300, sock_connect=10),
+            headers={"Content-Type": "application/json", **bearer(key)},
             proxy=_proxy(self.url),
         )
 
@@ -78,7 +79,9 @@ class Gateway:
         await self._http.close()
 
     async def _once(self, method: str, path: str, body: Any) -> tuple[int, bytes, str | None]:
-        async with self._http.request(method, self.url + path, json=body) as response:
+        # Encoded here, path and body: aiohttp's own quoting and payloads cost as much as sending.
+        data = None if body is None else json.dumps(body).encode()
+        async with self._http.request(method, URL(self.url + path, encoded=True), data=data) as response:
             return response.status, await response.read(), response.headers.get("retry-after")
 
     async def _call(self, method: str, path: str, body: Any = None) -> tuple[bytes, bool]:
