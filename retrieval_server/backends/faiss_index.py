@@ -15,7 +15,7 @@ from retrieval_server.errors import RetrievalError
 
 EXACT = ("flat", "hnsw", "ivf_flat")  # layouts whose scores are those of the vectors
 _STEP = 16384
-_FEW = 8  # below this many queries one BLAS call a query is faster than FAISS's own loop
+_FEW = 3  # from this many queries on one matrix product, which reads the index once for all, beats a thread a query
 
 
 def factory(settings: DenseSettings, *, dimension: int, passages: int) -> str:
@@ -101,16 +101,12 @@ class FaissEngine:
         self._index = index
         self._vectors: Any = vectors if settings.candidates else None
         self._candidates = settings.candidates
-        self._flat = _matrix(index)
-        # FAISS multiplies matrices above a product of queries and dimension, and loops below; batches are faster so.
         faiss.cvar.distance_compute_blas_threshold = _FEW * index.d
 
     def search(self, queries: Any, *, topk: int) -> list[Hits]:
         """`queries`: float32 (queries, dimension). At most `topk` (row, score) each, best first."""
         import numpy as np
 
-        if self._flat is not None and len(queries) < _FEW:
-            return [_best(self._flat @ query, topk) for query in queries]
         wanted = topk if self._vectors is None else max(topk, self._candidates)
         scores, rows = self._index.search(np.ascontiguousarray(queries), min(wanted, self._index.ntotal))
         if self._vectors is not None:
@@ -126,24 +122,6 @@ class FaissEngine:
         found = np.sort(found)  # ascending, as the file lies on the disk
         scores = self._vectors[found].astype(np.float32) @ query
         return [(int(found[at]), float(scores[at])) for at in np.argsort(-scores, kind="stable")[:topk]]
-
-
-def _best(scores: Any, topk: int) -> Hits:
-    import numpy as np
-
-    rows = np.argpartition(-scores, topk - 1)[:topk] if topk < len(scores) else np.arange(len(scores))
-    rows = rows[np.lexsort((rows, -scores[rows]))]
-    return [(int(row), float(scores[row])) for row in rows]
-
-
-def _matrix(index: Any) -> Any:
-    """The vectors of a flat inner-product index where they lie, else None."""
-    import faiss
-
-    flat = faiss.downcast_index(index)
-    if not isinstance(flat, faiss.IndexFlat) or flat.metric_type != faiss.METRIC_INNER_PRODUCT:
-        return None
-    return faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(flat.ntotal, flat.d)
 
 
 def _on_gpus(index: Any) -> Any:
