@@ -132,12 +132,29 @@ class Recipe(_Section):
     @model_validator(mode="after")
     def _rows_fit(self) -> Self:
         limits, trainer = self.agent.limits, self.trainer
+        if not self.agent.method.trainable:
+            return self
         if limits.max_context_tokens > trainer.response_tokens:
             raise ValueError(
                 f"agent.limits.max_context_tokens ({limits.max_context_tokens}) is more than trainer.response_tokens "
                 f"({trainer.response_tokens}): the training rows of long episodes would be cut"
             )
         return self
+
+
+def require_trainable(recipe: Recipe) -> None:
+    """Raises ConfigError for an agent whose rollouts the trainer can not learn from."""
+    method = recipe.agent.method
+    if method.trainable:
+        return
+    why = {
+        "none": "asks no policy: there are no tokens to learn from",
+        "rewriter": "brings a policy that was trained elsewhere, by another reward than ours",
+        "instruct": "writes its prompt anew for each call: a rollout is not one row of tokens",
+    }[method.policy]
+    raise ConfigError(
+        f"{recipe.agent.name} can not be trained: it {why}", remedy="evaluate it, or set agent.name to s3 or search_r1"
+    )
 
 
 def recipe_path(name: str) -> Path:
