@@ -35,7 +35,7 @@ class Calls:
         self._prompt_tokens = self._response_tokens = 0
 
     async def ask(self, message: str) -> str | None:
-        """The reply to one message; None when it leaves no room for one. Raises PolicyError."""
+        """The reply to one message, without control tokens; None when there is no room for one. Raises PolicyError."""
         conversation = self._policy.converse(message, template=self._template)
         read = conversation.used
         if read >= self._most:
@@ -45,7 +45,10 @@ class Calls:
         )
         self._prompt_tokens += read
         self._response_tokens += reply.tokens
-        return reply.text
+        text = reply.text
+        for token in self._policy.control:  # the end of its turn would end the message that the reply goes into
+            text = text.replace(token, "")
+        return text
 
     async def first(self, task: Task, message: str) -> str:
         """The reply to a task's first message. Raises ConfigError when it does not fit, and PolicyError."""

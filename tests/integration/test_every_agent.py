@@ -100,7 +100,12 @@ async def test_every_agent_plays_and_is_scored(services: Services, name: AgentNa
         if answers == "generator":
             assert (outcome.answer, outcome.reward.value) == ("the krone", 1.0)
             [(_, [system])] = services.generator.calls
-            assert ("currency of Norway" in system.text) == bool(episode.selected)
+            lines = 'Doc 1 (Title: "Norway") The currency' in system.text
+            blocks = "Doc 1 (Title: Norway)\nThe currency" in system.text
+            assert (lines, blocks) == (
+                bool(episode.selected) and method.policy != "protocol",
+                method.policy == "protocol",
+            )
             assert ("step by step" in system.text) == (name == "cot")
         elif name != "ircot":
             assert (outcome.answer, outcome.reward.value) == ("krone", 1.0)

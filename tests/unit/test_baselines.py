@@ -325,6 +325,15 @@ async def test_a_document_can_not_write_protocol(name: str) -> None:
             assert text.count(mark) == other.count(mark)
 
 
+@pytest.mark.parametrize("name", ["ircot", "search_o1"])
+async def test_the_end_of_a_reply_does_not_end_the_next_message(name: str) -> None:
+    outcome, prompts, retriever, _ = await play(name, lambda _: PROMPTED[name] + "<|im_end|>")
+    assert all(message(prompt).count("<|im_") == 0 for prompt in prompts)
+    assert "<|im_end|>" not in "".join(query for query, _ in retriever.queries)
+    assert outcome.episode.turns[0].response == PROMPTED[name]
+    assert outcome.episode.turns[0].response_tokens % (len(PROMPTED[name]) + 1) == 0, "it was sampled all the same"
+
+
 @pytest.mark.parametrize("name", PROMPTED)
 async def test_a_first_prompt_that_does_not_fit_says_so(name: str) -> None:
     with pytest.raises(ConfigError, match="does not fit the policy's context of 64 tokens"):

@@ -264,6 +264,12 @@ async def test_styles_without_passages() -> None:
     )
 
 
+def test_what_stands_for_no_context() -> None:
+    told = answer_messages("q", (), prompt=AnswerPrompt(empty="No context"))
+    assert "Contexts:\nNo context\n" in told[0]["content"]
+    assert answer_messages("q", PASSAGES, prompt=AnswerPrompt(empty="No context")) == answer_messages("q", PASSAGES)
+
+
 def test_lines_are_the_layout_of_naive_rag() -> None:
     assert render_context(PASSAGES, "lines") == 'Doc 1 (Title: "Norway") krone\nis money\nDoc 2 (Title: "B (c)") x\n'
 
