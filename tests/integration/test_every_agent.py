@@ -59,16 +59,25 @@ class Services:
     generator: FakeGenerator
 
 
-@pytest.fixture
-def services() -> Iterator[Services]:
+@pytest.fixture(scope="module")
+def running() -> Iterator[Services]:
     policy = FakePolicy(respond, load_tokenizer(str(NANO_POLICY)))
-    generator = FakeGenerator(lambda question, context: "the krone")
+    # As a generator it reads the question alone, as a policy a method's prompt.
+    generator = FakeGenerator(lambda asked, context: "the krone" if asked == QUESTION else respond(asked))
     with (
         serve(policy_app(policy)) as policy_url,
         serve(retriever_app(FakeRetriever(default=(DOC,)))) as retriever_url,
         serve(generator_app(generator)) as generator_url,
     ):
         yield Services(policy_url + "/v1", retriever_url, generator_url + "/v1", policy, generator)
+
+
+@pytest.fixture
+def services(running: Services) -> Services:
+    """Services that were not asked anything yet."""
+    running.policy.prompts.clear()
+    running.generator.calls.clear()
+    return running
 
 
 @pytest.mark.parametrize("mode", ["tokens", "chat"])
@@ -120,7 +129,6 @@ def limits_override(name: AgentName) -> str:
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.policy != "protocol"])
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_asking_an_agent_needs_no_trained_policy(services: Services, name: AgentName, elsewhere: bool) -> None:
-    services.generator._answer = lambda question, context: respond(question)  # one model in both places
     overrides = [f"retriever.url={services.retriever_url}", f"generator.url={services.generator_url}", "gateway.port=0"]
     if name == "deep_retrieval":  # the fake generator takes chat messages alone
         overrides.append("agent.name=deep_retrieval")
