@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from yaml import YAMLError
 
 from s3_agent import embedded
+from s3_agent.agents.settings import AgentName
 from s3_agent.agl.verl_config import TrainerRecipe
 from s3_agent.clients.generator import GeneratorSettings
 from s3_agent.clients.judge import JudgeSettings
@@ -112,7 +113,7 @@ class RayRecipe(_Section):
 
 
 class Recipe(_Section):
-    """A full run."""
+    """A full run. `agents` sets what other agents than the recipe's own have different from their method, by name."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     seed: int = 0
@@ -120,6 +121,7 @@ class Recipe(_Section):
     prepared: Path = Path("prepared")
     data: DataRecipe
     agent: AgentSettings = Field(default_factory=AgentSettings)
+    agents: dict[AgentName, dict[str, Any]] = Field(default_factory=dict)
     policy: PolicyRecipe
     retriever: RetrieverRecipe = Field(default_factory=RetrieverRecipe)
     generator: GeneratorRecipe = Field(default_factory=GeneratorRecipe)
@@ -128,6 +130,23 @@ class Recipe(_Section):
     workers: WorkersRecipe = Field(default_factory=WorkersRecipe)
     ray: RayRecipe = Field(default_factory=RayRecipe)
     trainer: TrainerRecipe = Field(default_factory=TrainerRecipe)
+
+    def playing(self, name: AgentName) -> AgentSettings:
+        """The settings with which the agent `name` plays in this recipe."""
+        settings, given = self.agent.played_by(name), self.agents.get(name, {})
+        if name == self.agent.name or not given:
+            return settings
+        own = settings.model_dump(include={"name", "prompt", "limits"})
+        return AgentSettings.model_validate({**own, **given, "limits": {**own["limits"], **given.get("limits", {})}})
+
+    @model_validator(mode="after")
+    def _agents_fit(self) -> Self:
+        for name in self.agents:
+            try:
+                self.playing(name)
+            except (TypeError, ValueError) as cause:
+                raise ValueError(f"agents.{name}: {cause}") from cause
+        return self
 
     @model_validator(mode="after")
     def _rows_fit(self) -> Self:

@@ -134,7 +134,7 @@ def ask_job(
         raise ConfigError("the question is empty", remedy='ask something: s3-agent ask "…?"')
     if run is not None and not (run / "policy").is_dir():
         raise ConfigError(f"{run} has no trained policy", remedy="give the folder of a finished run")
-    settings = recipe.agent.played_by(agent or recipe.agent.name)
+    settings = recipe.playing(agent or recipe.agent.name)
     # One answer is looked at, not compared with naive RAG.
     settings = settings.model_copy(update={"reward": "accuracy"}) if settings.asks_generator else settings
     recipe = recipe.model_copy(update={"agent": settings})

@@ -121,18 +121,11 @@ async def test_every_agent_plays_and_is_scored(services: Services, name: AgentNa
         assert outcome.reward.metrics["accuracy"] == outcome.reward.value
 
 
-def limits_override(name: AgentName) -> str:
-    """The recipe's limits replaced by the method's own."""
-    return "agent.limits={" + ", ".join(f"{key}: {json.dumps(value)}" for key, value in METHODS[name].limits) + "}"
-
-
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.policy != "protocol"])
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_asking_an_agent_needs_no_trained_policy(services: Services, name: AgentName, elsewhere: bool) -> None:
     overrides = [f"retriever.url={services.retriever_url}", f"generator.url={services.generator_url}", "gateway.port=0"]
-    if name == "deep_retrieval":  # the fake generator takes chat messages alone
-        overrides.append("agent.name=deep_retrieval")
-        overrides += [limits_override(name), "agent.prompt=double_template", "agent.selection=every"]
+    overrides.append("agents.deep_retrieval.prompt=double_template")  # the fake generator takes chat messages alone
     options = ["--policy-url", services.policy_url] if elsewhere else []
     done = CliRunner().invoke(app, ["ask", QUESTION, "--agent", name, "--json", *options, *overrides])
     assert done.exit_code == 0, (done.output, done.exception)
@@ -157,7 +150,8 @@ def test_the_agents_are_listed() -> None:
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not method.trainable])
 def test_what_can_not_be_trained_is_refused_before_anything_starts(name: AgentName) -> None:
-    overrides = [f"agent.name={name}", limits_override(name), "agent.prompt=instruct", "agent.selection=every"]
+    limits = "{" + ", ".join(f"{key}: {json.dumps(value)}" for key, value in METHODS[name].limits) + "}"
+    overrides = [f"agent.name={name}", f"agent.limits={limits}", "agent.prompt=instruct", "agent.selection=every"]
     for command in (["train"], ["workers", "--gateway", "http://127.0.0.1:1"]):
         done = CliRunner().invoke(app, [*command, *overrides])
         assert isinstance(done.exception, ConfigError)
