@@ -419,7 +419,7 @@ async def test_a_raw_text_goes_to_the_completions_of_a_chat_server() -> None:
         **{"model": "m", "temperature": 0.7, "top_p": 0.95, "max_tokens": 512, "stop": []},
         "prompt": episode.prompt,
     }
-    assert episode.turns[0].response_tokens == 5
+    assert (episode.turns[0].prompt_tokens, episode.turns[0].response_tokens) == (45, 5), "as the server counts"
     await run_served("deep_retrieval", policy, prompt="double_template")
     assert [path for path, _ in sent] == ["/models", "/completions", "/chat/completions"], "the window is asked once"
     assert sent[-1][1]["messages"] == [{"role": "user", "content": episode.prompt}]
