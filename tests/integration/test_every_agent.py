@@ -15,7 +15,7 @@ from s3_agent.clients.chat_policy import ChatPolicy
 from s3_agent.clients.fake_servers import generator_app, policy_app, retriever_app, serve
 from s3_agent.clients.fakes import FakeGenerator, FakePolicy, FakeRetriever
 from s3_agent.clients.generator import GeneratorSettings, make_generator
-from s3_agent.clients.policy import CompletionsPolicy, Policy
+from s3_agent.clients.policy import CompletionsPolicy, NoPolicy, Policy
 from s3_agent.clients.retriever import HttpRetriever
 from s3_agent.clients.tokenizer import load_tokenizer
 from s3_agent.embedded import NANO_POLICY
@@ -89,7 +89,9 @@ async def test_every_agent_plays_and_is_scored(services: Services, name: AgentNa
         services.generator.calls.clear()
         async with httpx.AsyncClient() as http:
             policy: Policy
-            if mode == "chat":
+            if method.policy == "none":
+                policy = NoPolicy()
+            elif mode == "chat":
                 policy = ChatPolicy(http, services.policy_url, model="m")
             else:
                 policy = CompletionsPolicy(http, services.policy_url, load_tokenizer(str(NANO_POLICY)))
