@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from yaml import YAMLError
 
 from s3_agent import embedded
+from s3_agent.agents.settings import AgentName
 from s3_agent.agl.verl_config import TrainerRecipe
 from s3_agent.clients.generator import GeneratorSettings
 from s3_agent.clients.judge import JudgeSettings
@@ -112,7 +113,7 @@ class RayRecipe(_Section):
 
 
 class Recipe(_Section):
-    """A full run."""
+    """A full run. `agents` sets what other agents than the recipe's own have different from their method, by name."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     seed: int = 0
@@ -120,6 +121,7 @@ class Recipe(_Section):
     prepared: Path = Path("prepared")
     data: DataRecipe
     agent: AgentSettings = Field(default_factory=AgentSettings)
+    agents: dict[AgentName, dict[str, Any]] = Field(default_factory=dict)
     policy: PolicyRecipe
     retriever: RetrieverRecipe = Field(default_factory=RetrieverRecipe)
     generator: GeneratorRecipe = Field(default_factory=GeneratorRecipe)
@@ -129,15 +131,49 @@ class Recipe(_Section):
     ray: RayRecipe = Field(default_factory=RayRecipe)
     trainer: TrainerRecipe = Field(default_factory=TrainerRecipe)
 
+    def playing(self, name: AgentName) -> AgentSettings:
+        """The settings with which the agent `name` plays in this recipe."""
+        settings, given = self.agent.played_by(name), self.agents.get(name, {})
+        if name == self.agent.name or not given:
+            return settings
+        own = settings.model_dump(include={"name", "prompt", "limits"})
+        return AgentSettings.model_validate({**own, **given, "limits": {**own["limits"], **given.get("limits", {})}})
+
+    @model_validator(mode="after")
+    def _agents_fit(self) -> Self:
+        for name in self.agents:
+            try:
+                self.playing(name)
+            except (TypeError, ValueError) as cause:
+                raise ValueError(f"agents.{name}: {cause}") from cause
+        return self
+
     @model_validator(mode="after")
     def _rows_fit(self) -> Self:
         limits, trainer = self.agent.limits, self.trainer
+        if not self.agent.method.trainable:
+            return self
         if limits.max_context_tokens > trainer.response_tokens:
             raise ValueError(
                 f"agent.limits.max_context_tokens ({limits.max_context_tokens}) is more than trainer.response_tokens "
                 f"({trainer.response_tokens}): the training rows of long episodes would be cut"
             )
         return self
+
+
+def require_trainable(recipe: Recipe) -> None:
+    """Raises ConfigError for an agent whose rollouts the trainer can not learn from."""
+    method = recipe.agent.method
+    if method.trainable:
+        return
+    why = {
+        "none": "asks no policy: there are no tokens to learn from",
+        "rewriter": "brings a policy that was trained elsewhere, by another reward than ours",
+        "instruct": "writes its prompt anew for each call: a rollout is not one row of tokens",
+    }[method.policy]
+    raise ConfigError(
+        f"{recipe.agent.name} can not be trained: it {why}", remedy="evaluate it, or set agent.name to s3 or search_r1"
+    )
 
 
 def recipe_path(name: str) -> Path:

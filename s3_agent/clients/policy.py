@@ -8,7 +8,7 @@ of texts only, so an endpoint that takes no token ids (`chat_policy`) serves the
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NoReturn, Protocol
 
 import httpx
 
@@ -65,9 +65,26 @@ class Policy(Protocol):
         """Texts that must not reach the policy from a passage or a question (`s3_agent.tags.neutral`)."""
         ...
 
-    def converse(self, message: str) -> Conversation:
-        """A new conversation that opens with one user message."""
+    def converse(self, message: str, *, template: bool = True) -> Conversation:
+        """A new conversation that opens with one user message; without `template` the text is continued as it is."""
         ...
+
+    async def window(self) -> int | None:
+        """How many tokens the context may hold where the server says so. Raises PolicyError."""
+        ...
+
+
+class NoPolicy:
+    """Stands where an agent asks none, so that one that does is found out."""
+
+    control: frozenset[str] = frozenset()
+
+    def converse(self, message: str, *, template: bool = True) -> NoReturn:
+        """There is nobody to talk to."""
+        raise AssertionError("an agent without a policy asked one")
+
+    async def window(self) -> None:
+        """There is none."""
 
 
 class TokenPolicy(ABC):
@@ -81,18 +98,22 @@ class TokenPolicy(ABC):
     async def complete(self, prompt_ids: Sequence[int], *, max_tokens: int, stop: Sequence[str]) -> Completion:
         """Continue `prompt_ids` by at most `max_tokens` tokens. Raises PolicyError."""
 
-    def converse(self, message: str) -> "TokenConversation":
+    def converse(self, message: str, *, template: bool = True) -> "TokenConversation":
         """A conversation of exact token prefixes."""
-        return TokenConversation(self, message)
+        return TokenConversation(self, self.tokenizer.chat(message) if template else self.tokenizer.encode(message))
+
+    async def window(self) -> int | None:
+        """Unknown: what is trained is bound by the agent's limits alone."""
+        return None
 
 
 class TokenConversation:
     """Ids that only ever grow: every prompt is the previous prompt and response, and what was observed."""
 
-    def __init__(self, policy: TokenPolicy, message: str) -> None:
+    def __init__(self, policy: TokenPolicy, prompt_ids: Sequence[int]) -> None:
         self._policy = policy
         self._tokenizer = policy.tokenizer
-        self._ids = self._tokenizer.chat(message)
+        self._ids = list(prompt_ids)
         self._start = len(self._ids)
         self._counted: tuple[str, list[int]] = ("", [])
 

@@ -13,7 +13,7 @@ from s3_agent.agents.settings import AgentName
 from s3_agent.clients.chat_policy import ChatPolicy
 from s3_agent.clients.generator import make_generator
 from s3_agent.clients.http import bearer, call_json
-from s3_agent.clients.policy import CompletionsPolicy
+from s3_agent.clients.policy import CompletionsPolicy, NoPolicy
 from s3_agent.clients.retriever import HttpRetriever
 from s3_agent.clients.tokenizer import load_tokenizer
 from s3_agent.errors import ConfigError, PolicyError
@@ -60,11 +60,13 @@ async def _served_name(http: httpx.AsyncClient, url: str) -> str:
 
 
 async def _play(
-    recipe: Recipe, task: Task, policy_url: str, tokenizer: str, *, name: str | None, key: str | None
+    recipe: Recipe, task: Task, policy_url: str | None, tokenizer: str, *, name: str | None, key: str | None
 ) -> Outcome:
     async with httpx.AsyncClient(timeout=300.0) as http, httpx.AsyncClient(timeout=300.0, headers=bearer(key)) as own:
-        name = name or await _served_name(own, policy_url)
-        if recipe.policy.mode == "chat":
+        name = name or (policy_url and await _served_name(own, policy_url))
+        if policy_url is None or name is None:
+            policy = NoPolicy()
+        elif recipe.policy.mode == "chat":
             policy = ChatPolicy(own, policy_url, model=name, temperature=0.0, body=recipe.policy.request)
         else:
             policy = CompletionsPolicy(own, policy_url, load_tokenizer(tokenizer), model=name, temperature=0.0)
@@ -118,22 +120,37 @@ def ask_job(
         raise ConfigError("the question is empty", remedy='ask something: s3-agent ask "…?"')
     if run is not None and not (run / "policy").is_dir():
         raise ConfigError(f"{run} has no trained policy", remedy="give the folder of a finished run")
-    if recipe.policy.mode == "chat" and policy_url is None:
-        raise ConfigError("policy.mode=chat needs a running policy", remedy="give --policy-url http://…/v1")
-    model = recipe.policy.model if policy_url and run is None else str((run or newest_run(recipe.runs)) / "policy")
-    settings = recipe.agent.played_by(agent or recipe.agent.name)
+    settings = recipe.playing(agent or recipe.agent.name)
     # One answer is looked at, not compared with naive RAG.
     settings = settings.model_copy(update={"reward": "accuracy"}) if settings.asks_generator else settings
     recipe = recipe.model_copy(update={"agent": settings})
+    kind = settings.method.policy
+    at_generator = kind in ("instruct", "rewriter") and policy_url is None
+    if kind != "protocol":
+        recipe = recipe.model_copy(update={"policy": recipe.policy.model_copy(update={"mode": "chat"})})
+    elif recipe.policy.mode == "chat" and policy_url is None:
+        raise ConfigError("policy.mode=chat needs a running policy", remedy="give --policy-url http://…/v1")
+    if at_generator and recipe.generator.kind != "openai":
+        raise ConfigError(
+            f"{settings.name} is played by the generator's model, which is not behind an OpenAI-compatible address",
+            remedy="give --policy-url http://…/v1",
+        )
+    own_model = kind == "protocol" and not (policy_url and run is None)
+    model = str((run or newest_run(recipe.runs)) / "policy") if own_model else recipe.policy.model
     require_external(recipe)
     recipe = resolve_ports(recipe)
     task = Task(id="ask", question=question, golden_answers=(UNKNOWN,))
     with scratch_run(recipe) as scratch:
-        parts = [part for part in service_parts(recipe, scratch) if part.name != "generator" or settings.asks_generator]
-        if policy_url is None:
+        needed = {"generator": settings.asks_generator or at_generator, "retriever": bool(settings.method.uses)}
+        parts = [part for part in service_parts(recipe, scratch) if needed[part.name]]
+        if at_generator:
+            policy_url, policy_name = commands.generator_url(recipe), recipe.generator.model
+        elif policy_url is None and kind == "protocol":
             port = reserve_port("policy", 0)
             parts.append(policy_part(Path(model), scratch, port=port))
             policy_url = f"http://{HOST}:{port}/v1"
+        elif kind == "none":
+            policy_url = None
         with Stack(parts, run_id=secrets.token_hex(8)) as stack:
             with console.status("starting " + ", ".join(part.name for part in parts)):
                 stack.run()
