@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from s3_agent.clients.http import call_json
-from s3_agent.clients.policy import Reply, Role
+from s3_agent.clients.policy import Reply, Role, seed_of
 from s3_agent.clients.tokenizer import BYTES_PER_TOKEN
 from s3_agent.errors import PolicyError
 
@@ -73,12 +73,14 @@ class ChatPolicy:
         model: str,
         temperature: float = 1.0,
         top_p: float = 1.0,
+        seed: int | None = None,
         patience_s: float = 300.0,
         body: Mapping[str, Any] | None = None,
     ) -> None:
         self._client = client
         self._url = url.rstrip("/") + "/chat/completions"
         self._sampling = {"model": model, "temperature": temperature, "top_p": top_p}
+        self._seed = seed
         self._patience_s = patience_s
         self._body = dict(body or {})
 
@@ -92,6 +94,7 @@ class ChatPolicy:
         """The first choice and the usage that the server reports. Raises PolicyError."""
         body = {
             **self._sampling,
+            **seed_of(self._seed, messages),
             "messages": list(messages),
             "max_tokens": max_tokens,
             "stop": list(stop),

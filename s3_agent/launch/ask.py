@@ -38,20 +38,23 @@ def newest_run(runs: Path) -> Path:
     return finished[-1].parents[1]
 
 
-def policy_part(model: Path, run: Run, *, port: int, name: str = POLICY_NAME) -> Part:
-    """vLLM over the trained policy, served as `name`."""
-    options = ["--enforce-eager", "--max-num-seqs", "8"] + (["--dtype", "float32"] if commands.has_cpu_vllm() else [])
+def policy_part(
+    model: Path | str, run: Run, *, port: int, name: str = POLICY_NAME, part: str = "policy", sequences: int = 8
+) -> Part:
+    """vLLM over the policy in the folder or of the hub name `model`, served as `name`, `sequences` at a time."""
+    options = ["--enforce-eager", "--max-num-seqs", str(sequences)]
+    options += ["--dtype", "float32"] if commands.has_cpu_vllm() else []
     return Part(
-        name="policy",
+        name=part,
         command=commands.vllm_command(str(model), name, port=port, options=options),
-        log=run.logs / "policy.log",
+        log=run.logs / f"{part}.log",
         ready_url=f"http://{HOST}:{port}/health",
         environment=commands.CPU_ENVIRONMENT if commands.has_cpu_vllm() else {},
         remedy="check that the run's policy folder is whole",
     )
 
 
-async def _served_name(http: httpx.AsyncClient, url: str) -> str:
+async def served_name(http: httpx.AsyncClient, url: str) -> str:
     models = await call_json(http, "GET", url.rstrip("/") + "/models", error=PolicyError, patience_s=10.0)
     try:
         return models["data"][0]["id"]
@@ -63,7 +66,7 @@ async def _play(
     recipe: Recipe, task: Task, policy_url: str, tokenizer: str, *, name: str | None, key: str | None
 ) -> Outcome:
     async with httpx.AsyncClient(timeout=300.0) as http, httpx.AsyncClient(timeout=300.0, headers=bearer(key)) as own:
-        name = name or await _served_name(own, policy_url)
+        name = name or await served_name(own, policy_url)
         if recipe.policy.mode == "chat":
             policy = ChatPolicy(own, policy_url, model=name, temperature=0.0, body=recipe.policy.request)
         else:
@@ -132,7 +135,7 @@ def ask_job(
         parts = [part for part in service_parts(recipe, scratch) if part.name != "generator" or settings.asks_generator]
         if policy_url is None:
             port = reserve_port("policy", 0)
-            parts.append(policy_part(Path(model), scratch, port=port))
+            parts.append(policy_part(model, scratch, port=port))
             policy_url = f"http://{HOST}:{port}/v1"
         with Stack(parts, run_id=secrets.token_hex(8)) as stack:
             with console.status("starting " + ", ".join(part.name for part in parts)):
