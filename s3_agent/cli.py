@@ -15,7 +15,7 @@ from retrieval_server.indexing.command import app as index_app
 from s3_agent.agents.settings import AgentName
 from s3_agent.errors import S3AgentError
 from s3_agent.launch import evaluation_command
-from s3_agent.recipe import load_recipe
+from s3_agent.recipe import load_recipe, require_trainable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -115,6 +115,7 @@ def workers(
     from s3_agent.rollout.settings import PoolSettings
 
     settings = load_recipe(recipe, overrides or [])
+    require_trainable(settings)
 
     def start(worker_settings: WorkerSettings) -> Launcher:
         if launcher is LauncherName.local:
@@ -191,7 +192,8 @@ def ask(
     """Show one episode of a trained policy: its turns, queries, marked passages and the answer.
 
     Services that do not run yet are started for the question and stopped after it. A hosted model that takes no token
-    ids is asked with `policy.mode=chat`.
+    ids is asked with `policy.mode=chat`. Agents that are a prompt are played by the generator's model, unless
+    `--policy-url` names another; `s3-agent agents` lists them.
     """
     from s3_agent.launch.ask import ask_job
 
@@ -207,6 +209,14 @@ def ask(
             as_json=json_output,
         )
     )
+
+
+@app.command()
+def agents(json_output: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False) -> None:
+    """List the agents: what each does, its limits, who answers and which policy plays it."""
+    from s3_agent.launch.agents import list_agents
+
+    list_agents(as_json=json_output)
 
 
 @rag_cache_app.command("build")

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from yaml import YAMLError
 
 from s3_agent import embedded
+from s3_agent.agents.methods import AgentName
 from s3_agent.agl.verl_config import TrainerRecipe
 from s3_agent.clients.generator import GeneratorSettings
 from s3_agent.clients.judge import JudgeSettings
@@ -119,8 +120,10 @@ class Price(_Section):
 
 
 class EvaluationRecipe(_Section):
-    """What an evaluation counts besides: `prices` by the model's name, as its server or folder is named."""
+    """What an evaluation needs besides: settings of agents other than the recipe's, where the methods' own do not fit,
+    and `prices` by the model's name, as its server or folder is named."""
 
+    agents: dict[AgentName, dict[str, Any]] = Field(default_factory=dict)
     prices: dict[str, Price] = Field(default_factory=dict)
 
 
@@ -143,15 +146,44 @@ class Recipe(_Section):
     trainer: TrainerRecipe = Field(default_factory=TrainerRecipe)
     evaluation: EvaluationRecipe = Field(default_factory=EvaluationRecipe)
 
+    def evaluated(self, name: AgentName) -> AgentSettings:
+        """The settings with which an evaluation plays `name`. Raises ValidationError for what it does not take."""
+        settings, given = self.agent.played_by(name), self.evaluation.agents.get(name, {})
+        limits = {**settings.limits.model_dump(), **given.get("limits", {})}
+        return AgentSettings.model_validate({**settings.model_dump(), **given, "limits": limits})
+
+    @model_validator(mode="after")
+    def _agents_take_it(self) -> Self:
+        for name in self.evaluation.agents:
+            self.evaluated(name)
+        return self
+
     @model_validator(mode="after")
     def _rows_fit(self) -> Self:
         limits, trainer = self.agent.limits, self.trainer
+        if not self.agent.method.trainable:
+            return self
         if limits.max_context_tokens > trainer.response_tokens:
             raise ValueError(
                 f"agent.limits.max_context_tokens ({limits.max_context_tokens}) is more than trainer.response_tokens "
                 f"({trainer.response_tokens}): the training rows of long episodes would be cut"
             )
         return self
+
+
+def require_trainable(recipe: Recipe) -> None:
+    """Raises ConfigError for an agent whose rollouts the trainer can not learn from."""
+    method = recipe.agent.method
+    if method.trainable:
+        return
+    why = {
+        "none": "asks no policy: there are no tokens to learn from",
+        "rewriter": "brings a policy that was trained elsewhere, by another reward than ours",
+        "instruct": "writes its prompt anew for each call: a rollout is not one row of tokens",
+    }[method.policy]
+    raise ConfigError(
+        f"{recipe.agent.name} can not be trained: it {why}", remedy="evaluate it, or set agent.name to s3 or search_r1"
+    )
 
 
 def recipe_path(name: str) -> Path:

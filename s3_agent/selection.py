@@ -10,7 +10,7 @@ from typing import Literal
 from s3_agent.tags import cut_after_query, marks
 from s3_agent.types import Passage, Turn
 
-SelectionRule = Literal["marked-first", "chronological", "mirage"]
+SelectionRule = Literal["marked-first", "chronological", "mirage", "every"]
 
 
 def _unique(passages: Iterable[Passage]) -> tuple[Passage, ...]:
@@ -49,16 +49,18 @@ def _kept(passages: Sequence[Passage], ids: Sequence[int]) -> list[Passage]:
 def select_passages(
     initial: Sequence[Passage], turns: Sequence[Turn], *, rule: SelectionRule = "marked-first"
 ) -> tuple[Passage, ...]:
-    """The passages for the generator, each once, in the order in which they are shown to it.
+    """The passages for the generator in the order in which they are shown to it; each once, but for `every`.
 
     Rules: `marked-first`, the published general rule (spec §2.1): the first mark after a block keeps its documents in
     document order, an empty mark rejects the block, then every unmarked block follows whole. `mirage` (§2.3): the
     initial block whole and first, other blocks only as marked, a mark reaching back to the closest block not yet
-    marked. `chronological` (§2.4): every document of every block in order.
+    marked. `chronological` (§2.4): every document of every block in order. `every`: the same, as often as it was found
+    (§11 E3).
     """
     blocks = _blocks(initial, turns)
-    if rule == "chronological":
-        return _unique(passage for passages, _ in blocks for passage in passages)
+    if rule == "every" or rule == "chronological":
+        found = [passage for passages, _ in blocks for passage in passages]
+        return tuple(found) if rule == "every" else _unique(found)
     if rule == "marked-first":
         marked = [passage for passages, found in blocks if found for passage in _kept(passages, found[0])]
         return _unique([*marked, *(passage for passages, found in blocks if not found for passage in passages)])
@@ -72,4 +74,4 @@ def select_passages(
                 if unmarked:
                     kept += _kept(unmarked.pop(), ids)
         return _unique(kept)
-    raise ValueError(f"unknown selection rule {rule!r}; known: marked-first, chronological, mirage")
+    raise ValueError(f"unknown selection rule {rule!r}; known: marked-first, chronological, mirage, every")

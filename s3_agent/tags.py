@@ -38,7 +38,8 @@ def neutral(text: str, control: frozenset[str] = frozenset()) -> str:
     return text
 
 
-def _documents(passages: Sequence[Passage], control: frozenset[str], *, space: str) -> str:
+def documents(passages: Sequence[Passage], control: frozenset[str] = frozenset(), *, space: str = "") -> str:
+    """One `Doc i(Title: …) …` a line, numbered from 1; `space` stands before the parenthesis."""
     return "\n".join(
         f"Doc {number}{space}(Title: {neutral(passage.title, control)}) {neutral(passage.text, control)}"
         for number, passage in enumerate(passages, 1)
@@ -47,7 +48,7 @@ def _documents(passages: Sequence[Passage], control: frozenset[str], *, space: s
 
 def initial_block(passages: Sequence[Passage], control: frozenset[str] = frozenset()) -> str:
     """The information block of the prompt: one `Doc i (Title: …) …` a line, numbered from 1."""
-    return f"<information>\n{_documents(passages, control, space=' ')}\n</information>\n"
+    return f"<information>\n{documents(passages, control, space=' ')}\n</information>\n"
 
 
 def read_initial_block(text: str) -> tuple[Passage, ...]:
@@ -75,7 +76,7 @@ def read_initial_block(text: str) -> tuple[Passage, ...]:
 
 def observation(passages: Sequence[Passage], control: frozenset[str] = frozenset()) -> str:
     """The information block after a search: `Doc i(Title: …) …`, no newline inside the tags, numbered from 1."""
-    return f"\n\n<information>{_documents(passages, control, space='')}</information>\n\n"
+    return f"\n\n<information>{documents(passages, control)}</information>\n\n"
 
 
 def cut_after_query(response: str) -> str:

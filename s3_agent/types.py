@@ -79,7 +79,7 @@ class ActionKind(StrEnum):
     SEARCH = "search"
     """Look something up: `query` holds what."""
     FINISH = "finish"
-    """Enough was found (s3); the generator answers."""
+    """Enough was found (s3, IRCoT, Search-o1); the generator answers."""
     ANSWER = "answer"
     """The policy's own answer (Search-R1): `answer` holds it."""
     INVALID = "invalid"
@@ -99,15 +99,18 @@ class StopReason(StrEnum):
     """Why an episode ended."""
 
     FINISHED = "finished"
-    """The policy declared the search complete (s3)."""
+    """The policy declared the search complete (s3, IRCoT) or asked for nothing more (Search-o1)."""
     ANSWERED = "answered"
     """The policy gave its own answer (Search-R1)."""
     FINAL_TURN_USED = "final_turn_used"
     """The search budget was used up and the final generation, in which nothing is searched, was taken."""
     CONTEXT_FULL = "context_full"
     """What was read and written fills `max_context_tokens`; there is no room for another response."""
+    SEARCHES_USED = "searches_used"
+    """Every search that the method makes was made, and nothing is generated after it (RAG, IRCoT, Search-o1, …)."""
     INVALID = "invalid"
-    """A response held no action, in a protocol that ends there (Agent Lightning's chat variant of Search-R1)."""
+    """A response held no action, in a method that ends there and gets no answer: it scores 0 (Agent Lightning's chat
+    variant of Search-R1, DeepRetrieval)."""
 
 
 class Turn(_Frozen):
@@ -115,7 +118,8 @@ class Turn(_Frozen):
 
     `response` is the text as the policy wrote it: the decoding of every sampled token, also of what a last token held
     past the stop. `passages` are the documents shown in the observation that followed (None: nothing was searched;
-    empty: the search found nothing, or the server refused this one query). Token counts are in policy tokens.
+    empty: the search found nothing, or the server refused this one query). Token counts are in policy tokens, of all
+    calls that the turn made (Search-o1 has its documents read by a second one).
     """
 
     response: str
@@ -127,13 +131,16 @@ class Turn(_Frozen):
 
 
 class Episode(_Frozen):
-    """A trajectory with what was selected from it. `answer` is the policy's own, None where a generator answers."""
+    """A trajectory with what was selected from it. `answer` is the policy's own, None where it gave none.
+
+    `prompt` is what the first call read, and there are no `turns`, in a method that asks no policy.
+    """
 
     schema_version: Literal[1] = SCHEMA_VERSION
     agent: str
     prompt: str
     initial_passages: tuple[Passage, ...]
-    turns: tuple[Turn, ...] = Field(min_length=1)
+    turns: tuple[Turn, ...]
     selected: tuple[Passage, ...]
     answer: str | None = None
     stop_reason: StopReason
@@ -141,8 +148,8 @@ class Episode(_Frozen):
     @property
     def text(self) -> str:
         """What the policy read and wrote after the prompt: up to its last response, which an observation may follow."""
-        *before, last = self.turns
-        return "".join(turn.response + turn.observation for turn in before) + last.response
+        text = "".join(turn.response + turn.observation for turn in self.turns)
+        return text.removesuffix(self.turns[-1].observation) if self.turns else text
 
     @property
     def searches(self) -> int:

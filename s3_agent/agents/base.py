@@ -85,7 +85,7 @@ def normalize_question(question: str) -> str:
     return question if question.endswith("?") else question + "?"
 
 
-async def _search(retriever: Retriever, query: str, question: str, *, topk: int) -> tuple[Passage, ...]:
+async def search(retriever: Retriever, query: str, question: str, *, topk: int) -> tuple[Passage, ...]:
     """The passages of a query; none for one that the server refuses although it serves the question itself.
 
     A refused query is the policy's fault and costs it the search, nothing else (spec §11 A6); a server that refuses
@@ -145,7 +145,7 @@ async def play(
         room = limits.max_context_tokens - conversation.used - 1
         passages, said = None, protocol.invalid_hint or ""
         if searching and conversation.count(render(())) <= room:
-            found = await _search(retriever, action.query or "", task.question, topk=limits.topk)
+            found = await search(retriever, action.query or "", task.question, topk=limits.topk)
             most = room if limits.max_observation_tokens is None else min(room, limits.max_observation_tokens)
             passages = fit_passages(found, render=render, count=conversation.count, max_tokens=most)
             said = render(passages)
@@ -154,6 +154,16 @@ async def play(
         observation = conversation.observe(said, role=protocol.observation_role)
         turns.append(add(passages=passages, observation=observation))
     return prompt, turns, StopReason.FINAL_TURN_USED
+
+
+async def first_passages(task: Task, retriever: Retriever, *, topk: int) -> tuple[Passage, ...]:
+    """What a search for the question itself finds; the task's own initial passages where it brings enough."""
+    if topk == 0:
+        return ()
+    known = task.initial_passages
+    if known is None or len(known) < topk:
+        known = await retriever.retrieve(normalize_question(task.question), topk=topk)
+    return known[:topk]
 
 
 class SearchAgent:

@@ -12,7 +12,7 @@ from s3_agent.agents.base import Limits, SearchAgent, normalize_question
 from s3_agent.clients.policy import Role
 from s3_agent.errors import ConfigError
 from s3_agent.selection import SelectionRule
-from s3_agent.tags import neutral, observation
+from s3_agent.tags import bodies, neutral, observation
 from s3_agent.types import Action, ActionKind, Episode, Passage, Task
 
 PromptName = Literal["instruct", "compact", "data"]
@@ -58,6 +58,15 @@ def cut_after_action(response: str) -> str:
         if found:
             return head + found
     return response
+
+
+def own_answer(episode: Episode) -> str:
+    """The first `<answer>` that the policy wrote, else all that it wrote ("(self)" rows, spec §8.3).
+
+    Unlike the original's, that is without what it was shown: a document that holds the gold is no answer.
+    """
+    written = "".join(turn.response for turn in episode.turns)
+    return next((body.strip() for body in bodies(written, "answer")), written)
 
 
 def scored_text(episode: Episode) -> str:

@@ -1,25 +1,27 @@
-"""Which agent plays: the agents by name, each with the defaults of its own method."""
+"""Which agent plays: an agent by name, with the defaults of its own method."""
 
+from dataclasses import replace
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from s3_agent.agents import s3, search_r1
+from s3_agent.agents import search_r1
 from s3_agent.agents.base import Agent, Limits
+from s3_agent.agents.methods import METHODS, AgentName, Answers, Method
+from s3_agent.clients.prompts import AnswerPrompt, ContextLayout
 from s3_agent.selection import SelectionRule
+from s3_agent.types import Episode
 
-AgentName = Literal["s3", "search_r1", "search_r1_agl_chat"]
-PromptName = Literal["instruct", "bm25", "compact", "data"]
+PromptName = Literal["instruct", "bm25", "compact", "data", "double_template"]
 
-_DEFAULTS: dict[str, tuple[Limits, SelectionRule]] = {
-    "s3": (s3.LIMITS, "marked-first"),
-    "search_r1": (search_r1.LIMITS, "chronological"),
-    "search_r1_agl_chat": (search_r1.AGL_CHAT_LIMITS, "chronological"),
-}
+_LENGTHS = {"max_new_tokens", "max_observation_tokens", "max_context_tokens"}
 
 
 class AgentChoice(BaseModel):
-    """An agent by name. Limits and selection that are not given are the named agent's own."""
+    """An agent by name. What is not given is the named agent's own.
+
+    `answers` says who gives the answer that is scored, `layout` how the generator reads the passages.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -27,42 +29,60 @@ class AgentChoice(BaseModel):
     prompt: PromptName = "instruct"
     selection: SelectionRule = "marked-first"
     limits: Limits = Field(default_factory=Limits)
+    layout: ContextLayout = "selected"
+    answers: Answers = "generator"
 
     @model_validator(mode="before")
     @classmethod
     def _own_defaults(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or (name := values.get("name", "s3")) not in _DEFAULTS:
+        if not isinstance(values, dict) or (name := values.get("name", "s3")) not in METHODS:
             return values
-        limits, selection = _DEFAULTS[name]
+        method = METHODS[name]
         given = values.get("limits", {})
         if isinstance(given, dict):
-            given = {**limits.model_dump(), **given}
-        return {"selection": selection, **values, "limits": given}
+            given = {**method.limits.model_dump(), **given}
+        own = {"selection": method.selection, "layout": method.answer_prompt.layout, "answers": method.answers[0]}
+        return {**own, **values, "limits": given}
 
     @model_validator(mode="after")
     def _agent_takes_it(self) -> Self:
-        if self.prompt == "bm25" and self.name != "s3":
-            raise ValueError(f"the agent {self.name} has no prompt `bm25`; it has instruct, compact and data")
-        if self.limits.initial_topk and self.name != "s3":
-            raise ValueError(f"the prompt of {self.name} shows no passages: limits.initial_topk must be 0")
+        method = self.method
+        if self.prompt not in method.prompts:
+            raise ValueError(f"the agent {self.name} has no prompt `{self.prompt}`; it has {', '.join(method.prompts)}")
+        if self.answers not in method.answers:
+            raise ValueError(f"the agent {self.name} gives no answer of its own: answers must be `generator`")
+        for field in sorted(Limits.model_fields.keys() - method.uses):
+            if getattr(self.limits, field) != (own := getattr(method.limits, field)):
+                raise ValueError(f"the agent {self.name} does not use it: limits.{field} must be {own}")
         return self
 
+    @property
+    def method(self) -> Method:
+        """What the named agent is."""
+        return METHODS[self.name]
+
+    @property
+    def answer_prompt(self) -> AnswerPrompt:
+        """How the generator is asked for the answer."""
+        return replace(self.method.answer_prompt, layout=self.layout)
+
     def played_by(self, name: AgentName) -> Self:
-        """The same policy playing `name`: its prompt and lengths stay, all else is the named agent's own."""
+        """The same policy playing `name`: its prompt and lengths stay if both need a policy that was trained on their
+        protocol; all else is the named agent's own."""
         if name == self.name:
             return self
-        lengths = {"max_new_tokens", "max_observation_tokens", "max_context_tokens"}
-        prompt = "instruct" if self.prompt == "bm25" else self.prompt
-        return self.model_validate({"name": name, "prompt": prompt, "limits": self.limits.model_dump(include=lengths)})
+        values: dict[str, Any] = {"name": name}
+        if self.method.policy == METHODS[name].policy == "protocol":
+            prompt = self.prompt if self.prompt in METHODS[name].prompts else "instruct"
+            values |= {"prompt": prompt, "limits": self.limits.model_dump(include=_LENGTHS)}
+        return self.model_validate(values)
+
+    def own_answer(self, episode: Episode) -> str | None:
+        """The policy's own answer as "(self)" rows score it (spec §8.3)."""
+        return search_r1.own_answer(episode) if episode.agent.startswith("search_r1") else episode.answer
 
     def make(self) -> Agent:
         """The agent that these settings describe."""
-        if self.name == "s3":
-            return s3.S3Agent(limits=self.limits, prompt=self.prompt, selection=self.selection)
-        assert self.prompt != "bm25"
-        return search_r1.SearchR1Agent(
-            limits=self.limits,
-            prompt=self.prompt,
-            selection=self.selection,
-            agl_chat=self.name == "search_r1_agl_chat",
-        )
+        method = self.method
+        given: dict[str, Any] = {"limits": self.limits, "selection": self.selection} if method.uses else {}
+        return method.make(**given, **({"prompt": self.prompt} if len(method.prompts) > 1 else {}))

@@ -138,6 +138,15 @@ class ClaudeChat(ServedModel):
         return ChatReply(text, message.usage.input_tokens, message.usage.output_tokens)
 
 
+def window_of(models: Any, model: str) -> int | None:
+    """How many tokens `model` takes, by a server's answer to `/models`; None where it does not tell, as vLLM does."""
+    listed = models.get("data") if isinstance(models, dict) else None
+    for served in listed if isinstance(listed, list) else []:
+        if served.get("id") == model and isinstance(served.get("max_model_len"), int):
+            return served["max_model_len"]
+    return None
+
+
 def make_chat_model(
     client: httpx.AsyncClient, url: str | None, settings: ModelSettings, *, error: type[BoundaryError]
 ) -> ServedModel:

@@ -4,11 +4,12 @@ Observations go back as user messages and token counts are the server's or estim
 from here; the agents are the same.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import httpx
 
+from s3_agent.clients.chat_model import window_of
 from s3_agent.clients.http import call_json
 from s3_agent.clients.policy import Reply, Role, seed_of
 from s3_agent.clients.tokenizer import BYTES_PER_TOKEN
@@ -21,20 +22,19 @@ def close_stop(before: str, text: str, stop: Sequence[str]) -> str:
     `before` is what the policy read last: an observation may have opened the tag (spec §1.4 step 6).
     """
     ends = [text.find(mark) + len(mark) for mark in stop if mark in text]
-    if ends:
-        return text[: min(ends)]
+    if ends or not stop:
+        return text[: min(ends, default=None)]
     opened = [(f"{before}{text}".rfind(mark.replace("</", "<")), mark) for mark in stop]
     position, mark = max(opened)
     return text + mark if position > f"{before}{text}".rfind(mark) else text
 
 
-class ChatConversation:
-    """Messages that alternate between user and assistant."""
+class _Counted:
+    """A conversation without a tokenizer: what it holds is what the server counted, or an estimate."""
 
-    def __init__(self, policy: "ChatPolicy", message: str) -> None:
+    def __init__(self, policy: "ChatPolicy", text: str) -> None:
         self._policy = policy
-        self._messages = [{"role": "user", "content": message}]
-        self._used = self.count(message)
+        self._used = self.count(text)
 
     @property
     def used(self) -> int:
@@ -43,19 +43,48 @@ class ChatConversation:
     def count(self, text: str) -> int:
         return -(-len(text.encode(errors="replace")) // BYTES_PER_TOKEN)
 
+    def _reply(self, text: str, usage: Mapping[str, int]) -> Reply:
+        tokens = usage.get("completion_tokens") or self.count(text)
+        self._used = usage.get("total_tokens") or self._used + tokens
+        return Reply(text=text, tokens=tokens)
+
+
+class ChatConversation(_Counted):
+    """Messages that alternate between user and assistant."""
+
+    def __init__(self, policy: "ChatPolicy", message: str) -> None:
+        super().__init__(policy, message)
+        self._messages = [{"role": "user", "content": message}]
+
     async def generate(self, *, max_tokens: int, stop: Sequence[str]) -> Reply:
         choice, usage = await self._policy.chat(self._messages, max_tokens=max_tokens, stop=stop)
         text = choice["message"]["content"] or ""
         # vLLM says which stop string it met, and None when the policy ended by itself.
         if choice.get("finish_reason") != "length" and choice.get("stop_reason", stop) is not None:
             text = close_stop(self._messages[-1]["content"], text, stop)
-        tokens = usage.get("completion_tokens") or self.count(text)
-        self._used = usage.get("total_tokens") or self._used + tokens
         self._messages.append({"role": "assistant", "content": text})
-        return Reply(text=text, tokens=tokens)
+        return self._reply(text, usage)
 
     def observe(self, text: str, *, role: Role = "assistant") -> str:
         self._messages.append({"role": "user", "content": text.strip("\n")})
+        self._used += self.count(text)
+        return text
+
+
+class TextConversation(_Counted):
+    """One raw text that the server continues, without a chat template (`/completions`)."""
+
+    def __init__(self, policy: "ChatPolicy", text: str) -> None:
+        super().__init__(policy, text)
+        self._text = text
+
+    async def generate(self, *, max_tokens: int, stop: Sequence[str]) -> Reply:
+        choice, usage = await self._policy.complete(self._text, max_tokens=max_tokens, stop=stop)
+        self._text += choice["text"]
+        return self._reply(choice["text"], usage)
+
+    def observe(self, text: str, *, role: Role = "assistant") -> str:
+        self._text += text
         self._used += self.count(text)
         return text
 
@@ -78,42 +107,67 @@ class ChatPolicy:
         body: Mapping[str, Any] | None = None,
     ) -> None:
         self._client = client
-        self._url = url.rstrip("/") + "/chat/completions"
+        self._url = url.rstrip("/")
+        self._model = model
+        self._window: int | None = None
+        self._asked_window = False
         self._sampling = {"model": model, "temperature": temperature, "top_p": top_p}
         self._seed = seed
         self._patience_s = patience_s
         self._body = dict(body or {})
 
-    def converse(self, message: str) -> ChatConversation:
-        """A conversation of chat messages."""
-        return ChatConversation(self, message)
+    def converse(self, message: str, *, template: bool = True) -> ChatConversation | TextConversation:
+        """A conversation of chat messages, or a raw text that is continued."""
+        return ChatConversation(self, message) if template else TextConversation(self, message)
+
+    async def window(self) -> int | None:
+        """The model's window as vLLM tells it; None where the server does not. Asked once. Raises PolicyError."""
+        if not self._asked_window:
+            try:
+                self._window = window_of(await self._call("GET", "/models"), self._model)
+            except PolicyError as error:
+                if error.status is None:
+                    raise
+            self._asked_window = True
+        return self._window
+
+    async def complete(
+        self, text: str, *, max_tokens: int, stop: Sequence[str]
+    ) -> tuple[dict[str, Any], dict[str, int]]:
+        """The first continuation of `text` and the usage that the server reports. Raises PolicyError."""
+        return await self._first(
+            "/completions", {"prompt": text}, lambda choice: choice["text"], max_tokens=max_tokens, stop=stop
+        )
 
     async def chat(
         self, messages: Sequence[Mapping[str, str]], *, max_tokens: int, stop: Sequence[str]
     ) -> tuple[dict[str, Any], dict[str, int]]:
         """The first choice and the usage that the server reports. Raises PolicyError."""
-        body = {
-            **self._sampling,
-            **seed_of(self._seed, messages),
-            "messages": list(messages),
-            "max_tokens": max_tokens,
-            "stop": list(stop),
-            **self._body,
-        }
-        answer = await call_json(
-            self._client,
-            "POST",
-            self._url,
-            error=PolicyError,
-            patience_s=self._patience_s,
-            body={name: value for name, value in body.items() if value is not None},
+        return await self._first(
+            "/chat/completions",
+            {"messages": list(messages)},
+            lambda choice: choice["message"]["content"] or "",
+            max_tokens=max_tokens,
+            stop=stop,
         )
+
+    async def _first(
+        self, path: str, asked: Mapping[str, Any], text: Callable[[Any], Any], *, max_tokens: int, stop: Sequence[str]
+    ) -> tuple[dict[str, Any], dict[str, int]]:
+        body = {**self._sampling, **seed_of(self._seed, asked), **asked, "max_tokens": max_tokens, "stop": list(stop)}
+        body |= self._body
+        answer = await self._call("POST", path, {name: value for name, value in body.items() if value is not None})
         try:
             choice = answer["choices"][0]
-            if not isinstance(choice["message"]["content"], str | None):
+            if not isinstance(text(choice), str):
                 raise TypeError("its content is not text")
         except (KeyError, IndexError, TypeError) as cause:
-            raise PolicyError(f"{self._url} answered in an unknown form: {str(answer)[:300]}") from cause
+            raise PolicyError(f"{self._url}{path} answered in an unknown form: {str(answer)[:300]}") from cause
         if choice.get("finish_reason") == "content_filter":
-            raise PolicyError(f"{self._url} withheld the response (content_filter)")
+            raise PolicyError(f"{self._url}{path} withheld the response (content_filter)")
         return choice, answer.get("usage") or {}
+
+    async def _call(self, method: str, path: str, body: Any = None) -> Any:
+        return await call_json(
+            self._client, method, self._url + path, error=PolicyError, patience_s=self._patience_s, body=body
+        )

@@ -44,14 +44,16 @@ def policy_app(policy: FakePolicy) -> FastAPI:
 
     @app.post("/v1/completions")
     async def completions(body: JsonBody) -> dict[str, Any]:
+        prompt = body["prompt"]
+        asked = policy.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         with _server_errors():
-            completion = await policy.complete(body["prompt"], max_tokens=body["max_tokens"], stop=body["stop"])
+            completion = await policy.complete(asked, max_tokens=body["max_tokens"], stop=body["stop"])
         ids = list(completion.token_ids)
         choice = {
             "index": 0,
             "text": policy.tokenizer.decode(ids),
             "finish_reason": completion.finish_reason,
-            "prompt_token_ids": body["prompt"],
+            "prompt_token_ids": asked,
             "token_ids": ids,
             "logprobs": {"token_logprobs": [-1.0] * len(ids)} if body.get("logprobs") else None,
         }

@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 
 from s3_agent.clients.policy import Completion, TokenPolicy
+from s3_agent.clients.prompts import AnswerPrompt
 from s3_agent.clients.tokenizer import Tokenizer
 from s3_agent.errors import GeneratorError, PolicyError, RetrieverError
 from s3_agent.types import Passage
@@ -110,18 +111,22 @@ class FakeRetriever:
 
 
 class FakeGenerator:
-    """Answers by a function of question and passages. `failures` is how many calls fail first."""
+    """Answers by a function of question and passages; `asked` holds the prompts. `failures` is how many calls fail."""
 
     def __init__(self, answer: Callable[[str, str], str] | str, *, failures: int = 0) -> None:
         self.calls: list[tuple[str, tuple[Passage, ...]]] = []
+        self.asked: list[AnswerPrompt | None] = []
         self.failures = failures
         self._answer = answer
 
-    async def fit(self, question: str, passages: Sequence[Passage]) -> tuple[Passage, ...]:
+    async def fit(
+        self, question: str, passages: Sequence[Passage], *, prompt: AnswerPrompt | None = None
+    ) -> tuple[Passage, ...]:
         return tuple(passages)
 
-    async def answer(self, question: str, passages: Sequence[Passage]) -> str:
+    async def answer(self, question: str, passages: Sequence[Passage], *, prompt: AnswerPrompt | None = None) -> str:
         self.calls.append((question, tuple(passages)))
+        self.asked.append(prompt)
         if len(self.calls) <= self.failures:
             raise GeneratorError("the fake generator fails as it was told to")
         context = " ".join(passage.text for passage in passages)

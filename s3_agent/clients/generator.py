@@ -9,9 +9,9 @@ import structlog
 from pydantic import Field
 
 from s3_agent.clients.answer_cache import CachedChat
-from s3_agent.clients.chat_model import ChatModel, Message, ModelSettings, make_chat_model
+from s3_agent.clients.chat_model import ChatModel, Message, ModelSettings, make_chat_model, window_of
 from s3_agent.clients.http import call_json
-from s3_agent.clients.prompts import ContextLayout, PromptStyle, answer_messages, read_answer
+from s3_agent.clients.prompts import CONTEXT, AnswerPrompt, answer_messages, read_answer
 from s3_agent.clients.tokenizer import BYTES_PER_TOKEN, load_tokenizer
 from s3_agent.errors import BoundaryError, GeneratorError
 from s3_agent.fitting import fit_passages
@@ -37,16 +37,18 @@ class GeneratorSettings(ModelSettings):
 
 
 class Generator(Protocol):
-    """What a rollout needs of a generator."""
+    """What a rollout needs of a generator. `prompt` is how it is asked; None is its own way."""
 
-    async def fit(self, question: str, passages: Sequence[Passage]) -> tuple[Passage, ...]:
+    async def fit(
+        self, question: str, passages: Sequence[Passage], *, prompt: AnswerPrompt | None = None
+    ) -> tuple[Passage, ...]:
         """The passages that its context window holds: the last shortened, later ones left out.
 
         Raises GeneratorError when the prompt does not fit even without passages.
         """
         ...
 
-    async def answer(self, question: str, passages: Sequence[Passage]) -> str:
+    async def answer(self, question: str, passages: Sequence[Passage], *, prompt: AnswerPrompt | None = None) -> str:
         """The answer text. Raises GeneratorError."""
         ...
 
@@ -61,42 +63,47 @@ class FrozenGenerator:
         *,
         client: httpx.AsyncClient,
         url: str | None,
-        style: PromptStyle = "context",
-        layout: ContextLayout = "selected",
+        prompt: AnswerPrompt = CONTEXT,
     ) -> None:
         self._model = model
         self._settings = settings
         self._client = client
         self._url = url.rstrip("/") if url and settings.kind == "openai" else None
-        self._style: PromptStyle = style
-        self._layout: ContextLayout = layout
+        self._prompt = prompt
         self._window = settings.context_tokens
         self._asked_window = self._asked_tokenize = self._url is None
 
-    def messages(self, question: str, passages: Sequence[Passage]) -> list[Message]:
+    def messages(
+        self, question: str, passages: Sequence[Passage], *, prompt: AnswerPrompt | None = None
+    ) -> list[Message]:
         """What it is told."""
-        kind = self._settings.kind
-        return answer_messages(question, passages, kind=kind, style=self._style, layout=self._layout)
+        return answer_messages(question, passages, kind=self._settings.kind, prompt=prompt or self._prompt)
 
-    async def answer(self, question: str, passages: Sequence[Passage]) -> str:
-        return read_answer(await self._model.reply(self.messages(question, passages)), self._style)
+    async def answer(self, question: str, passages: Sequence[Passage], *, prompt: AnswerPrompt | None = None) -> str:
+        reply = await self._model.reply(self.messages(question, passages, prompt=prompt))
+        return read_answer(reply, (prompt or self._prompt).style)
 
-    async def fit(self, question: str, passages: Sequence[Passage]) -> tuple[Passage, ...]:
+    async def fit(
+        self, question: str, passages: Sequence[Passage], *, prompt: AnswerPrompt | None = None
+    ) -> tuple[Passage, ...]:
+        def messages(shown: Sequence[Passage]) -> list[Message]:
+            return self.messages(question, shown, prompt=prompt)
+
         window = await self._known_window()
         room = None if window is None else window - (self._settings.max_tokens or ANSWER_ROOM_TOKENS)
         # No tokenizer makes more tokens than there are bytes, but for those of the chat template.
-        if room is None or self._bytes(question, passages) + 64 <= room:
+        if room is None or _bytes(messages(passages)) + 64 <= room:
             return tuple(passages)
         shown = tuple(passages)
         for _ in range(_TRIES):
-            tokens = await self._tokens(question, shown)
+            tokens = await self._tokens(messages(shown))
             if tokens <= room:
                 return shown
             # Counting anew for every word would ask the server each time; bytes and tokens grow together.
-            per_byte = tokens / self._bytes(question, shown)
+            per_byte = tokens / _bytes(messages(shown))
             shown = fit_passages(
                 shown,
-                render=lambda kept: "".join(message["content"] for message in self.messages(question, kept)),
+                render=lambda kept: "".join(message["content"] for message in messages(kept)),
                 count=_scaled(per_byte),
                 max_tokens=int(room * 0.98) - 8,
             )
@@ -106,17 +113,10 @@ class FrozenGenerator:
             status=413,
         )
 
-    def _bytes(self, question: str, passages: Sequence[Passage]) -> int:
-        return sum(len(message["content"].encode()) for message in self.messages(question, passages))
-
     async def _known_window(self) -> int | None:
         if self._window is None and not self._asked_window:
             self._asked_window = True
-            models = await self._optional("GET", f"{self._url}/models")
-            served = models.get("data") if isinstance(models, dict) else None
-            for model in served if isinstance(served, list) else []:
-                if model.get("id") == self._settings.model and isinstance(model.get("max_model_len"), int):
-                    self._window = model["max_model_len"]
+            self._window = window_of(await self._optional("GET", f"{self._url}/models"), self._settings.model)
             if self._window is None:
                 log.warning(
                     "the generator does not tell its context window; long selections may be refused",
@@ -124,18 +124,17 @@ class FrozenGenerator:
                 )
         return self._window
 
-    async def _tokens(self, question: str, passages: Sequence[Passage]) -> int:
-        messages = self.messages(question, passages)
+    async def _tokens(self, messages: Sequence[Message]) -> int:
         if self._settings.tokenizer is not None:
             tokenizer = load_tokenizer(self._settings.tokenizer)
             return sum(len(tokenizer.encode(message["content"])) + 16 for message in messages)
         if not self._asked_tokenize and self._url is not None:
-            body = {"model": self._settings.model, "messages": messages, "add_generation_prompt": True}
+            body = {"model": self._settings.model, "messages": list(messages), "add_generation_prompt": True}
             counted = await self._optional("POST", self._url.removesuffix("/v1") + "/tokenize", body)
             if isinstance(counted, dict) and isinstance(counted.get("count"), int):
                 return counted["count"]
             self._asked_tokenize = True
-        return -(-self._bytes(question, passages) // BYTES_PER_TOKEN) + 16 * len(messages)
+        return -(-_bytes(messages) // BYTES_PER_TOKEN) + 16 * len(messages)
 
     async def _optional(self, method: str, url: str, body: Any = None) -> Any:
         """An answer that not every server gives, None where it refuses. Raises GeneratorError for one out of reach."""
@@ -147,6 +146,10 @@ class FrozenGenerator:
             if error.status is None:
                 raise
             return None
+
+
+def _bytes(messages: Sequence[Message]) -> int:
+    return sum(len(message["content"].encode()) for message in messages)
 
 
 def _scaled(tokens_per_byte: float) -> Callable[[str], int]:
@@ -163,10 +166,9 @@ def make_generator(
     url: str | None,
     settings: GeneratorSettings,
     *,
-    style: PromptStyle = "context",
-    layout: ContextLayout = "selected",
+    prompt: AnswerPrompt = CONTEXT,
 ) -> FrozenGenerator:
     """The generator that the settings name. `url` may be None for Claude alone."""
     model = make_chat_model(client, url, settings, error=GeneratorError)
     model = cached(model, settings, settings.cache, max_bytes=settings.cache_bytes)
-    return FrozenGenerator(model, settings, client=client, url=url, style=style, layout=layout)
+    return FrozenGenerator(model, settings, client=client, url=url, prompt=prompt)

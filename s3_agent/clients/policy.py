@@ -21,7 +21,7 @@ Role = Literal["assistant", "user"]
 CONTEXT_TOKENS = 8
 
 
-def seed_of(seed: int | None, prompt: Sequence[object]) -> dict[str, int]:
+def seed_of(seed: int | None, prompt: object) -> dict[str, int]:
     """The request's `seed` field: its own for every prompt, so that it depends on no order; nothing without a seed."""
     if seed is None:
         return {}
@@ -74,8 +74,12 @@ class Policy(Protocol):
         """Texts that must not reach the policy from a passage or a question (`s3_agent.tags.neutral`)."""
         ...
 
-    def converse(self, message: str) -> Conversation:
-        """A new conversation that opens with one user message."""
+    def converse(self, message: str, *, template: bool = True) -> Conversation:
+        """A new conversation that opens with one user message; without `template` the text is continued as it is."""
+        ...
+
+    async def window(self) -> int | None:
+        """How many tokens the context may hold where the server says so. Raises PolicyError."""
         ...
 
 
@@ -90,18 +94,22 @@ class TokenPolicy(ABC):
     async def complete(self, prompt_ids: Sequence[int], *, max_tokens: int, stop: Sequence[str]) -> Completion:
         """Continue `prompt_ids` by at most `max_tokens` tokens. Raises PolicyError."""
 
-    def converse(self, message: str) -> "TokenConversation":
+    def converse(self, message: str, *, template: bool = True) -> "TokenConversation":
         """A conversation of exact token prefixes."""
-        return TokenConversation(self, message)
+        return TokenConversation(self, self.tokenizer.chat(message) if template else self.tokenizer.encode(message))
+
+    async def window(self) -> int | None:
+        """Unknown: what is trained is bound by the agent's limits alone."""
+        return None
 
 
 class TokenConversation:
     """Ids that only ever grow: every prompt is the previous prompt and response, and what was observed."""
 
-    def __init__(self, policy: TokenPolicy, message: str) -> None:
+    def __init__(self, policy: TokenPolicy, prompt_ids: Sequence[int]) -> None:
         self._policy = policy
         self._tokenizer = policy.tokenizer
-        self._ids = self._tokenizer.chat(message)
+        self._ids = list(prompt_ids)
         self._start = len(self._ids)
         self._counted: tuple[str, list[int]] = ("", [])
 

@@ -1,6 +1,7 @@
 """What frozen models are told: the answering prompts and the contexts in them (spec §2.1, §3.2-§3.4)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from s3_agent.clients.chat_model import Message, ModelKind
@@ -11,6 +12,18 @@ PromptStyle = Literal["context", "zero_shot", "cot"]
 """Answer from passages, from nothing, or from nothing step by step."""
 ContextLayout = Literal["selected", "lines"]
 """Title and text on lines of their own (s3, Search-R1), or one line a document (naive RAG; spec §3.3)."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerPrompt:
+    """How a generator is asked. `empty` is what stands in place of the contexts where there are none."""
+
+    style: PromptStyle = "context"
+    layout: ContextLayout = "selected"
+    empty: str = ""
+
+
+CONTEXT = AnswerPrompt()
 
 _LEAD_IN = "Use the following contexts (some may be irrelevant) as needed to answer the question."
 _DIRECT = "Important: give the answer directly, without any other text and without thinking."
@@ -47,17 +60,17 @@ def answer_messages(
     passages: Sequence[Passage],
     *,
     kind: ModelKind = "openai",
-    style: PromptStyle = "context",
-    layout: ContextLayout = "selected",
+    prompt: AnswerPrompt = CONTEXT,
 ) -> list[Message]:
     """The answering prompt: instructions from the system and the question from the user, all in one for Claude."""
-    if style == "context":
-        contexts = f"{_LEAD_IN}\n\nContexts:\n{render_context(passages, layout)}\n"
+    if prompt.style == "context":
+        context = render_context(passages, prompt.layout) or prompt.empty
+        contexts = f"{_LEAD_IN}\n\nContexts:\n{context}\n"
         if kind != "openai":
             return [{"role": "user", "content": f"{contexts}Question: {question}\n\n{_DIRECT}"}]
         system = contexts + _DIRECT
     else:
-        system = _DIRECT if style == "zero_shot" else _STEPS
+        system = _DIRECT if prompt.style == "zero_shot" else _STEPS
         if kind != "openai":
             return [{"role": "user", "content": f"Question: {question}\n\n{system}"}]
     return [{"role": "system", "content": system}, {"role": "user", "content": question}]

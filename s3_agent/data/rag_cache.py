@@ -17,7 +17,7 @@ from s3_agent.agents.base import normalize_question
 from s3_agent.clients.chat_model import Message
 from s3_agent.clients.generator import Generator, GeneratorSettings
 from s3_agent.clients.judge import Judge, JudgeSettings, judge_messages
-from s3_agent.clients.prompts import ContextLayout, answer_messages
+from s3_agent.clients.prompts import AnswerPrompt, ContextLayout, answer_messages
 from s3_agent.clients.retriever import Retriever
 from s3_agent.errors import RagCacheError
 from s3_agent.rollout.scoring import check_answer
@@ -56,7 +56,7 @@ class Fingerprint(BaseModel):
     ) -> Self:
         """The fingerprint for a corpus hash, an index description, a generator and what checks its answers."""
         probe = [Passage(id="0", title="title", text="text")]
-        prompt = _digest(answer_messages("question", probe, kind=generator.kind, layout=layout))
+        prompt = _digest(answer_messages("question", probe, kind=generator.kind, prompt=AnswerPrompt(layout=layout)))
         checked = "span"
         if judge is not None and judge.rule != "span":
             asked = _digest(judge_messages("question", "answer", ["gold"], judge.prompt))

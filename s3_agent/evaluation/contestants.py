@@ -2,34 +2,17 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
-from s3_agent.errors import ConfigError
+from s3_agent.agents.methods import Method, Sampling
 from s3_agent.evaluation.stages import code_of, key_of
 from s3_agent.rollout.runner import AgentSettings
 from s3_agent.types import Task
 
 SamplingName = Literal["published", "greedy"]
 
-_EPISODE_CODE = ("s3_agent.agents", "s3_agent.tags", "s3_agent.fitting", "s3_agent.selection", "s3_agent.types")
-
-
-class Sampling(BaseModel):
-    """How a policy is sampled."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    temperature: float = Field(ge=0)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-
-
 GREEDY = Sampling(temperature=0.0)
-PUBLISHED = {
-    "s3": Sampling(temperature=0.6, top_p=0.95),
-    "search_r1": Sampling(temperature=1.0, top_p=0.95),
-    "search_r1_agl_chat": Sampling(temperature=1.0, top_p=0.95),
-}
-"""What the published numbers were sampled with (spec §1.6, §8)."""
+_EPISODE_CODE = ("s3_agent.agents", "s3_agent.tags", "s3_agent.fitting", "s3_agent.selection", "s3_agent.types")
 
 
 class PolicyUnderTest(BaseModel):
@@ -50,20 +33,26 @@ class PolicyUnderTest(BaseModel):
 
 
 class Contestant(BaseModel):
-    """One row of the result table."""
+    """One row of the result table. Without a policy the method asks none."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     label: str
     settings: AgentSettings
-    sampling: Sampling
-    policy: PolicyUnderTest
+    sampling: Sampling | None = None
+    policy: PolicyUnderTest | None = None
 
     def key(self, *, index: dict[str, Any], seed: int) -> str:
         """A key of all that its episodes depend on but the question: how an answer is scored is no part of it."""
-        agent = self.settings.model_dump(mode="json", exclude={"reward"})
-        policy = self.policy.model_dump(mode="json", include={"mode", "request", "identity"})
-        return key_of("episode", agent, policy, self.sampling.model_dump(), index, seed, code_of(*_EPISODE_CODE))
+        agent = self.settings.model_dump(mode="json", exclude={"reward", "answers", "layout"})
+        policy = self.policy and self.policy.model_dump(mode="json", include={"mode", "request", "identity"})
+        sampling = self.sampling and self.sampling.model_dump()
+        return key_of("episode", agent, policy, sampling, index, seed, code_of(*_EPISODE_CODE))
+
+    @property
+    def asks_generator_model(self) -> bool:
+        """Whether the generator's server is needed, for answers or as the policy."""
+        return self.settings.asks_generator or (self.policy is not None and self.policy.at_generator)
 
 
 def question_key(task: Task) -> str:
@@ -71,10 +60,6 @@ def question_key(task: Task) -> str:
     return key_of(task.model_dump(mode="json", include={"question", "prompt", "initial_passages"}))
 
 
-def sampling_of(name: str, mode: SamplingName) -> Sampling:
-    """How the agent `name` is sampled."""
-    if mode == "greedy":
-        return GREEDY
-    if name not in PUBLISHED:
-        raise ConfigError(f"there is no published sampling for {name}", remedy="give --sampling greedy")
-    return PUBLISHED[name]
+def sampling_of(method: Method, mode: SamplingName) -> Sampling | None:
+    """How a method's policy is sampled; None where it asks none."""
+    return GREEDY if mode == "greedy" and method.sampling else method.sampling

@@ -22,7 +22,7 @@ from s3_agent.evaluation.scores import cost_of, counts_of, holds_answer, recall_
 from s3_agent.evaluation.stages import Made, Stage, code_of, key_of
 from s3_agent.recipe import Price
 from s3_agent.rollout.scoring import check_answer
-from s3_agent.types import Episode, Passage, Task
+from s3_agent.types import Episode, Passage, StopReason, Task
 
 _CONTEXT_CODE = ("s3_agent.clients.generator", "s3_agent.clients.prompts", "s3_agent.fitting", "s3_agent.tags")
 _VERDICT_CODE = ("s3_agent.rewards.answer_match", "s3_agent.clients.judge", "s3_agent.rollout.scoring")
@@ -73,7 +73,7 @@ class Pipeline:
 
     def key(self, contestants: Sequence[Contestant], tasks: Sequence[Task]) -> str:
         """A key of everything that the results of these agents on these questions depend on."""
-        agents = [[one.label, one.settings.asks_generator, self._contestant_key(one)] for one in contestants]
+        agents = [[one.label, one.settings.model_dump(mode="json"), self._contestant_key(one)] for one in contestants]
         prices = {model: price.model_dump() for model, price in self.conditions.prices.items()}
         asked = [task.model_dump(mode="json") for task in tasks]
         return key_of(agents, asked, prices, self._context_key, self._judge_key, code_of("s3_agent.evaluation"))
@@ -92,8 +92,10 @@ class Pipeline:
         def asking(make: Callable[[], Awaitable[Made]]) -> Callable[[], Awaitable[Made]] | None:
             return make if ask else None
 
+        settings = contestant.settings
+
         async def play() -> Made:
-            agent, started = contestant.settings.make(), time.monotonic()
+            agent, started = settings.make(), time.monotonic()
             policy = services.policies[contestant.label]
             episode = await agent.run(task, policy=policy, retriever=services.retriever)
             return {"episode": episode.model_dump(mode="json"), "seconds": time.monotonic() - started}
@@ -104,18 +106,20 @@ class Pipeline:
         timings: dict[str, float] = {"episode": played["seconds"]}
         shown: tuple[Passage, ...] = ()
         answered: Made = {}
-        answer = episode.answer
-        if contestant.settings.asks_generator:
+        answer = None if settings.asks_generator else settings.own_answer(episode)
+        # An episode that ended without what the method needs is given to nobody: it has no answer, which is wrong.
+        if settings.asks_generator and episode.stop_reason is not StopReason.INVALID:
+            prompt = settings.answer_prompt
 
             async def fit() -> Made:
                 started = time.monotonic()
-                fitting = await services.generator.fit(task.question, episode.selected)
+                fitting = await services.generator.fit(task.question, episode.selected, prompt=prompt)
                 passages = [passage.model_dump() for passage in fitting]
                 return {"shown": passages, "seconds": time.monotonic() - started}
 
-            context = await self.contexts.once(key_of(episode_key, self._context_key), asking(fit))
+            context = await self.contexts.once(key_of(episode_key, self._context_key, asdict(prompt)), asking(fit))
             shown = tuple(Passage.model_validate(passage) for passage in context["shown"])
-            messages = services.generator.messages(task.question, shown)
+            messages = services.generator.messages(task.question, shown, prompt=prompt)
 
             async def generate() -> Made:
                 started = time.monotonic()
@@ -124,7 +128,7 @@ class Pipeline:
 
             # By the messages themselves: agents that show the same get the same answer.
             answered = await self.answers.once(key_of(self.conditions.generator, messages), asking(generate))
-            answer = read_answer(answered["text"], "context")
+            answer = read_answer(answered["text"], prompt.style)
             timings |= {"context": context["seconds"], "answer": answered["seconds"]}
         scores = {"gen_acc": 0.0, "exact_match": 0.0, "f1": 0.0}
         if answer is not None:
@@ -140,10 +144,10 @@ class Pipeline:
             metrics = verdict["metrics"]
             scores = {"gen_acc": verdict["value"], "exact_match": metrics["exact_match"], "f1": metrics["f1"]}
             timings["judge"] = verdict["seconds"]
-        read = shown if contestant.settings.asks_generator else episode.selected
+        read = shown if settings.asks_generator else episode.selected
         counts = counts_of(episode, answered)
-        models = {"policy": contestant.policy.model}
-        if contestant.settings.asks_generator:
+        models = {"policy": contestant.policy.model} if contestant.policy else {}
+        if settings.asks_generator:
             models["generator"] = self.conditions.generator_model
         return EvaluatedTask(
             agent=contestant.label,

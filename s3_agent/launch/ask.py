@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from pathlib import Path
+from typing import NoReturn
 
 import httpx
 from rich.console import Console, Group
@@ -54,7 +55,7 @@ def policy_part(
     )
 
 
-async def served_name(http: httpx.AsyncClient, url: str) -> str:
+async def _served_name(http: httpx.AsyncClient, url: str) -> str:
     models = await call_json(http, "GET", url.rstrip("/") + "/models", error=PolicyError, patience_s=10.0)
     try:
         return models["data"][0]["id"]
@@ -62,12 +63,27 @@ async def served_name(http: httpx.AsyncClient, url: str) -> str:
         raise PolicyError(f"{url}/models names no model: {str(models)[:200]}", remedy="give --policy-name") from cause
 
 
+class NoPolicy:
+    """Stands where an agent asks none, so that one that does is found out."""
+
+    control: frozenset[str] = frozenset()
+
+    def converse(self, message: str, *, template: bool = True) -> NoReturn:
+        """There is nobody to talk to."""
+        raise AssertionError("an agent without a policy asked one")
+
+    async def window(self) -> None:
+        """There is none."""
+
+
 async def _play(
-    recipe: Recipe, task: Task, policy_url: str, tokenizer: str, *, name: str | None, key: str | None
+    recipe: Recipe, task: Task, policy_url: str | None, tokenizer: str, *, name: str | None, key: str | None
 ) -> Outcome:
     async with httpx.AsyncClient(timeout=300.0) as http, httpx.AsyncClient(timeout=300.0, headers=bearer(key)) as own:
-        name = name or await served_name(own, policy_url)
-        if recipe.policy.mode == "chat":
+        name = name or (policy_url and await _served_name(own, policy_url))
+        if policy_url is None or name is None:
+            policy = NoPolicy()
+        elif recipe.policy.mode == "chat":
             policy = ChatPolicy(own, policy_url, model=name, temperature=0.0, body=recipe.policy.request)
         else:
             policy = CompletionsPolicy(own, policy_url, load_tokenizer(tokenizer), model=name, temperature=0.0)
@@ -121,22 +137,37 @@ def ask_job(
         raise ConfigError("the question is empty", remedy='ask something: s3-agent ask "…?"')
     if run is not None and not (run / "policy").is_dir():
         raise ConfigError(f"{run} has no trained policy", remedy="give the folder of a finished run")
-    if recipe.policy.mode == "chat" and policy_url is None:
-        raise ConfigError("policy.mode=chat needs a running policy", remedy="give --policy-url http://…/v1")
-    model = recipe.policy.model if policy_url and run is None else str((run or newest_run(recipe.runs)) / "policy")
     settings = recipe.agent.played_by(agent or recipe.agent.name)
     # One answer is looked at, not compared with naive RAG.
     settings = settings.model_copy(update={"reward": "accuracy"}) if settings.asks_generator else settings
     recipe = recipe.model_copy(update={"agent": settings})
+    kind = settings.method.policy
+    at_generator = kind in ("instruct", "rewriter") and policy_url is None
+    if kind != "protocol":
+        recipe = recipe.model_copy(update={"policy": recipe.policy.model_copy(update={"mode": "chat"})})
+    elif recipe.policy.mode == "chat" and policy_url is None:
+        raise ConfigError("policy.mode=chat needs a running policy", remedy="give --policy-url http://…/v1")
+    if at_generator and recipe.generator.kind != "openai":
+        raise ConfigError(
+            f"{settings.name} is played by the generator's model, which is not behind an OpenAI-compatible address",
+            remedy="give --policy-url http://…/v1",
+        )
+    own_model = kind == "protocol" and not (policy_url and run is None)
+    model = str((run or newest_run(recipe.runs)) / "policy") if own_model else recipe.policy.model
     require_external(recipe)
     recipe = resolve_ports(recipe)
     task = Task(id="ask", question=question, golden_answers=(UNKNOWN,))
     with scratch_run(recipe) as scratch:
-        parts = [part for part in service_parts(recipe, scratch) if part.name != "generator" or settings.asks_generator]
-        if policy_url is None:
+        needed = {"generator": settings.asks_generator or at_generator, "retriever": bool(settings.method.uses)}
+        parts = [part for part in service_parts(recipe, scratch) if needed[part.name]]
+        if at_generator:
+            policy_url, policy_name = commands.generator_url(recipe), recipe.generator.model
+        elif policy_url is None and kind == "protocol":
             port = reserve_port("policy", 0)
-            parts.append(policy_part(model, scratch, port=port))
+            parts.append(policy_part(Path(model), scratch, port=port))
             policy_url = f"http://{HOST}:{port}/v1"
+        elif kind == "none":
+            policy_url = None
         with Stack(parts, run_id=secrets.token_hex(8)) as stack:
             with console.status("starting " + ", ".join(part.name for part in parts)):
                 stack.run()

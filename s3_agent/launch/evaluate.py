@@ -33,7 +33,7 @@ from s3_agent.evaluation.stages import only_one
 from s3_agent.evaluation.table import EvaluationTable, Numbers, numbers_of, table_of
 from s3_agent.evaluation.table_view import markdown, terminal_tables
 from s3_agent.launch import commands
-from s3_agent.launch.ask import POLICY_NAME, policy_part
+from s3_agent.launch.ask import POLICY_NAME, NoPolicy, policy_part
 from s3_agent.launch.evaluation_progress import EvaluationProgress
 from s3_agent.launch.job import index_identity, require_external, resolve_ports, scratch_run, service_parts, versions
 from s3_agent.launch.policies import contestants_of
@@ -106,9 +106,9 @@ def _setting(
     agents = {
         one.label: {
             "settings": one.settings.model_dump(mode="json"),
-            "sampling": one.sampling.model_dump(),
-            "policy": one.policy.model_dump(mode="json"),
-            "answers": "generator" if one.settings.asks_generator else "self",
+            "sampling": one.sampling and one.sampling.model_dump(),
+            "policy": one.policy and one.policy.model_dump(mode="json"),
+            "answers": one.settings.answers,
         }
         for one in contestants
     }
@@ -130,7 +130,9 @@ def _setting(
 
 def policy_client(one: Contestant, url: str, *, http: httpx.AsyncClient, recipe: Recipe) -> Policy:
     """The client of a contestant's policy at `url`."""
-    policy, sampling = one.policy, one.sampling.model_dump()
+    policy, sampling = one.policy, one.sampling.model_dump() if one.sampling else {}
+    if policy is None:
+        return NoPolicy()
     name = policy.model if policy.url or policy.at_generator else POLICY_NAME
     if policy.mode == "chat":
         return ChatPolicy(http, url, model=name, seed=recipe.seed, body=policy.request, **sampling)
@@ -154,12 +156,18 @@ def _serving(recipe: Recipe, units: Sequence[Unit]) -> Iterator[tuple[Recipe, di
     contestants = {unit.contestant.label: unit.contestant for unit in units}.values()
     with scratch_run(recipe) as run:
         parts = service_parts(recipe, run)
-        judged_there = recipe.judge.rule != "span" and recipe.judge.url is None
-        if not judged_there and not any(one.policy.at_generator or one.settings.asks_generator for one in contestants):
-            parts = [part for part in parts if part.name != "generator"]
+        needed = {
+            "retriever": any(one.settings.method.uses for one in contestants),
+            "generator": any(one.asks_generator_model for one in contestants)
+            or (recipe.judge.rule != "span" and recipe.judge.url is None),
+        }
+        parts = [part for part in parts if needed[part.name]]
         hosted: dict[str, str] = {}
         urls: dict[str, str] = {}
         for one in contestants:
+            if one.policy is None:
+                urls[one.label] = ""
+                continue
             if one.policy.url or one.policy.at_generator:
                 urls[one.label] = one.policy.url or str(commands.generator_url(recipe))
                 continue
@@ -195,7 +203,7 @@ async def _ask(
     ):
         contestants = {unit.contestant.label: unit.contestant for unit in units}
         policies = {
-            label: policy_client(one, urls[label], http=own if one.policy.url else http, recipe=recipe)
+            label: policy_client(one, urls[label], http=own if one.policy and one.policy.url else http, recipe=recipe)
             for label, one in contestants.items()
         }
         services = services_of(recipe, http, policies)

@@ -6,10 +6,10 @@ from typing import Annotated, get_args
 
 import typer
 
-from s3_agent.agents.settings import AgentName
+from s3_agent.agents.methods import AgentName
 from s3_agent.errors import ConfigError
 
-ALL = ",".join(get_args(AgentName))
+ALL = ",".join(name for name in get_args(AgentName) if name != "search_r1_agl_chat")
 
 
 class SamplingOption(StrEnum):

@@ -30,7 +30,7 @@ from s3_agent.launch import commands
 from s3_agent.launch.ports import listening, reserve_port
 from s3_agent.launch.progress import Progress
 from s3_agent.launch.stack import Interrupted, Part, Stack
-from s3_agent.recipe import Recipe
+from s3_agent.recipe import Recipe, require_trainable
 from s3_agent.rollout.episode_log import EpisodeRecord
 from s3_agent.types import Task
 
@@ -267,6 +267,7 @@ def _with_answer_cache(recipe: Recipe, run: Run) -> Recipe:
 def train_job(recipe: Recipe, *, name: str | None = None) -> int:
     """Train by `recipe`; 0 when the policy is trained and compared. Raises S3AgentError, with nothing left running."""
     started = time.monotonic()
+    require_trainable(recipe)
     run = Run(recipe.runs / (name or f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
     require_external(recipe)
     train, validation = prepare_tasks(recipe)

@@ -5,20 +5,18 @@ import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import httpx
 
-from s3_agent.agents.settings import AgentName
+from s3_agent.agents.methods import METHODS
 from s3_agent.clients.http import bearer, call_json
 from s3_agent.errors import ConfigError, PolicyError
 from s3_agent.evaluation.contestants import Contestant, PolicyUnderTest, SamplingName, sampling_of
 from s3_agent.recipe import Recipe, load_recipe
 from s3_agent.rollout.runner import AgentSettings
 
-TRAINED = frozenset({"s3", "search_r1", "search_r1_agl_chat"})
-"""Agents that are a trained policy; the others are a prompt, which any model can play."""
-_ANSWERS = {"": None, "ret": True, "self": False}
+_ANSWERS = {"ret": "generator", "self": "policy"}
 _BLOCKS = 64
 _BLOCK_BYTES = 1 << 16
 
@@ -97,13 +95,13 @@ def trained_policy(run: Path) -> tuple[Recipe, PolicyUnderTest]:
 
 
 def _settings(label: str, settings: AgentSettings) -> AgentSettings:
-    """Settings with the source of answers that the label names: `:ret` the generator, `:self` the policy."""
+    """Settings that score answers as an evaluation does, with the source of answers that the label names."""
     name, _, source = label.partition(":")
-    if source not in _ANSWERS:
+    if source and source not in _ANSWERS:
         raise ConfigError(f"{label!r} is not an agent", remedy=f"write {name}, {name}:ret or {name}:self")
-    asks = _ANSWERS[source] if source else settings.asks_generator
+    answers = _ANSWERS.get(source, settings.answers)
     try:
-        return AgentSettings.model_validate({**settings.model_dump(), "reward": "accuracy" if asks else "exact_match"})
+        return AgentSettings.model_validate({**settings.model_dump(), "answers": answers, "reward": "accuracy"})
     except ValueError as cause:
         raise ConfigError(f"{label}: {cause}", remedy=f"leave :{source} out") from cause
 
@@ -123,30 +121,33 @@ def contestants_of(
     `given` holds addresses, folders or hub names by label or name; `runs` are folders of finished runs, whose agent is
     played with its run's settings; `generator` is the generator's identity. Raises ConfigError and PolicyError.
     """
-    known: tuple[AgentName, ...] = get_args(AgentName)
     trained = {run_recipe.agent.name: (run_recipe.agent, policy) for run_recipe, policy in map(trained_policy, runs)}
-    if unknown := sorted(label for label in given if label.partition(":")[0] not in known):
-        raise ConfigError(f"--policy names {unknown}: no such agent", remedy=f"name one of {', '.join(known)}")
+    if unknown := sorted(label for label in given if label.partition(":")[0] not in METHODS):
+        raise ConfigError(f"--policy names {unknown}: no such agent", remedy=f"name one of {', '.join(METHODS)}")
+    names = {str(name): name for name in METHODS}
     found: list[Contestant] = []
     for label in labels:
-        name = next((name for name in known if name == label.partition(":")[0]), None)
+        name = names.get(label.partition(":")[0])
         if name is None or any(label == one.label for one in found):
-            what = f"not one of {', '.join(known)}" if name is None else "named twice"
+            what = f"not one of {', '.join(METHODS)}" if name is None else "named twice"
             raise ConfigError(f"the agent {label!r} is {what}", remedy="correct --agents")
-        settings, policy = trained.get(name) or (recipe.agent.played_by(name), None)
+        settings, policy = trained.get(name) or (recipe.evaluated(name), None)
         address = given.get(label) or given.get(name)
+        kind = settings.method.policy
         if address and address.startswith(("http://", "https://")):
             policy = served_policy(address, recipe, key=key)
-        elif address:
-            policy = hosted_policy(address)
-        elif policy is None and name in TRAINED:
-            policy = hosted_policy(recipe.policy.model)
+        elif address or (policy is None and kind == "protocol"):
+            policy = hosted_policy(address or recipe.policy.model)
+        elif policy is None and kind != "none":
+            policy = generator_as_policy(recipe, generator)
+        if policy is not None and kind != "protocol":  # its prompts are texts; no token of it is trained on
+            policy = policy.model_copy(update={"mode": "chat"})
         found.append(
             Contestant(
                 label=label,
                 settings=_settings(label, settings),
-                sampling=sampling_of(name, sampling),
-                policy=policy or generator_as_policy(recipe, generator),
+                sampling=sampling_of(settings.method, sampling),
+                policy=policy if kind != "none" else None,
             )
         )
     return found

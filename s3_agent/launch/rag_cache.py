@@ -9,6 +9,7 @@ from rich.progress import Progress
 
 from s3_agent.clients.generator import make_generator
 from s3_agent.clients.judge import make_judge
+from s3_agent.clients.prompts import AnswerPrompt
 from s3_agent.clients.retriever import HttpRetriever
 from s3_agent.data.rag_cache import RagAnswer, RagCache, naive_rag
 from s3_agent.data.tasks import load_tasks
@@ -29,7 +30,10 @@ async def _answers(recipe: Recipe, *, concurrency: int) -> dict[str, RagAnswer]:
                 tasks,
                 retriever=HttpRetriever(http, retriever_url(recipe)),
                 generator=make_generator(
-                    http, generator_url(recipe), recipe.generator.client, layout=recipe.data.rag_layout
+                    http,
+                    generator_url(recipe),
+                    recipe.generator.client,
+                    prompt=AnswerPrompt(layout=recipe.data.rag_layout),
                 ),
                 judge=make_judge(http, generator_url(recipe), recipe.judge),
                 topk=recipe.data.rag_topk,

@@ -11,17 +11,20 @@ from s3_agent.clients.generator import Generator
 from s3_agent.clients.judge import Judge
 from s3_agent.clients.policy import Policy
 from s3_agent.clients.retriever import Retriever
-from s3_agent.rollout.scoring import score_generated, score_own
-from s3_agent.types import Episode, RewardResult, Task
+from s3_agent.rollout.scoring import score_answer, score_generated, score_own
+from s3_agent.types import Episode, RewardResult, StopReason, Task
 
 RewardName = Literal["accuracy", "gbr", "gbr+accuracy", "exact_match", "format"]
 
 
-class AgentSettings(AgentChoice):
-    """Which agent plays, and how its episode is scored.
+_OWN = ("exact_match", "format")
 
-    `accuracy`, `gbr` and `gbr+accuracy` score the frozen generator's answer from the selected passages; `exact_match`
-    and `format` the policy's own answer, which Search-R1 gives and s3 does not. The default is the method's own.
+
+class AgentSettings(AgentChoice):
+    """Which agent plays, who answers, and how the answer is scored.
+
+    `accuracy`, `gbr` and `gbr+accuracy` score whichever answer `answers` names; `exact_match` and `format` are
+    Search-R1's own, and read its answer tags. The default is the method's own.
     """
 
     reward: RewardName = "accuracy"
@@ -29,20 +32,22 @@ class AgentSettings(AgentChoice):
     @model_validator(mode="before")
     @classmethod
     def _own_reward(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("name", "s3") != "s3":
-            return {"reward": "exact_match", **values}
-        return values
+        if not isinstance(values, dict) or not str(values.get("name")).startswith("search_r1"):
+            return values
+        own = values.get("answers", "policy") == "policy"
+        values = {"reward": "exact_match" if own else "accuracy", **values}
+        return {"answers": "policy" if values["reward"] in _OWN else "generator", **values}
 
     @model_validator(mode="after")
     def _reward_fits(self) -> Self:
-        if self.name == "s3" and not self.asks_generator:
-            raise ValueError(f"the reward {self.reward} scores an agent's own answer, and s3 gives none")
+        if self.reward in _OWN and not (self.answers == "policy" and self.name.startswith("search_r1")):
+            raise ValueError(f"the reward {self.reward} scores Search-R1's own answer, and {self.name} gives none")
         return self
 
     @property
     def asks_generator(self) -> bool:
         """Whether the score needs the generator's answer."""
-        return self.reward not in ("exact_match", "format")
+        return self.answers == "generator"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,21 @@ class Outcome:
     reward: RewardResult
     search_s: float
     answer_s: float
+
+
+async def score_episode(
+    task: Task, episode: Episode, settings: AgentSettings, *, generator: Generator, judge: Judge | None = None
+) -> tuple[str | None, RewardResult]:
+    """The answer of whoever answers, and its reward. Raises GeneratorError and JudgeError."""
+    if settings.reward == "exact_match" or settings.reward == "format":
+        return score_own(task, episode, form=settings.reward == "format")
+    if settings.asks_generator and episode.stop_reason is not StopReason.INVALID:
+        prompt = settings.answer_prompt
+        return await score_generated(
+            task, episode, mode=settings.reward, generator=generator, judge=judge, prompt=prompt
+        )
+    answer = None if settings.asks_generator else settings.own_answer(episode)
+    return answer, await score_answer(task, answer, mode=settings.reward, judge=judge)
 
 
 async def run_task(
@@ -69,10 +89,7 @@ async def run_task(
     started = time.monotonic()
     episode = await settings.make().run(task, policy=policy, retriever=retriever)
     searched = time.monotonic()
-    if settings.reward == "exact_match" or settings.reward == "format":
-        answer, reward = score_own(task, episode, form=settings.reward == "format")
-    else:
-        answer, reward = await score_generated(task, episode, mode=settings.reward, generator=generator, judge=judge)
+    answer, reward = await score_episode(task, episode, settings, generator=generator, judge=judge)
     return Outcome(
         episode=episode,
         answer=answer,

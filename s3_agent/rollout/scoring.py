@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from s3_agent.agents.search_r1 import scored_text
 from s3_agent.clients.generator import Generator
 from s3_agent.clients.judge import Judge
+from s3_agent.clients.prompts import AnswerPrompt
 from s3_agent.rewards.answer_match import exact_match, span_match, token_f1
 from s3_agent.rewards.gain_beyond_rag import RewardMode, gain_beyond_rag
 from s3_agent.rewards.search_r1 import own_answer
@@ -40,15 +41,27 @@ async def check_answer(task: Task, answer: str, *, judge: Judge | None) -> Accur
 
 
 async def score_generated(
-    task: Task, episode: Episode, *, mode: RewardMode, generator: Generator, judge: Judge | None
+    task: Task,
+    episode: Episode,
+    *,
+    mode: RewardMode,
+    generator: Generator,
+    judge: Judge | None,
+    prompt: AnswerPrompt | None = None,
 ) -> tuple[str, RewardResult]:
     """The generator's answer from the selected passages, and its reward. Raises GeneratorError and JudgeError."""
-    shown = await generator.fit(task.question, episode.selected)
-    answer = await generator.answer(task.question, shown)
-    accuracy = await check_answer(task, answer, judge=judge)
-    reward = gain_beyond_rag(task, accuracy.value, mode=mode)
+    shown = await generator.fit(task.question, episode.selected, prompt=prompt)
+    answer = await generator.answer(task.question, shown, prompt=prompt)
+    reward = await score_answer(task, answer, mode=mode, judge=judge)
     cut = {"context_cut": float(shown != episode.selected)}
-    return answer, reward.model_copy(update={"metrics": {**accuracy.metrics, **reward.metrics, **cut}})
+    return answer, reward.model_copy(update={"metrics": {**reward.metrics, **cut}})
+
+
+async def score_answer(task: Task, answer: str | None, *, mode: RewardMode, judge: Judge | None) -> RewardResult:
+    """The reward of an answer by whether it is correct; None is a wrong one. Raises JudgeError."""
+    accuracy = Accuracy(0.0, {}) if answer is None else await check_answer(task, answer, judge=judge)
+    reward = gain_beyond_rag(task, accuracy.value, mode=mode)
+    return reward.model_copy(update={"metrics": {**accuracy.metrics, **reward.metrics}})
 
 
 def score_own(task: Task, episode: Episode, *, form: bool) -> tuple[str | None, RewardResult]:

@@ -16,7 +16,7 @@ from s3_agent.clients import chat_model
 from s3_agent.clients.fake_servers import generator_app, serve
 from s3_agent.clients.fakes import FakeGenerator
 from s3_agent.clients.generator import FrozenGenerator, GeneratorSettings, make_generator
-from s3_agent.clients.prompts import answer_messages, read_answer, render_context
+from s3_agent.clients.prompts import AnswerPrompt, answer_messages, read_answer, render_context
 from s3_agent.embedded import NANO_POLICY
 from s3_agent.errors import ConfigError, GeneratorError
 from s3_agent.types import Passage
@@ -252,16 +252,22 @@ async def test_a_fitted_context_fits_whatever_is_written(texts: list[str], windo
 
 
 async def test_styles_without_passages() -> None:
-    zero, cot = (answer_messages("q", (), style=style) for style in ("zero_shot", "cot"))
+    zero, cot = (answer_messages("q", (), prompt=AnswerPrompt(style)) for style in ("zero_shot", "cot"))
     assert zero[0]["content"].startswith("Important: ") and zero[1]["content"] == "q"
     assert "<answer>" in cot[0]["content"]
-    assert len(answer_messages("q", (), kind="bedrock", style="cot")) == 1
+    assert len(answer_messages("q", (), kind="bedrock", prompt=AnswerPrompt("cot"))) == 1
     reply = "<think>x</think><answer> krone </answer><answer>b</answer>"
     assert (read_answer(reply, "cot"), read_answer("krone", "cot"), read_answer(reply, "context")) == (
         "krone",
         "krone",
         reply,
     )
+
+
+def test_what_stands_for_no_context() -> None:
+    told = answer_messages("q", (), prompt=AnswerPrompt(empty="No context"))
+    assert "Contexts:\nNo context\n" in told[0]["content"]
+    assert answer_messages("q", PASSAGES, prompt=AnswerPrompt(empty="No context")) == answer_messages("q", PASSAGES)
 
 
 def test_lines_are_the_layout_of_naive_rag() -> None:

@@ -1,0 +1,51 @@
+"""Methods that ask no policy: naive RAG (spec §8.1) and the closed-book answers, direct and step by step (§3.4).
+
+All that they do is to say what the generator reads; how it is asked belongs to the method too (`agents.methods`).
+"""
+
+from s3_agent.agents.base import Limits, first_passages
+from s3_agent.clients.policy import Policy
+from s3_agent.clients.retriever import Retriever
+from s3_agent.selection import SelectionRule, select_passages
+from s3_agent.types import Episode, StopReason, Task
+
+LIMITS = Limits(initial_topk=0, topk=3, max_searches=0, final_generation=False)
+CLOSED_BOOK_LIMITS = Limits(initial_topk=0, max_searches=0, final_generation=False)
+
+
+class RagAgent:
+    """The `limits.topk` best passages for the question, by whatever index the retriever serves."""
+
+    def __init__(self, *, limits: Limits = LIMITS, selection: SelectionRule = "every") -> None:
+        self._limits = limits
+        self._selection: SelectionRule = selection
+
+    async def run(self, task: Task, *, policy: Policy, retriever: Retriever) -> Episode:
+        """Retrieve once. Raises RetrieverError."""
+        passages = await first_passages(task, retriever, topk=self._limits.topk)
+        return Episode(
+            agent="rag",
+            prompt="",
+            initial_passages=passages,
+            turns=(),
+            selected=select_passages(passages, (), rule=self._selection),
+            stop_reason=StopReason.SEARCHES_USED,
+        )
+
+
+class ClosedBookAgent:
+    """Nothing is retrieved: the generator answers from what it knows. `name` is `direct` or `cot`."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    async def run(self, task: Task, *, policy: Policy, retriever: Retriever) -> Episode:
+        """An episode without passages."""
+        return Episode(
+            agent=self._name,
+            prompt="",
+            initial_passages=(),
+            turns=(),
+            selected=(),
+            stop_reason=StopReason.SEARCHES_USED,
+        )

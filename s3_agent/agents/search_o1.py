@@ -1,0 +1,112 @@
+"""Search-o1 as the s3 evaluation ran it (arXiv 2501.05366; spec §8.5): a reasoning model that searches while it thinks.
+
+What is found goes through a second call, Reason-in-Documents, and only its reply enters the reasoning; the generator
+gets the raw documents (spec §11 E3). The wording is ours; markers and headings are the original's.
+"""
+
+from collections.abc import Sequence
+
+from s3_agent.agents.base import Limits, normalize_question
+from s3_agent.agents.prompted import Ask, PromptedAgent
+from s3_agent.tags import documents, neutral
+from s3_agent.types import Action, ActionKind, Passage, Task, Turn
+
+LIMITS = Limits(
+    initial_topk=0,
+    topk=3,
+    max_searches=4,
+    final_generation=False,
+    max_new_tokens=2048,
+    max_observation_tokens=None,
+    max_context_tokens=32768,
+)
+BEGIN_QUERY, END_QUERY = "<|begin_search_query|>", "<|end_search_query|>"
+BEGIN_RESULT, END_RESULT = "<|begin_search_result|>", "<|end_search_result|>"
+HEADING = "**Final Information**"
+
+_INSTRUCTIONS = f"""\
+You are a reasoning assistant that can search the web in order to answer the question accurately.
+
+To search, write {BEGIN_QUERY} your query {END_QUERY}. The pages that are found are analysed for you, and what helps \
+comes back as {BEGIN_RESULT} search results {END_RESULT}. You may search again whenever you need to, at most {{limit}} \
+times.
+
+Example:
+Question: "In which country was the architect of the tallest church of Norway born?"
+Assistant thinks:
+- First I need to know which church is the tallest of Norway.
+Assistant:
+{BEGIN_QUERY}tallest church in Norway{END_QUERY}
+(The analysed pages come back.)
+Assistant goes on with what it learned:
+- Now I need to know where its architect was born.
+Assistant:
+{BEGIN_QUERY}birthplace of the architect{END_QUERY}
+(The analysed pages come back, and the assistant answers.)
+
+Remember:
+- Ask for what you need to know between {BEGIN_QUERY} and {END_QUERY}.
+- When you need nothing more, go on with your reasoning and answer.
+
+"""
+_READ = """\
+Read the web pages that were found for the current search query, in the light of the previous steps of reasoning, and \
+take from them what helps.
+
+1. Analyse each page and find what is relevant to the current search query.
+2. Extract the facts that bring the previous reasoning forward; they must be right and to the point.
+3. Write them under this heading:
+
+{heading}
+
+[what helps; or, when nothing does: No helpful information found.]
+
+Previous steps of reasoning:
+{reasoning}
+
+Current search query:
+{query}
+
+Web pages:
+{documents}
+
+Now analyse each page for the query "{query}" and write what helps under {heading}."""
+
+
+def parse(reply: str) -> Action:
+    """A search for the first pair of query markers, else the end."""
+    start = reply.find(BEGIN_QUERY)
+    end = reply.find(END_QUERY, start)
+    if start < 0 or end < 0:
+        return Action(kind=ActionKind.FINISH)
+    return Action(kind=ActionKind.SEARCH, query=reply[start + len(BEGIN_QUERY) : end].strip())
+
+
+def _grown(turns: Sequence[Turn]) -> str:
+    return "".join(turn.response + turn.observation for turn in turns)
+
+
+class SearchO1Agent(PromptedAgent):
+    """One text that grows by replies and by what was read in documents, sent as a user message each turn."""
+
+    name = "search_o1"
+
+    def message(self, task: Task, initial: Sequence[Passage], turns: Sequence[Turn], control: frozenset[str]) -> str:
+        question = neutral(normalize_question(task.question), control)
+        instructions = _INSTRUCTIONS.format(limit=self._limits.max_searches)
+        return f"{instructions}Question: {question}\n\nAssistant:\n{_grown(turns)}"
+
+    def parse(self, reply: str) -> Action:
+        return parse(reply)
+
+    async def read(self, turns: Sequence[Turn], found: Turn, control: frozenset[str], ask: Ask) -> str | None:
+        assert found.action is not None
+        distilled = await ask(
+            _READ.format(
+                heading=HEADING,
+                reasoning=_grown([*turns, found]),
+                query=found.action.query,
+                documents=documents(found.passages or (), control),
+            )
+        )
+        return None if distilled is None else f"\n\n{BEGIN_RESULT}{distilled}{END_RESULT}\n\n"
