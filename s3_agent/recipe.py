@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from yaml import YAMLError
 
 from s3_agent import embedded
-from s3_agent.agents.methods import AgentName
+from s3_agent.agents.settings import AgentName
 from s3_agent.agl.verl_config import TrainerRecipe
 from s3_agent.clients.generator import GeneratorSettings
 from s3_agent.clients.judge import JudgeSettings
@@ -120,15 +120,13 @@ class Price(_Section):
 
 
 class EvaluationRecipe(_Section):
-    """What an evaluation needs besides: settings of agents other than the recipe's, where the methods' own do not fit,
-    and `prices` by the model's name, as its server or folder is named."""
+    """What an evaluation counts besides: `prices` by the model's name, as its server or folder is named."""
 
-    agents: dict[AgentName, dict[str, Any]] = Field(default_factory=dict)
     prices: dict[str, Price] = Field(default_factory=dict)
 
 
 class Recipe(_Section):
-    """A full run."""
+    """A full run. `agents` sets what other agents than the recipe's own have different from their method, by name."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     seed: int = 0
@@ -136,6 +134,7 @@ class Recipe(_Section):
     prepared: Path = Path("prepared")
     data: DataRecipe
     agent: AgentSettings = Field(default_factory=AgentSettings)
+    agents: dict[AgentName, dict[str, Any]] = Field(default_factory=dict)
     policy: PolicyRecipe
     retriever: RetrieverRecipe = Field(default_factory=RetrieverRecipe)
     generator: GeneratorRecipe = Field(default_factory=GeneratorRecipe)
@@ -146,16 +145,21 @@ class Recipe(_Section):
     trainer: TrainerRecipe = Field(default_factory=TrainerRecipe)
     evaluation: EvaluationRecipe = Field(default_factory=EvaluationRecipe)
 
-    def evaluated(self, name: AgentName) -> AgentSettings:
-        """The settings with which an evaluation plays `name`. Raises ValidationError for what it does not take."""
-        settings, given = self.agent.played_by(name), self.evaluation.agents.get(name, {})
-        limits = {**settings.limits.model_dump(), **given.get("limits", {})}
-        return AgentSettings.model_validate({**settings.model_dump(), **given, "limits": limits})
+    def playing(self, name: AgentName) -> AgentSettings:
+        """The settings with which the agent `name` plays in this recipe."""
+        settings, given = self.agent.played_by(name), self.agents.get(name, {})
+        if name == self.agent.name or not given:
+            return settings
+        own = settings.model_dump(include={"name", "prompt", "limits"})
+        return AgentSettings.model_validate({**own, **given, "limits": {**own["limits"], **given.get("limits", {})}})
 
     @model_validator(mode="after")
-    def _agents_take_it(self) -> Self:
-        for name in self.evaluation.agents:
-            self.evaluated(name)
+    def _agents_fit(self) -> Self:
+        for name in self.agents:
+            try:
+                self.playing(name)
+            except (TypeError, ValueError) as cause:
+                raise ValueError(f"agents.{name}: {cause}") from cause
         return self
 
     @model_validator(mode="after")

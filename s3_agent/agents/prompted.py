@@ -43,7 +43,7 @@ class Calls:
         reply: Reply = await conversation.generate(
             max_tokens=min(self._limits.max_new_tokens, self._most - read), stop=()
         )
-        self._prompt_tokens += read
+        self._prompt_tokens += conversation.used - reply.tokens  # a server's own count, where it gives one
         self._response_tokens += reply.tokens
         text = reply.text
         for token in self._policy.control:  # the end of its turn would end the message that the reply goes into

@@ -135,9 +135,14 @@ class ChatPolicy:
         self, text: str, *, max_tokens: int, stop: Sequence[str]
     ) -> tuple[dict[str, Any], dict[str, int]]:
         """The first continuation of `text` and the usage that the server reports. Raises PolicyError."""
-        return await self._first(
-            "/completions", {"prompt": text}, lambda choice: choice["text"], max_tokens=max_tokens, stop=stop
-        )
+        try:
+            return await self._first(
+                "/completions", {"prompt": text}, lambda choice: choice["text"], max_tokens=max_tokens, stop=stop
+            )
+        except PolicyError as error:
+            if error.status in (404, 405):
+                error.remedy = "this server continues no raw text: use one that does (vLLM), or send it as a message"
+            raise
 
     async def chat(
         self, messages: Sequence[Mapping[str, str]], *, max_tokens: int, stop: Sequence[str]

@@ -9,7 +9,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NoReturn, Protocol
 
 import httpx
 
@@ -81,6 +81,19 @@ class Policy(Protocol):
     async def window(self) -> int | None:
         """How many tokens the context may hold where the server says so. Raises PolicyError."""
         ...
+
+
+class NoPolicy:
+    """Stands where an agent asks none, so that one that does is found out."""
+
+    control: frozenset[str] = frozenset()
+
+    def converse(self, message: str, *, template: bool = True) -> NoReturn:
+        """There is nobody to talk to."""
+        raise AssertionError("an agent without a policy asked one")
+
+    async def window(self) -> None:
+        """There is none."""
 
 
 class TokenPolicy(ABC):

@@ -3,7 +3,6 @@
 import asyncio
 import secrets
 from pathlib import Path
-from typing import NoReturn
 
 import httpx
 from rich.console import Console, Group
@@ -14,7 +13,7 @@ from s3_agent.agents.settings import AgentName
 from s3_agent.clients.chat_policy import ChatPolicy
 from s3_agent.clients.generator import make_generator
 from s3_agent.clients.http import bearer, call_json
-from s3_agent.clients.policy import CompletionsPolicy
+from s3_agent.clients.policy import CompletionsPolicy, NoPolicy
 from s3_agent.clients.retriever import HttpRetriever
 from s3_agent.clients.tokenizer import load_tokenizer
 from s3_agent.errors import ConfigError, PolicyError
@@ -61,19 +60,6 @@ async def _served_name(http: httpx.AsyncClient, url: str) -> str:
         return models["data"][0]["id"]
     except (KeyError, IndexError, TypeError) as cause:
         raise PolicyError(f"{url}/models names no model: {str(models)[:200]}", remedy="give --policy-name") from cause
-
-
-class NoPolicy:
-    """Stands where an agent asks none, so that one that does is found out."""
-
-    control: frozenset[str] = frozenset()
-
-    def converse(self, message: str, *, template: bool = True) -> NoReturn:
-        """There is nobody to talk to."""
-        raise AssertionError("an agent without a policy asked one")
-
-    async def window(self) -> None:
-        """There is none."""
 
 
 async def _play(
@@ -137,7 +123,7 @@ def ask_job(
         raise ConfigError("the question is empty", remedy='ask something: s3-agent ask "…?"')
     if run is not None and not (run / "policy").is_dir():
         raise ConfigError(f"{run} has no trained policy", remedy="give the folder of a finished run")
-    settings = recipe.agent.played_by(agent or recipe.agent.name)
+    settings = recipe.playing(agent or recipe.agent.name)
     # One answer is looked at, not compared with naive RAG.
     settings = settings.model_copy(update={"reward": "accuracy"}) if settings.asks_generator else settings
     recipe = recipe.model_copy(update={"agent": settings})

@@ -19,7 +19,7 @@ from s3_agent.clients.chat_policy import ChatPolicy
 from s3_agent.clients.generator import FrozenGenerator
 from s3_agent.clients.http import bearer
 from s3_agent.clients.judge import make_judge
-from s3_agent.clients.policy import CompletionsPolicy, Policy
+from s3_agent.clients.policy import CompletionsPolicy, NoPolicy, Policy
 from s3_agent.clients.prompts import answer_messages
 from s3_agent.clients.retriever import HttpRetriever
 from s3_agent.clients.tokenizer import load_tokenizer
@@ -33,7 +33,7 @@ from s3_agent.evaluation.stages import only_one
 from s3_agent.evaluation.table import EvaluationTable, Numbers, numbers_of, table_of
 from s3_agent.evaluation.table_view import markdown, terminal_tables
 from s3_agent.launch import commands
-from s3_agent.launch.ask import POLICY_NAME, NoPolicy, policy_part
+from s3_agent.launch.ask import POLICY_NAME, policy_part
 from s3_agent.launch.evaluation_progress import EvaluationProgress
 from s3_agent.launch.job import index_identity, require_external, resolve_ports, scratch_run, service_parts, versions
 from s3_agent.launch.policies import contestants_of

@@ -15,8 +15,6 @@ from s3_agent.rollout.scoring import score_answer, score_generated, score_own
 from s3_agent.types import Episode, RewardResult, StopReason, Task
 
 RewardName = Literal["accuracy", "gbr", "gbr+accuracy", "exact_match", "format"]
-
-
 _OWN = ("exact_match", "format")
 
 

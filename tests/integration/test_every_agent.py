@@ -15,7 +15,7 @@ from s3_agent.clients.chat_policy import ChatPolicy
 from s3_agent.clients.fake_servers import generator_app, policy_app, retriever_app, serve
 from s3_agent.clients.fakes import FakeGenerator, FakePolicy, FakeRetriever
 from s3_agent.clients.generator import GeneratorSettings, make_generator
-from s3_agent.clients.policy import CompletionsPolicy, Policy
+from s3_agent.clients.policy import CompletionsPolicy, NoPolicy, Policy
 from s3_agent.clients.retriever import HttpRetriever
 from s3_agent.clients.tokenizer import load_tokenizer
 from s3_agent.embedded import NANO_POLICY
@@ -59,16 +59,25 @@ class Services:
     generator: FakeGenerator
 
 
-@pytest.fixture
-def services() -> Iterator[Services]:
+@pytest.fixture(scope="module")
+def running() -> Iterator[Services]:
     policy = FakePolicy(respond, load_tokenizer(str(NANO_POLICY)))
-    generator = FakeGenerator(lambda question, context: "the krone")
+    # As a generator it reads the question alone, as a policy a method's prompt.
+    generator = FakeGenerator(lambda asked, context: "the krone" if asked == QUESTION else respond(asked))
     with (
         serve(policy_app(policy)) as policy_url,
         serve(retriever_app(FakeRetriever(default=(DOC,)))) as retriever_url,
         serve(generator_app(generator)) as generator_url,
     ):
         yield Services(policy_url + "/v1", retriever_url, generator_url + "/v1", policy, generator)
+
+
+@pytest.fixture
+def services(running: Services) -> Services:
+    """Services that were not asked anything yet."""
+    running.policy.prompts.clear()
+    running.generator.calls.clear()
+    return running
 
 
 @pytest.mark.parametrize("mode", ["tokens", "chat"])
@@ -80,7 +89,9 @@ async def test_every_agent_plays_and_is_scored(services: Services, name: AgentNa
         services.generator.calls.clear()
         async with httpx.AsyncClient() as http:
             policy: Policy
-            if mode == "chat":
+            if method.policy == "none":
+                policy = NoPolicy()
+            elif mode == "chat":
                 policy = ChatPolicy(http, services.policy_url, model="m")
             else:
                 policy = CompletionsPolicy(http, services.policy_url, load_tokenizer(str(NANO_POLICY)))
@@ -112,19 +123,11 @@ async def test_every_agent_plays_and_is_scored(services: Services, name: AgentNa
         assert outcome.reward.metrics["accuracy"] == outcome.reward.value
 
 
-def limits_override(name: AgentName) -> str:
-    """The recipe's limits replaced by the method's own."""
-    return "agent.limits={" + ", ".join(f"{key}: {json.dumps(value)}" for key, value in METHODS[name].limits) + "}"
-
-
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.policy != "protocol"])
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_asking_an_agent_needs_no_trained_policy(services: Services, name: AgentName, elsewhere: bool) -> None:
-    services.generator._answer = lambda question, context: respond(question)  # one model in both places
     overrides = [f"retriever.url={services.retriever_url}", f"generator.url={services.generator_url}", "gateway.port=0"]
-    if name == "deep_retrieval":  # the fake generator takes chat messages alone
-        overrides.append("agent.name=deep_retrieval")
-        overrides += [limits_override(name), "agent.prompt=double_template", "agent.selection=every"]
+    overrides.append("agents.deep_retrieval.prompt=double_template")  # the fake generator takes chat messages alone
     options = ["--policy-url", services.policy_url] if elsewhere else []
     done = CliRunner().invoke(app, ["ask", QUESTION, "--agent", name, "--json", *options, *overrides])
     assert done.exit_code == 0, (done.output, done.exception)
@@ -149,7 +152,8 @@ def test_the_agents_are_listed() -> None:
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not method.trainable])
 def test_what_can_not_be_trained_is_refused_before_anything_starts(name: AgentName) -> None:
-    overrides = [f"agent.name={name}", limits_override(name), "agent.prompt=instruct", "agent.selection=every"]
+    limits = "{" + ", ".join(f"{key}: {json.dumps(value)}" for key, value in METHODS[name].limits) + "}"
+    overrides = [f"agent.name={name}", f"agent.limits={limits}", "agent.prompt=instruct", "agent.selection=every"]
     for command in (["train"], ["workers", "--gateway", "http://127.0.0.1:1"]):
         done = CliRunner().invoke(app, [*command, *overrides])
         assert isinstance(done.exception, ConfigError)

@@ -395,6 +395,8 @@ def served(sent: list[tuple[str, Any]], *, window: int | None, text: str) -> Cha
             if window is None:
                 return httpx.Response(404)
             return httpx.Response(200, json={"data": [{"id": "other"}, {"id": "m", "max_model_len": window}]})
+        if path == "/completions" and window == 1:
+            return httpx.Response(404)
         said = {"text": text} if path == "/completions" else {"message": {"content": text}}
         return httpx.Response(200, json={"choices": [said], "usage": {"completion_tokens": 5, "total_tokens": 50}})
 
@@ -417,10 +419,16 @@ async def test_a_raw_text_goes_to_the_completions_of_a_chat_server() -> None:
         **{"model": "m", "temperature": 0.7, "top_p": 0.95, "max_tokens": 512, "stop": []},
         "prompt": episode.prompt,
     }
-    assert episode.turns[0].response_tokens == 5
+    assert (episode.turns[0].prompt_tokens, episode.turns[0].response_tokens) == (45, 5), "as the server counts"
     await run_served("deep_retrieval", policy, prompt="double_template")
     assert [path for path, _ in sent] == ["/models", "/completions", "/chat/completions"], "the window is asked once"
     assert sent[-1][1]["messages"] == [{"role": "user", "content": episode.prompt}]
+
+
+async def test_a_server_that_continues_no_text_is_told_of() -> None:
+    policy = served([], window=1, text="")
+    with pytest.raises(PolicyError, match="continues no raw text"):
+        await policy.converse("x", template=False).generate(max_tokens=5, stop=())
 
 
 async def test_replies_are_bound_by_the_window_that_the_server_tells() -> None:

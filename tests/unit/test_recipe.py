@@ -45,6 +45,32 @@ def test_the_smallest_recipe_takes_s3s_defaults(recipe: Path) -> None:
     assert loaded.generator.client.model == loaded.generator.model
 
 
+def test_other_agents_are_set_by_name(recipe: Path) -> None:
+    loaded = load_recipe(
+        str(recipe),
+        [
+            "agent.limits.max_new_tokens=48",
+            "agents.ircot.limits.max_new_tokens=64",
+            "agents.search_r1.answers=generator",
+            "agents.deep_retrieval.prompt=double_template",
+        ],
+    )
+    assert loaded.playing("s3") == loaded.agent
+    ircot, search_r1 = loaded.playing("ircot"), loaded.playing("search_r1")
+    assert (ircot.limits.max_new_tokens, ircot.limits.topk) == (64, 3)
+    assert (search_r1.limits.max_new_tokens, search_r1.answers, search_r1.reward) == (48, "generator", "accuracy")
+    assert loaded.playing("deep_retrieval").prompt == "double_template"
+    assert loaded.playing("rag") == loaded.agent.played_by("rag")
+
+
+@pytest.mark.parametrize(
+    "override", ["agents.ircots.layout=lines", "agents.ircot.limits.top_k=3", "agents.rag.limits=5", "agents.rag=5"]
+)
+def test_another_agent_that_does_not_fit_is_named(recipe: Path, override: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(".".join(override.split(".")[:2]).partition("=")[0])):
+        load_recipe(str(recipe), [override])
+
+
 def test_overrides_reach_every_depth(recipe: Path) -> None:
     overrides = [
         "agent.limits.topk=5",
