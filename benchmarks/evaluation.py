@@ -41,9 +41,9 @@ class Instant:
 
     def __init__(self) -> None:
         tokenizer = load_tokenizer(str(NANO_POLICY))
-        self._opening = tokenizer.chat("x")[-1]
         search = tokenizer.encode('<search_complete>False</search_complete>\n<query>{"query": "krone"}</query>')
         finish = tokenizer.encode("<important_info>[1]</important_info>\n<search_complete>True</search_complete>")
+        self._searched = ",".join(map(str, search)).encode()  # as it stands in the next prompt
         self._turns = [
             json.dumps({"choices": [{"token_ids": ids, "finish_reason": "stop"}]}).encode() for ids in (search, finish)
         ]
@@ -68,7 +68,7 @@ class Instant:
         elif path.endswith("/chat/completions"):
             reply = self._answer
         elif path.endswith("/completions"):
-            reply = self._turns[json.loads(body)["prompt"][-1] != self._opening]
+            reply = self._turns[self._searched in body]
         else:
             reply = self._models
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(reply)).encode())]

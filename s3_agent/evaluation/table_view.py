@@ -73,7 +73,7 @@ def _by_source(table: EvaluationTable) -> _Grid | None:
 
     rows = []
     for agent in table.agents:
-        macro = f"{cell(agent.macro)}"
+        macro = cell(agent.macro)
         if (estimate := agent.macro.get("gen_acc")) is not None:
             macro += f" [{estimate.low * 100:.1f}, {estimate.high * 100:.1f}]"
         # A mean over fewer sources than the others have is not comparable.
