@@ -14,6 +14,7 @@ import typer
 from retrieval_server.indexing.command import app as index_app
 from s3_agent.agents.settings import AgentName
 from s3_agent.errors import S3AgentError
+from s3_agent.launch import evaluation_command
 from s3_agent.recipe import load_recipe, require_trainable
 
 app = typer.Typer(
@@ -25,6 +26,8 @@ app = typer.Typer(
 rag_cache_app = typer.Typer(no_args_is_help=True, help="Naive-RAG answers, by which training tasks are filtered.")
 app.add_typer(rag_cache_app, name="rag-cache")
 app.add_typer(index_app, name="index")
+app.command("eval")(evaluation_command.evaluate)
+app.command()(evaluation_command.export)
 
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A YAML file, or the name of a shipped recipe.")]
 Overrides = Annotated[

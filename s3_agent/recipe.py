@@ -112,6 +112,19 @@ class RayRecipe(_Section):
     address: str | None = None
 
 
+class Price(_Section):
+    """US dollars for a million tokens."""
+
+    prompt: float = Field(ge=0)
+    response: float = Field(ge=0)
+
+
+class EvaluationRecipe(_Section):
+    """What an evaluation counts besides: `prices` by the model's name, as its server or folder is named."""
+
+    prices: dict[str, Price] = Field(default_factory=dict)
+
+
 class Recipe(_Section):
     """A full run. `agents` sets what other agents than the recipe's own have different from their method, by name."""
 
@@ -130,6 +143,7 @@ class Recipe(_Section):
     workers: WorkersRecipe = Field(default_factory=WorkersRecipe)
     ray: RayRecipe = Field(default_factory=RayRecipe)
     trainer: TrainerRecipe = Field(default_factory=TrainerRecipe)
+    evaluation: EvaluationRecipe = Field(default_factory=EvaluationRecipe)
 
     def playing(self, name: AgentName) -> AgentSettings:
         """The settings with which the agent `name` plays in this recipe."""

@@ -3,7 +3,9 @@
 A transport failure raises after retries and is never an empty reply (promise 1).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import httpx
@@ -32,6 +34,15 @@ class ModelSettings(BaseModel):
     patience_s: float = 120.0
 
 
+@dataclass(frozen=True, slots=True)
+class ChatReply:
+    """A reply with the tokens that were read and written for it, None where the server does not count them."""
+
+    text: str
+    prompt_tokens: int | None = None
+    response_tokens: int | None = None
+
+
 class ChatModel(Protocol):
     """What answers to messages."""
 
@@ -40,7 +51,19 @@ class ChatModel(Protocol):
         ...
 
 
-class OpenAIChat:
+class ServedModel(ABC):
+    """A model behind an endpoint, which tells what a reply took."""
+
+    @abstractmethod
+    async def ask(self, messages: Sequence[Message]) -> ChatReply:
+        """The reply and its tokens. Raises the BoundaryError of whoever asks."""
+
+    async def reply(self, messages: Sequence[Message]) -> str:
+        """The reply's text."""
+        return (await self.ask(messages)).text
+
+
+class OpenAIChat(ServedModel):
     """A model behind an OpenAI-compatible `/chat/completions`."""
 
     def __init__(
@@ -51,7 +74,7 @@ class OpenAIChat:
         self._settings = settings
         self._error = error
 
-    async def reply(self, messages: Sequence[Message]) -> str:
+    async def ask(self, messages: Sequence[Message]) -> ChatReply:
         body: dict[str, Any] = {
             "model": self._settings.model,
             "messages": list(messages),
@@ -66,12 +89,14 @@ class OpenAIChat:
             self._client, "POST", self._url, error=self._error, body=body, patience_s=self._settings.patience_s
         )
         try:
-            return answer["choices"][0]["message"]["content"] or ""
-        except (KeyError, IndexError, TypeError) as cause:
+            text = answer["choices"][0]["message"]["content"] or ""
+            usage = answer.get("usage") or {}
+            return ChatReply(text, usage.get("prompt_tokens"), usage.get("completion_tokens"))
+        except (AttributeError, KeyError, IndexError, TypeError) as cause:
             raise self._error(f"{self._url} answered in an unknown form: {str(answer)[:300]}") from cause
 
 
-class ClaudeChat:
+class ClaudeChat(ServedModel):
     """Claude through its API or Bedrock; credentials are read by the anthropic client when it is first made."""
 
     def __init__(self, settings: ModelSettings, *, url: str | None = None, error: type[BoundaryError]) -> None:
@@ -91,7 +116,7 @@ class ClaudeChat:
         except (anthropic.AnthropicError, ValueError) as cause:
             raise ConfigError(f"{error.boundary}.kind={settings.kind}: {cause}", remedy=_CLAUDE_REMEDY) from cause
 
-    async def reply(self, messages: Sequence[Message]) -> str:
+    async def ask(self, messages: Sequence[Message]) -> ChatReply:
         try:
             message = await self._client.messages.create(
                 model=self._settings.model,
@@ -109,7 +134,8 @@ class ClaudeChat:
             ) from cause
         except TypeError as cause:  # how the anthropic client says that it has no credentials
             raise ConfigError(f"Claude ({self._settings.kind}): {cause}", remedy=_CLAUDE_REMEDY) from cause
-        return "".join(block.text for block in message.content if block.type == "text")
+        text = "".join(block.text for block in message.content if block.type == "text")
+        return ChatReply(text, message.usage.input_tokens, message.usage.output_tokens)
 
 
 def window_of(models: Any, model: str) -> int | None:
@@ -123,7 +149,7 @@ def window_of(models: Any, model: str) -> int | None:
 
 def make_chat_model(
     client: httpx.AsyncClient, url: str | None, settings: ModelSettings, *, error: type[BoundaryError]
-) -> ChatModel:
+) -> ServedModel:
     """The model that the settings name. `url` may be None for Claude alone."""
     if settings.kind != "openai":
         return ClaudeChat(settings, url=url, error=error)

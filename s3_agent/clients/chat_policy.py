@@ -11,7 +11,7 @@ import httpx
 
 from s3_agent.clients.chat_model import window_of
 from s3_agent.clients.http import call_json
-from s3_agent.clients.policy import Reply, Role
+from s3_agent.clients.policy import Reply, Role, seed_of
 from s3_agent.clients.tokenizer import BYTES_PER_TOKEN
 from s3_agent.errors import PolicyError
 
@@ -102,6 +102,7 @@ class ChatPolicy:
         model: str,
         temperature: float = 1.0,
         top_p: float = 1.0,
+        seed: int | None = None,
         patience_s: float = 300.0,
         body: Mapping[str, Any] | None = None,
     ) -> None:
@@ -111,6 +112,7 @@ class ChatPolicy:
         self._window: int | None = None
         self._asked_window = False
         self._sampling = {"model": model, "temperature": temperature, "top_p": top_p}
+        self._seed = seed
         self._patience_s = patience_s
         self._body = dict(body or {})
 
@@ -157,7 +159,8 @@ class ChatPolicy:
     async def _first(
         self, path: str, asked: Mapping[str, Any], text: Callable[[Any], Any], *, max_tokens: int, stop: Sequence[str]
     ) -> tuple[dict[str, Any], dict[str, int]]:
-        body = {**self._sampling, **asked, "max_tokens": max_tokens, "stop": list(stop), **self._body}
+        body = {**self._sampling, **seed_of(self._seed, asked), **asked, "max_tokens": max_tokens, "stop": list(stop)}
+        body |= self._body
         answer = await self._call("POST", path, {name: value for name, value in body.items() if value is not None})
         try:
             choice = answer["choices"][0]

@@ -5,6 +5,7 @@ sampled; then Agent Lightning can merge a rollout's calls into one training row 
 of texts only, so an endpoint that takes no token ids (`chat_policy`) serves the same agents.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,14 @@ from s3_agent.errors import PolicyError
 
 Role = Literal["assistant", "user"]
 CONTEXT_TOKENS = 8
+
+
+def seed_of(seed: int | None, prompt: object) -> dict[str, int]:
+    """The request's `seed` field: its own for every prompt, so that it depends on no order; nothing without a seed."""
+    if seed is None:
+        return {}
+    digest = hashlib.sha256(repr((seed, prompt)).encode(errors="surrogatepass")).digest()
+    return {"seed": int.from_bytes(digest[:4], "big") >> 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,10 +172,12 @@ class CompletionsPolicy(TokenPolicy):
         model: str = "auto",
         temperature: float = 1.0,
         top_p: float = 1.0,
+        seed: int | None = None,
         patience_s: float = 300.0,
     ) -> None:
         super().__init__(tokenizer)
         self._client = client
+        self._seed = seed
         self._url = url.rstrip("/") + "/completions"
         self._sampling = {"model": model, "temperature": temperature, "top_p": top_p}
         self._patience_s = patience_s
@@ -180,6 +191,7 @@ class CompletionsPolicy(TokenPolicy):
             patience_s=self._patience_s,
             body={
                 **self._sampling,
+                **seed_of(self._seed, prompt_ids),
                 "prompt": list(prompt_ids),
                 "max_tokens": max_tokens,
                 "stop": list(stop),

@@ -38,13 +38,16 @@ def newest_run(runs: Path) -> Path:
     return finished[-1].parents[1]
 
 
-def policy_part(model: Path, run: Run, *, port: int, name: str = POLICY_NAME) -> Part:
-    """vLLM over the trained policy, served as `name`."""
-    options = ["--enforce-eager", "--max-num-seqs", "8"] + (["--dtype", "float32"] if commands.has_cpu_vllm() else [])
+def policy_part(
+    model: Path | str, run: Run, *, port: int, name: str = POLICY_NAME, part: str = "policy", sequences: int = 8
+) -> Part:
+    """vLLM over the policy in the folder or of the hub name `model`, served as `name`, `sequences` at a time."""
+    options = ["--enforce-eager", "--max-num-seqs", str(sequences)]
+    options += ["--dtype", "float32"] if commands.has_cpu_vllm() else []
     return Part(
-        name="policy",
+        name=part,
         command=commands.vllm_command(str(model), name, port=port, options=options),
-        log=run.logs / "policy.log",
+        log=run.logs / f"{part}.log",
         ready_url=f"http://{HOST}:{port}/health",
         environment=commands.CPU_ENVIRONMENT if commands.has_cpu_vllm() else {},
         remedy="check that the run's policy folder is whole",

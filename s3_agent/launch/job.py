@@ -95,7 +95,7 @@ def prepare_tasks(recipe: Recipe) -> tuple[list[Task], list[Task]]:
     return train, validation[: recipe.data.validation_size]
 
 
-def _index_identity(recipe: Recipe) -> dict[str, Any]:
+def index_identity(recipe: Recipe) -> dict[str, Any]:
     """Which corpus and index answer: a running server of ours says it itself, another's is known by its address."""
     if recipe.retriever.url is None:
         return expected_manifest(Corpus(recipe.data.corpus), Bm25Settings())
@@ -107,7 +107,7 @@ def _index_identity(recipe: Recipe) -> dict[str, Any]:
 
 def rag_fingerprint(recipe: Recipe) -> Fingerprint:
     """What this recipe's naive-RAG answers depend on."""
-    index = _index_identity(recipe)
+    index = index_identity(recipe)
     return Fingerprint.of(
         corpus=index["corpus"],
         retriever=json.dumps({"backend": index["backend"], **index["settings"]}),
@@ -239,7 +239,8 @@ def _keep_policy(run: Run, steps: int) -> None:
     shutil.copytree(saved, run.policy)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """The versions that a result depends on, of what is installed."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -317,7 +318,7 @@ def train_job(recipe: Recipe, *, name: str | None = None) -> int:
         rollouts_per_step=recipe.trainer.questions_per_step * recipe.trainer.rollouts_per_question,
         wall_seconds=time.monotonic() - started,
         start_up_seconds=start_up,
-        versions=_versions(),
+        versions=versions(),
     )
     _close(run, summary, [*sockets.values()])
     return 0

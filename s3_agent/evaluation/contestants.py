@@ -1,0 +1,65 @@
+"""Who is evaluated: an agent under a label, with its policy, its sampling, and where its answer comes from."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from s3_agent.agents.methods import Method, Sampling
+from s3_agent.evaluation.stages import code_of, key_of
+from s3_agent.rollout.runner import AgentSettings
+from s3_agent.types import Task
+
+SamplingName = Literal["published", "greedy"]
+
+GREEDY = Sampling(temperature=0.0)
+_EPISODE_CODE = ("s3_agent.agents", "s3_agent.tags", "s3_agent.fitting", "s3_agent.selection", "s3_agent.types")
+
+
+class PolicyUnderTest(BaseModel):
+    """A policy and how it is reached: at `url`, at the generator's address, or started here from the folder or hub
+    name `model`. `request` is merged into chat requests.
+
+    `identity` is what tells it from another policy: a hash of its files, or what its server says of it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    mode: Literal["tokens", "chat"] = "tokens"
+    url: str | None = None
+    at_generator: bool = False
+    request: dict[str, Any] = {}
+    identity: dict[str, Any]
+
+
+class Contestant(BaseModel):
+    """One row of the result table. Without a policy the method asks none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    label: str
+    settings: AgentSettings
+    sampling: Sampling | None = None
+    policy: PolicyUnderTest | None = None
+
+    def key(self, *, index: dict[str, Any], seed: int) -> str:
+        """A key of all that its episodes depend on but the question: how an answer is scored is no part of it."""
+        agent = self.settings.model_dump(mode="json", exclude={"reward", "answers", "layout"})
+        policy = self.policy and self.policy.model_dump(mode="json", include={"mode", "request", "identity"})
+        sampling = self.sampling and self.sampling.model_dump()
+        return key_of("episode", agent, policy, sampling, index, seed, code_of(*_EPISODE_CODE))
+
+    @property
+    def asks_generator_model(self) -> bool:
+        """Whether the generator's server is needed, for answers or as the policy."""
+        return self.settings.asks_generator or (self.policy is not None and self.policy.at_generator)
+
+
+def question_key(task: Task) -> str:
+    """A key of what an agent sees of a task."""
+    return key_of(task.model_dump(mode="json", include={"question", "prompt", "initial_passages"}))
+
+
+def sampling_of(method: Method, mode: SamplingName) -> Sampling | None:
+    """How a method's policy is sampled; None where it asks none."""
+    return GREEDY if mode == "greedy" and method.sampling else method.sampling

@@ -1,0 +1,131 @@
+"""An evaluation in the shapes that s3's and Search-R1's own scripts write and read (spec §9), a folder for each agent.
+
+Those shapes are keyed by the question's text: of two tasks with one text in one data source only the last is kept, so
+such an evaluation is refused. The originals count a question without a context as wrong; here a failed one is in
+`remaining_questions` and in no score.
+"""
+
+import json
+import re
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from s3_agent.clients.prompts import render_context
+from s3_agent.errors import ConfigError
+from s3_agent.evaluation.records import EvaluatedTask
+
+ExportFormat = Literal["s3", "search_r1"]
+Tally = dict[str, Any]
+
+
+def read_results(path: Path) -> list[EvaluatedTask]:
+    """The results of an evaluation. Raises ConfigError when there are none."""
+    try:
+        with path.open(encoding="utf-8") as lines:
+            return [EvaluatedTask.model_validate_json(line) for line in lines]
+    except (OSError, ValueError) as cause:
+        raise ConfigError(
+            f"{path} holds no results: {cause}", remedy="give the folder of a finished evaluation (s3-agent eval)"
+        ) from cause
+
+
+def sequences(results: Sequence[EvaluatedTask]) -> dict[str, Any]:
+    """`{source}_output_sequences.json`: what each question's episode selected and wrote."""
+    return {
+        result.task.question: {
+            "golden_answers": list(result.task.golden_answers),
+            "context_with_info": render_context(result.episode.selected),
+            "response_str": result.episode.text,
+        }
+        for result in results
+        if result.episode is not None
+    }
+
+
+def answers(results: Sequence[EvaluatedTask]) -> dict[str, Any]:
+    """The result file: answers and scores by data source and question."""
+    by_source: dict[str, dict[str, Any]] = defaultdict(dict)
+    for result in results:
+        if result.state == "done":
+            by_source[result.task.data_source][result.task.question] = {
+                "answer": result.answer or "",
+                "score": int(result.scores["gen_acc"]),
+                "em_score": int(result.scores["exact_match"]),
+            }
+    return dict(by_source)
+
+
+def _tally(results: Sequence[EvaluatedTask], *, contexts: bool) -> Tally:
+    done = [result for result in results if result.state == "done"]
+    total = len(done)
+    correct, exact = (int(sum(result.scores[name] for result in done)) for name in ("gen_acc", "exact_match"))
+    tally: Tally = {"total": total, "correct": correct, "accuracy": correct / total if total else 0.0}
+    if contexts:
+        tally["no_context"] = sum(result.episode is not None and not result.episode.selected for result in done)
+    return {**tally, "em_correct": exact, "em_accuracy": exact / total if total else 0.0}
+
+
+def statistics(results: Sequence[EvaluatedTask]) -> dict[str, Any]:
+    """`*_stats.json`: counts by data source, and how many questions are left."""
+    done = sum(result.state == "done" for result in results)
+    return {
+        "timestamp": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "total_questions": len(results),
+        "processed_questions": done,
+        "data_source_stats": {source: _tally(own, contexts=True) for source, own in _by_source(results).items()},
+        "remaining_questions": len(results) - done,
+    }
+
+
+def own_answers(results: Sequence[EvaluatedTask]) -> dict[str, Tally]:
+    """What `eval_only_r1.py` writes: counts by data source and over all."""
+    return {
+        **{source: _tally(own, contexts=False) for source, own in _by_source(results).items()},
+        "overall": _tally(results, contexts=False),
+    }
+
+
+def _by_source(results: Iterable[EvaluatedTask]) -> dict[str, list[EvaluatedTask]]:
+    found: dict[str, list[EvaluatedTask]] = defaultdict(list)
+    for result in results:
+        found[result.task.data_source].append(result)
+    return found
+
+
+def _refuse_doubles(results: Sequence[EvaluatedTask]) -> None:
+    asked = Counter((result.agent, result.task.data_source, result.task.question) for result in results)
+    if doubles := [question for (_, _, question), count in asked.items() if count > 1]:
+        raise ConfigError(
+            f"{len(doubles)} questions occur twice in a data source, the first is {doubles[0]!r}: the published shapes "
+            "are keyed by the question and would lose one",
+            remedy="evaluate on questions without doubles",
+        )
+
+
+def export_results(folder: Path, out: Path, *, form: ExportFormat) -> list[Path]:
+    """Write the shapes of `form` into `out`/AGENT; the files. Raises ConfigError."""
+    results = read_results(folder / "results.jsonl")
+    _refuse_doubles(results)
+    written: list[Path] = []
+
+    def write(path: Path, content: Any) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=4, ensure_ascii=False), encoding="utf-8")
+        written.append(path)
+
+    by_agent: dict[str, list[EvaluatedTask]] = defaultdict(list)
+    for result in results:
+        by_agent[result.agent].append(result)
+    for agent, own in by_agent.items():
+        place = out / re.sub(r"[^\w.-]", "_", agent)
+        for source, part in _by_source(own).items():
+            write(place / f"{re.sub(r'[^\w.-]', '_', source)}_output_sequences.json", sequences(part))
+        if form == "s3":
+            write(place / "results.json", answers(own))
+            write(place / "results_stats.json", statistics(own))
+        else:
+            write(place / "eval_only_r1.json", own_answers(own))
+    return written

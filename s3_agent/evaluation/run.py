@@ -1,0 +1,108 @@
+"""Many questions at a time: what is kept first, then the rest, as fast as the endpoints take them.
+
+An agent whose questions fail one after the other is given up for now, so that a service which is gone costs minutes and
+not hours; its questions are failed with that boundary and tried again by the next call.
+"""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from s3_agent.errors import S3AgentError
+from s3_agent.evaluation.contestants import Contestant
+from s3_agent.evaluation.pipeline import Pipeline, Services
+from s3_agent.evaluation.records import EvaluatedTask, Failure
+from s3_agent.evaluation.stages import NotKept
+from s3_agent.types import Task
+
+Done = Callable[[EvaluatedTask], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One agent on one question."""
+
+    contestant: Contestant
+    task: Task
+
+    def failed(self, failure: Failure) -> EvaluatedTask:
+        """The result of a question that has none."""
+        return EvaluatedTask(agent=self.contestant.label, task=self.task, state="failed", failure=failure)
+
+
+def units_of(contestants: Sequence[Contestant], tasks: Iterable[Task]) -> list[Unit]:
+    """Every agent on every question, question by question, so that running means can be compared."""
+    return [Unit(contestant, task) for task in tasks for contestant in contestants]
+
+
+async def read_kept(pipeline: Pipeline, units: Iterable[Unit], services: Services, *, done: Done) -> list[Unit]:
+    """Report the results that need nothing new; the units that are left."""
+    left = []
+    for unit in units:
+        try:
+            done(await pipeline.evaluate(unit.contestant, unit.task, services, ask=False))
+        except NotKept:
+            left.append(unit)
+    return left
+
+
+async def evaluate_all(
+    pipeline: Pipeline, units: Iterable[Unit], services: Services, *, concurrency: int, done: Done
+) -> None:
+    """Evaluate the units, `concurrency` at a time, and report each result."""
+    in_a_row: Counter[str] = Counter()
+    gave_up: dict[str, Failure] = {}
+    waiting = iter(units)
+
+    async def work() -> None:
+        for unit in waiting:
+            label = unit.contestant.label
+            if label in gave_up:
+                done(unit.failed(gave_up[label]))
+                continue
+            try:
+                result = await pipeline.evaluate(unit.contestant, unit.task, services)
+            except S3AgentError as error:
+                failure = Failure(boundary=error.boundary, message=error.message)
+                in_a_row[label] += 1
+                if in_a_row[label] == max(concurrency, 8):
+                    message = f"not tried, since {in_a_row[label]} in a row failed: {error.message}"
+                    gave_up[label] = Failure(boundary=error.boundary, message=message)
+                done(unit.failed(failure))
+            else:
+                in_a_row[label] = 0
+                done(result)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(concurrency):
+            group.create_task(work())
+
+
+@contextmanager
+def results_file(path: Path) -> Iterator[IO[str]]:
+    """`results.jsonl`, which replaces the old one when the block has ended well."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8", errors="surrogatepass") as file:
+        yield file
+    partial.replace(path)
+
+
+def write_json(path: Path, text: str) -> None:
+    """Write a small file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def read_json(path: Path) -> dict:
+    """The object in a file; an empty one where there is none, or none that can be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,48 @@
+"""The numbers of one question, from what its stages made: pure, so that they can be counted again at any time."""
+
+from collections.abc import Mapping, Sequence
+
+from s3_agent.recipe import Price
+from s3_agent.rewards.answer_match import span_match
+from s3_agent.types import Episode, Passage
+
+
+def holds_answer(passages: Sequence[Passage], golds: Sequence[str]) -> bool:
+    """Whether a gold answer's tokens stand together in the title or the text of one of the passages."""
+    return any(span_match(f"{passage.title}\n{passage.text}", golds) for passage in passages)
+
+
+def recall_by_turn(episode: Episode, golds: Sequence[str]) -> tuple[bool, ...]:
+    """Whether a gold answer occurs in what was retrieved up to each retrieval, the initial one first."""
+    retrieved = [episode.initial_passages, *(turn.passages for turn in episode.turns if turn.passages is not None)]
+    found, recalls = False, []
+    for passages in retrieved:
+        found = found or holds_answer(passages, golds)
+        recalls.append(found)
+    return tuple(recalls)
+
+
+def counts_of(episode: Episode, answered: Mapping[str, int | None]) -> dict[str, int]:
+    """Searches, turns and tokens. Tokens that no server counted are left out; every call's prompt counts whole."""
+    counts = {
+        "searches": episode.searches,
+        "turns": len(episode.turns),
+        "policy_prompt_tokens": sum(turn.prompt_tokens for turn in episode.turns),
+        "policy_response_tokens": sum(turn.response_tokens for turn in episode.turns),
+    }
+    for name in ("prompt_tokens", "response_tokens"):
+        if (tokens := answered.get(name)) is not None:
+            counts[f"generator_{name}"] = tokens
+    return counts
+
+
+def cost_of(counts: Mapping[str, int], *, models: Mapping[str, str], prices: Mapping[str, Price]) -> float | None:
+    """US dollars of one question, None where a price or a count is missing. `models` maps policy and generator."""
+    total = 0.0
+    for who, model in models.items():
+        price = prices.get(model)
+        read, wrote = counts.get(f"{who}_prompt_tokens"), counts.get(f"{who}_response_tokens")
+        if price is None or read is None or wrote is None:
+            return None
+        total += (read * price.prompt + wrote * price.response) / 1e6
+    return total

@@ -1,0 +1,89 @@
+"""What is seen while an evaluation runs: how far each agent is, its running means, and when it will be done."""
+
+import time
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from s3_agent.evaluation.records import EvaluatedTask
+
+PLAIN_EVERY_S = 15.0
+
+
+class _Means:
+    def __init__(self) -> None:
+        self.done = self.failed = 0
+        self.right = self.searches = 0.0
+
+    def add(self, result: EvaluatedTask) -> None:
+        if result.state == "failed":
+            self.failed += 1
+            return
+        self.done += 1
+        self.right += result.scores["gen_acc"]
+        self.searches += result.counts.get("searches", 0)
+
+    def __str__(self) -> str:
+        done = max(self.done, 1)
+        failed = f", {self.failed} failed" if self.failed else ""
+        return f"GenAcc {self.right / done:.3f}, {self.searches / done:.1f} searches{failed}"
+
+
+class EvaluationProgress:
+    """A bar for each agent on a terminal, a line now and then elsewhere or when `plain`."""
+
+    def __init__(self, console: Console, questions: Mapping[str, int], *, plain: bool) -> None:
+        self._console = console
+        self._questions = questions
+        self._means = {label: _Means() for label in questions}
+        self._started = self._told = time.monotonic()
+        self._kept = 0
+        self._live: Progress | None = None
+        self._bars: dict[str, TaskID] = {}
+        if console.is_terminal and not plain:
+            self._live = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[means]}"),
+                console=console,
+            )
+            self._bars = {label: self._live.add_task(label, total=n, means="") for label, n in questions.items()}
+            self._live.start()
+
+    def __call__(self, result: EvaluatedTask) -> None:
+        """One more question has a result."""
+        means = self._means[result.agent]
+        means.add(result)
+        if self._live is not None:
+            self._live.update(self._bars[result.agent], advance=1, means=str(means))
+        elif time.monotonic() - self._told >= PLAIN_EVERY_S:
+            self._told = time.monotonic()
+            self._console.print(self._line(), highlight=False)
+
+    def resumed(self) -> None:
+        """All so far was kept from before: the time that is left goes by what comes now."""
+        self._kept = self._counted
+        self._started = time.monotonic()
+        for label, bar in self._bars.items():
+            assert self._live is not None
+            done = self._means[label].done
+            self._live.reset(bar, total=self._questions[label], completed=done, means=str(self._means[label]))
+
+    def close(self) -> None:
+        """End the live lines."""
+        if self._live is not None:
+            self._live.stop()
+
+    @property
+    def _counted(self) -> int:
+        return sum(means.done + means.failed for means in self._means.values())
+
+    def _line(self) -> str:
+        elapsed, new = time.monotonic() - self._started, self._counted - self._kept
+        left = sum(self._questions.values()) - self._counted
+        ahead = f", about {left * elapsed / new:.0f} s left" if new else ""
+        shown = "; ".join(f"{label}: {means}" for label, means in self._means.items() if means.done or means.failed)
+        return f"{elapsed:4.0f} s  {self._counted}/{sum(self._questions.values())} questions{ahead}. {shown}"

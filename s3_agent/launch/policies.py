@@ -1,0 +1,153 @@
+"""Who plays in an evaluation: each agent with its settings and its policy, which is given by address or folder, of a
+run, the recipe's, or the generator's model."""
+
+import asyncio
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from s3_agent.agents.methods import METHODS, AgentName
+from s3_agent.clients.http import bearer, call_json
+from s3_agent.errors import ConfigError, PolicyError
+from s3_agent.evaluation.contestants import Contestant, PolicyUnderTest, SamplingName, sampling_of
+from s3_agent.recipe import Recipe, load_recipe
+from s3_agent.rollout.runner import AgentSettings
+
+_ANSWERS = {"ret": "generator", "self": "policy"}
+_BLOCKS = 64
+_BLOCK_BYTES = 1 << 16
+
+
+def model_identity(model: str) -> dict[str, Any]:
+    """What tells a model folder from another: a hash of its files' names, sizes and of 64 blocks of each; or its name.
+
+    A training step changes weights all over a file, so that samples of it tell, and 15 GB need not be read.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        return {"name": model}
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            for block in range(_BLOCKS):
+                file.seek(size * block // _BLOCKS)
+                digest.update(file.read(_BLOCK_BYTES))
+    return {"sha256": digest.hexdigest()}
+
+
+async def _served(url: str, key: str | None) -> dict[str, Any]:
+    async with httpx.AsyncClient(timeout=30.0, headers=bearer(key)) as http:
+        models = await call_json(http, "GET", url + "/models", error=PolicyError, patience_s=10.0)
+    try:
+        return dict(models["data"][0])
+    except (KeyError, IndexError, TypeError, ValueError) as cause:
+        raise PolicyError(f"{url}/models names no model: {str(models)[:200]}", remedy="check the address") from cause
+
+
+def served_policy(url: str, recipe: Recipe, *, key: str | None) -> PolicyUnderTest:
+    """The first model of a running server. Raises PolicyError."""
+    url = url.rstrip("/")
+    served = asyncio.run(_served(url, key))
+    identity = {name: served[name] for name in ("id", "root", "max_model_len") if name in served}
+    return PolicyUnderTest(
+        model=served["id"],
+        mode=recipe.policy.mode,
+        url=url,
+        request=recipe.policy.request,
+        identity={"url": url, **identity},
+    )
+
+
+def hosted_policy(model: str) -> PolicyUnderTest:
+    """A model folder or hub name that we serve ourselves. Raises ConfigError for a folder without a model."""
+    if Path(model).is_dir() and not (Path(model) / "config.json").exists():
+        raise ConfigError(f"{model} holds no model", remedy="give a folder with config.json, a hub name or an address")
+    return PolicyUnderTest(model=model, identity=model_identity(model))
+
+
+def generator_as_policy(recipe: Recipe, identity: Mapping[str, Any]) -> PolicyUnderTest:
+    """The generator's model, for agents that are a prompt and need no training. Raises ConfigError for Claude."""
+    if recipe.generator.kind != "openai":
+        raise ConfigError(
+            f"agents without a trained policy are played by the generator's model, and {recipe.generator.kind} is not "
+            "behind an OpenAI-compatible address",
+            remedy="give --policy AGENT=http://…/v1 for each of them",
+        )
+    return PolicyUnderTest(
+        model=recipe.generator.model,
+        mode="chat",
+        request=recipe.policy.request,
+        at_generator=True,
+        identity={**identity},
+    )
+
+
+def trained_policy(run: Path) -> tuple[Recipe, PolicyUnderTest]:
+    """The recipe and the trained policy of a run. Raises ConfigError."""
+    if not (run / "policy").is_dir():
+        raise ConfigError(f"{run} has no trained policy", remedy="give the folder of a finished run")
+    return load_recipe(str(run / "recipe.yaml")), hosted_policy(str(run / "policy"))
+
+
+def _settings(label: str, settings: AgentSettings) -> AgentSettings:
+    """Settings that score answers as an evaluation does, with the source of answers that the label names."""
+    name, _, source = label.partition(":")
+    if source and source not in _ANSWERS:
+        raise ConfigError(f"{label!r} is not an agent", remedy=f"write {name}, {name}:ret or {name}:self")
+    answers = _ANSWERS.get(source, settings.answers)
+    try:
+        return AgentSettings.model_validate({**settings.model_dump(), "answers": answers, "reward": "accuracy"})
+    except ValueError as cause:
+        raise ConfigError(f"{label}: {cause}", remedy=f"leave :{source} out") from cause
+
+
+def contestants_of(
+    recipe: Recipe,
+    labels: Sequence[str],
+    *,
+    given: Mapping[str, str],
+    runs: Sequence[Path],
+    sampling: SamplingName,
+    generator: Mapping[str, Any],
+    key: str | None,
+) -> list[Contestant]:
+    """The agents by label: NAME, NAME:ret (the generator answers from what was selected) or NAME:self.
+
+    `given` holds addresses, folders or hub names by label or name; `runs` are folders of finished runs, whose agent is
+    played with its run's settings; `generator` is the generator's identity. Raises ConfigError and PolicyError.
+    """
+    trained = {run_recipe.agent.name: (run_recipe.agent, policy) for run_recipe, policy in map(trained_policy, runs)}
+    if unknown := sorted(label for label in given if label.partition(":")[0] not in METHODS):
+        raise ConfigError(f"--policy names {unknown}: no such agent", remedy=f"name one of {', '.join(METHODS)}")
+    names: dict[str, AgentName] = {str(name): name for name in METHODS}
+    found: list[Contestant] = []
+    for label in labels:
+        name = names.get(label.partition(":")[0])
+        if name is None or any(label == one.label for one in found):
+            what = f"not one of {', '.join(METHODS)}" if name is None else "named twice"
+            raise ConfigError(f"the agent {label!r} is {what}", remedy="correct --agents")
+        settings, policy = trained.get(name) or (recipe.playing(name), None)
+        address = given.get(label) or given.get(name)
+        kind = settings.method.policy
+        if address and address.startswith(("http://", "https://")):
+            policy = served_policy(address, recipe, key=key)
+        elif address or (policy is None and kind == "protocol"):
+            policy = hosted_policy(address or recipe.policy.model)
+        elif policy is None and kind != "none":
+            policy = generator_as_policy(recipe, generator)
+        if policy is not None and kind != "protocol":  # its prompts are texts; no token of it is trained on
+            policy = policy.model_copy(update={"mode": "chat"})
+        found.append(
+            Contestant(
+                label=label,
+                settings=_settings(label, settings),
+                sampling=sampling_of(settings.method, sampling),
+                policy=policy if kind != "none" else None,
+            )
+        )
+    return found
