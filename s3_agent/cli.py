@@ -28,6 +28,7 @@ app.add_typer(rag_cache_app, name="rag-cache")
 app.add_typer(index_app, name="index")
 app.command("eval")(evaluation_command.evaluate)
 app.command()(evaluation_command.export)
+app.command()(evaluation_command.report)
 
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A YAML file, or the name of a shipped recipe.")]
 Overrides = Annotated[

@@ -1,4 +1,4 @@
-"""`s3-agent eval` and `s3-agent export`: their options; the work is in `launch.evaluate` and `evaluation.export`."""
+"""`s3-agent eval`, `export` and `report`: their options; the work is in `launch.evaluate` and `evaluation`."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -104,3 +104,19 @@ def export(
 
     for path in export_results(folder, out or folder / f"export-{form.value}", form=form.value):
         typer.echo(path)
+
+
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Of evaluations and of training runs.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The report; its ending, .html, .json or .md, is its form.")
+    ] = Path("report.html"),
+) -> None:
+    """Make one page of evaluations and training runs: tables, charts, and a viewer of every trajectory.
+
+    The page needs no server and no network. It holds what the agents read and wrote: share it as you share your data.
+    """
+    from s3_agent.evaluation.page.render import write_report
+
+    write_report(folders, out)
+    typer.echo(out)

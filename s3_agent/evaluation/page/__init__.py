@@ -1,0 +1,1 @@
+"""The report: evaluations and training runs as one page, with every trajectory in it."""

@@ -1,0 +1,158 @@
+// The page: reads the data, makes one part at a time, and remembers which in the address.
+"use strict";
+
+async function read() {
+  const packed = Uint8Array.from(atob(document.getElementById("data").textContent), (character) => character.charCodeAt(0));
+  return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
+}
+
+function colourOf(names) {
+  return (name) => COLOURS[names.indexOf(name) % COLOURS.length];
+}
+
+// The largest value where the values differ: none leads among equals.
+function leader(values) {
+  return Math.max(...values) > Math.min(...values) ? Math.max(...values) : null;
+}
+
+function evaluationSection(report, evaluation) {
+  const { table, anchors, name } = evaluation;
+  const agents = table.agents.map((agent) => agent.agent), colour = colourOf(agents);
+  const sources = [...new Set(table.agents.flatMap((agent) => Object.keys(agent.sources)))].sort();
+  const body = el("div");
+  const views = [["overall", "All questions"], ...(sources.length > 1 ? [["macro", "Macro average of the data sources"]] : []), ...sources.map((source) => [source, source])];
+  const estimates = (agent, view) => (view === "overall" || view === "macro" ? agent[view] : agent.sources[view]) || {};
+
+  function draw(view) {
+    const measures = Object.keys(MEASURES).filter((measure) => table.agents.some((agent) => estimates(agent, view)[measure]));
+    const best = Object.fromEntries(measures.filter((one) => MEASURES[one].percent).map((one) => [one, leader(table.agents.map((agent) => estimates(agent, view)[one]?.mean ?? -1))]));
+    const published = (agent) => anchors[agent]?.scores?.[view];
+    const anyPublished = agents.some(published);
+    const rows = table.agents.map((agent) => {
+      const failed = Object.entries(agent.failed), done = agent.questions - failed.reduce((sum, [, n]) => sum + n, 0);
+      const cells = measures.map((measure) => {
+        const one = estimates(agent, view)[measure];
+        if (!one) return el("td", {}, "–");
+        const interval = MEASURES[measure].percent ? el("small", {}, `${shown(measure, one.low)}–${shown(measure, one.high)}`) : null;
+        return el("td", { class: one.mean === best[measure] ? "best" : null }, shown(measure, one.mean), interval);
+      });
+      return el("tr", {}, el("td", {}, el("i", { class: "dot", style: `background:${colour(agent.agent)}` }), agent.agent),
+        el("td", { class: failed.length ? "gap" : null }, `${done}/${agent.questions}`, failed.length ? el("small", {}, failed.map(([boundary, n]) => `${n} ${boundary}`).join(", ")) : null),
+        cells, anyPublished ? el("td", {}, published(agent.agent) ? `${published(agent.agent)[0]} (${published(agent.agent)[1]})` : "–") : null);
+    });
+    const points = table.agents.map((agent) => ({ agent: agent.agent, ...estimates(agent, view).gen_acc })).filter((one) => one.mean !== undefined);
+    body.replaceChildren(
+      el("div", { class: "panel scroll" }, el("table", { id: "results" }, el("thead", {}, el("tr", {}, el("th", {}, "agent"), el("th", {}, "questions"), measures.map((measure) => el("th", {}, MEASURES[measure].name + (MEASURES[measure].percent ? " %" : ""))), anyPublished ? el("th", {}, "published GenAcc (EM)") : null)), el("tbody", {}, rows))),
+      el("div", { class: "grid", style: "margin-top:14px" },
+        chart("GenAcc with its 95 % interval", null, {
+          height: points.length * 34 + 60, marginLeft: 150, x: { label: "GenAcc, %", grid: true, zero: true }, y: { label: null, domain: agents },
+          marks: [
+            Plot.ruleY(points, { y: "agent", x1: (one) => 100 * one.low, x2: (one) => 100 * one.high, stroke: (one) => colour(one.agent), strokeWidth: 3, strokeOpacity: 0.45 }),
+            Plot.dot(points, { y: "agent", x: (one) => 100 * one.mean, fill: (one) => colour(one.agent), r: 5 }),
+          ],
+        }),
+        differences(table)));
+  }
+
+  const choice = el("select", { "aria-label": "Questions", onchange: (event) => draw(event.target.value) }, views.map(([value, label]) => el("option", { value }, label)));
+  draw("overall");
+  const reasons = [...new Set(Object.values(anchors).map((anchor) => anchor.reason).filter(Boolean))];
+  const from = [...new Set(Object.values(anchors).filter((anchor) => anchor.method).map((anchor) => anchor.source))];
+  return el("section", {},
+    el("h2", {}, name),
+    el("p", { class: "note" }, `Means over the questions that have a result; 95 % bootstrap intervals. A question without a result is missing, never wrong. ${from.concat(reasons).map((one) => one[0].toUpperCase() + one.slice(1)).join(". ")}.`),
+    el("div", { class: "bar" }, choice), body, distributions(report, name, agents, colour));
+}
+
+function differences(table) {
+  const rows = table.differences.filter((one) => one.measure === "gen_acc");
+  if (!rows.length) return null;
+  const points = (value) => `${value >= 0 ? "+" : "−"}${Math.abs(100 * value).toFixed(1)}`;
+  return el("div", { class: "panel scroll" }, el("h3", {}, "Pairs on the questions that both have"),
+    el("table", {}, el("thead", {}, el("tr", {}, ["second − first", "n", "GenAcc, points", "p (Holm)"].map((head) => el("th", {}, head)))),
+      el("tbody", {}, rows.map((one) => el("tr", {}, el("td", {}, `${one.second} − ${one.first}`), el("td", {}, String(one.n)),
+        el("td", {}, points(one.gain), el("small", {}, `${points(one.low)} to ${points(one.high)}`)), el("td", { class: one.p_holm < 0.05 ? "best" : null }, one.p_holm < 0.0001 ? "< 0.0001" : one.p_holm.toPrecision(2)))))),
+    el("p", { class: "note" }, "Exact McNemar test, corrected for all pairs (Holm)."));
+}
+
+function distributions(report, folder, names, colour) {
+  const groups = report.groups.map((group, number) => ({ number, label: group.agent, folder: group.folder })).filter((group) => group.folder === folder && names.includes(group.label));
+  const own = report.episodes.filter((row) => groups.some((group) => group.number === row.group)), label = (row) => report.groups[row.group].agent;
+  const done = own.filter((row) => row.outcome !== "failed");
+  const recall = [];
+  for (const group of groups) {
+    const rows = done.filter((row) => row.group === group.number && row.recall);
+    const longest = Math.max(0, ...rows.map((row) => row.recall.length));
+    for (let at = 0; at < longest; at++) recall.push({ label: group.label, at, share: 100 * d3.mean(rows, (row) => row.recall[Math.min(at, row.recall.length - 1)]) });
+  }
+  const failures = d3.rollups(own.filter((row) => row.failure), (rows) => rows.length, label, (row) => row.failure[0]).flatMap(([agent, boundaries]) => boundaries.map(([boundary, n]) => ({ agent, boundary, n })));
+  const rewards = done.filter((row) => row.reward !== undefined).map((row) => ({ label: label(row), value: row.reward }));
+  const tokens = done.filter((row) => row.counts?.policy_response_tokens !== undefined).map((row) => ({ label: label(row), value: row.counts.policy_response_tokens }));
+  return el("div", { class: "grid", style: "margin-top:14px" },
+    steps("Searches a question", "Share of the episodes", shares(done, groups, (row) => row.counts?.searches, 8), { groups, colour, x: "searches", most: 8 }),
+    recall.length ? chart("Answer found among what was retrieved", "Share of the episodes by retrieval; 0 is the initial one. An episode that stops keeps what it has.", {
+      names, colour,
+      x: { label: "retrieval", ticks: d3.range(0, 1 + Math.max(...recall.map((row) => row.at))), tickFormat: "d" }, y: { label: "%", grid: true, domain: [0, 100] }, color: { domain: names, range: names.map(colour) },
+      marks: [Plot.lineY(recall, { x: "at", y: "share", stroke: "label", strokeWidth: 2 }), Plot.dot(recall, { x: "at", y: "share", fill: "label", r: 3.5 })],
+    }) : null,
+    histogram("Length of what the policy wrote", "Tokens of all its responses in an episode", tokens, colour, "tokens"),
+    histogram("Reward", null, rewards, colour, "reward"),
+    failures.length ? chart("Failures by boundary", "These episodes are missing above", {
+      height: 80 + 36 * new Set(failures.map((one) => one.boundary)).size, marginLeft: 100, x: { label: "episodes", tickFormat: (n) => (Number.isInteger(n) ? `${n}` : "") }, y: { label: null },
+      marks: [Plot.barX(failures, { x: "n", y: "boundary", fill: (row) => colour(row.agent), inset: 3 }), Plot.ruleX([0])],
+    }) : null);
+}
+
+function runSection(report, run) {
+  const phases = report.groups.filter((group) => group.folder === run.name).map((group) => group.agent), colour = colourOf(phases), summary = run.summary;
+  const curve = (key) => run.steps.filter((row) => typeof row[key] === "number").map((row) => ({ step: row.step, value: row[key] }));
+  const training = curve("training/reward"), validation = curve("val/reward"), length = curve("response_length/training/avg_by_turn"), turns = run.steps.filter((row) => row["training/n_turns"] && row["training/n_rollouts"]).map((row) => ({ step: row.step, value: row["training/n_turns"] / row["training/n_rollouts"] }));
+  const line = (title, note, rows, y, more = []) => (rows.length ? chart(title, note, { x: { label: "step", tickFormat: "d" }, y: { label: y, grid: true, zero: true }, marks: [Plot.lineY(rows, { x: "step", y: "value", stroke: COLOURS[0], strokeWidth: 2 }), Plot.dot(rows, { x: "step", y: "value", fill: COLOURS[0], r: 2.5 }), ...more] }) : null);
+  const gain = summary ? `${(100 * summary.val_before).toFixed(1)} % before, ${(100 * summary.val_after).toFixed(1)} % after on ${summary.val_n} held-out questions (exact McNemar p = ${summary.p_value.toPrecision(2)}); naive RAG ${(100 * summary.naive_rag).toFixed(1)} %. ${summary.steps} steps, ${summary.rollouts} rollouts, ${summary.lost_rollouts} lost.` : "This run has no summary: it did not end, or did not validate before and after training.";
+  return el("section", {}, el("h2", {}, run.name), el("p", { class: "note" }, gain),
+    el("div", { class: "grid" },
+      line("Reward", "Mean of a step's training rollouts (line), validation (rings)", training, "reward", [Plot.dot(validation, { x: "step", y: "value", stroke: COLOURS[1], r: 5, strokeWidth: 2 })]),
+      summary ? chart("By hops", "Validation accuracy: naive RAG, before and after training", {
+        marginLeft: 60, x: { label: null, domain: ["naive RAG", "before", "after"] }, fx: { label: "hops" }, y: { label: "%", domain: [0, 100], grid: true },
+        marks: [Plot.barY(Object.entries(summary.by_hops).flatMap(([hops, part]) => [["naive RAG", part.naive_rag], ["before", part.before], ["after", part.after]].map(([phase, value]) => ({ hops, phase, value: 100 * value }))), { fx: "hops", x: "phase", y: "value", fill: (row) => ({ "naive RAG": COLOURS[8], before: COLOURS[5], after: COLOURS[0] })[row.phase], inset: 1 }), Plot.ruleY([0])],
+      }) : null,
+      line("Turns an episode", null, turns, "turns"), line("Tokens a response", null, length, "tokens")),
+    distributions(report, run.name, phases, colour));
+}
+
+function settingSection(report) {
+  const flat = (value, path = []) => (value !== null && typeof value === "object" ? Object.entries(value).flatMap(([key, inner]) => flat(inner, [...path, key])) : [[path.join("."), String(value)]]);
+  const list = (name, value) => el("div", { class: "panel" }, el("h3", {}, name), el("dl", { class: "setting" }, flat(value).map(([key, inner]) => [el("dt", {}, key), el("dd", {}, inner)])));
+  return [...report.evaluations.map((one) => list(one.name, one.setting)), ...report.runs.filter((one) => one.summary).map((one) => list(one.name, one.summary))];
+}
+
+async function main() {
+  const report = await read(), several = report.evaluations.length + report.runs.length > 1;
+  const labels = report.groups.map((group) => (several || group.kind !== "evaluation" ? `${group.folder} · ${group.agent}` : group.agent));
+  const place = document.getElementById("main"), tabs = document.getElementById("tabs"), root = document.documentElement;
+  let viewer = null;
+  const parts = {
+    results: report.evaluations.length ? ["Results", () => report.evaluations.map((one) => evaluationSection(report, one))] : null,
+    training: report.runs.length ? ["Training", () => report.runs.map((one) => runSection(report, one))] : null,
+    trajectories: ["Trajectories", () => [(viewer ||= new Viewer(report, labels)).root]],
+    setting: ["Setting", () => settingSection(report)],
+  };
+  function open(part) {
+    place.classList.toggle("wide", part === "trajectories");
+    place.replaceChildren(...parts[part][1]());
+    for (const tab of tabs.children) tab.setAttribute("aria-selected", String(tab.dataset.part === part));
+    if (part === "trajectories") { viewer.draw(); viewer.list.focus({ preventScroll: true }); }
+    window.scrollTo(0, 0);
+  }
+  const known = Object.keys(parts).filter((part) => parts[part]);
+  const wanted = () => (known.includes(location.hash.slice(1)) ? location.hash.slice(1) : known[0]);
+  tabs.append(...known.map((part) => el("button", { type: "button", role: "tab", "data-part": part, onclick: () => { location.hash = part; } }, parts[part][0])));
+  document.getElementById("subtitle").textContent = [...report.evaluations, ...report.runs].map((one) => one.name).join(", ");
+  root.dataset.theme = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+  document.getElementById("theme").addEventListener("click", () => { root.dataset.theme = root.dataset.theme === "dark" ? "light" : "dark"; });
+  window.addEventListener("hashchange", () => open(wanted()));
+  open(wanted());
+  document.body.dataset.ready = "yes";
+}
+
+main().catch((error) => { document.getElementById("main").replaceChildren(el("p", { class: "loading" }, `The report can not be read: ${error}`)); throw error; });

@@ -1,0 +1,99 @@
+"""What the report gathers from folders, its plain forms, and which published numbers stand beside ours."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from s3_agent.errors import ConfigError
+from s3_agent.evaluation.page.anchors import anchor_of
+from s3_agent.evaluation.page.gather import gather
+from s3_agent.evaluation.page.render import write_report
+from tests.evaluated import write_evaluation, write_run
+
+WIKI18 = 21_015_324
+
+
+def test_every_result_is_an_episode_and_passages_are_kept_once(tmp_path: Path) -> None:
+    report = gather([write_evaluation(tmp_path / "evaluation", questions=200)])
+    assert len(report["episodes"]) == 600 and len(report["tasks"]) == 200
+    assert len(report["passages"]) == len({title for title, _ in report["passages"]}) <= 500
+    failed = [row for row in report["episodes"] if row["outcome"] == "failed"]
+    assert [row["failure"][0] for row in failed] == ["retriever"] * 2 and all("scores" not in row for row in failed)
+
+
+def test_a_turn_shows_what_its_record_holds(tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path / "evaluation", questions=9)
+    report = gather([folder])
+    kept = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    for row, record in zip(report["episodes"], kept, strict=True):
+        for turn, wanted in zip(row["turns"], record["episode"]["turns"], strict=True):
+            assert turn["response"] == wanted["response"] and turn["query"] == wanted["action"]["query"]
+            texts = None if turn["passages"] is None else [report["passages"][number][1] for number in turn["passages"]]
+            assert texts == (None if wanted["passages"] is None else [one["text"] for one in wanted["passages"]])
+
+
+def test_a_run_has_its_validation_passes_and_its_training(tmp_path: Path) -> None:
+    report = gather([write_run(tmp_path / "run")])
+    assert [group["agent"] for group in report["groups"]] == ["validation 1 of 2", "training", "validation 2 of 2"]
+    assert report["runs"][0]["summary"] is None and len(report["runs"][0]["steps"]) == 7
+
+
+def test_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    report = gather([write_run(tmp_path / "a" / "run"), write_run(tmp_path / "b" / "run")])
+    assert [run["name"] for run in report["runs"]] == ["a/run", "b/run"]
+
+
+@pytest.mark.parametrize("ending", ["html", "json", "md"])
+def test_every_form_is_written(tmp_path: Path, ending: str) -> None:
+    folders = [write_evaluation(tmp_path / "evaluation"), write_run(tmp_path / "run")]
+    write_report(folders, tmp_path / f"deep/report.{ending}")
+    text = (tmp_path / f"deep/report.{ending}").read_text(encoding="utf-8")
+    assert {"html": "<!doctype html>", "json": "{", "md": "# evaluation"}[ending] == text[: len(text)].split("\n")[0]
+    if ending == "json":
+        assert json.loads(text) == json.loads(json.dumps(gather(folders)))
+    if ending == "md":
+        assert "| rag | 60/60 |" in text and "no comparable published number" in text
+
+
+def test_what_is_no_folder_of_ours_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no evaluation"):
+        gather([tmp_path])
+    with pytest.raises(ConfigError, match="form"):
+        write_report([write_run(tmp_path / "run")], tmp_path / "report.pdf")
+    folder = write_evaluation(tmp_path / "evaluation", questions=3)
+    (folder / "results.jsonl").write_text('{"agent": "s3"}\n')
+    with pytest.raises(ConfigError, match=r"results\.jsonl:1 is no result"):
+        gather([folder])
+
+
+def _agent(name: str, model: str = "", answers: str = "generator") -> dict[str, Any]:
+    return {"settings": {"name": name}, "policy": {"model": model}, "answers": answers}
+
+
+def _services(generator: str, passages: int = WIKI18, backend: str = "dense") -> dict[str, Any]:
+    return {"retriever": {"passages": passages, "backend": backend}, "generator": {"model": generator}}
+
+
+@pytest.mark.parametrize(
+    ("agent", "generator", "method", "accuracy"),
+    [
+        (_agent("s3"), "Qwen/Qwen2.5-14B-Instruct-GPTQ-Int4", "s3", 67.2),
+        (_agent("rag"), "Qwen/Qwen2.5-7B-Instruct", "RAG-E5", 62.1),
+        (_agent("search_r1", "SearchR1-nq_hotpotqa_train-qwen2.5-7b-em-ppo"), "Qwen2.5-7B", "Search-R1-7B (Ret)", 61.3),
+        (_agent("search_r1", "qwen2.5-3b-em-ppo", "self"), "any", "Search-R1-3B (self)", 47.0),
+        (_agent("ircot", "Qwen2.5-14B-Instruct"), "claude-3-haiku-20240307", "IRCoT 14B", 68.3),
+    ],
+)
+def test_the_published_row_of_the_same_setting(
+    agent: dict[str, Any], generator: str, method: str, accuracy: float
+) -> None:
+    anchor = anchor_of(agent, _services(generator))
+    assert anchor.method == method and anchor.scores["nq"][0] == accuracy and "Table 1" in anchor.source
+
+
+def test_another_setting_has_no_published_row() -> None:
+    assert "corpus" in anchor_of(_agent("s3"), _services("Qwen2.5-14B", passages=500)).reason
+    assert "not in the table" in anchor_of(_agent("s3"), _services("SmolLM2-135M-Instruct")).reason
+    assert not anchor_of(_agent("search_o1", "Qwen2.5-14B"), _services("Qwen2.5-7B")).scores
