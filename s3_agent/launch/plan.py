@@ -93,7 +93,7 @@ def make_plan(recipe: Recipe) -> Plan:
             part.name,
             recipe.gpus.of(part.name),
             ports.get(part.name),
-            shlex.join(becomes.get(part.name, part.command)),
+            shlex.join(["python", *becomes.get(part.name, part.command)[1:]]),
         )
         for part in parts
     ]
@@ -125,15 +125,14 @@ def _gb(count: int | None) -> str:
 
 
 def _processes(plan: Plan) -> Table:
-    table = Table(title=f"{plan.recipe.name}: processes", show_lines=True)
-    for name in ("part", "GPUs", "port", "command"):
-        table.add_column(name, overflow="fold")
+    table = Table(title=f"{plan.recipe.name}: processes")
+    for name in ("part", "GPUs", "port"):
+        table.add_column(name)
     for process in plan.processes:
         gpus = "all" if process.gpus is None else ", ".join(map(str, process.gpus)) or "none"
         if process.gpus and (others := shared_with(plan.recipe, process.name)):
             gpus += f" (with {', '.join(others)})"
-        port = "" if process.port is None else str(process.port or "any free")
-        table.add_row(process.name, gpus, port, escape(process.command))
+        table.add_row(process.name, gpus, "" if process.port is None else str(process.port or "any free"))
     return table
 
 
@@ -166,10 +165,12 @@ def _lines(plan: Plan) -> list[str]:
 
 def dry_run(recipe: Recipe, *, extra: Extra = lambda _: ()) -> int:
     """Print the plan of a run; 0."""
-    plan, console = make_plan(recipe), Console(width=None)
+    plan, console = make_plan(recipe), Console()
     console.print(_processes(plan), _files_table(plan))
-    for line in _lines(plan):
-        console.print(line, highlight=False, soft_wrap=True)
-    console.print(*extra(recipe), sep="\n")
+    commands = [f"{process.name}: {process.command}" for process in plan.processes]
+    for line in [*commands, "", *_lines(plan)]:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for more in extra(recipe):
+        console.print(more)
     console.print("nothing was started", highlight=False)
     return 0
