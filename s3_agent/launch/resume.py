@@ -14,7 +14,7 @@ import psutil
 
 from s3_agent.errors import LaunchError
 from s3_agent.launch.run import Run
-from s3_agent.launch.stack import own_processes
+from s3_agent.launch.stack import own_processes, scratch_folder
 
 LATEST = "latest_checkpointed_iteration.txt"
 STEP_FOLDER = "global_step_"
@@ -37,7 +37,10 @@ def latest_step(run: Run) -> int:
 
 
 def end_leftovers(run: Run) -> int:
-    """Kill what earlier generations of this run left running, known by their marks; how many there were."""
+    """Kill what earlier generations of this run left running, known by their marks; how many there were.
+
+    Raises LaunchError when one does not end.
+    """
     left = [process for run_id in run.started_ids() for process in own_processes(run_id)]
     for process in left:
         try:
@@ -48,6 +51,8 @@ def end_leftovers(run: Run) -> int:
     if alive:
         pids = ", ".join(str(process.pid) for process in alive)
         raise LaunchError(f"processes {pids} of the killed run do not end", remedy="end them, then resume again")
+    for run_id in run.started_ids():
+        shutil.rmtree(scratch_folder(run_id), ignore_errors=True)
     return len(left)
 
 

@@ -1,5 +1,6 @@
 """scripts/setup.sh on machines that lack something. No download: each case ends before uv is asked to install."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -177,6 +178,15 @@ def test_without_a_wheel_flash_attn_is_built_where_there_is_a_compiler(clone: Pa
     assert ("--no-binary=flash-attn" in log.read_text()) is compiler
     assert ("is built now" in done.stderr) is compiler
     assert ("no nvcc on PATH" in done.stderr) is not compiler
+
+
+def test_the_pins_of_the_script_are_those_of_the_lock() -> None:
+    script = (ROOT / "scripts" / "setup.sh").read_text(encoding="utf-8")
+    locked = (ROOT / "uv.lock").read_text(encoding="utf-8")
+    pins = dict(re.findall(r"(\w+)_pin=([\w.]+)", script))
+    for name in ("flash_attn", "vllm", "torch", "torchvision"):
+        assert f'name = "{name.replace("_", "-")}"\nversion = "{pins[name]}"' in locked, name
+    assert f'name = "torchaudio"\nversion = "{pins["torch"]}"' in locked
 
 
 def test_the_builds_can_be_named(clone: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from s3_agent.errors import ConfigError
 from s3_agent.launch.resume import checkpoint_steps, end_leftovers, latest_step, rewind
 from s3_agent.launch.run import Run
-from s3_agent.launch.stack import MARKER
+from s3_agent.launch.stack import MARKER, scratch_folder
 
 SAVED = 1000.0
 
@@ -96,8 +96,10 @@ def test_leftovers_of_the_killed_run_are_ended_and_others_are_not(killed: Run) -
     sleep = [sys.executable, "-c", "import time; time.sleep(300)"]
     own = subprocess.Popen(sleep, env={**os.environ, MARKER: "run-aaaa"})
     other = subprocess.Popen(sleep, env={**os.environ, MARKER: "run-cccc"})
+    scratch_folder("run-aaaa").mkdir()
     try:
         assert end_leftovers(killed) == 1
+        assert not scratch_folder("run-aaaa").exists(), "Ray's sessions are gigabytes"
         assert own.poll() is not None
         assert other.poll() is None
     finally:
