@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from s3_agent.data.tasks import read_jsonl
-from s3_agent.evaluation.summary import training_rows
+from s3_agent.evaluation.summary import logprob_gap, training_rows
 from s3_agent.launch.ask import policy_part
 from s3_agent.launch.ports import HOST, reserve_port
 from s3_agent.launch.resume import checkpoint_steps
@@ -22,7 +22,7 @@ from s3_agent.launch.run import Run
 from s3_agent.launch.stack import MARKER, Stack
 from s3_agent.launch.twin import load_twin
 from s3_agent.rollout.episode_log import EpisodeRecord
-from tests.e2e.conftest import ROOT, Services
+from tests.e2e.conftest import LARGEST_GAP, ROOT, Services
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -67,6 +67,9 @@ def test_a_twin_makes_its_steps_updates_checkpoints_and_validations(trained: Run
         assert row["s3/train/rollouts"] == twin.trainer.rollouts_per_step
         assert row["s3/train/failed"] == 0.0
         assert {"s3/train/accuracy", "s3/train/searches", "s3/train/invalid_actions"} <= row.keys()
+    # Packed rows and fused log-probs say of the same tokens what the policy server said.
+    gap = logprob_gap(rows)
+    assert gap is not None and gap < LARGEST_GAP
     assert [row["step"] for row in rows if "val/reward" in row["data"]] == [0, 2]
     assert checkpoint_steps(trained) == [1, 2]
     assert list((trained.folder / "tensorboard" / "0").glob("events.*"))
