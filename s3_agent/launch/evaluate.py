@@ -35,10 +35,13 @@ from s3_agent.evaluation.table_view import markdown, terminal_tables
 from s3_agent.launch import commands
 from s3_agent.launch.ask import POLICY_NAME, policy_part
 from s3_agent.launch.evaluation_progress import EvaluationProgress
-from s3_agent.launch.job import index_identity, require_external, resolve_ports, scratch_run, service_parts, versions
+from s3_agent.launch.job import require_external, resolve_ports, versions
+from s3_agent.launch.parts import service_parts
 from s3_agent.launch.policies import contestants_of
 from s3_agent.launch.ports import HOST, reserve_port
+from s3_agent.launch.run import scratch_run
 from s3_agent.launch.stack import Interrupted, Stack
+from s3_agent.launch.tasks import index_identity
 from s3_agent.recipe import Recipe
 from s3_agent.types import Passage, Task
 

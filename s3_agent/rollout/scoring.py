@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from s3_agent.agents.search_r1 import scored_text
+from s3_agent.clients.answer_cache import asked_model
 from s3_agent.clients.generator import Generator
 from s3_agent.clients.judge import Judge
 from s3_agent.clients.prompts import AnswerPrompt
@@ -51,10 +52,12 @@ async def score_generated(
 ) -> tuple[str, RewardResult]:
     """The generator's answer from the selected passages, and its reward. Raises GeneratorError and JudgeError."""
     shown = await generator.fit(task.question, episode.selected, prompt=prompt)
+    asked_model.set(True)
     answer = await generator.answer(task.question, shown, prompt=prompt)
+    kept = {"answer_kept": float(not asked_model.get())}
     reward = await score_answer(task, answer, mode=mode, judge=judge)
     cut = {"context_cut": float(shown != episode.selected)}
-    return answer, reward.model_copy(update={"metrics": {**reward.metrics, **cut}})
+    return answer, reward.model_copy(update={"metrics": {**reward.metrics, **cut, **kept}})
 
 
 async def score_answer(task: Task, answer: str | None, *, mode: RewardMode, judge: Judge | None) -> RewardResult:
