@@ -4,15 +4,17 @@ A recipe is YAML (`examples/*/recipes/NAME.yaml`, or any path) merged with `sect
 the models below say what it may hold. `${embedded:NAME}` names an embedded asset.
 """
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from yaml import YAMLError
 
+from retrieval_server.config import Bm25Settings, IndexSettings
 from s3_agent import embedded
 from s3_agent.agl.verl_config import TrainerRecipe
 from s3_agent.clients.generator import GeneratorSettings
@@ -21,6 +23,7 @@ from s3_agent.clients.prompts import ContextLayout
 from s3_agent.errors import ConfigError
 from s3_agent.rollout.runner import AgentSettings
 
+KINDS = ("bm25", "dense", "lucene")
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -41,23 +44,32 @@ class _Section(BaseModel):
 class DataRecipe(_Section):
     """Corpus, tasks and the naive-RAG cache that filters the training tasks.
 
-    Naive RAG reads `rag_topk` passages, laid out like selected ones or as the original's lines (`rag_layout`).
+    Naive RAG reads `rag_topk` passages, laid out like selected ones or as the original's lines (`rag_layout`). Without
+    a cache every training task is played, as Search-R1 does. `shuffle` orders each pass over the training tasks anew by
+    the recipe's seed.
     """
 
     corpus: Path
     train: Path
     validation: Path
-    rag_cache: Path
+    rag_cache: Path | None = None
+    shuffle: bool = True
     rag_topk: int = Field(default=3, ge=1)
     rag_layout: ContextLayout = "selected"
     validation_size: int | None = Field(default=None, ge=1)
 
 
 class RetrieverRecipe(_Section):
-    """Our server over `data.corpus` on `port` (0: any free one), or a running one at `url`."""
+    """Our server over `data.corpus` on `port` (0: any free one), or a running one at `url`.
+
+    `index` is what it searches (docs/retrieval.md), in `folder`, which is `prepared/index/CORPUS` when it is not given.
+    A BM25 index that is missing is built at the start; a dense one takes hours and is built before.
+    """
 
     url: Url | None = None
     port: Port = 3000
+    index: IndexSettings = Field(default_factory=Bm25Settings)
+    folder: Path | None = None
 
 
 class GeneratorRecipe(GeneratorSettings):
@@ -82,10 +94,11 @@ class PolicyRecipe(_Section):
     """The model to train or to ask: a folder or a hub name.
 
     `mode=chat` talks to an endpoint that takes no token ids, in evaluation alone; `request` is merged into its requests
-    (null takes a field out).
+    (null takes a field out). `parameters` is how many the model has, for what must be known of it before it is here.
     """
 
     model: str
+    parameters: int | None = Field(default=None, ge=1)
     mode: Literal["tokens", "chat"] = "tokens"
     request: dict[str, Any] = Field(default_factory=dict)
 
@@ -103,6 +116,34 @@ class WorkersRecipe(_Section):
 
     processes: int = Field(default=1, ge=1)
     concurrency: int = Field(default=16, ge=1)
+
+
+class GpuRecipe(_Section):
+    """The GPUs of this machine that each part may see, by number among those that are visible to the launcher.
+
+    When nothing is given, every part sees all. As soon as one part has GPUs of its own, a part without sees none.
+    """
+
+    trainer: list[int] = Field(default_factory=list)
+    retriever: list[int] = Field(default_factory=list)
+    generator: list[int] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _numbers(self) -> Self:
+        for part in GpuRecipe.model_fields:
+            numbers = getattr(self, part)
+            if len(set(numbers)) < len(numbers) or any(number < 0 for number in numbers):
+                raise ValueError(f"{part}: {numbers} are not different numbers from 0 on")
+        return self
+
+    @property
+    def placed(self) -> bool:
+        """Whether any part has GPUs of its own."""
+        return bool(self.trainer or self.retriever or self.generator)
+
+    def of(self, part: str) -> list[int] | None:
+        """The GPUs of a part of the run, whatever its name; None: all that there are."""
+        return getattr(self, part, []) if self.placed else None
 
 
 class RayRecipe(_Section):
@@ -126,6 +167,7 @@ class Recipe(_Section):
     judge: JudgeSettings = Field(default_factory=JudgeSettings)
     gateway: GatewayRecipe = Field(default_factory=GatewayRecipe)
     workers: WorkersRecipe = Field(default_factory=WorkersRecipe)
+    gpus: GpuRecipe = Field(default_factory=GpuRecipe)
     ray: RayRecipe = Field(default_factory=RayRecipe)
     trainer: TrainerRecipe = Field(default_factory=TrainerRecipe)
 
@@ -139,6 +181,21 @@ class Recipe(_Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _baseline_is_there(self) -> Self:
+        if self.data.rag_cache is None and self.agent.reward.startswith("gbr"):
+            raise ValueError(f"the reward {self.agent.reward} needs the naive-RAG scores of data.rag_cache")
+        return self
+
+    @model_validator(mode="after")
+    def _gpus_are_counted(self) -> Self:
+        placed = self.gpus.trainer
+        if self.trainer.device == "cuda" and self.gpus.placed and len(placed) != self.trainer.gpus:
+            raise ValueError(
+                f"gpus.trainer names {len(placed)} GPUs {placed}, trainer.gpus is {self.trainer.gpus}: change one"
+            )
+        return self
+
 
 def recipe_path(name: str) -> Path:
     """Where a recipe is: a path as given, or the name of a shipped one. Raises ConfigError naming those there are."""
@@ -149,6 +206,39 @@ def recipe_path(name: str) -> Path:
         known = ", ".join(shipped) or "none beside this installation"
         raise ConfigError(f"there is no recipe {name!r}", remedy=f"give a YAML file, or one of: {known}")
     return shipped[name]
+
+
+def field_paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every field of a recipe as `section.field`, sections included."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        for inner in _models(field.annotation):
+            yield from field_paths(inner, f"{prefix}{name}.")
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)
+
+
+def nearest(wrong: str, known: Iterable[str]) -> str:
+    """A remedy's words: the known key most like `wrong`, by its whole path or by its last part."""
+    known = list(dict.fromkeys(known))
+    close = difflib.get_close_matches(wrong, known, n=1, cutoff=0.8)
+    if not close:
+        by_end = {path.rpartition(".")[2]: path for path in reversed(known)}
+        close = [by_end[end] for end in difflib.get_close_matches(wrong.rpartition(".")[2], by_end, n=1)]
+    return f"do you mean {close[0]}?" if close else "correct the field"
+
+
+def _problem(item: Any) -> tuple[str, str]:
+    # Between a section and its field pydantic names which kind of it was meant, e.g. `retriever.index.dense.file`.
+    path = ".".join(str(part) for part in item["loc"] if part not in KINDS) or "recipe"
+    if item["type"] != "extra_forbidden":
+        return f"{path}: {item['msg']}", "correct the field"
+    return f"{path}: there is no such field", nearest(path, field_paths(Recipe))
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -166,7 +256,8 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     except (OmegaConfBaseException, YAMLError, AttributeError, UnicodeDecodeError) as cause:
         raise ConfigError(f"the recipe {path} can not be read: {cause}", remedy="see examples/s3/recipes") from cause
     except ValidationError as cause:
-        problems = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'recipe'}: {item['msg']}" for item in cause.errors())
+        problems = [_problem(item) for item in cause.errors()]
         raise ConfigError(
-            f"the recipe {path} with these overrides does not fit: {problems}", remedy="correct the field"
+            f"the recipe {path} with these overrides does not fit: {'; '.join(told for told, _ in problems)}",
+            remedy="; ".join(dict.fromkeys(remedy for _, remedy in problems)),
         ) from cause

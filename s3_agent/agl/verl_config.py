@@ -8,11 +8,24 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from s3_agent.agl import cpu
 
+Tracker = Literal["console", "tensorboard", "wandb"]
+
 
 class TrainerRecipe(BaseModel):
-    """What a recipe says of its trainer. Lengths are in policy tokens; one optimizer step a batch of questions.
+    """What a recipe says of its trainer. Lengths are in policy tokens.
 
-    `verl` is merged over everything else that verl and Agent Lightning are told, in their own structure.
+    A step plays `questions_per_step` x `rollouts_per_question` rollouts and makes one optimizer update for every
+    `questions_per_update` questions (None: one for all), `max_updates` at most. `kl_loss` is the weight of the distance
+    to the reference policy; at 0 there is none. `tokens_per_gpu` packs rows into micro batches of so many tokens;
+    without it `micro_batch` rows make one. `offload` keeps parameters and optimizer in host memory while they are not
+    used; `fused_log_probs` never holds the logits of a whole micro batch. The policy server takes `rollout_memory` of
+    each GPU's memory, and `tensor_parallel` GPUs make one server.
+
+    Checkpoints and validations are made every so many steps, and at the last one in any case. `checkpoints_kept=None`
+    keeps all. `checkpoint_policy` also writes the policy into each as a Hugging Face folder, in the precision it is
+    trained in; without it the policy is exported from the last checkpoint's shards, in bfloat16. Metrics go to
+    `metrics.jsonl` and to `trackers`. `verl` is merged over everything else that verl and Agent Lightning are told, in
+    their own structure; a key that they do not list is written with a `+` before it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -22,38 +35,82 @@ class TrainerRecipe(BaseModel):
     steps: int = Field(default=20, ge=1)
     questions_per_step: int = Field(default=8, ge=1)
     rollouts_per_question: int = Field(default=4, ge=2)
+    questions_per_update: int | None = Field(default=None, ge=1)
+    max_updates: int | None = Field(default=None, ge=1)
     learning_rate: float = Field(default=1e-6, gt=0)
+    kl_loss: float = Field(default=0.0, ge=0)
+    clip_low: float = Field(default=0.2, gt=0)
+    clip_high: float = Field(default=0.2, gt=0)
     temperature: float = Field(default=1.0, gt=0)
     prompt_tokens: int = Field(default=2048, ge=16)
     response_tokens: int = Field(default=8192, ge=16)
     micro_batch: int = Field(default=4, ge=1)
+    tokens_per_gpu: int | None = Field(default=None, ge=32)
+    offload: bool = False
+    fused_log_probs: bool = False
+    rollout_memory: float = Field(default=0.5, gt=0, lt=1)
+    tensor_parallel: int = Field(default=1, ge=1)
     rollout_timeout_s: int = Field(default=600, ge=10)
+    checkpoint_every: int | None = Field(default=None, ge=1)
+    checkpoints_kept: int | None = Field(default=None, ge=2)
+    checkpoint_policy: bool = True
+    validate_every: int | None = Field(default=None, ge=1)
+    trackers: list[Tracker] = Field(default=["console"])
+    wandb_mode: Literal["offline", "online"] = "offline"
     verl: dict[str, Any] = Field(default_factory=dict)
 
+    @property
+    def mini_batch(self) -> int:
+        """Questions an optimizer update."""
+        return self.questions_per_update or self.questions_per_step
+
+    @property
+    def rollouts_per_step(self) -> int:
+        """Training rollouts a step."""
+        return self.questions_per_step * self.rollouts_per_question
+
     @model_validator(mode="after")
-    def _micro_batches_divide(self) -> Self:
-        rows, share = self.questions_per_step * self.rollouts_per_question, self.gpus * self.micro_batch
+    def _batches_divide(self) -> Self:
+        if self.questions_per_step % self.mini_batch:
+            raise ValueError(
+                f"questions_per_step ({self.questions_per_step}) can not be divided by questions_per_update "
+                f"({self.mini_batch}): Agent Lightning would drop the rows of the rest from every step"
+            )
+        rows = self.mini_batch * self.rollouts_per_question
+        share, named = self.gpus, "gpus"
+        if self.tokens_per_gpu is None:
+            share, named = self.gpus * self.micro_batch, "gpus x micro_batch"
         if rows % share:
             raise ValueError(
-                f"questions_per_step x rollouts_per_question ({rows}) can not be divided by gpus x micro_batch "
-                f"({share}): verl would refuse the first batch; change one of the four"
+                f"an update's rows, {self.mini_batch} questions x rollouts_per_question ({rows}), can not be divided "
+                f"by {named} ({share}): verl would refuse the first batch; change one of them"
             )
+        if self.tokens_per_gpu is not None and self.tokens_per_gpu < self.prompt_tokens + self.response_tokens:
+            raise ValueError(
+                f"tokens_per_gpu ({self.tokens_per_gpu}) is less than prompt_tokens + response_tokens "
+                f"({self.prompt_tokens + self.response_tokens}): the longest row would not fit a micro batch"
+            )
+        if self.gpus % self.tensor_parallel:
+            raise ValueError(f"gpus ({self.gpus}) can not be divided by tensor_parallel ({self.tensor_parallel})")
         return self
 
 
 class TrainerSettings(TrainerRecipe):
-    """A trainer recipe with what the run adds to it."""
+    """A trainer recipe with what the run adds to it. `validate_first` is false for a run that goes on."""
 
+    run: str
     model: str
     gateway_url: str
     checkpoints: Path
     validation_size: int = Field(ge=1)
+    validate_first: bool = True
     ray_address: str | None = None
     seed: int = 0
 
 
 def _common(settings: TrainerSettings, gateway_key: str) -> dict[str, Any]:
     context = settings.prompt_tokens + settings.response_tokens
+    packed = settings.tokens_per_gpu
     return {
         "algorithm": {
             "adv_estimator": "grpo",
@@ -67,19 +124,30 @@ def _common(settings: TrainerSettings, gateway_key: str) -> dict[str, Any]:
             "max_prompt_length": settings.prompt_tokens,
             "max_response_length": settings.response_tokens,
             "dataloader_num_workers": 0,
+            "shuffle": False,  # the tasks come in the order they are played in (s3_agent.data.tasks.in_training_order)
             "validation_shuffle": False,
             "seed": settings.seed,
         },
         "actor_rollout_ref": {
-            "model": {"path": settings.model},
+            "model": {"path": settings.model, "use_fused_kernels": settings.fused_log_probs},
             "actor": {
                 "strategy": "fsdp2",
-                "ppo_mini_batch_size": settings.questions_per_step,
+                "ppo_mini_batch_size": settings.mini_batch,
                 "ppo_micro_batch_size_per_gpu": settings.micro_batch,
+                "use_dynamic_bsz": packed is not None,
+                "ppo_max_token_len_per_gpu": packed or context,
                 "optim": {"lr": settings.learning_rate},
-                "use_kl_loss": False,
+                "clip_ratio_low": settings.clip_low,
+                "clip_ratio_high": settings.clip_high,
+                "use_kl_loss": settings.kl_loss > 0,
+                "kl_loss_coef": settings.kl_loss,
+                "kl_loss_type": "low_var_kl",
                 "entropy_coeff": 0,
-                "checkpoint": {"save_contents": ["model", "optimizer", "extra", "hf_model"]},
+                "fsdp_config": {"param_offload": settings.offload, "optimizer_offload": settings.offload},
+                "checkpoint": {
+                    "save_contents": ["model", "optimizer", "extra", *["hf_model"] * settings.checkpoint_policy],
+                    "load_contents": ["model", "optimizer", "extra"],
+                },
             },
             "ref": {"log_prob_micro_batch_size_per_gpu": settings.micro_batch},
             "rollout": {
@@ -89,29 +157,33 @@ def _common(settings: TrainerSettings, gateway_key: str) -> dict[str, Any]:
                 "temperature": settings.temperature,
                 "log_prob_micro_batch_size_per_gpu": settings.micro_batch,
                 "max_model_len": context,
+                "gpu_memory_utilization": settings.rollout_memory,
+                "tensor_model_parallel_size": settings.tensor_parallel,
             },
         },
         "reward": {"num_workers": 0},  # rewards come with the rollouts
         "trainer": {
             "n_gpus_per_node": settings.gpus,
             "nnodes": 1,
-            "val_before_train": True,
+            "val_before_train": settings.validate_first,
             "critic_warmup": 0,
-            "logger": ["console", "file"],
+            "logger": ["file", *settings.trackers],
             "project_name": "s3-agent",
-            "experiment_name": "s3-agent",
+            "experiment_name": settings.run,
             # Both happen at the last step as well, whatever their frequency.
-            "save_freq": settings.steps,
-            "test_freq": settings.steps,
+            "save_freq": settings.checkpoint_every or settings.steps,
+            "test_freq": settings.validate_every or settings.steps,
+            "max_actor_ckpt_to_keep": settings.checkpoints_kept,
             "total_epochs": 1_000_000,
             "total_training_steps": settings.steps,
-            "resume_mode": "disable",
+            "resume_mode": "auto",  # the run's own folder is empty, or holds what it goes on from
             "default_local_dir": str(settings.checkpoints),
         },
         "agentlightning": {
             "agl_base_url": settings.gateway_url,
             "agl_key": gateway_key,
             "rollout_timeout_seconds": settings.rollout_timeout_s,
+            "max_ppo_update_times": settings.max_updates,
             "trace_aggregator": {
                 "level": "trajectory",
                 "trajectory_max_prompt_length": settings.prompt_tokens,
