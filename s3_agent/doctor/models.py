@@ -77,6 +77,7 @@ PUBLISHED = {
     "Qwen/Qwen2.5-3B-Instruct": _QWEN_3B,
     "Qwen/Qwen2.5-7B": replace(_QWEN_7B, positions=131072),
     "Qwen/Qwen2.5-7B-Instruct": _QWEN_7B,
+    "Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4": replace(_QWEN_7B, bits=4),
     "Qwen/Qwen2.5-7B-Instruct-1M": replace(_QWEN_7B, positions=1010000),
     "Qwen/Qwen2.5-14B-Instruct": _QWEN_14B,
     "Qwen/Qwen2.5-14B-Instruct-GPTQ-Int4": replace(_QWEN_14B, bits=4),
@@ -136,3 +137,19 @@ def model_shape(model: str, folder: Path | None) -> ModelShape | None:
         return PUBLISHED.get(model)
     except (OSError, ValueError, KeyError, TypeError) as cause:
         raise ConfigError(f"{path} is no model's configuration: {cause!r}", remedy="fetch the model again") from cause
+
+
+def missing_files(folder: Path) -> tuple[str, ...]:
+    """What a model folder lacks of its configuration, its tokenizer and its weights, shards included."""
+    lacking = [name for name in ("config.json",) if not (folder / name).is_file()]
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
+        lacking.append("tokenizer.json")
+    for index in sorted(folder.glob("*.index.json")):
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError):
+            return (*lacking, index.name)
+        return (*lacking, *sorted(shard for shard in shards if not (folder / shard).is_file()))
+    if not any(path.stat().st_size for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern)):
+        lacking.append("model.safetensors")
+    return tuple(lacking)

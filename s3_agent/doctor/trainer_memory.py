@@ -5,6 +5,7 @@ trainer is on the GPU, whatever is offloaded: offloading frees it for the sampli
 """
 
 from s3_agent.doctor.activations import WIDTH, activations, logits_bytes
+from s3_agent.doctor.machine import GIB
 from s3_agent.doctor.memory import COLLECTIVES, CONTEXT, GRAPHS, Item, Phase, with_fragments
 from s3_agent.doctor.models import ModelShape
 from s3_agent.doctor.training import Training
@@ -133,4 +134,14 @@ def host_bytes(shape: ModelShape, training: Training) -> dict[str, int]:
         "offloaded optimizer": 2 * full if training.optimizer_offload and not training.lora_rank else 0,
         "reference policy": full if training.reference and not training.lora_rank else 0,
         "weights while loading": full * (training.gpus if shape.tied else 1),
+    }
+
+
+def cpu_bytes(shape: ModelShape, training: Training) -> dict[str, int]:
+    """RAM of a run that trains and samples on the CPU: the trainer's tensors, and vLLM's weights and cache."""
+    state = state_bytes(shape, training)
+    return {
+        "trainer's weights, gradients and optimizer": sum(state.values()),
+        "activations": activations(shape, training).peak,
+        "policy server": shape.parameters * WIDTH[training.rollout_dtype] + GIB,  # VLLM_CPU_KVCACHE_SPACE=1
     }
