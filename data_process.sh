@@ -30,7 +30,7 @@ set -- "$recipe" ${overrides[@]+"${overrides[@]}"}
 import sys
 
 from s3_agent.errors import RagCacheError, S3AgentError
-from s3_agent.launch.job import prepare_tasks
+from s3_agent.launch.tasks import prepare_tasks
 from s3_agent.recipe import load_recipe
 
 try:

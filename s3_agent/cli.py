@@ -50,17 +50,37 @@ def train(
     overrides: Overrides = None,
     recipe: RecipeOption = "cpu",
     name: Annotated[str | None, typer.Option(help="Name of the run's folder; default: recipe and time.")] = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Go on with a run that was killed, by its own recipe.")
+    ] = None,
+    twin: Annotated[
+        bool, typer.Option("--twin", help="Try the recipe in small on this machine's CPU, with the embedded data.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be started, with which files and disk, and stop.")
+    ] = False,
     skip_doctor: Annotated[bool, typer.Option("--skip-doctor", help="Start whatever `s3-agent doctor` finds.")] = False,
 ) -> None:
     """Train a search agent end to end: retriever, generator, gateway, workers and trainer, each a process of its own.
 
     A part that already runs elsewhere is used and never stopped: `gateway.url=… retriever.url=… generator.url=…
-    ray.address=…`. The run's logs, metrics, episodes, checkpoint and summary are in `runs/<name>/`.
+    ray.address=…`. The run's logs, metrics, episodes, checkpoints and summary are in `runs/<name>/`.
     """
-    from s3_agent.launch.doctor import require_sound
+    from s3_agent.launch.doctor import dry_run_lines, require_sound
+    from s3_agent.launch.plan import dry_run as show_plan
+    from s3_agent.launch.twin import load_twin
+
+    if resume is not None:
+        if twin or dry_run:
+            raise typer.BadParameter("--resume goes on with a run as it is: no --twin, no --dry-run")
+        from s3_agent.launch.job import resume_job
+
+        raise typer.Exit(resume_job(resume, overrides or []))
+    settings = load_twin(recipe, overrides or []) if twin else load_recipe(recipe, overrides or [])
+    if dry_run:
+        raise typer.Exit(show_plan(settings, extra=dry_run_lines))
     from s3_agent.launch.job import train_job
 
-    settings = load_recipe(recipe, overrides or [])
     if not skip_doctor:
         require_sound(settings)
     raise typer.Exit(train_job(settings, name=name))
@@ -82,6 +102,20 @@ def doctor(
     from s3_agent.launch.doctor import doctor_job
 
     raise typer.Exit(doctor_job(load_recipe(recipe, overrides or []), machine=machine, as_json=json_output))
+
+
+@app.command("export-policy")
+def export_policy(
+    run: Annotated[Path, typer.Argument(help="The folder of a run.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write; it must not exist.")],
+    step: Annotated[int | None, typer.Option(min=1, help="After which step; default: the last checkpoint.")] = None,
+) -> None:
+    """Write the policy of a run's checkpoint as a Hugging Face folder, for vLLM, transformers and `s3-agent ask`."""
+    from s3_agent.launch.export import export_policy as export
+    from s3_agent.launch.run import Run
+
+    exported = export(Run(run), output, step=step)
+    typer.echo(f"{output}: the policy after step {exported}")
 
 
 @app.command()
@@ -175,9 +209,10 @@ def workers(
 @app.command()
 def serve(overrides: Overrides = None, recipe: RecipeOption = "cpu") -> None:
     """Run the retrieval server over the recipe's corpus. Its index is built when it is missing."""
-    from s3_agent.launch.commands import retriever_command
+    from s3_agent.launch.commands import retriever_command, write_backend_file
 
     settings = load_recipe(recipe, overrides or [])
+    write_backend_file(settings)
     _become(retriever_command(settings, port=settings.retriever.port))
 
 

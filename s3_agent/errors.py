@@ -4,6 +4,19 @@ One base class carries what went wrong and what to do about it, so that the comm
 rollout all tell the same story. A boundary error fails the attempt: it never becomes a reward (design: promise 1).
 """
 
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(wrong: str, known: Iterable[str]) -> str:
+    """A remedy: the known dotted key most like `wrong`, by its whole path or by its last part."""
+    known = list(dict.fromkeys(known))
+    close = difflib.get_close_matches(wrong, known, n=1, cutoff=0.8)
+    if not close:
+        by_end = {path.rpartition(".")[2]: path for path in reversed(known)}
+        close = [by_end[end] for end in difflib.get_close_matches(wrong.rpartition(".")[2], by_end, n=1)]
+    return f"do you mean {close[0]}?" if close else "correct the field."
+
 
 class S3AgentError(Exception):
     """Base of all errors raised here on purpose. `remedy` says what the reader can do."""

@@ -4,14 +4,13 @@ A recipe is YAML (`examples/*/recipes/NAME.yaml`, or any path) merged with `sect
 the models below say what it may hold. `${embedded:NAME}` names an embedded asset.
 """
 
-import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from yaml import YAMLError
 
 from retrieval_server.config import Bm25Settings, IndexSettings
@@ -20,7 +19,7 @@ from s3_agent.agl.verl_config import TrainerRecipe
 from s3_agent.clients.generator import GeneratorSettings
 from s3_agent.clients.judge import JudgeSettings
 from s3_agent.clients.prompts import ContextLayout
-from s3_agent.errors import ConfigError
+from s3_agent.errors import ConfigError, nearest
 from s3_agent.rollout.runner import AgentSettings
 
 KINDS = ("bm25", "dense", "lucene")
@@ -70,6 +69,11 @@ class RetrieverRecipe(_Section):
     port: Port = 3000
     index: IndexSettings = Field(default_factory=Bm25Settings)
     folder: Path | None = None
+
+    @field_validator("index", mode="before")
+    @classmethod
+    def _bm25_by_default(cls, index: Any) -> Any:
+        return {"kind": "bm25", **index} if isinstance(index, dict) else index
 
 
 class GeneratorRecipe(GeneratorSettings):
@@ -223,21 +227,11 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models(inner)
 
 
-def nearest(wrong: str, known: Iterable[str]) -> str:
-    """A remedy's words: the known key most like `wrong`, by its whole path or by its last part."""
-    known = list(dict.fromkeys(known))
-    close = difflib.get_close_matches(wrong, known, n=1, cutoff=0.8)
-    if not close:
-        by_end = {path.rpartition(".")[2]: path for path in reversed(known)}
-        close = [by_end[end] for end in difflib.get_close_matches(wrong.rpartition(".")[2], by_end, n=1)]
-    return f"do you mean {close[0]}?" if close else "correct the field"
-
-
 def _problem(item: Any) -> tuple[str, str]:
     # Between a section and its field pydantic names which kind of it was meant, e.g. `retriever.index.dense.file`.
     path = ".".join(str(part) for part in item["loc"] if part not in KINDS) or "recipe"
     if item["type"] != "extra_forbidden":
-        return f"{path}: {item['msg']}", "correct the field"
+        return f"{path}: {item['msg']}", "correct the field."
     return f"{path}: there is no such field", nearest(path, field_paths(Recipe))
 
 
@@ -245,19 +239,27 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe `name` with `section.field=value` overrides. Raises ConfigError that names the field at fault."""
     if not OmegaConf.has_resolver("embedded"):
         OmegaConf.register_new_resolver("embedded", lambda asset: str(getattr(embedded, asset)))
+    path = recipe_path(name)
+    try:
+        values: Any = OmegaConf.load(path)
+    except (OmegaConfBaseException, YAMLError, AttributeError, UnicodeDecodeError) as cause:
+        raise ConfigError(f"the recipe {path} can not be read: {cause}", remedy="see examples/s3/recipes") from cause
+    return merge_overrides(values, overrides, where=f"the recipe {path}")
+
+
+def merge_overrides(values: Any, overrides: Sequence[str], *, where: str) -> Recipe:
+    """The recipe of these values with overrides. Raises ConfigError that names the field at fault."""
     for override in overrides:
         if "=" not in override or override.startswith("-"):
             raise ConfigError(f"{override!r} is not an override", remedy="write section.field=value")
-    path = recipe_path(name)
     try:
-        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
-        values: Any = OmegaConf.to_container(merged, resolve=True)
-        return Recipe.model_validate(values)
-    except (OmegaConfBaseException, YAMLError, AttributeError, UnicodeDecodeError) as cause:
-        raise ConfigError(f"the recipe {path} can not be read: {cause}", remedy="see examples/s3/recipes") from cause
+        merged = OmegaConf.merge(values, OmegaConf.from_dotlist(list(overrides)))
+        return Recipe.model_validate(OmegaConf.to_container(merged, resolve=True))
+    except (OmegaConfBaseException, YAMLError, AttributeError) as cause:
+        raise ConfigError(f"{where} can not be read: {cause}", remedy="see examples/s3/recipes") from cause
     except ValidationError as cause:
         problems = [_problem(item) for item in cause.errors()]
         raise ConfigError(
-            f"the recipe {path} with these overrides does not fit: {'; '.join(told for told, _ in problems)}",
-            remedy="; ".join(dict.fromkeys(remedy for _, remedy in problems)),
+            f"{where} with these overrides does not fit: {'; '.join(told for told, _ in problems)}",
+            remedy=" ".join(dict.fromkeys(remedy for _, remedy in problems)),
         ) from cause

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Prepares .venv in this clone: `scripts/setup.sh [--dev]`. train.sh, data_process.sh and tests/run.sh call it.
 # Does nothing when .venv already holds what uv.lock asks for. Everything it makes stays in the clone (.venv, .uv).
+# `--core` prepares .venv-core instead: our own package alone, in seconds, for what needs no model (a dry run).
 #   S3_AGENT_PYTHON=/path/to/python   the interpreter to use, instead of the first fitting one found
 #   S3_AGENT_DEVICE=cpu|cuda          the set of dependencies, instead of what nvidia-smi says
+#   S3_AGENT_CUDA=cu130|cu129         the builds for CUDA, instead of what the driver says it can run
 set -euo pipefail
 
 here=${BASH_SOURCE[0]%/*}
@@ -13,6 +15,12 @@ uv_oldest=0.9
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 fail() { say "$@"; exit 2; }
+
+# What PyPI does not have: flash-attn built for this torch and CUDA, and the builds of torch and vLLM for older drivers.
+flash_attn_pin=2.8.3 vllm_pin=0.20.2 torch_pin=2.11.0 torchvision_pin=0.26.0
+flash_attn_wheels=https://wheels.astral.sh/simple
+torch_wheels=https://download.pytorch.org/whl
+vllm_wheels=https://wheels.vllm.ai
 
 fits() { "$1" -c 'import sys; sys.exit(not (3, 12) <= sys.version_info[:2] < (3, 14))' >/dev/null 2>&1; }
 
@@ -62,12 +70,41 @@ else
 fi
 [[ $device == cpu || $device == cuda ]] || fail "S3_AGENT_DEVICE must be cpu or cuda, not '$device'."
 
+if [[ ${1:-} == --core ]]; then
+    stamp="$root/.venv-core/.s3-agent-setup" state=$(cat "$root/uv.lock" "$root/pyproject.toml" | cksum; printf '%s\n' "$root")
+    [[ -x "$root/.venv-core/bin/python" && -f $stamp && $(cat "$stamp") == "$state" ]] && exit 0
+    uv=$(find_uv)
+    say "our own package without the training stack, $("$python" -V), into $root/.venv-core"
+    (cd "$root" && UV_PROJECT_ENVIRONMENT="$root/.venv-core" "$uv" sync --frozen --no-default-groups --python "$python") >&2 ||
+        fail "uv could not install the dependencies; its message is above."
+    printf '%s\n' "$state" >"$stamp"
+    exit 0
+fi
+
+cuda_builds() {  # which builds the driver can run: it says the newest CUDA that it knows
+    local told
+    told=$(nvidia-smi 2>/dev/null) || true
+    if [[ $told =~ CUDA[A-Za-z\ ]*Version:\ *([0-9]+)\.([0-9]+) ]]; then
+        ((BASH_REMATCH[1] >= 13)) && { printf 'cu130\n'; return; }
+        ((BASH_REMATCH[1] == 12)) && { printf 'cu129\n'; return; }  # any 12.x runs what was built for another 12.x
+        fail "the NVIDIA driver knows CUDA ${BASH_REMATCH[1]}.${BASH_REMATCH[2]}; vLLM $vllm_pin needs 12 or newer." \
+            "Install a driver from 580 on (CUDA 13), or from 525 on (CUDA 12)."
+    fi
+    printf 'cu130\n'
+}
+
+builds=
+if [[ $device == cuda ]]; then
+    builds=${S3_AGENT_CUDA:-$(cuda_builds)} || exit
+    [[ $builds == cu130 || $builds == cu129 ]] || fail "S3_AGENT_CUDA must be cu130 or cu129, not '$builds'."
+fi
+
 wanted=("--extra=train" "--extra=retriever" "--extra=dense" "--extra=$device")
 stamp="$root/.venv/.s3-agent-setup"
 state=$(
     cat "$root/uv.lock" "$root/pyproject.toml" "$root/scripts/setup.sh" | cksum
     "$python" -VV
-    printf '%s\n' "$device" "$root"
+    printf '%s\n' "$device$builds" "$root"
 )
 [[ ${1:-} == --dev ]] && dev=yes || dev=no
 if [[ -x "$root/.venv/bin/python" && -f $stamp ]]; then
@@ -77,11 +114,39 @@ if [[ -x "$root/.venv/bin/python" && -f $stamp ]]; then
 fi
 
 uv=$(find_uv)
-say "$device dependencies ($why), $("$python" -V), into $root/.venv (about 7 GB; minutes the first time)"
+say "$device dependencies ($why), ${builds:+builds for $builds, }$("$python" -V), into $root/.venv" \
+    "(about 7 GB; minutes the first time)"
 rm -f "$stamp"
 cd "$root"
-UV_PROJECT_ENVIRONMENT="$root/.venv" "$uv" sync --frozen --no-default-groups --python "$python" "${wanted[@]}" \
-    $([[ $dev == yes ]] && echo --group=dev) >&2 || fail "uv could not install the dependencies; its message is above."
+sync() {
+    UV_PROJECT_ENVIRONMENT="$root/.venv" "$uv" sync --frozen --no-default-groups --python "$python" "${wanted[@]}" \
+        $([[ $dev == yes ]] && echo --group=dev) "$@" >&2
+}
+install() { "$uv" pip install --python "$root/.venv/bin/python" "$@" >&2; }
+
+if [[ $device == cpu ]]; then
+    sync || fail "uv could not install the dependencies; its message is above."
+else
+    later=(--no-install-package=flash-attn)
+    [[ $builds == cu130 ]] || for package in torch torchvision torchaudio vllm; do later+=("--no-install-package=$package"); done
+    sync "${later[@]}" || fail "uv could not install the dependencies; its message is above."
+    if [[ $builds != cu130 ]]; then
+        say "the driver runs no CUDA 13: torch and vLLM come from their own indexes for $builds"
+        # Only these four from there; what they need is in the lock, or comes from PyPI.
+        install --index-strategy=unsafe-best-match --index "$torch_wheels/$builds" --index "$vllm_wheels/$vllm_pin/$builds" \
+            "torch==$torch_pin+$builds" "torchvision==$torchvision_pin+$builds" "torchaudio==$torch_pin+$builds" \
+            "vllm==$vllm_pin+$builds" || fail "the builds for $builds could not be installed; uv's message is above." \
+            "A driver from 580 on needs none of them."
+    fi
+    if ! install --no-deps --only-binary=flash-attn --index "$flash_attn_wheels/$builds" "flash-attn==$flash_attn_pin"; then
+        command -v nvcc >/dev/null 2>&1 || fail "there is no flash-attn $flash_attn_pin built for this machine at" \
+            "$flash_attn_wheels/$builds, and no nvcc on PATH to build it with. Install the CUDA toolkit of ${builds#cu}" \
+            "(its nvcc must be on PATH), then run this again."
+        say "flash-attn $flash_attn_pin is built now, once: up to an hour. MAX_JOBS bounds its compilers (4: 40 GB of memory)"
+        MAX_JOBS=${MAX_JOBS:-4} install --no-deps --no-binary=flash-attn "flash-attn==$flash_attn_pin" ||
+            fail "flash-attn could not be built; its message is above."
+    fi
+fi
 
 say "compiling what every process of a run imports (once)"
 log=$(env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -c "

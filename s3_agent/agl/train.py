@@ -1,7 +1,7 @@
-"""`python -m s3_agent.agl.train SETTINGS.json TRAIN.jsonl VALIDATION.jsonl METRICS.jsonl`: the real `run_ppo`.
+"""`python -m s3_agent.agl.train SETTINGS.json TRAIN.jsonl VALIDATION.jsonl METRICS.jsonl EPISODES.jsonl`: `run_ppo`.
 
 A process of its own, so that the launcher can watch and end it like any other part. The gateway's key comes in the
-environment variable AGL_KEY.
+environment variable AGL_KEY. What the folder of checkpoints holds is gone on from.
 """
 
 import os
@@ -12,24 +12,31 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from s3_agent.agl.run_files import run_environment
 from s3_agent.agl.verl_config import TrainerSettings, environment, trainer_config
 from s3_agent.data.tasks import read_jsonl
 
 KEY_VARIABLE = "AGL_KEY"
 
 
-def main(settings_file: str, train_file: str, validation_file: str, metrics_file: str) -> None:
+def main(settings_file: str, train_file: str, validation_file: str, metrics_file: str, episodes_file: str) -> None:
     """Train until the last step. Raises whatever ended it."""
     settings = TrainerSettings.model_validate_json(Path(settings_file).read_text(encoding="utf-8"))
     train, validation = read_jsonl(Path(train_file)), read_jsonl(Path(validation_file))
     if KEY_VARIABLE not in os.environ:
         raise ValueError(f"the gateway's key is missing: set the environment variable {KEY_VARIABLE}")
     # Before anything of verl or Ray is imported, composing the configuration included: both look at import.
-    log_path = {"VERL_FILE_LOGGER_PATH": str(Path(metrics_file).absolute())}
-    os.environ.update(environment(settings) | log_path)
+    variables = environment(settings) | run_environment(
+        metrics=Path(metrics_file),
+        episodes=Path(episodes_file),
+        run=settings.run,
+        wandb_mode=settings.wandb_mode,
+        generation=settings.generation,
+    )
+    os.environ.update(variables)
     config = trainer_config(settings, gateway_key=os.environ[KEY_VARIABLE])
     if settings.ray_address:
-        _hand_over_environment(config, log_path)
+        _hand_over_environment(config, variables)
     from agentlightning.verl.entrypoint import run_ppo
 
     run_ppo(config, train_dataset=train, val_dataset=validation)

@@ -1,5 +1,6 @@
 """From a run's settings to the configuration that Agent Lightning's `run_ppo` takes. Pure: it starts nothing."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -7,6 +8,8 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from s3_agent.agl import cpu
+from s3_agent.agl.run_files import MODULES_VARIABLE, TRACKING
+from s3_agent.errors import ConfigError, nearest
 
 Tracker = Literal["console", "tensorboard", "wandb"]
 
@@ -96,9 +99,13 @@ class TrainerRecipe(BaseModel):
 
 
 class TrainerSettings(TrainerRecipe):
-    """A trainer recipe with what the run adds to it. `validate_first` is false for a run that goes on."""
+    """A trainer recipe with what the run adds to it.
+
+    `generation` counts how often the run was resumed; `validate_first` is false when it goes on from a checkpoint.
+    """
 
     run: str
+    generation: int = 0
     model: str
     gateway_url: str
     checkpoints: Path
@@ -241,7 +248,27 @@ def environment(settings: TrainerSettings) -> dict[str, str]:
     """What the trainer's process and all that it starts must find in their environment."""
     # Ray's own switch for single machines: every daemon and worker of it listens on 127.0.0.1 alone.
     local = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-    return {**({} if settings.ray_address else local), **(cpu.ENVIRONMENT if settings.device == "cpu" else {})}
+    backend = cpu.ENVIRONMENT if settings.device == "cpu" else {MODULES_VARIABLE: TRACKING}
+    return {**({} if settings.ray_address else local), **backend}
+
+
+def _known(config: DictConfig, wanted: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`wanted` without the `+` of new keys. Raises ConfigError for a key that is neither listed nor marked as new."""
+    checked: dict[str, Any] = {}
+    for key, value in wanted.items():
+        name, path = key.removeprefix("+"), f"{prefix}{key.removeprefix('+')}"
+        there = config.get(name)
+        # An empty mapping of verl's takes any key: it is handed on to somebody else.
+        if config and name not in config and name == key:
+            known = [f"{prefix}{other}" for other in config]
+            raise ConfigError(
+                f"trainer.verl.{path}: verl and Agent Lightning list no such key",
+                remedy=f"{nearest(path, known)} A key that they read without listing it is written `+{name}`",
+            )
+        if isinstance(value, Mapping) and isinstance(there, DictConfig):
+            value = _known(there, value, f"{path}.")
+        checked[name] = value
+    return checked
 
 
 def trainer_config(settings: TrainerSettings, *, gateway_key: str) -> DictConfig:
@@ -257,6 +284,8 @@ def trainer_config(settings: TrainerSettings, *, gateway_key: str) -> DictConfig
     if settings.ray_address:
         elsewhere = {"address": settings.ray_address, "num_cpus": None, "num_gpus": None}
         layers.append({"ray_kwargs": {"ray_init": elsewhere}})
-    config = OmegaConf.merge(*layers, settings.verl)
+    config = OmegaConf.merge(*layers)
+    assert isinstance(config, DictConfig)
+    config = OmegaConf.merge(config, _known(config, settings.verl))
     assert isinstance(config, DictConfig)
     return config

@@ -11,6 +11,7 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ LEASE_S = 10.0
 RENEW_S = 3.0
 POLL_S = 0.05
 LOCK_WAIT_S = 2
+
+asked_model: ContextVar[bool] = ContextVar("asked_model", default=True)
+"""Whether the last reply that this task waited for was the model's own, and not a kept or shared one."""
 
 
 def content_address(settings: ModelSettings, messages: Sequence[Message]) -> str:
@@ -50,27 +54,31 @@ class CachedChat:
         )
         self._cache: Any = None
         self._folder = folder
-        self._flying: dict[str, asyncio.Task[str]] = {}
+        self._flying: dict[str, asyncio.Task[tuple[str, bool]]] = {}
         self.counts: Counter[str] = Counter()
 
     async def reply(self, messages: Sequence[Message]) -> str:
         """The kept reply, or the model's. Raises what the model raises."""
         key = content_address(self._settings, messages)
         asking = self._flying.get(key)
+        first = asking is None
         if asking is None:
             # A task of its own: a rollout that is cancelled must not take the reply from its siblings.
             asking = self._flying[key] = asyncio.create_task(self._find(key, messages))
             asking.add_done_callback(lambda done: self._landed(key, done))
         else:
             self.counts["shared"] += 1
-        return await asyncio.shield(asking)
+        reply, asked = await asyncio.shield(asking)
+        asked_model.set(first and asked)
+        return reply
 
-    def _landed(self, key: str, done: asyncio.Task[str]) -> None:
+    def _landed(self, key: str, done: asyncio.Task[tuple[str, bool]]) -> None:
         del self._flying[key]
         if not done.cancelled():
             done.exception()  # seen, also when everyone who waited has gone
 
-    async def _find(self, key: str, messages: Sequence[Message]) -> str:
+    async def _find(self, key: str, messages: Sequence[Message]) -> tuple[str, bool]:
+        """The reply, and whether the model was asked for it."""
         waited = False
         while True:
             try:
@@ -79,12 +87,12 @@ class CachedChat:
                 kept = self._cache.get(key)
                 if kept is not None:
                     self.counts["shared" if waited else "hits"] += 1
-                    return str(kept)
+                    return str(kept), False
                 free = self._cache.add(f"lease {key}", 1, expire=LEASE_S)
             except self._broken as error:
-                return await self._bypass(messages, error)
+                return await self._bypass(messages, error), True
             if free:
-                return await self._ask(key, messages)
+                return await self._ask(key, messages), True
             waited = True
             await asyncio.sleep(POLL_S)
 

@@ -1,8 +1,9 @@
 """Task files: JSON lines, one task a line, errors with their line number."""
 
 import json
+import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,3 +48,23 @@ def load_tasks(path: Path) -> list[Task]:
     if count > 1:
         raise ConfigError(f"{path}: id {most_common!r} occurs {count} times", remedy="give every task its own id")
     return tasks
+
+
+def in_training_order(
+    tasks: Sequence[Task], *, steps: int, questions_per_step: int, seed: int | None
+) -> Iterator[Task]:
+    """The tasks of `steps` steps, step by step: as many passes over `tasks` as it takes, each in an order of its own.
+
+    `seed=None` keeps the order of the file. No step holds a task twice: a pass leaves out what does not fill a step.
+    """
+    assert len(tasks) >= questions_per_step
+    played = 0
+    for number in range(steps):
+        order = list(tasks)
+        if seed is not None:
+            random.Random(f"{seed}/{number}").shuffle(order)
+        for start in range(0, len(order) - questions_per_step + 1, questions_per_step):
+            if played == steps:
+                return
+            yield from order[start : start + questions_per_step]
+            played += 1

@@ -14,16 +14,19 @@ def closing_table(summary: Summary) -> Group:
     for column in ("", "questions", "naive RAG", "before", "after", "gain"):
         table.add_column(column, justify="left" if not column else "right")
 
-    def row(name: str, n: float, naive: float, before: float, after: float) -> None:
-        table.add_row(name, f"{n:.0f}", f"{naive:.3f}", f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}")
+    def row(name: str, n: float, naive: float | None, before: float, after: float) -> None:
+        rag = "-" if naive is None else f"{naive:.3f}"
+        table.add_row(name, f"{n:.0f}", rag, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}")
 
     row("all", summary.val_n, summary.naive_rag, summary.val_before, summary.val_after)
     for hops, part in summary.by_hops.items():
         name = "hops unknown" if hops == "None" else f"{hops} hop" + ("s" if hops != "1" else "")
-        row(name, part["n"], part["naive_rag"], part["before"], part["after"])
+        row(name, part["n"], part.get("naive_rag"), part["before"], part["after"])
+    tests = [f"gain p = {summary.p_value:.2g} (exact McNemar)"]
+    if summary.p_value_naive_rag is not None:
+        tests.append(f"against naive RAG p = {summary.p_value_naive_rag:.2g}")
     verdict = (
         f"{summary.steps} steps, {summary.rollouts} rollouts, {summary.lost_rollouts} lost, "
-        f"{summary.rows_per_rollout:.2f} rows a rollout; gain p = {summary.p_value:.2g} (exact McNemar), "
-        f"against naive RAG p = {summary.p_value_naive_rag:.2g}; {summary.wall_seconds / 60:.1f} minutes"
+        f"{summary.rows_per_rollout:.2f} rows a rollout; {', '.join(tests)}; {summary.wall_seconds / 60:.1f} minutes"
     )
     return Group(table, Text(verdict))

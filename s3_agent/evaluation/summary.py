@@ -25,7 +25,7 @@ class Summary(BaseModel):
     `val_n` counts the questions scored in both passes, `val_missing` those left out because a rollout of theirs failed.
     `contexts_cut` counts answers from passages that the generator's window did not hold whole, `judge_unclear` verdicts
     that were neither yes nor no. `nonfinite_steps` are steps whose gradient norm was not a number; `grad_norm_max` is
-    over the others.
+    over the others. What compares with naive RAG is None in a run without a naive-RAG cache.
     """
 
     steps: int
@@ -47,9 +47,9 @@ class Summary(BaseModel):
     val_gain: float
     val_gain_interval: tuple[float, float]
     p_value: float
-    naive_rag: float
-    gbr_after: float
-    p_value_naive_rag: float
+    naive_rag: float | None
+    gbr_after: float | None
+    p_value_naive_rag: float | None
     by_hops: dict[str, dict[str, float]]
     searches_before: float
     searches_after: float
@@ -131,7 +131,10 @@ def summarize(
             remedy="read workers.log: every validation rollout failed in one of the passes",
         )
     before, after = ({key: scores[key] for key in tasks} for scores in (before, after))
-    naive = {key: float(task.rag_score or 0) for key, task in tasks.items()}
+    naive = {key: task.rag_score for key, task in tasks.items() if task.rag_score is not None}
+    if len(naive) < len(tasks):
+        naive = {}
+    naive_rag = _mean([*naive.values()]) if naive else None
     gain: PairedComparison = compare_paired(before, after)
     trained = training_rows(metrics)
     collected = sum(row["training/n_sample"] for row in trained)
@@ -141,7 +144,7 @@ def summarize(
         keys = [key for key, task in tasks.items() if str(task.hops) == hops]
         by_hops[hops] = {
             "n": len(keys),
-            "naive_rag": _mean([naive[key] for key in keys]),
+            **({"naive_rag": _mean([naive[key] for key in keys])} if naive else {}),
             "before": _mean([before[key] for key in keys]),
             "after": _mean([after[key] for key in keys]),
         }
@@ -173,9 +176,9 @@ def summarize(
         val_gain=gain.gain,
         val_gain_interval=gain.interval,
         p_value=gain.p_value,
-        naive_rag=_mean(list(naive.values())),
-        gbr_after=gain.after - _mean(list(naive.values())),
-        p_value_naive_rag=compare_paired(naive, after).p_value,
+        naive_rag=naive_rag,
+        gbr_after=None if naive_rag is None else gain.after - naive_rag,
+        p_value_naive_rag=compare_paired(naive, after).p_value if naive else None,
         by_hops=by_hops,
         searches_before=searches(passes[0]),
         searches_after=searches(passes[-1]),

@@ -18,8 +18,10 @@ from s3_agent.clients.retriever import HttpRetriever
 from s3_agent.clients.tokenizer import load_tokenizer
 from s3_agent.errors import ConfigError, PolicyError
 from s3_agent.launch import commands
-from s3_agent.launch.job import Run, require_external, resolve_ports, scratch_run, service_parts
+from s3_agent.launch.job import require_external, resolve_ports
+from s3_agent.launch.parts import service_parts
 from s3_agent.launch.ports import HOST, reserve_port
+from s3_agent.launch.run import Run, scratch_run
 from s3_agent.launch.stack import Part, Stack
 from s3_agent.recipe import Recipe
 from s3_agent.rollout.runner import Outcome, run_task

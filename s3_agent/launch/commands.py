@@ -4,6 +4,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 from s3_agent.agl.train import KEY_VARIABLE
 from s3_agent.embedded import generator as embedded_generator
 from s3_agent.errors import ConfigError
@@ -36,10 +38,29 @@ def own_command(command: str, recipe: Path) -> list[str]:
 
 
 def retriever_command(recipe: Recipe, *, port: int) -> list[str]:
-    """Our retrieval server over the recipe's corpus; it builds its index when that is missing."""
-    index = recipe.prepared / "index" / recipe.data.corpus.stem
-    options = ["--corpus", str(recipe.data.corpus), "--index", str(index), "--build", "--port", str(port)]
+    """Our retrieval server over the recipe's corpus; a BM25 index that is missing is built first."""
+    folder = index_folder(recipe)
+    options = ["--corpus", str(recipe.data.corpus), "--index", str(folder), "--port", str(port)]
+    options += ["--backend", str(backend_file(recipe))] + ["--build"] * (recipe.retriever.index.kind == "bm25")
     return [sys.executable, "-m", "retrieval_server", "--host", HOST, *options]
+
+
+def index_folder(recipe: Recipe) -> Path:
+    """Where the recipe's index is."""
+    return recipe.retriever.folder or recipe.prepared / "index" / recipe.data.corpus.stem
+
+
+def backend_file(recipe: Recipe) -> Path:
+    """Where the settings of the recipe's index are, in the form that `index build` and the server take."""
+    folder = index_folder(recipe)
+    return folder.with_name(folder.name + ".yaml")
+
+
+def write_backend_file(recipe: Recipe) -> None:
+    """Write the settings of the recipe's index beside it."""
+    path, settings = backend_file(recipe), recipe.retriever.index.model_dump(mode="json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(settings)), encoding="utf-8")
 
 
 def generator_model(recipe: Recipe) -> str:
@@ -106,6 +127,12 @@ def workers_command(recipe: Path, *, gateway: str, pool_id: str, episodes: Path)
     return [*own_command("workers", recipe), *options]
 
 
-def trainer_command(settings: Path, train: Path, validation: Path, metrics: Path) -> list[str]:
+def trainer_command(settings: Path, train: Path, validation: Path, metrics: Path, episodes: Path) -> list[str]:
     """The real `run_ppo` in a process of its own."""
-    return [sys.executable, "-m", "s3_agent.agl.train", str(settings), str(train), str(validation), str(metrics)]
+    return [sys.executable, "-m", "s3_agent.agl.train", *map(str, (settings, train, validation, metrics, episodes))]
+
+
+def merge_command(shards: Path, target: Path) -> list[str]:
+    """verl's own merger of a checkpoint's shards into a Hugging Face folder, in bfloat16."""
+    places = ["--local_dir", str(shards), "--target_dir", str(target)]
+    return [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp", *places]

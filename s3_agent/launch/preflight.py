@@ -27,18 +27,13 @@ from s3_agent.doctor.serving_memory import DIMENSION, WIKI_18
 from s3_agent.doctor.training import Training, read_training
 from s3_agent.embedded import generator as embedded_generator
 from s3_agent.errors import S3AgentError
-from s3_agent.launch.commands import gateway_url
-from s3_agent.launch.job import rag_fingerprint
+from s3_agent.launch.commands import gateway_url, index_folder
+from s3_agent.launch.tasks import rag_fingerprint
 from s3_agent.recipe import Recipe
 from s3_agent.types import Passage, Task
 
 SAMPLE = 200  # passages and tasks that are looked at for a long first prompt
 Unreadable = dict[str, tuple[str, str]]
-
-
-def index_folder(recipe: Recipe) -> Path:
-    """Where the recipe's index is."""
-    return recipe.retriever.folder or recipe.prepared / "index" / recipe.data.corpus.stem
 
 
 def gather(recipe: Recipe, *, machine: Machine | None = None) -> Case:

@@ -8,27 +8,10 @@ from rich.console import Console
 from rich.status import Status
 
 from s3_agent.launch.stack import Stack
+from s3_agent.rollout.episode_log import GrowingFile
 
 PLAIN_EVERY_S = 15.0
 LOOK_EVERY_S = 1.0
-
-
-class _Tail:
-    """New whole lines of a growing file."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._at = 0
-
-    def lines(self) -> list[bytes]:
-        if not self._path.exists():
-            return []
-        with self._path.open("rb") as file:
-            file.seek(self._at)
-            new = file.read()
-        whole, _, _ = new.rpartition(b"\n")
-        self._at += len(whole) + bool(whole)
-        return whole.splitlines()
 
 
 class Progress:
@@ -36,7 +19,7 @@ class Progress:
 
     def __init__(self, console: Console, stack: Stack, *, steps: int, metrics: Path, episodes: Path) -> None:
         self._console, self._stack, self._steps = console, stack, steps
-        self._metrics, self._episodes = _Tail(metrics), _Tail(episodes)
+        self._metrics, self._episodes = GrowingFile(metrics), GrowingFile(episodes)
         self._started = self._looked = self._told = time.monotonic()
         self._step, self._rollouts, self._failed = 0, 0, 0
         self._reward = ""

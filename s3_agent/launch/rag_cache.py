@@ -12,9 +12,13 @@ from s3_agent.clients.judge import make_judge
 from s3_agent.clients.retriever import HttpRetriever
 from s3_agent.data.rag_cache import RagAnswer, RagCache, naive_rag
 from s3_agent.data.tasks import load_tasks
+from s3_agent.errors import ConfigError
 from s3_agent.launch.commands import generator_url, retriever_url
-from s3_agent.launch.job import rag_fingerprint, require_external, resolve_ports, scratch_run, service_parts
+from s3_agent.launch.job import require_external, resolve_ports
+from s3_agent.launch.parts import service_parts
+from s3_agent.launch.run import scratch_run
 from s3_agent.launch.stack import Stack
+from s3_agent.launch.tasks import rag_fingerprint
 from s3_agent.recipe import Recipe
 
 console = Console(stderr=True)
@@ -40,6 +44,9 @@ async def _answers(recipe: Recipe, *, concurrency: int) -> dict[str, RagAnswer]:
 
 def build_rag_cache(recipe: Recipe, *, concurrency: int) -> int:
     """Write `data.rag_cache`; the old one stays until the new one is whole. Raises S3AgentError."""
+    path = recipe.data.rag_cache
+    if path is None:
+        raise ConfigError("the recipe names no RAG cache", remedy="set data.rag_cache=…")
     require_external(recipe)
     recipe = resolve_ports(recipe)
     with scratch_run(recipe) as run, Stack(service_parts(recipe, run), run_id=secrets.token_hex(8)) as stack:
@@ -47,9 +54,7 @@ def build_rag_cache(recipe: Recipe, *, concurrency: int) -> int:
             stack.run()
         answers = asyncio.run(_answers(recipe, concurrency=concurrency))
     cache = RagCache(fingerprint=rag_fingerprint(recipe), answers=answers)
-    cache.save(recipe.data.rag_cache)
+    cache.save(path)
     share = sum(answer.score for answer in answers.values()) / len(answers)
-    console.print(
-        f"{len(answers)} tasks, naive RAG answers {share:.3f} of them: {recipe.data.rag_cache}", highlight=False
-    )
+    console.print(f"{len(answers)} tasks, naive RAG answers {share:.3f} of them: {path}", highlight=False)
     return 0

@@ -4,7 +4,9 @@ Every process that a run starts, Ray's daemons included, carries the run's marke
 run knows its own after they were re-parented. Nothing is ever found by name (design §6).
 """
 
+import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -67,6 +69,11 @@ def own_processes(run_id: str) -> list[psutil.Process]:
     return found
 
 
+def scratch_folder(run_id: str) -> Path:
+    """Where a run's sockets and sessions are, found again by its mark; the path is short because theirs are long."""
+    return Path(tempfile.gettempdir()) / f"s3-{hashlib.blake2b(run_id.encode(), digest_size=4).hexdigest()}"
+
+
 def _signal(processes: Sequence[psutil.Process], number: int) -> None:
     for process in processes:
         try:
@@ -99,14 +106,14 @@ class Stack:
         self._http = httpx.Client(timeout=2.0, trust_env=False)  # no proxy between us and our own parts
         unknown = {need for part in parts for need in part.needs} - self._parts.keys()
         assert not unknown, f"needed, but no part of this run: {unknown}"
-        self._scratch = tempfile.TemporaryDirectory(prefix="s3-", ignore_cleanup_errors=True)
+        self._scratch = scratch_folder(run_id)
+        self._scratch.mkdir(mode=0o700, exist_ok=True)
         self._marks = {
             MARKER: run_id,
             # vLLM renames its processes through setproctitle, which would write over the environment we look at.
             "SPT_NOENV": "1",
             "NO_PROXY": ",".join(filter(None, (os.environ.get("NO_PROXY"), "127.0.0.1"))),
-            # Sockets and sessions of vLLM and Ray go with the run; the path is short because theirs are long.
-            "TMPDIR": self._scratch.name,
+            "TMPDIR": str(self._scratch),  # sockets and sessions of vLLM and Ray go with the run
         }
 
     def __enter__(self) -> Self:
@@ -123,7 +130,7 @@ class Stack:
                 log.warning("some processes did not stop when asked and were killed", processes=killed)
         finally:
             self._http.close()
-            self._scratch.cleanup()
+            shutil.rmtree(self._scratch, ignore_errors=True)
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
 

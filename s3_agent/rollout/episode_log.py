@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel
@@ -69,3 +70,22 @@ class EpisodeLog:
         """Close the file."""
         if self._file is not None:
             os.close(self._file)
+
+
+class GrowingFile:
+    """New whole lines of a file that another process appends to, from byte `at` on; it need not exist yet."""
+
+    def __init__(self, path: Path, *, at: int = 0) -> None:
+        self._path = path
+        self._at = at
+
+    def lines(self) -> list[bytes]:
+        """What was appended since the last call."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._at)
+            new = file.read()
+        whole, _, _ = new.rpartition(b"\n")
+        self._at += len(whole) + bool(whole)
+        return whole.splitlines()

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from s3_agent.agents.search_r1 import scored_text
+from s3_agent.clients.answer_cache import asked_model
 from s3_agent.clients.generator import Generator
 from s3_agent.clients.judge import Judge
 from s3_agent.rewards.answer_match import exact_match, span_match, token_f1
@@ -44,11 +45,13 @@ async def score_generated(
 ) -> tuple[str, RewardResult]:
     """The generator's answer from the selected passages, and its reward. Raises GeneratorError and JudgeError."""
     shown = await generator.fit(task.question, episode.selected)
+    asked_model.set(True)
     answer = await generator.answer(task.question, shown)
+    kept = {"answer_kept": float(not asked_model.get())}
     accuracy = await check_answer(task, answer, judge=judge)
     reward = gain_beyond_rag(task, accuracy.value, mode=mode)
     cut = {"context_cut": float(shown != episode.selected)}
-    return answer, reward.model_copy(update={"metrics": {**accuracy.metrics, **reward.metrics, **cut}})
+    return answer, reward.model_copy(update={"metrics": {**accuracy.metrics, **reward.metrics, **cut, **kept}})
 
 
 def score_own(task: Task, episode: Episode, *, form: bool) -> tuple[str | None, RewardResult]:

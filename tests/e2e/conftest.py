@@ -14,8 +14,11 @@ from s3_agent.data.rag_cache import RagCache
 from s3_agent.data.tasks import load_tasks, read_jsonl
 from s3_agent.embedded import RAG_CACHE, TRAIN
 from s3_agent.launch.commands import generator_url, retriever_url
-from s3_agent.launch.job import Run, rag_fingerprint, resolve_ports, service_parts
+from s3_agent.launch.job import resolve_ports
+from s3_agent.launch.parts import service_parts
+from s3_agent.launch.run import Run
 from s3_agent.launch.stack import Stack
+from s3_agent.launch.tasks import rag_fingerprint
 from s3_agent.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +75,7 @@ def train(services: Services, tasks: Path, folder: Path, *overrides: str) -> Run
         f"trainer.questions_per_step={QUESTIONS}",
         f"trainer.rollouts_per_question={ROLLOUTS}",
         "trainer.learning_rate=3e-3",
-        "trainer.verl.data.shuffle=false",
+        "data.shuffle=false",
     ]
     command = [
         sys.executable,
@@ -100,7 +103,7 @@ def trained(services: Services, tasks: Path, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="session")
 def stale(services: Services, tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The same run with a fault: the policy server never gets new weights."""
-    fault = "trainer.verl.actor_rollout_ref.rollout.checkpoint_manager_class"
+    fault = "trainer.verl.actor_rollout_ref.rollout.+checkpoint_manager_class"
     return train(
         services,
         tasks,

@@ -16,8 +16,10 @@ from s3_agent.data.tasks import read_jsonl
 from s3_agent.embedded import NANO_POLICY, TRAIN
 from s3_agent.launch import commands
 from s3_agent.launch.ask import policy_part
-from s3_agent.launch.job import Run, resolve_ports, training_parts
+from s3_agent.launch.job import resolve_ports
+from s3_agent.launch.parts import training_parts
 from s3_agent.launch.ports import HOST, reserve_port
+from s3_agent.launch.run import Run
 from s3_agent.launch.stack import Stack
 from s3_agent.recipe import Recipe, load_recipe
 from s3_agent.rollout.episode_log import EpisodeRecord

@@ -1,5 +1,6 @@
 """scripts/setup.sh on machines that lack something. No download: each case ends before uv is asked to install."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -31,11 +32,11 @@ def clone(tmp_path: Path) -> Path:
 
 
 def run(
-    clone: Path, script: str = "scripts/setup.sh", *, dev: bool = False, **environment: str
+    clone: Path, script: str = "scripts/setup.sh", *arguments: str, dev: bool = False, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     beside = clone.parent
     return subprocess.run(
-        [BASH, str(clone / script), *(["--dev"] if dev else [])],
+        [BASH, str(clone / script), *arguments, *(["--dev"] if dev else [])],
         env={"PATH": str(beside / "bin"), "HOME": str(beside / "home"), **environment},
         cwd=beside,
         capture_output=True,
@@ -53,8 +54,11 @@ def python(clone: Path, where: str = "bin/python3.12") -> Path:
     return path
 
 
-def uv(clone: Path, *, version: str = "0.13.8", syncs: bool = True) -> Path:
-    """A pretended uv that writes down its arguments; `sync` makes a .venv that imports everything, or fails."""
+def uv(clone: Path, *, version: str = "0.13.8", syncs: bool = True, no_wheel: bool = False) -> Path:
+    """A pretended uv that writes down its arguments; `sync` makes a .venv that imports everything, or fails.
+
+    `no_wheel`: the index has no flash-attn for this machine.
+    """
     log = clone.parent / "uv.log"
     log.touch()
     made = clone.parent / "made"
@@ -62,7 +66,8 @@ def uv(clone: Path, *, version: str = "0.13.8", syncs: bool = True) -> Path:
     sync = f'{shutil.which("cp")} -r {made} "$UV_PROJECT_ENVIRONMENT"' if syncs else "exit 1"
     executable(
         clone.parent / "bin" / "uv",
-        f'if [[ $1 == --version ]]; then echo "uv {version}"; exit; fi\necho "$*" >>{log}\n{sync}',
+        f'if [[ $1 == --version ]]; then echo "uv {version}"; exit; fi\necho "$*" >>{log}\n'
+        f"if [[ $1 == pip ]]; then [[ $* != *--only-binary=flash-attn* ]] || exit {int(no_wheel)}; exit 0; fi\n{sync}",
     )
     return log
 
@@ -106,6 +111,105 @@ def test_the_machine_chooses_the_dependencies_and_the_reason_is_said(
     assert f"{extra} dependencies" in done.stderr and reason in done.stderr
 
 
+def driver(clone: Path, told: str) -> None:
+    """A pretended nvidia-smi of a machine with one GPU."""
+    executable(
+        clone.parent / "bin" / "nvidia-smi", f'if [[ ${{1:-}} == -L ]]; then echo "GPU 0"; else echo "{told}"; fi'
+    )
+
+
+HEADER = "| NVIDIA-SMI {driver}    Driver Version: {driver}    CUDA Version: {cuda}     |"
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        HEADER.format(driver="580.65.06", cuda="13.0"),
+        "| NVIDIA-SMI 590.1   KMD Version: 590.1   CUDA UMD Version: 13.1 |",
+        "no header that we know",
+    ],
+)
+def test_a_driver_for_cuda_13_gets_the_locked_builds_and_a_flash_attn_wheel(clone: Path, told: str) -> None:
+    python(clone)
+    driver(clone, told)
+    log = uv(clone)
+    done = run(clone)
+    assert done.returncode == 0, done.stderr
+    sync, wheel = log.read_text().splitlines()
+    assert "--extra=cuda" in sync and "--no-install-package=flash-attn" in sync
+    assert "--no-install-package=torch" not in sync
+    assert "--only-binary=flash-attn" in wheel and wheel.endswith("flash-attn==2.8.3")
+    assert "/cu130" in wheel
+
+
+def test_an_older_driver_gets_the_builds_for_cuda_12(clone: Path) -> None:
+    python(clone)
+    driver(clone, HEADER.format(driver="550.54", cuda="12.4"))
+    log = uv(clone)
+    done = run(clone)
+    assert done.returncode == 0, done.stderr
+    sync, builds, wheel = log.read_text().splitlines()
+    for package in ("torch", "torchvision", "torchaudio", "vllm", "flash-attn"):
+        assert f"--no-install-package={package}" in sync.split()
+    assert {"torch==2.11.0+cu129", "vllm==0.20.2+cu129"} <= set(builds.split())
+    assert "/cu129" in wheel
+    assert "builds for cu129" in done.stderr
+
+
+def test_a_driver_that_is_too_old_is_told_what_to_install(clone: Path) -> None:
+    python(clone)
+    driver(clone, HEADER.format(driver="470.1", cuda="11.4"))
+    log = uv(clone)
+    done = run(clone)
+    assert done.returncode == 2
+    assert "knows CUDA 11.4" in done.stderr and "from 580 on" in done.stderr
+    assert log.read_text() == ""
+
+
+@pytest.mark.parametrize("compiler", [True, False])
+def test_without_a_wheel_flash_attn_is_built_where_there_is_a_compiler(clone: Path, compiler: bool) -> None:
+    python(clone)
+    driver(clone, HEADER.format(driver="580.65.06", cuda="13.0"))
+    log = uv(clone, no_wheel=True)
+    if compiler:
+        executable(clone.parent / "bin" / "nvcc", "exit 0")
+    done = run(clone)
+    assert done.returncode == (0 if compiler else 2)
+    assert ("--no-binary=flash-attn" in log.read_text()) is compiler
+    assert ("is built now" in done.stderr) is compiler
+    assert ("no nvcc on PATH" in done.stderr) is not compiler
+
+
+def test_the_pins_of_the_script_are_those_of_the_lock() -> None:
+    script = (ROOT / "scripts" / "setup.sh").read_text(encoding="utf-8")
+    locked = (ROOT / "uv.lock").read_text(encoding="utf-8")
+    pins = dict(re.findall(r"(\w+)_pin=([\w.]+)", script))
+    for name in ("flash_attn", "vllm", "torch", "torchvision"):
+        assert f'name = "{name.replace("_", "-")}"\nversion = "{pins[name]}"' in locked, name
+    assert f'name = "torchaudio"\nversion = "{pins["torch"]}"' in locked
+
+
+def test_the_builds_can_be_named(clone: Path) -> None:
+    python(clone)
+    log = uv(clone)
+    assert run(clone, S3_AGENT_DEVICE="cuda", S3_AGENT_CUDA="cu129").returncode == 0
+    assert "vllm==0.20.2+cu129" in log.read_text()
+    assert "must be cu130 or cu129" in run(clone, S3_AGENT_DEVICE="cuda", S3_AGENT_CUDA="cu118").stderr
+
+
+def test_a_dry_run_sets_up_our_own_package_alone(clone: Path) -> None:
+    python(clone)
+    log = uv(clone)
+    executable(clone.parent / "made" / "bin" / "s3-agent", 'echo "ran $*"')
+    for _ in range(2):
+        done = run(clone, "train.sh", "--recipe", "s3_8x40gb", "--dry-run")
+        assert done.returncode == 0, done.stderr
+        assert "ran train --recipe s3_8x40gb --dry-run" in done.stdout
+    [line] = log.read_text().splitlines()
+    assert "--extra" not in line
+    assert not (clone / ".venv").exists()
+
+
 def test_an_unknown_device_is_refused(clone: Path) -> None:
     python(clone)
     done = run(clone, S3_AGENT_DEVICE="tpu")
@@ -119,7 +223,7 @@ def test_what_is_done_is_not_done_again(clone: Path) -> None:
 
     def syncs() -> int:
         assert run(clone).returncode == 0
-        return len(log.read_text().splitlines())
+        return sum(line.startswith("sync") for line in log.read_text().splitlines())
 
     assert syncs() == 1
     assert syncs() == 1

@@ -10,6 +10,7 @@ from rich.console import Console
 from s3_agent.launch import progress as progress_module
 from s3_agent.launch.progress import Progress
 from s3_agent.launch.stack import Part, Stack
+from s3_agent.rollout.episode_log import GrowingFile
 
 
 class Clock:
@@ -49,7 +50,7 @@ def test_plain_lines_come_rarely_and_only_on_change(tmp_path: Path, clock: Clock
 
 def test_a_line_is_read_once_it_is_whole(tmp_path: Path) -> None:
     file = tmp_path / "growing"
-    tail = progress_module._Tail(file)
+    tail = GrowingFile(file)
     assert tail.lines() == []
     file.write_bytes(b"one\ntw")
     assert tail.lines() == [b"one"]

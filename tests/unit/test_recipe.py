@@ -37,6 +37,62 @@ def test_there_are_shipped_recipes() -> None:
     assert SHIPPED
 
 
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("trainer.step=3", "trainer.steps"),
+        ("agent.limits.top_k=3", "agent.limits.topk"),
+        ("learning_rate=1e-5", "trainer.learning_rate"),
+        ("trainer.question_per_step=3", "trainer.questions_per_step"),
+        ("retriever.index.boolan=true", "retriever.index.boolean"),
+        ("generator.modle=x", "generator.model"),
+        ("gpu.trainer=[0]", "gpus"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_one(recipe: Path, override: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match="there is no such field") as caught:
+        load_recipe(str(recipe), [override])
+    assert f"do you mean {meant}?" in caught.value.remedy
+
+
+def test_a_key_like_no_other_is_refused_without_a_guess(recipe: Path) -> None:
+    with pytest.raises(ConfigError, match="zzqx: there is no such field") as caught:
+        load_recipe(str(recipe), ["zzqx=1"])
+    assert "do you mean" not in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["questions_per_step=6", "questions_per_update=4"], r"\(6\) can not be divided by questions_per_update"),
+        (["tokens_per_gpu=300"], r"tokens_per_gpu \(300\) is less than prompt_tokens"),
+        (["device=cuda", "gpus=3", "tensor_parallel=2", "micro_batch=1", "questions_per_step=3"], "tensor_parallel"),
+        (["checkpoints_kept=1"], "checkpoints_kept"),
+        (["trackers=[mlflow]"], "trackers"),
+    ],
+)
+def test_a_trainer_that_could_not_work_is_refused(recipe: Path, overrides: list[str], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        load_recipe(str(recipe), [f"trainer.{override}" for override in overrides])
+
+
+def test_gpus_are_counted_and_numbered_once(recipe: Path) -> None:
+    placed = ["trainer.device=cuda", "trainer.gpus=2", "trainer.micro_batch=1"]
+    with pytest.raises(ConfigError, match=r"gpus.trainer names 3 GPUs \[0, 1, 2\], trainer.gpus is 2"):
+        load_recipe(str(recipe), [*placed, "gpus.trainer=[0,1,2]"])
+    with pytest.raises(ConfigError, match="not different numbers"):
+        load_recipe(str(recipe), [*placed, "gpus.trainer=[0,0]"])
+    gpus = load_recipe(str(recipe), [*placed, "gpus.trainer=[0,1]", "gpus.generator=[2]"]).gpus
+    assert (gpus.of("trainer"), gpus.of("generator"), gpus.of("retriever"), gpus.of("workers")) == ([0, 1], [2], [], [])
+    assert load_recipe(str(recipe), placed).gpus.of("trainer") is None
+
+
+def test_a_baseline_is_needed_only_by_rewards_that_use_it(recipe: Path) -> None:
+    assert load_recipe(str(recipe), ["data.rag_cache=null"]).data.rag_cache is None
+    with pytest.raises(ConfigError, match=r"needs the naive-RAG scores of data.rag_cache"):
+        load_recipe(str(recipe), ["data.rag_cache=null", "agent.reward=gbr"])
+
+
 def test_the_smallest_recipe_takes_s3s_defaults(recipe: Path) -> None:
     loaded = load_recipe(str(recipe))
     assert (loaded.retriever.port, loaded.generator.port) == (3000, 8000)
@@ -106,7 +162,7 @@ def test_rows_that_would_be_cut_are_refused(recipe: Path) -> None:
 
 def test_a_batch_that_micro_batches_do_not_divide_is_refused(recipe: Path) -> None:
     sizes = ["trainer.questions_per_step=2", "trainer.rollouts_per_question=4"]
-    with pytest.raises(ConfigError, match=r"\(8\) can not be divided.*\(16\).*change one"):
+    with pytest.raises(ConfigError, match=r"\(8\), can not be divided.*\(16\).*change one"):
         load_recipe(str(recipe), [*sizes, "trainer.micro_batch=16"])
     assert load_recipe(str(recipe), [*sizes, "trainer.micro_batch=8"])
 

@@ -8,7 +8,9 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import ValidationError
 
 from s3_agent.agl import cpu
+from s3_agent.agl.run_files import MODULES_VARIABLE, TRACKING
 from s3_agent.agl.verl_config import TrainerRecipe, TrainerSettings, environment, trainer_config
+from s3_agent.errors import ConfigError
 
 KEY = "a gateway key"
 SETTINGS: dict[str, Any] = {
@@ -22,7 +24,18 @@ SETTINGS: dict[str, Any] = {
     "prompt_tokens": 300,
     "response_tokens": 700,
     "micro_batch": 2,
+    "kl_loss": 0.003,
+    "clip_low": 0.15,
+    "clip_high": 0.25,
+    "offload": True,
+    "fused_log_probs": True,
+    "checkpoint_every": 4,
+    "checkpoints_kept": 2,
+    "validate_every": 6,
+    "max_updates": 2,
+    "trackers": ["console", "tensorboard"],
     "rollout_timeout_s": 77,
+    "run": "a-run",
     "model": "folder/of/a/model",
     "gateway_url": "http://127.0.0.1:8181",
     "checkpoints": "folder/of/checkpoints",
@@ -65,6 +78,22 @@ def on_cuda() -> DictConfig:
         ("actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu", 2),
         ("actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu", 2),
         ("actor_rollout_ref.rollout.n", 6),
+        ("actor_rollout_ref.actor.ppo_mini_batch_size", 5),
+        ("actor_rollout_ref.actor.use_dynamic_bsz", False),
+        ("actor_rollout_ref.actor.use_kl_loss", True),
+        ("actor_rollout_ref.actor.kl_loss_coef", 0.003),
+        ("actor_rollout_ref.actor.kl_loss_type", "low_var_kl"),
+        ("actor_rollout_ref.actor.clip_ratio_low", 0.15),
+        ("actor_rollout_ref.actor.clip_ratio_high", 0.25),
+        ("actor_rollout_ref.actor.fsdp_config.param_offload", True),
+        ("actor_rollout_ref.actor.fsdp_config.optimizer_offload", True),
+        ("actor_rollout_ref.model.use_fused_kernels", True),
+        ("trainer.save_freq", 4),
+        ("trainer.test_freq", 6),
+        ("trainer.max_actor_ckpt_to_keep", 2),
+        ("trainer.experiment_name", "a-run"),
+        ("trainer.logger", ["file", "console", "tensorboard"]),
+        ("agentlightning.max_ppo_update_times", 2),
         ("actor_rollout_ref.rollout.temperature", 0.9),
         ("actor_rollout_ref.rollout.max_model_len", 1000),
         ("agentlightning.agl_base_url", "http://127.0.0.1:8181"),
@@ -79,7 +108,8 @@ def test_a_setting_lands_where_it_is_read(request: pytest.FixtureRequest, device
     assert OmegaConf.select(request.getfixturevalue(device), place) == value
 
 
-def test_grpo_without_kl_and_one_update_a_step(on_cpu: DictConfig) -> None:
+def test_grpo_without_kl_and_one_update_a_step() -> None:
+    on_cpu = composed(kl_loss=0.0)
     actor = on_cpu.actor_rollout_ref.actor
     assert on_cpu.algorithm.adv_estimator == "grpo"
     assert not on_cpu.algorithm.use_kl_in_reward
@@ -94,7 +124,28 @@ def test_validation_is_one_batch_before_and_after(on_cpu: DictConfig) -> None:
     assert not on_cpu.data.validation_shuffle
     assert on_cpu.actor_rollout_ref.rollout.val_kwargs.n == 1
     assert on_cpu.trainer.val_before_train
-    assert on_cpu.trainer.test_freq == on_cpu.trainer.save_freq == 17
+    at_the_end = composed(checkpoint_every=None, validate_every=None)
+    assert at_the_end.trainer.test_freq == at_the_end.trainer.save_freq == 17
+
+
+def test_a_run_that_goes_on_loads_what_is_there_and_does_not_validate_again(on_cpu: DictConfig) -> None:
+    assert on_cpu.trainer.resume_mode == "auto"
+    assert not composed(validate_first=False).trainer.val_before_train
+
+
+def test_rows_are_packed_into_micro_batches_of_tokens() -> None:
+    packed = composed(tokens_per_gpu=2000, questions_per_update=1, micro_batch=1, gpus=2)
+    actor, rollout = packed.actor_rollout_ref.actor, packed.actor_rollout_ref.rollout
+    assert actor.use_dynamic_bsz and actor.ppo_max_token_len_per_gpu == 2000
+    assert rollout.log_prob_use_dynamic_bsz and rollout.log_prob_max_token_len_per_gpu == 2000
+    assert actor.ppo_mini_batch_size == 1
+
+
+def test_the_policy_is_written_with_each_checkpoint_or_not_at_all() -> None:
+    for asked in (True, False):
+        checkpoint = composed(checkpoint_policy=asked).actor_rollout_ref.actor.checkpoint
+        assert ("hf_model" in checkpoint.save_contents) is asked
+        assert list(checkpoint.load_contents) == ["model", "optimizer", "extra"]
 
 
 def test_the_log_prob_difference_is_logged_and_corrects_nothing(on_cpu: DictConfig) -> None:
@@ -102,13 +153,11 @@ def test_the_log_prob_difference_is_logged_and_corrects_nothing(on_cpu: DictConf
     assert correction.rollout_is is None
     assert correction.rollout_rs is None
     assert not correction.bypass_mode  # with it AGL takes the policy server's log-probs and compares nothing
-    assert list(on_cpu.trainer.logger) == ["console", "file"]
 
 
 def test_one_training_row_a_rollout_and_a_checkpoint_to_load(on_cpu: DictConfig) -> None:
     assert on_cpu.agentlightning.trace_aggregator.level == "trajectory"
-    assert "hf_model" in on_cpu.actor_rollout_ref.actor.checkpoint.save_contents
-    assert on_cpu.trainer.resume_mode == "disable"
+    assert not on_cpu.data.shuffle, "the tasks come in the order of play"
 
 
 def test_what_agl_does_not_use_is_not_started(on_cpu: DictConfig) -> None:
@@ -136,7 +185,9 @@ def test_a_ray_of_somebody_elses_is_joined_with_its_own_resources() -> None:
 def test_with_cuda_nothing_of_the_cpu_backend_is_named(on_cuda: DictConfig) -> None:
     assert "s3_agent.agl.cpu" not in OmegaConf.to_yaml(on_cuda)
     assert on_cuda.ray_kwargs.ray_init.get("num_gpus") is None
-    assert not set(environment(settings(device="cuda"))) & set(cpu.ENVIRONMENT)
+    both = set(environment(settings(device="cuda"))) & set(cpu.ENVIRONMENT)
+    assert both == {MODULES_VARIABLE}
+    assert environment(settings(device="cuda"))[MODULES_VARIABLE] == TRACKING
 
 
 def test_a_local_ray_stays_on_loopback_and_reports_nothing() -> None:
@@ -149,13 +200,34 @@ def test_a_local_ray_stays_on_loopback_and_reports_nothing() -> None:
 
 
 def test_a_recipes_own_overrides_come_last() -> None:
-    verl = {"data": {"shuffle": False}, "actor_rollout_ref": {"rollout": {"n": 2, "max_num_seqs": 9}}}
+    verl = {"data": {"shuffle": True}, "actor_rollout_ref": {"rollout": {"n": 2, "max_num_seqs": 9}}}
     config = composed(verl=verl)
-    assert config.data.shuffle is False
+    assert config.data.shuffle is True
     assert config.actor_rollout_ref.rollout.n == 2
     assert config.actor_rollout_ref.rollout.max_num_seqs == 9
     assert config.actor_rollout_ref.rollout.name == "vllm"  # the rest stays
     assert config.data.seed == 11
+
+
+@pytest.mark.parametrize(
+    ("verl", "named"),
+    [
+        ({"actor_rollout_ref": {"actor": {"entropy_coef": 0.1}}}, "actor_rollout_ref.actor.entropy_coeff"),
+        ({"trainer": {"total_epoch": 3}}, "trainer.total_epochs"),
+        ({"agentlighting": {}}, "agentlightning"),
+    ],
+)
+def test_a_key_that_verl_does_not_list_is_refused_with_the_nearest(verl: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match="list no such key") as caught:
+        composed(verl=verl)
+    assert f"do you mean {named}?" in caught.value.remedy
+
+
+def test_keys_that_others_read_can_be_given() -> None:
+    engine = {"rollout": {"engine_kwargs": {"vllm": {"swap_space": 4}}, "+checkpoint_manager_class": "a.b.C"}}
+    config = composed(verl={"actor_rollout_ref": engine})
+    assert config.actor_rollout_ref.rollout.engine_kwargs.vllm.swap_space == 4
+    assert config.actor_rollout_ref.rollout.checkpoint_manager_class == "a.b.C"
 
 
 def test_every_reference_in_the_configuration_resolves(on_cpu: DictConfig, on_cuda: DictConfig) -> None:

@@ -5,6 +5,8 @@ where rollout servers are created (rollout.agent.agent_loop_manager_class), `eng
 (model.external_lib), `vllm_worker` inside vLLM. With CUDA present none of them changes anything.
 """
 
+from s3_agent.agl.run_files import MODULES_VARIABLE, TRACKING
+
 SHIM = "s3_agent.agl.cpu.shim"
 ENGINE = "s3_agent.agl.cpu.engine"
 DRIVER = "s3_agent.agl.cpu.driver.NoAgentLoops"
@@ -13,7 +15,7 @@ VLLM_WORKER = "s3_agent.agl.cpu.vllm_worker.CpuWorkerExtension"
 
 # For the driver and, through Ray, for every worker of it.
 ENVIRONMENT = {
-    "VERL_USE_EXTERNAL_MODULES": SHIM,
+    MODULES_VARIABLE: f"{SHIM},{TRACKING}",
     "TOKENIZERS_PARALLELISM": "false",
     "OMP_NUM_THREADS": "2",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB

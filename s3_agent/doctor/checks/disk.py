@@ -21,11 +21,11 @@ def checkpoint_bytes(case: Case) -> int:
 
 
 def checkpoints(case: Case) -> int:
-    """How many checkpoints are on the disk at most: verl deletes the oldest after the next is written."""
+    """How many checkpoints are on the disk at most: verl deletes the oldest before it writes the next."""
     trainer = case.recipe.trainer
     every = trainer.checkpoint_every or trainer.steps
     made = -(-trainer.steps // every)
-    return made if trainer.checkpoints_kept is None else min(made, trainer.checkpoints_kept + 1)
+    return min(made, trainer.checkpoints_kept or made)
 
 
 def disk_items(case: Case) -> list[tuple[Path, str, int]]:
@@ -34,7 +34,8 @@ def disk_items(case: Case) -> list[tuple[Path, str, int]]:
     if case.training is not None and (shape := case.shape("policy")):
         count, size = checkpoints(case), checkpoint_bytes(case)
         items.append((case.recipe.runs, f"{count} checkpoints of {gib(size)}", count * size))
-        items.append((case.recipe.runs, "the trained policy", WIDTH[case.training.model_dtype] * shape.parameters))
+        exported = WIDTH[case.training.model_dtype] if case.recipe.trainer.checkpoint_policy else 2
+        items.append((case.recipe.runs, "the trained policy", exported * shape.parameters))
     if case.index is not None and case.recipe.retriever.url is None and case.index.problem is not None:
         _, disk = index_host_bytes(
             case.recipe.retriever.index, passages=case.index.passages, dimension=case.index.dimension

@@ -1,0 +1,79 @@
+"""verl's tracking with what the run adds: s3's own metrics at each step, and a JSONL file that a resumed run adds to.
+
+Agent Lightning makes metrics of rewards and token counts alone and offers no way to add others, so they are read from
+the pool's episode log when a step is logged. verl loads this module at the end of `import verl`
+(VERL_USE_EXTERNAL_MODULES), before Agent Lightning's trainer takes the class.
+"""
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+import verl.utils.tracking as verl_tracking
+
+from s3_agent.agl.run_files import EPISODES_VARIABLE, METRICS_VARIABLE
+from s3_agent.rollout.episode_log import EpisodeRecord, GrowingFile
+from s3_agent.rollout.step_metrics import step_metrics
+
+PATIENCE_S = 10.0
+POLL_S = 0.1
+
+
+class AppendedJsonl:
+    """verl's `file` tracker opens its file anew; this one adds to it."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab", buffering=0)
+
+    def log(self, data: Mapping[str, Any], step: int) -> None:
+        """One line a step."""
+        row = {"step": step, "data": data}
+        self._file.write(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n")
+
+    def finish(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _without_key(config: Any) -> Any:
+    """The configuration as a tracker may publish it."""
+    if not isinstance(config, Mapping) or "agentlightning" not in config:
+        return config
+    return {**config, "agentlightning": {**config["agentlightning"], "agl_key": "(not shown)"}}
+
+
+class RunTracking(verl_tracking.Tracking):
+    """Logs each step to the recipe's trackers and to `metrics.jsonl`."""
+
+    def __init__(
+        self, project_name: str, experiment_name: str, default_backend: Any = "console", config: Any = None
+    ) -> None:
+        backends = [default_backend] if isinstance(default_backend, str) else list(default_backend)
+        others = [backend for backend in backends if backend != "file"]
+        super().__init__(project_name, experiment_name, others, _without_key(config))
+        if "file" in backends:
+            self.logger["file"] = AppendedJsonl(Path(os.environ[METRICS_VARIABLE]))
+        path = Path(os.environ[EPISODES_VARIABLE])
+        self._episodes = GrowingFile(path, at=path.stat().st_size if path.exists() else 0)
+
+    def log(self, data: Mapping[str, Any], step: int, backend: Any = None) -> None:
+        """Log a step with what its rollouts say."""
+        super().log({**data, **self._of_rollouts(data)}, step, backend)
+
+    def _of_rollouts(self, data: Mapping[str, Any]) -> dict[str, float]:
+        """The metrics of the rollouts since the last step. The pool writes the last of them a moment after their end.
+
+        Pools on other machines write elsewhere: then less is found than was played, and `s3/*/rollouts` says so.
+        """
+        expected = data.get("training/n_rollouts", 0) + data.get("val/n_rollouts", 0)
+        lines, deadline = self._episodes.lines(), time.monotonic() + PATIENCE_S
+        while len(lines) < expected and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+            lines += self._episodes.lines()
+        return step_metrics([EpisodeRecord.model_validate_json(line) for line in lines])
+
+
+verl_tracking.Tracking = RunTracking

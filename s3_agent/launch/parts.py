@@ -1,0 +1,81 @@
+"""The parts of a run as processes: their commands, what each needs to be ready, and the GPUs it sees."""
+
+from s3_agent.agl.train import KEY_VARIABLE
+from s3_agent.launch import commands
+from s3_agent.launch.gpus import gpu_environment, shared_with
+from s3_agent.launch.run import Run
+from s3_agent.launch.stack import Part
+from s3_agent.recipe import Recipe
+
+DENSE_READY_S = 3600.0  # tens of GB are read from the disk to a GPU
+
+
+def _own(recipe: Recipe, run: Run, name: str, command: str, ready: str, **kwargs: object) -> Part:
+    """A part that is one of our own subcommands over the resolved recipe."""
+    return Part(
+        name=name,
+        command=commands.own_command(command, run.recipe),
+        log=run.logs / f"{name}.log",
+        ready_url=ready,
+        environment=gpu_environment(recipe, name),
+        **kwargs,  # pyright: ignore[reportArgumentType]
+    )
+
+
+def service_parts(recipe: Recipe, run: Run) -> list[Part]:
+    """The retriever, and the generator where the reward asks it, as far as they are ours."""
+    parts = []
+    if recipe.retriever.url is None:
+        ready = f"http://127.0.0.1:{recipe.retriever.port}/readyz"
+        remedy = "check data.corpus; delete the index under `prepared` to have it built again"
+        patience = {} if recipe.retriever.index.kind == "bm25" else {"ready_within_s": DENSE_READY_S}
+        parts.append(_own(recipe, run, "retriever", "serve", ready, remedy=remedy, **patience))
+    if recipe.generator.hosted and recipe.agent.asks_generator:
+        ready = f"http://127.0.0.1:{recipe.generator.port}/health"
+        remedy = "check generator.model and generator.serve, and that memory is left for vLLM"
+        parts.append(_own(recipe, run, "generator", "generator", ready, remedy=remedy))
+    return parts
+
+
+def training_parts(recipe: Recipe, run: Run, *, key: str, generation: int = 0) -> list[Part]:
+    """The gateway, the workers and the trainer. Each generation of a run has a gateway and a pool of its own."""
+    parts, secret = [], {KEY_VARIABLE: key}
+    gateway_url = commands.gateway_url(recipe)
+    needs: tuple[str, ...] = ()
+    if recipe.gateway.url is None:
+        needs = ("gateway",)
+        parts.append(
+            Part(
+                name="gateway",
+                command=commands.gateway_command(recipe, port=recipe.gateway.port, folder=run.logs),
+                log=run.logs / "gateway.log",
+                ready_url=f"{gateway_url}/healthz",
+                environment={**secret, **gpu_environment(recipe, "gateway")},
+                remedy=f"its rollouts are in memory and lost: go on with --resume {run.folder.name}",
+            )
+        )
+    services = tuple(part.name for part in service_parts(recipe, run))
+    pool_id = f"{run.folder.name}-{generation}" if generation else run.folder.name
+    parts.append(
+        Part(
+            name="workers",
+            command=commands.workers_command(run.recipe, gateway=gateway_url, pool_id=pool_id, episodes=run.episodes),
+            log=run.logs / "workers.log",
+            needs=(*needs, *services),
+            environment={**secret, **gpu_environment(recipe, "workers")},
+            remedy="the log names the boundary that failed",
+        )
+    )
+    # vLLM measures what is free on its GPU when it starts: a neighbour must have taken its share by then.
+    neighbours = tuple(name for name in shared_with(recipe, "trainer") if name in services)
+    parts.append(
+        Part(
+            name="trainer",
+            command=commands.trainer_command(run.trainer, run.train, run.validation, run.metrics, run.episodes),
+            log=run.logs / "trainer.log",
+            needs=(*needs, *neighbours),
+            environment={**secret, **gpu_environment(recipe, "trainer")},
+            remedy=f"read its log from the first error on, then go on with --resume {run.folder.name}",
+        )
+    )
+    return parts

@@ -1,0 +1,176 @@
+"""What a run would be: its processes, GPUs, ports, commands, files and disk, without starting any of it.
+
+It needs neither a GPU nor verl, vLLM or torch: what it tells comes from the recipe and from the files that are here.
+"""
+
+import shlex
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from s3_agent.launch.commands import index_folder, retriever_command, vllm_command
+from s3_agent.launch.gpus import shared_with
+from s3_agent.launch.parts import service_parts, training_parts
+from s3_agent.launch.run import Run
+from s3_agent.recipe import Recipe
+
+Extra = Callable[[Recipe], Iterable[RenderableType]]
+"""What another room adds to the plan, e.g. its memory."""
+
+MASTER_BYTES = 12  # float32 weights and Adam's two moments
+EXPORT_BYTES = 2  # bfloat16
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One part of the run. `gpus` is None where nothing is placed; `port` where it does not listen."""
+
+    name: str
+    gpus: list[int] | None
+    port: int | None
+    command: str
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file or folder that the run reads."""
+
+    what: str
+    path: Path
+
+    @property
+    def state(self) -> str:
+        """Its size in bytes, or that it is missing."""
+        if self.path.is_dir():
+            return "there"
+        return f"{self.path.stat().st_size:,} bytes" if self.path.exists() else "missing"
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """Bytes that the run writes at most; None where the number of parameters is not known."""
+
+    checkpoint: int | None
+    checkpoints: int
+    export: int | None
+
+    @property
+    def total(self) -> int | None:
+        """All of it."""
+        if self.checkpoint is None or self.export is None:
+            return None
+        return self.checkpoint * self.checkpoints + self.export
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A run before it is one."""
+
+    recipe: Recipe
+    processes: list[Process]
+    files: list[File]
+    disk: Disk
+
+
+def make_plan(recipe: Recipe) -> Plan:
+    """The plan of a run by `recipe`."""
+    run = Run(recipe.runs / recipe.name)
+    parts = [*service_parts(recipe, run), *training_parts(recipe, run, key="")]
+    ports = {name: getattr(recipe, name).port for name in ("retriever", "generator", "gateway")}
+    # What these two subcommands turn into, without making the embedded generator's files.
+    generator = recipe.generator
+    becomes = {
+        "retriever": retriever_command(recipe, port=recipe.retriever.port),
+        "generator": vllm_command(generator.model, generator.model, port=generator.port, options=generator.serve),
+    }
+    processes = [
+        Process(
+            part.name,
+            recipe.gpus.of(part.name),
+            ports.get(part.name),
+            shlex.join(["python", *becomes.get(part.name, part.command)[1:]]),
+        )
+        for part in parts
+    ]
+    return Plan(recipe, processes, _files(recipe), _disk(recipe))
+
+
+def _files(recipe: Recipe) -> list[File]:
+    data = recipe.data
+    files = [File("corpus", data.corpus), File("training tasks", data.train), File("validation", data.validation)]
+    if data.rag_cache is not None:
+        files.append(File("RAG cache", data.rag_cache))
+    if recipe.retriever.url is None:
+        files.append(File("index", index_folder(recipe)))
+    return files
+
+
+def _disk(recipe: Recipe) -> Disk:
+    trainer, parameters = recipe.trainer, recipe.policy.parameters
+    made = -(-trainer.steps // (trainer.checkpoint_every or trainer.steps))
+    kept = min(made, trainer.checkpoints_kept or made)
+    if parameters is None:
+        return Disk(None, kept, None)
+    each = parameters * (MASTER_BYTES + 4 * trainer.checkpoint_policy)
+    return Disk(each, kept, parameters * (4 if trainer.checkpoint_policy else EXPORT_BYTES))
+
+
+def _gb(count: int | None) -> str:
+    return "unknown: set policy.parameters" if count is None else f"{count / 1e9:,.1f} GB"
+
+
+def _processes(plan: Plan) -> Table:
+    table = Table(title=f"{plan.recipe.name}: processes")
+    for name in ("part", "GPUs", "port"):
+        table.add_column(name)
+    for process in plan.processes:
+        gpus = "all" if process.gpus is None else ", ".join(map(str, process.gpus)) or "none"
+        if process.gpus and (others := shared_with(plan.recipe, process.name)):
+            gpus += f" (with {', '.join(others)})"
+        table.add_row(process.name, gpus, "" if process.port is None else str(process.port or "any free"))
+    return table
+
+
+def _files_table(plan: Plan) -> Table:
+    table = Table(title="files")
+    for name in ("what", "where", ""):
+        table.add_column(name, overflow="fold")
+    for file in plan.files:
+        table.add_row(file.what, escape(str(file.path)), file.state)
+    return table
+
+
+def _lines(plan: Plan) -> list[str]:
+    recipe, trainer, disk = plan.recipe, plan.recipe.trainer, plan.disk
+    updates = min(trainer.questions_per_step // trainer.mini_batch, trainer.max_updates or trainer.questions_per_step)
+    folder = next(parent for parent in (recipe.runs.absolute(), *recipe.runs.absolute().parents) if parent.exists())
+    return [
+        f"policy: {recipe.policy.model} on {trainer.gpus} x {trainer.device}; agent: {recipe.agent.name}",
+        f"steps: {trainer.steps} x {trainer.rollouts_per_step} rollouts ({trainer.questions_per_step} questions x "
+        f"{trainer.rollouts_per_question}) = {trainer.steps * trainer.rollouts_per_step:,}, {updates} updates a step",
+        f"rollouts at a time: {recipe.workers.processes * recipe.workers.concurrency:,} "
+        f"({recipe.workers.processes} processes x {recipe.workers.concurrency})",
+        f"validation: {recipe.data.validation_size or 'all'} questions before training and after every "
+        f"{trainer.validate_every or trainer.steps} steps",
+        f"disk in {recipe.runs}: {disk.checkpoints} checkpoints x {_gb(disk.checkpoint)} + export {_gb(disk.export)} = "
+        f"{_gb(disk.total)}; {shutil.disk_usage(folder).free / 1e9:,.1f} GB are free",
+        f"metrics: {recipe.runs}/NAME/metrics.jsonl, {', '.join(trainer.trackers)}",
+    ]
+
+
+def dry_run(recipe: Recipe, *, extra: Extra = lambda _: ()) -> int:
+    """Print the plan of a run; 0."""
+    plan, console = make_plan(recipe), Console()
+    console.print(_processes(plan), _files_table(plan))
+    commands = [f"{process.name}: {process.command}" for process in plan.processes]
+    for line in [*commands, "", *_lines(plan)]:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for more in extra(recipe):
+        console.print(more)
+    console.print("nothing was started", highlight=False)
+    return 0

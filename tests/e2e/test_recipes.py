@@ -1,0 +1,179 @@
+"""The twins of the recipes for GPUs, trained for real: the same code paths, down to checkpoint, resume and export."""
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+from s3_agent.data.tasks import read_jsonl
+from s3_agent.evaluation.summary import training_rows
+from s3_agent.launch.ask import policy_part
+from s3_agent.launch.ports import HOST, reserve_port
+from s3_agent.launch.resume import checkpoint_steps
+from s3_agent.launch.run import Run
+from s3_agent.launch.stack import MARKER, Stack
+from s3_agent.launch.twin import load_twin
+from s3_agent.rollout.episode_log import EpisodeRecord
+from tests.e2e.conftest import ROOT, Services
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+SLOW = ("s3_3b_8x40gb", "s3_1x80gb", "search_r1_8x40gb")
+RECIPES = ["s3_8x40gb", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+KILLED_STEPS = 4
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "s3_agent.cli", *arguments]
+
+
+def train(services: Services, folder: Path, recipe: str, *overrides: str) -> Run:
+    """A twin's whole run; its exit code must be 0."""
+    line = command("train", "--recipe", recipe, "--twin", "--name", "run", f"runs={folder}", *services.overrides)
+    done = subprocess.run([*line, *overrides], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-6000:]
+    return Run(folder / "run")
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def trained(request: pytest.FixtureRequest, services: Services, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train(services, tmp_path_factory.mktemp(request.param), request.param)
+
+
+def records(path: Path) -> list[EpisodeRecord]:
+    return [EpisodeRecord.model_validate(row) for row in read_jsonl(path)]
+
+
+def recipe_of(run: Run) -> str:
+    return run.recipe.read_text().split("name: ")[1].split("-twin")[0]
+
+
+def test_a_twin_makes_its_steps_updates_checkpoints_and_validations(trained: Run) -> None:
+    twin, rows = load_twin(recipe_of(trained)), read_jsonl(trained.metrics)
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    for row in training_rows(rows):
+        assert row["training/n_sample_trained"] == row["training/n_rollouts"] == twin.trainer.rollouts_per_step
+        assert row["actor/kl_coef"] == twin.trainer.kl_loss
+        assert row["actor/kl_loss"] >= 0.0, "the reference policy was asked"
+        assert row["actor/grad_norm"] >= 0.0
+        assert row["s3/train/rollouts"] == twin.trainer.rollouts_per_step
+        assert row["s3/train/failed"] == 0.0
+        assert {"s3/train/accuracy", "s3/train/searches", "s3/train/invalid_actions"} <= row.keys()
+    assert [row["step"] for row in rows if "val/reward" in row["data"]] == [0, 2]
+    assert checkpoint_steps(trained) == [1, 2]
+    assert list((trained.folder / "tensorboard" / "0").glob("events.*"))
+
+
+def test_a_twins_policy_is_exported_from_its_shards(trained: Run) -> None:
+    actor = trained.checkpoints / "global_step_2" / "actor"
+    assert not list((actor / "huggingface").glob("*.safetensors")), "the recipe keeps no copy in each checkpoint"
+    weights = load_file(trained.policy / "model.safetensors")
+    assert {str(tensor.dtype) for tensor in weights.values()} == {"torch.bfloat16"}
+    assert (trained.policy / "tokenizer.json").exists()
+
+
+def until(condition: Callable[[], bool], *, process: subprocess.Popen[bytes], log: Path, within_s: float = 400) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-4000:]
+        time.sleep(0.2)
+
+
+def marked(run: Run) -> list[psutil.Process]:
+    """Every process of the run but its launcher."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARKER) in run.started_ids():
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def by_step(run: Run, rollouts_per_step: int) -> list[list[str]]:
+    """The questions of each step's training rollouts, in the order of the steps."""
+    ended = sorted((record for record in records(run.episodes) if record.is_train), key=lambda each: each.finished_at)
+    ids = [record.task.id for record in ended if record.task is not None]
+    return [sorted(ids[start : start + rollouts_per_step]) for start in range(0, len(ids), rollouts_per_step)]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_in_step_3_goes_on_as_if_it_had_not_been(services: Services, tmp_path: Path) -> None:
+    sizes = [f"trainer.steps={KILLED_STEPS}", "data.validation_size=4"]
+    whole = train(services, tmp_path / "whole", "s3_8x40gb", *sizes)
+    rollouts = load_twin("s3_8x40gb").trainer.rollouts_per_step
+
+    run, log = Run(tmp_path / "killed" / "run"), tmp_path / "launcher.log"
+    line = command("train", "--recipe", "s3_8x40gb", "--twin", "--name", "run", f"runs={tmp_path / 'killed'}")
+    with log.open("wb") as output:
+        launcher = subprocess.Popen([*line, *services.overrides, *sizes], cwd=ROOT, stdout=output, stderr=output)
+        # In step 3: two steps are logged, and some of the third's rollouts have ended.
+        until(lambda: lines(run.metrics) == 3, process=launcher, log=log)
+        ended = lines(run.episodes)
+        until(lambda: lines(run.episodes) > ended, process=launcher, log=log)
+        launcher.kill()
+        launcher.wait()
+    # The kernel's killer would take all of them; a launcher that is killed alone leaves them, and resuming ends them.
+    left = marked(run)
+    assert len(left) > 5
+    for process in left[::2]:
+        process.kill()
+    killed_ids = {record.rollout_id for record in records(run.episodes)}
+
+    resumed = command("train", "--resume", str(run.folder))
+    done = subprocess.run(resumed, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert "goes on after step 2" in done.stderr
+    assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in left)
+
+    # The same data in the same order, and as many steps.
+    assert run.train.read_text() == whole.train.read_text()
+    assert by_step(run, rollouts) == by_step(whole, rollouts)
+    assert [row["step"] for row in read_jsonl(run.metrics)] == [row["step"] for row in read_jsonl(whole.metrics)]
+    # Nothing of the killed step counts, and the new generation has a gateway and a pool of its own.
+    earlier = run.folder / "generation-0"
+    of_killed_step = killed_ids - {record.rollout_id for record in records(run.episodes)}
+    assert of_killed_step, "the third step had begun"
+    later = records(run.episodes)
+    assert len(later) == len({record.rollout_id for record in later}) == lines(whole.episodes)
+    for row in training_rows(read_jsonl(run.metrics)):
+        assert row["training/n_rollouts"] == rollouts
+    assert len(run.started_ids()) == 2
+    pools = {record.attempt_id.rpartition("-")[0] for record in later}
+    assert pools == {"run", "run-1"}
+    assert (earlier / "logs" / "gateway.log").exists() and (run.logs / "gateway.log").exists()
+    summary = json.loads(run.summary.read_text())
+    assert (summary["steps"], summary["skipped_steps"], summary["lost_rollouts"]) == (KILLED_STEPS, 0, 0)
+
+    exported = tmp_path / "exported"
+    done = subprocess.run(
+        command("export-policy", str(run.folder), "--step", "3", "-o", str(exported)), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    ask_a_served_policy(services, exported, tmp_path)
+
+
+def ask_a_served_policy(services: Services, policy: Path, tmp_path: Path) -> None:
+    """vLLM loads the exported folder, and `ask` plays an episode with it."""
+    run, port = Run(tmp_path / "served"), reserve_port("policy", 0)
+    run.create()
+    with Stack([policy_part(policy, run, port=port)], run_id=f"served-{secrets.token_hex(4)}") as stack:
+        stack.run()
+        line = command("ask", "What is the capital of the country where the city Graz is located?", "--json")
+        where = ["--policy-url", f"http://{HOST}:{port}/v1", f"policy.model={policy}"]
+        done = subprocess.run([*line, *where, *services.overrides], capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout)["episode"]["turns"]

@@ -1,0 +1,105 @@
+"""verl's tracking in a process of its own, as Agent Lightning's trainer uses it: every tracker gets s3's metrics."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from s3_agent.agl.run_files import run_environment
+from s3_agent.data.tasks import read_jsonl
+
+LOGGED = """
+import sys, threading
+import verl
+from verl.utils.tracking import Tracking  # as agentlightning/verl/trainer.py takes it
+config = {"trainer": {}, "agentlightning": {"agl_key": "secret-key", "agl_base_url": "http://gateway"}}
+tracking = Tracking("s3-agent", "a-run", ["file", *sys.argv[2:]], config)
+episodes, rows = sys.argv[1], open(sys.argv[1] + ".new").read().splitlines(keepends=True)
+def append(row):
+    with open(episodes, "a") as file:
+        file.write(row)
+append(rows[0])
+threading.Timer(0.5, append, [rows[1]]).start()  # the pool writes the last rollout after the trainer has seen its end
+tracking.log({"training/n_rollouts": 2, "training/reward": 0.5}, step=1)
+append(rows[2])
+tracking.log({"val/n_rollouts": 1}, step=2)
+del tracking
+"""
+
+
+def episode(number: int, *, is_train: bool = True, accuracy: float = 1.0) -> dict[str, Any]:
+    turn = {"response": "r", "action": {"kind": "search", "query": "q"}, "passages": []}
+    return {
+        "rollout_id": f"r{number}",
+        "attempt_id": "a",
+        "attempts": 1,
+        "is_train": is_train,
+        "state": "succeeded",
+        "accuracy": accuracy,
+        "task": {"id": "1", "question": "q?", "golden_answers": ["a"], "rag_score": 0.0},
+        "episode": {
+            "agent": "s3",
+            "prompt": "p",
+            "initial_passages": [],
+            "turns": [turn],
+            "selected": [],
+            "stop_reason": "finished",
+        },
+        "started_at": 0.0,
+        "finished_at": 1.0,
+    }
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    metrics, episodes = folder / "metrics.jsonl", folder / "episodes.jsonl"
+    metrics.write_text('{"step": 0, "data": {"kept": 1}}\n')  # of the generation before
+    episodes.write_text(json.dumps(episode(0)) + "\n")
+    new = [episode(1), episode(2, accuracy=0.0), episode(3, is_train=False)]
+    (folder / "episodes.jsonl.new").write_text("".join(json.dumps(row) + "\n" for row in new))
+    variables = run_environment(metrics=metrics, episodes=episodes, run="a-run", wandb_mode="offline", generation=1)
+    done = subprocess.run(
+        [sys.executable, "-c", LOGGED, str(episodes), "console", "tensorboard", "wandb"],
+        env={**os.environ, **variables, "VERL_USE_EXTERNAL_MODULES": "s3_agent.agl.tracking"},
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    (folder / "console").write_text(done.stdout)
+    return folder
+
+
+def test_each_step_has_the_metrics_of_its_own_rollouts(logged: Path) -> None:
+    kept, first, second = read_jsonl(logged / "metrics.jsonl")
+    assert kept == {"step": 0, "data": {"kept": 1}}, "a resumed run adds to the file"
+    assert first["data"]["s3/train/rollouts"] == 2.0, "not the generation before, and the late one too"
+    assert first["data"]["s3/train/accuracy"] == 0.5
+    assert first["data"]["training/reward"] == 0.5
+    assert second["data"]["s3/val/rollouts"] == 1.0
+    assert "s3/train/rollouts" not in second["data"]
+
+
+def test_tensorboard_and_the_console_have_them(logged: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(logged / "tensorboard" / "1"))
+    events.Reload()
+    [point] = events.Scalars("s3/train/accuracy")
+    assert (point.step, point.value) == (1, 0.5)
+    assert "s3/train/accuracy" in (logged / "console").read_text()
+
+
+def test_weights_and_biases_writes_offline_and_the_gateways_key_is_in_no_tracker(logged: Path) -> None:
+    [run] = (logged / "wandb").glob("offline-run-*-a-run-1")
+    [record] = run.glob("run-*.wandb")
+    content = record.read_bytes()
+    assert b"s3/train/accuracy" in content
+    assert b"http://gateway" in content, "the configuration is there"
+    for path in logged.rglob("*"):
+        assert path.is_dir() or b"secret-key" not in path.read_bytes(), path

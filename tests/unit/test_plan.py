@@ -1,0 +1,91 @@
+"""The dry run: a plan of every shipped recipe, on a machine that has nothing of the training stack."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from s3_agent.launch.plan import make_plan
+from s3_agent.launch.twin import load_twin
+from s3_agent.recipe import EXAMPLES, load_recipe
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted(path.stem for path in EXAMPLES.glob("*/recipes/*.yaml"))
+WITHOUT = """
+import sys
+for name in ("torch", "verl", "vllm", "ray", "agentlightning", "transformers", "tensordict", "numpy", "scipy"):
+    sys.modules[name] = None  # importing it fails
+from s3_agent.cli import main
+sys.argv = ["s3-agent", *{arguments!r}]
+main()
+"""
+
+
+def shown(*arguments: str) -> str:
+    program = WITHOUT.format(arguments=["train", "--dry-run", *arguments])
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_recipe_has_a_plan_without_gpu_and_stack(name: str, tmp_path: Path) -> None:
+    told = shown("--recipe", name, f"runs={tmp_path / 'runs'}", f"prepared={tmp_path / 'prepared'}")
+    assert f"{name}: processes" in told
+    for part in ("retriever", "gateway", "workers", "trainer"):
+        assert part in told
+    assert "nothing was started" in told
+    assert list(tmp_path.iterdir()) == [], "a plan writes nothing"
+
+
+def test_the_plan_of_the_large_recipe() -> None:
+    plan = make_plan(load_recipe("s3_8x40gb"))
+    assert {process.name: process.gpus for process in plan.processes} == {
+        "retriever": [6],
+        "generator": [7],
+        "gateway": [],
+        "workers": [],
+        "trainer": [0, 1, 2, 3, 4, 5],
+    }
+    assert [process.port for process in plan.processes] == [3000, 8000, 8181, None, None]
+    assert {file.what: file.state for file in plan.files}["RAG cache"] == "missing"
+    # 12 bytes a parameter and checkpoint, two kept of four; 2 bytes a parameter exported.
+    assert plan.disk.checkpoints == 2
+    assert plan.disk.total == 7_615_616_512 * (2 * 12 + 2)
+    [generator] = [process for process in plan.processes if process.name == "generator"]
+    assert "Qwen/Qwen2.5-14B-Instruct-GPTQ-Int4" in generator.command and "--max-model-len 8192" in generator.command
+
+
+def test_steps_and_rollouts_are_told() -> None:
+    told = shown("--recipe", "s3_8x40gb")
+    assert "20 x 480 rollouts (120 questions x 4) = 9,600, 2 updates a step" in told
+    assert "198.0 GB" in told
+
+
+def test_parameters_that_nobody_knows_are_told_as_that() -> None:
+    assert make_plan(load_recipe("cpu")).disk.total is None
+
+
+@pytest.mark.parametrize("name", [name for name in SHIPPED if name != "cpu"])
+def test_a_twin_keeps_what_the_trainer_does(name: str) -> None:
+    large, twin = load_recipe(name), load_twin(name)
+    kept = {
+        "rollouts_per_question",
+        "kl_loss",
+        "clip_low",
+        "clip_high",
+        "temperature",
+        "offload",
+        "fused_log_probs",
+        "checkpoints_kept",
+        "checkpoint_policy",
+        "max_updates",
+        "trackers",
+    }
+    assert twin.trainer.model_dump(include=kept) == large.trainer.model_dump(include=kept)
+    ratios = [recipe.trainer.questions_per_step // recipe.trainer.mini_batch for recipe in (large, twin)]
+    assert ratios[0] == ratios[1]
+    assert (twin.trainer.tokens_per_gpu is None) is (large.trainer.tokens_per_gpu is None)
+    assert (twin.agent.name, twin.agent.reward) == (large.agent.name, large.agent.reward)
+    assert twin.trainer.device == "cpu" and not twin.gpus.placed

@@ -1,0 +1,83 @@
+"""s3's own metrics of a step, from the records of its rollouts."""
+
+from typing import Any
+
+import pytest
+
+from s3_agent.rollout.episode_log import EpisodeRecord, FailedAttempt
+from s3_agent.rollout.step_metrics import step_metrics
+from s3_agent.types import Action, ActionKind, Episode, Passage, StopReason, Task, Turn
+
+PASSAGE = Passage(id="1", title="t", text="x")
+SEARCH = Turn(response="r", action=Action(kind=ActionKind.SEARCH, query="q"), passages=(PASSAGE,))
+INVALID = Turn(response="r", action=Action(kind=ActionKind.INVALID))
+FINISH = Turn(response="r", action=Action(kind=ActionKind.FINISH))
+
+
+def record(*turns: Turn, is_train: bool = True, **fields: Any) -> EpisodeRecord:
+    episode = Episode(
+        agent="s3",
+        prompt="p",
+        initial_passages=(),
+        turns=turns,
+        selected=(PASSAGE,) * len(turns),
+        stop_reason=StopReason.FINISHED,
+    )
+    values: dict[str, Any] = {
+        "rollout_id": "r",
+        "attempt_id": "a",
+        "attempts": 1,
+        "is_train": is_train,
+        "state": "succeeded",
+        "task": Task(id="1", question="q?", golden_answers=("a",), rag_score=0.0),
+        "episode": episode,
+        "started_at": 0.0,
+        "finished_at": 1.0,
+    }
+    return EpisodeRecord.model_validate({**values, **fields})
+
+
+def test_means_are_over_what_succeeded_and_counts_over_all() -> None:
+    lost = FailedAttempt(attempt_id="x", boundary="retriever", message="")
+    odd = FailedAttempt(attempt_id="y", boundary="tea", message="")
+    found = step_metrics(
+        [
+            record(SEARCH, SEARCH, FINISH, accuracy=1.0, gbr=1.0, metrics={"answer_kept": 1.0, "context_cut": 0.0}),
+            record(INVALID, accuracy=0.0, gbr=-1.0, metrics={"answer_kept": 0.0}, failures=[lost, odd]),
+            record(FINISH, state="failed", episode=None, failures=[lost]),
+        ]
+    )
+    expected = {
+        "accuracy": 0.5,
+        "gbr": 0.0,
+        "rag_baseline": 0.0,
+        "searches": 1.0,
+        "turns": 2.0,
+        "selected": 2.0,
+        "invalid_actions": 0.25,
+        "answers_kept": 0.5,
+        "contexts_cut": 0.0,
+        "rollouts": 3.0,
+        "failed": 1.0,
+        "retries/retriever": 2.0,
+        "retries/tea": 1.0,
+        "retries/policy": 0.0,
+    }
+    assert {f"s3/train/{name}": value for name, value in expected.items()}.items() <= found.items()
+    assert not any(name.startswith("s3/val/") for name in found)
+    assert "s3/train/judge_unclear" not in found, "nobody judged"
+
+
+def test_training_and_validation_are_told_apart() -> None:
+    found = step_metrics([record(FINISH, accuracy=1.0), record(FINISH, accuracy=0.0, is_train=False)])
+    assert (found["s3/train/accuracy"], found["s3/val/accuracy"]) == (1.0, 0.0)
+
+
+def test_a_step_whose_rollouts_all_failed_has_counts_alone() -> None:
+    found = step_metrics([record(FINISH, state="failed", episode=None)])
+    assert found["s3/train/failed"] == pytest.approx(1.0)
+    assert "s3/train/accuracy" not in found
+
+
+def test_nothing_played_says_nothing() -> None:
+    assert step_metrics([]) == {}

@@ -1,0 +1,64 @@
+"""The order of play depends on the seed and the tasks alone, so that a resumed run plays what it would have played."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from s3_agent.data.tasks import in_training_order
+from s3_agent.errors import ConfigError
+from s3_agent.launch.run import Run
+from s3_agent.launch.tasks import write_tasks
+from s3_agent.recipe import load_recipe
+from s3_agent.types import Task
+
+
+def tasks(count: int) -> list[Task]:
+    return [Task(id=str(number), question=f"q{number}?", golden_answers=("a",)) for number in range(count)]
+
+
+def order(count: int, *, steps: int, questions: int, seed: int | None) -> list[str]:
+    chosen = in_training_order(tasks(count), steps=steps, questions_per_step=questions, seed=seed)
+    return [task.id for task in chosen]
+
+
+@given(
+    count=st.integers(4, 30),
+    questions=st.integers(1, 4),
+    steps=st.integers(1, 20),
+    more=st.integers(0, 20),
+    seed=st.integers(0, 3),
+)
+def test_more_steps_go_on_where_fewer_stopped(count: int, questions: int, steps: int, more: int, seed: int) -> None:
+    short = order(count, steps=steps, questions=questions, seed=seed)
+    long = order(count, steps=steps + more, questions=questions, seed=seed)
+    assert len(short) == steps * questions
+    assert long[: len(short)] == short
+    for start in range(0, len(long), questions):
+        assert len(set(long[start : start + questions])) == questions, "a task twice in a step"
+
+
+def test_each_pass_has_an_order_of_its_own_and_every_task_once() -> None:
+    both = order(12, steps=6, questions=4, seed=1)
+    assert sorted(both[:12]) == sorted(both[12:])
+    assert both[:12] != both[12:]
+    assert both != order(12, steps=6, questions=4, seed=2)
+
+
+def test_without_a_seed_the_file_is_the_order() -> None:
+    assert order(5, steps=4, questions=2, seed=None) == ["0", "1", "2", "3", "0", "1", "2", "3"]
+
+
+def test_a_run_is_not_resumed_with_other_tasks(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.create()
+    recipe = load_recipe("cpu", ["trainer.steps=2", "trainer.questions_per_step=4"])
+    write_tasks(recipe, run, tasks(9), tasks(3))
+    before = run.train.read_text()
+    longer = load_recipe("cpu", ["trainer.steps=5", "trainer.questions_per_step=4"])
+    write_tasks(longer, run, tasks(9), tasks(3))
+    assert run.train.read_text().startswith(before)
+    other = load_recipe("cpu", ["trainer.steps=5", "trainer.questions_per_step=4", "seed=7"])
+    with pytest.raises(ConfigError, match=r"train.jsonl:\d+: the run was started with other tasks"):
+        write_tasks(other, run, tasks(9), tasks(3))
