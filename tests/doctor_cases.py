@@ -17,7 +17,7 @@ from s3_agent.types import Task
 
 PINNED = {"agentlightning": "1.0.2", "verl": "0.8.0", "torch": "2.11.0", "vllm": "0.20.2", "flash-attn": "2.8.3"}
 A100 = Gpu(0, "NVIDIA A100-SXM4-40GB", 40960 * MIB, 40950 * MIB, driver="580.95.05", capability=(8, 0))
-TASKS = tuple(Task(id=str(n), question=f"Who was number {n}?", golden_answers=("Ann",)) for n in range(200))
+TASKS = tuple(Task(id=str(n), question=f"Who was number {n}?", golden_answers=("Ann",)) for n in range(700))
 HOST = Host(
     ram=1024 * GIB,
     ram_free=900 * GIB,
@@ -81,10 +81,10 @@ def sound(name: str = "s3_8x40gb", *overrides: str, gpus: int = 8, card: Gpu = A
         models=models,
         index=IndexFacts(21_015_324, 768),
         tokenizer=ToyTokenizer(),
-        vocabulary=151_665,
+        vocabulary=models["policy"].shape.vocab - 100 if "policy" in models else None,
         first_prompt=1100,
-        train=TASKS[:150],
-        validation=TASKS[150:],
+        train=TASKS[:650],
+        validation=TASKS[650:],
         rag_cache=cache if chosen.data.rag_cache else None,
         fingerprint=cache.fingerprint if chosen.data.rag_cache else None,
         pinned=PINNED,

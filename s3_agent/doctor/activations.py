@@ -54,14 +54,16 @@ def logits_bytes(shape: ModelShape, tokens: int, training: Training, *, width: i
     one = tokens * vocab
     if not backward:
         return one * width + (_entropy(one, training, backward=False) if training.entropy else 0)
+    if not training.remove_padding:  # padded logits, a copy without the padding, and the gradients of either
+        return one * width * (7 if training.entropy else 5)
     # Flash-attention's loss writes the gradient over the logits, but not where the entropy still needs them.
-    loss = one * width * (2 if training.entropy or not training.remove_padding else 1)
+    loss = one * width * (2 if training.entropy else 1)
     return loss + (_entropy(one, training, backward=True) if training.entropy else 0)
 
 
 def _entropy(one: int, training: Training, *, backward: bool) -> int:
     """Extra bytes of the entropy over `one` logits; in fp32, as autocast has it."""
-    if training.compiled and training.remove_padding:  # one kernel: nothing but the gradient is written
+    if training.compiled:  # one kernel: nothing but the gradient is written
         return one * WIDTH[training.compute_dtype] if backward else 0
     if training.entropy_in_chunks and not backward:
         return 2048 * 3 * 4
@@ -79,8 +81,10 @@ def activations(shape: ModelShape, training: Training) -> Activations:
     else:
         kept, layer = shape.layers * one_layer, backward
     last = tokens * shape.hidden * (4 + 2 * width)  # the last norm
+    # The gradient of tied weights waits, from the output layer on, for the embedding's, which comes last.
+    waiting = width * shape.embedding if shape.tied else 0
     return Activations(
-        kept=kept + last,
+        kept=kept + last + waiting,
         layer=layer,
         logits=logits_bytes(shape, tokens, training, width=width, backward=True),
     )

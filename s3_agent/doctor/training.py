@@ -9,6 +9,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from s3_agent.errors import ConfigError
+
 
 @dataclass(frozen=True, slots=True)
 class Training:
@@ -97,26 +99,31 @@ class Training:
 
 
 def read_training(config: DictConfig) -> Training:
-    """What a composed configuration of verl and Agent Lightning says."""
+    """What a composed configuration of verl and Agent Lightning says. Raises ConfigError where it says too little."""
 
     def at(place: str, default: Any = None) -> Any:
         found = OmegaConf.select(config, place)
         return default if found is None else found
 
+    def must(place: str) -> Any:
+        if (found := at(place)) is None:
+            raise ConfigError(f"verl is told no {place}", remedy="take it out of trainer.verl")
+        return found
+
     actor, rollout, fsdp = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.actor.fsdp_config"
     trace = "agentlightning.trace_aggregator"
     level = str(at(f"{trace}.level", "transition"))
     merged = level.startswith("trajectory")
-    prompt, response = at("data.max_prompt_length"), at("data.max_response_length")
+    prompt, response = must("data.max_prompt_length"), must("data.max_response_length")
     tokens = at(f"{actor}.ppo_max_token_len_per_gpu", 16384)
     offloaded = at(f"{fsdp}.offload_policy", False)
     return Training(
-        model=at("actor_rollout_ref.model.path"),
-        gpus=at("trainer.n_gpus_per_node"),
+        model=must("actor_rollout_ref.model.path"),
+        gpus=must("trainer.n_gpus_per_node"),
         nodes=at("trainer.nnodes", 1),
-        train_batch_size=at("data.train_batch_size"),
+        train_batch_size=must("data.train_batch_size"),
         rollouts=at(f"{rollout}.n", 1),
-        mini_batch_size=at(f"{actor}.ppo_mini_batch_size"),
+        mini_batch_size=must(f"{actor}.ppo_mini_batch_size"),
         max_update_times=at("agentlightning.max_ppo_update_times"),
         micro_batch=at(f"{actor}.ppo_micro_batch_size_per_gpu"),
         log_prob_micro_batch=at(f"{rollout}.log_prob_micro_batch_size_per_gpu"),

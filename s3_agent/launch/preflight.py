@@ -195,7 +195,7 @@ def _index(recipe: Recipe, corpus: Corpus | None) -> IndexFacts | None:
 def _first_prompt(
     recipe: Recipe, tokenizer: Tokenizer | None, corpus: Corpus | None, train: tuple[Task, ...] | None
 ) -> int | None:
-    """Tokens of a first prompt with the longest of some questions and passages."""
+    """Tokens of a first prompt with the longest of some questions and passages of ordinary length."""
     if tokenizer is None or not train or recipe.agent.prompt == "data":
         return None
     limits = recipe.agent.limits
@@ -204,8 +204,8 @@ def _first_prompt(
         if corpus is None:
             return None
         rows = [corpus[number] for number in range(min(SAMPLE, len(corpus)))]
-        longest = sorted(rows, key=lambda row: -len(row.text))[: limits.initial_topk]
-        passages = [Passage(id=row.id, title=row.title, text=row.text) for row in longest]
+        ordinary = sorted(rows, key=lambda row: len(row.text))[len(rows) // 2]
+        passages = [Passage(id=ordinary.id, title=ordinary.title, text=ordinary.text)] * limits.initial_topk
     task = max(train[:SAMPLE], key=lambda task: len(task.question))
     protocol = S3Protocol(recipe.agent.prompt) if recipe.agent.name == "s3" else SearchR1Protocol("instruct")
     return len(tokenizer.chat(protocol.message(task, passages, tokenizer.control)))
