@@ -81,7 +81,7 @@ def sound(name: str = "s3_8x40gb", *overrides: str, gpus: int = 8, card: Gpu = A
         models=models,
         index=IndexFacts(21_015_324, 768),
         tokenizer=ToyTokenizer(),
-        vocabulary=models["policy"].shape.vocab - 100 if "policy" in models else None,
+        vocabulary=PUBLISHED[chosen.policy.model].vocab - 100 if "policy" in models else None,
         first_prompt=1100,
         train=TASKS[:650],
         validation=TASKS[650:],

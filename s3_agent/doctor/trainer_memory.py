@@ -11,17 +11,14 @@ from s3_agent.doctor.models import ModelShape
 from s3_agent.doctor.training import Training
 
 TRAIN_CHANGE = (
-    "train on more GPUs, or set trainer.verl.actor_rollout_ref.actor.use_dynamic_bsz=true with a smaller "
-    "trainer.verl.actor_rollout_ref.actor.ppo_max_token_len_per_gpu (but not below prompt_tokens + response_tokens), "
-    "and trainer.verl.actor_rollout_ref.actor.calculate_entropy=false"
+    "set trainer.fused_log_probs=true and trainer.tokens_per_gpu to prompt_tokens + response_tokens, or train on more "
+    "GPUs (trainer.gpus, gpus.trainer)"
 )
-SAMPLE_CHANGE = (
-    "lower trainer.verl.actor_rollout_ref.rollout.gpu_memory_utilization, or set "
-    "trainer.verl.actor_rollout_ref.actor.fsdp_config.param_offload=true and .optimizer_offload=true"
-)
+STEP_CHANGE = "train on more GPUs (trainer.gpus, gpus.trainer), or a smaller policy"
+SAMPLE_CHANGE = "lower trainer.rollout_memory, or set trainer.offload=true"
 SYNC_CHANGE = (
-    "lower trainer.verl.actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes, or set "
-    "trainer.verl.actor_rollout_ref.rollout.tensor_model_parallel_size=2"
+    "set trainer.offload=true, trainer.tensor_parallel=2, or a smaller "
+    "trainer.verl.actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes"
 )
 
 
@@ -107,7 +104,7 @@ def training_phases(shape: ModelShape, training: Training, *, total: int) -> tup
     sync = [
         Item("vLLM's weights", served),
         weights,
-        *_resident(state, training)[0 if training.param_offload else 1 :],
+        *([] if training.optimizer_offload else [optimizer]),
         Item("two buckets of weights", 2 * training.bucket),
         Item("the largest matrix, gathered", largest * (WIDTH[training.model_dtype] + 2)),
         Item("vLLM, but for its weights and its cache", GRAPHS, "assumed"),
@@ -118,23 +115,26 @@ def training_phases(shape: ModelShape, training: Training, *, total: int) -> tup
         Phase("sampling", tuple([*sample, *others]), SAMPLE_CHANGE),
         Phase("log-probs", (*with_fragments(log_probs), asleep, *others), TRAIN_CHANGE),
         Phase("training", (*with_fragments(update), asleep, *others), TRAIN_CHANGE),
-        Phase("optimizer step", (*with_fragments(step), asleep, *others), TRAIN_CHANGE),
+        Phase("optimizer step", (*with_fragments(step), asleep, *others), STEP_CHANGE),
         Phase("weight exchange", (*with_fragments(sync), *others), SYNC_CHANGE),
     )
 
 
 def host_bytes(shape: ModelShape, training: Training) -> dict[str, int]:
-    """RAM of one node's ranks: what is offloaded, the frozen reference, and the weights while they are loaded.
+    """RAM of one node's ranks, while the models are loaded or in the steps, whichever is more.
 
-    Tied weights are loaded by every rank, others by the first alone (verl's `get_init_weight_context_manager`).
+    Tied weights are loaded by every rank, others by the first alone (verl's `get_init_weight_context_manager`); the
+    reference policy stays in RAM (FSDP2's CPU offloading).
     """
     full = shape.parameters * WIDTH[training.model_dtype]
-    return {
+    reference = full if training.reference and not training.lora_rank else 0
+    loading = {"weights while loading": full * (training.gpus if shape.tied else 1), "reference policy": reference}
+    steps = {
         "offloaded weights": full if training.param_offload else 0,
         "offloaded optimizer": 2 * full if training.optimizer_offload and not training.lora_rank else 0,
-        "reference policy": full if training.reference and not training.lora_rank else 0,
-        "weights while loading": full * (training.gpus if shape.tied else 1),
+        "reference policy": reference,
     }
+    return max(loading, steps, key=lambda items: sum(items.values()))
 
 
 def cpu_bytes(shape: ModelShape, training: Training) -> dict[str, int]:

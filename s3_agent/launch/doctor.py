@@ -1,9 +1,11 @@
 """`s3-agent doctor`, and the same before training: the memory plan and the findings, for a reader or as JSON."""
 
 import json
+from dataclasses import replace
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from s3_agent.doctor import findings as told
 from s3_agent.doctor import memory
@@ -12,6 +14,7 @@ from s3_agent.doctor.checks.memory import plans, ram_items
 from s3_agent.doctor.examine import examine
 from s3_agent.doctor.findings import Finding
 from s3_agent.doctor.machine import described
+from s3_agent.doctor.sizing import smallest_machine
 from s3_agent.errors import ConfigError
 from s3_agent.launch.preflight import gather
 from s3_agent.recipe import Recipe
@@ -20,8 +23,13 @@ console = Console(stderr=True)
 
 
 def plan_lines(case: Case) -> list[str]:
-    """The memory plan of a case, GPU by GPU, and the RAM that is foreseen."""
-    lines = memory.as_text(found).split("\n") if (found := plans(case)) else []
+    """The memory plan GPU by GPU, on the smallest cards that suffice where there are none; and the RAM foreseen."""
+    lines = []
+    if case.cuda and not case.machine.gpus and (machine := smallest_machine(case)) is not None:
+        lines = [f"no GPU is visible; planned for {machine.name}, the smallest common cards on which the recipe fits:"]
+        case = replace(case, machine=replace(case.machine, gpus=machine.gpus))
+    if found := plans(case):
+        lines += memory.as_text(found).split("\n")
     items = {name: size for name, size in ram_items(case).items() if size >= memory.MIB}
     if items:
         parts = ", ".join(f"{name} {memory.gib(size)}" for name, size in items.items())
@@ -29,23 +37,9 @@ def plan_lines(case: Case) -> list[str]:
     return lines
 
 
-def dry_run_lines(recipe: Recipe) -> list[str]:
-    """The memory plan for a dry run: for this machine's GPUs, or for those that the recipe was made for."""
-    case = gather(recipe, machine=_meant(recipe))
-    return plan_lines(case)
-
-
-def _meant(recipe: Recipe):
-    """Shipped recipes carry the machine that they were made for in their name: s3_8x40gb."""
-    from s3_agent.doctor.host_snapshot import this_machine
-
-    here = this_machine(paths=[], inputs=[], packages={})
-    if here.gpus or recipe.trainer.device == "cpu":
-        return here
-    try:
-        return described(recipe.name.rpartition("_")[2])
-    except ConfigError:
-        return here
+def dry_run_lines(recipe: Recipe) -> list[Text]:
+    """The memory plan for a dry run, also where there is no GPU."""
+    return [Text(line) for line in plan_lines(gather(recipe))]
 
 
 def doctor_job(recipe: Recipe, *, machine: str | None = None, as_json: bool = False) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from typer.testing import CliRunner
 
 from s3_agent import cli
 from s3_agent.doctor.examine import examine
-from s3_agent.doctor.machine import Machine
+from s3_agent.doctor.machine import GIB, Disk, Machine
 from s3_agent.embedded import CORPUS, NANO_POLICY, RAG_CACHE, TRAIN, VALIDATION
 from s3_agent.errors import ConfigError
 from s3_agent.launch import preflight
@@ -22,10 +23,6 @@ from tests.doctor_cases import HOST
 @pytest.fixture(autouse=True)
 def on_a_sound_host(monkeypatch: pytest.MonkeyPatch) -> None:
     def taken(*, paths: Any, inputs: Any, packages: Any) -> Machine:
-        from dataclasses import replace
-
-        from s3_agent.doctor.machine import GIB, Disk
-
         return Machine((), replace(HOST, packages=packages, disks=dict.fromkeys(paths, Disk(1, 100 * GIB)), cuda=None))
 
     monkeypatch.setattr(preflight, "this_machine", taken)
@@ -100,8 +97,16 @@ def test_a_setting_that_verl_does_not_have_is_found() -> None:
     assert "files.trainer-config" in found("trainer.verl.actor_rollout_ref.actor=3")
 
 
-def test_the_plan_of_a_dry_run_is_for_the_machine_that_a_recipe_was_made_for() -> None:
-    lines = "\n".join(dry_run_lines(load_recipe("s3_8x40gb")))
+@pytest.mark.parametrize(
+    ("name", "machine"),
+    [("s3_8x40gb", "8x40gb"), ("s3_3b_8x40gb", "8x40gb"), ("search_r1_8x40gb", "8x40gb"), ("s3_1x80gb", "1x80gb")],
+)
+def test_a_dry_run_without_gpus_plans_for_the_cards_that_a_recipe_was_made_for(name: str, machine: str) -> None:
+    assert f"planned for {machine}, the smallest" in str(dry_run_lines(load_recipe(name))[0])
+
+
+def test_the_plan_of_a_dry_run_names_every_card() -> None:
+    lines = "\n".join(map(str, dry_run_lines(load_recipe("s3_8x40gb"))))
     assert "GPU 0,1,2,3,4,5: trainer" in lines
     assert "index 30.1 GiB" in lines
     assert "TOO MUCH" not in lines

@@ -10,8 +10,9 @@ PARTS = {"policy": "policy.model", "generator": "generator.model", "encoder": "r
 
 def check_files(case: Case) -> Iterator[Finding]:
     """Inputs that are missing, broken or not enough."""
-    for part, files in case.models.items():
-        yield from _model(part, files)
+    if case.machine.host is not None:
+        for part, files in case.models.items():
+            yield from _model(part, files)
     for name, (problem, remedy) in case.unreadable.items():
         yield error(
             f"files.{name}",

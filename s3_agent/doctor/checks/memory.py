@@ -17,7 +17,7 @@ from s3_agent.doctor.serving_memory import (
     read_options,
     retriever_phases,
 )
-from s3_agent.doctor.trainer_memory import SAMPLE_CHANGE, cpu_bytes, host_bytes, training_phases
+from s3_agent.doctor.trainer_memory import cpu_bytes, host_bytes, training_phases
 from s3_agent.doctor.training import Training
 
 PASSAGE_TOKENS = 200  # of a passage of 100 words with its title, generously
@@ -148,7 +148,7 @@ def _engines(case: Case) -> Iterator[tuple[str, Served, str]]:
                 max_num_seqs=training.max_num_seqs,
                 max_num_batched_tokens=training.max_num_batched_tokens,
             ),
-            f"raise trainer.rollout_memory, or {SAMPLE_CHANGE}",
+            "raise trainer.rollout_memory, or set trainer.tensor_parallel=2",
         )
     if case.recipe.generator.hosted and case.recipe.agent.asks_generator and case.shape("generator"):
         yield "generator", read_options(case.recipe.generator.serve), GENERATOR_CHANGE
