@@ -6,7 +6,7 @@ from s3_agent.doctor.case import Case
 from s3_agent.doctor.checks.memory import check_caches, plans
 from s3_agent.doctor.machine import Machine, described
 
-CARDS_GB = (16, 24, 32, 40, 48, 80, 96, 141)
+CARDS_GB = (16, 24, 40, 48, 80, 96, 141)
 
 
 def smallest_machine(case: Case) -> Machine | None:

@@ -1,6 +1,7 @@
 """The doctor over real files: the recipe `cpu` is sound, and what is broken in a copy of its files is found."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from s3_agent import cli
+from s3_agent.doctor.checks.memory import plans, ram_items
 from s3_agent.doctor.examine import examine
-from s3_agent.doctor.machine import GIB, Disk, Machine
+from s3_agent.doctor.findings import errors
+from s3_agent.doctor.machine import GIB, Disk, Machine, described
 from s3_agent.embedded import CORPUS, NANO_POLICY, RAG_CACHE, TRAIN, VALIDATION
 from s3_agent.errors import ConfigError
 from s3_agent.launch import preflight
@@ -128,3 +131,24 @@ def test_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     refused = runner.invoke(cli.app, ["doctor", "--recipe", "s3_8x40gb", "--machine", "8x24gb"])
     assert refused.exit_code == 1
     assert "[memory.trainer]" in refused.output
+
+
+ROWS = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in (Path(__file__).parents[2] / "docs" / "runbook.md").read_text(encoding="utf-8").splitlines()
+    if re.match(r"\| \d+x\d+gb \|", line)
+]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: " ".join(row[:2]))
+def test_the_runbooks_table_is_what_the_doctor_computes(row: list[str]) -> None:
+    machine, name, overrides, phase, gpu, ram, runs = row
+    case = preflight.gather(load_recipe(name, overrides.strip("`").split()), machine=described(machine))
+    trainer = plans(case)[0]
+    assert (phase, gpu) == (trainer.peak.name, f"{trainer.peak.size / GIB:.1f} of {trainer.free / GIB:.1f}")
+    assert int(ram) == round(sum(ram_items(case).values()) / GIB)
+    assert runs.startswith("yes") == (not errors(examine(case)))
+
+
+def test_the_runbook_has_a_table() -> None:
+    assert len(ROWS) > 5
