@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 STEPS = 3
 QUESTIONS = 4
 ROLLOUTS = 4
+LARGEST_GAP = 0.02  # nats a token, between two correct float32 computations of the same weights
 UNANSWERABLE = "no passage says this"
 
 

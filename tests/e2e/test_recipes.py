@@ -1,7 +1,6 @@
 """The twins of the recipes for GPUs, trained for real: the same code paths, down to checkpoint, resume and export."""
 
 import json
-import os
 import secrets
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from s3_agent.data.tasks import read_jsonl
-from s3_agent.evaluation.summary import training_rows
+from s3_agent.evaluation.summary import logprob_gap, training_rows
 from s3_agent.launch.ask import policy_part
 from s3_agent.launch.ports import HOST, reserve_port
 from s3_agent.launch.resume import checkpoint_steps
@@ -22,13 +21,13 @@ from s3_agent.launch.run import Run
 from s3_agent.launch.stack import MARKER, Stack
 from s3_agent.launch.twin import load_twin
 from s3_agent.rollout.episode_log import EpisodeRecord
-from tests.e2e.conftest import ROOT, Services
+from tests.e2e.conftest import LARGEST_GAP, ROOT, Services
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 SLOW = ("s3_3b_8x40gb", "s3_1x80gb", "search_r1_8x40gb")
 RECIPES = ["s3_8x40gb", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
-KILLED_STEPS = 4
+KILLED_STEPS = 3
 
 
 def command(*arguments: str) -> list[str]:
@@ -67,6 +66,9 @@ def test_a_twin_makes_its_steps_updates_checkpoints_and_validations(trained: Run
         assert row["s3/train/rollouts"] == twin.trainer.rollouts_per_step
         assert row["s3/train/failed"] == 0.0
         assert {"s3/train/accuracy", "s3/train/searches", "s3/train/invalid_actions"} <= row.keys()
+    # Packed rows and fused log-probs say of the same tokens what the policy server said.
+    gap = logprob_gap(rows)
+    assert gap is not None and gap < LARGEST_GAP
     assert [row["step"] for row in rows if "val/reward" in row["data"]] == [0, 2]
     assert checkpoint_steps(trained) == [1, 2]
     assert list((trained.folder / "tensorboard" / "0").glob("events.*"))
@@ -103,21 +105,30 @@ def lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def by_step(run: Run, rollouts_per_step: int) -> list[list[str]]:
+def in_order(run: Run, questions: int) -> list[set[str]]:
+    """The questions of each step as the run's own file has them."""
+    ids = [row["id"] for row in read_jsonl(run.train)]
+    return [set(ids[start : start + questions]) for start in range(0, len(ids), questions)]
+
+
+def played(run: Run, rollouts_per_step: int) -> list[set[str]]:
     """The questions of each step's training rollouts, in the order of the steps."""
     ended = sorted((record for record in records(run.episodes) if record.is_train), key=lambda each: each.finished_at)
     ids = [record.task.id for record in ended if record.task is not None]
-    return [sorted(ids[start : start + rollouts_per_step]) for start in range(0, len(ids), rollouts_per_step)]
+    return [set(ids[start : start + rollouts_per_step]) for start in range(0, len(ids), rollouts_per_step)]
+
+
+def test_steps_play_the_tasks_in_their_order(trained: Run) -> None:
+    trainer = load_twin(recipe_of(trained)).trainer
+    assert played(trained, trainer.rollouts_per_step) == in_order(trained, trainer.questions_per_step)
 
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_in_step_3_goes_on_as_if_it_had_not_been(services: Services, tmp_path: Path) -> None:
     sizes = [f"trainer.steps={KILLED_STEPS}", "data.validation_size=4"]
-    whole = train(services, tmp_path / "whole", "s3_8x40gb", *sizes)
-    rollouts = load_twin("s3_8x40gb").trainer.rollouts_per_step
-
-    run, log = Run(tmp_path / "killed" / "run"), tmp_path / "launcher.log"
-    line = command("train", "--recipe", "s3_8x40gb", "--twin", "--name", "run", f"runs={tmp_path / 'killed'}")
+    trainer = load_twin("s3_8x40gb").trainer
+    run, log = Run(tmp_path / "run"), tmp_path / "launcher.log"
+    line = command("train", "--recipe", "s3_8x40gb", "--twin", "--name", "run", f"runs={tmp_path}")
     with log.open("wb") as output:
         launcher = subprocess.Popen([*line, *services.overrides, *sizes], cwd=ROOT, stdout=output, stderr=output)
         # In step 3: two steps are logged, and some of the third's rollouts have ended.
@@ -126,54 +137,48 @@ def test_a_run_that_is_killed_in_step_3_goes_on_as_if_it_had_not_been(services: 
         until(lambda: lines(run.episodes) > ended, process=launcher, log=log)
         launcher.kill()
         launcher.wait()
-    # The kernel's killer would take all of them; a launcher that is killed alone leaves them, and resuming ends them.
+    # A machine that goes down takes all of them, a launcher that is killed leaves all: half of each.
     left = marked(run)
     assert len(left) > 5
     for process in left[::2]:
         process.kill()
-    killed_ids = {record.rollout_id for record in records(run.episodes)}
+    before, order = {record.rollout_id for record in records(run.episodes)}, run.train.read_text()
 
-    resumed = command("train", "--resume", str(run.folder))
-    done = subprocess.run(resumed, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command("train", "--resume", str(run.folder)), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-6000:]
     assert "goes on after step 2" in done.stderr
     assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in left)
 
-    # The same data in the same order, and as many steps.
-    assert run.train.read_text() == whole.train.read_text()
-    assert by_step(run, rollouts) == by_step(whole, rollouts)
-    assert [row["step"] for row in read_jsonl(run.metrics)] == [row["step"] for row in read_jsonl(whole.metrics)]
-    # Nothing of the killed step counts, and the new generation has a gateway and a pool of its own.
-    earlier = run.folder / "generation-0"
-    of_killed_step = killed_ids - {record.rollout_id for record in records(run.episodes)}
-    assert of_killed_step, "the third step had begun"
-    later = records(run.episodes)
-    assert len(later) == len({record.rollout_id for record in later}) == lines(whole.episodes)
+    # The same data in the same order and as many steps as a run that nobody killed (the test above).
+    assert run.train.read_text() == order
+    assert played(run, trainer.rollouts_per_step) == in_order(run, trainer.questions_per_step)
+    assert [row["step"] for row in read_jsonl(run.metrics)] == [0, 1, 2, 3]
+    # Nothing of the killed step counts; the new generation has a gateway and a pool of its own.
+    after = records(run.episodes)
+    assert before - {record.rollout_id for record in after}, "the third step had begun"
+    assert len(after) == KILLED_STEPS * trainer.rollouts_per_step + 2 * 4
+    assert {record.attempt_id.rpartition("-")[0] for record in after} == {"run", "run-1"}
+    third = sorted(after, key=lambda record: record.finished_at)[-trainer.rollouts_per_step - 4 :]
+    assert {record.attempt_id.rpartition("-")[0] for record in third} == {"run-1"}
     for row in training_rows(read_jsonl(run.metrics)):
-        assert row["training/n_rollouts"] == rollouts
-    assert len(run.started_ids()) == 2
-    pools = {record.attempt_id.rpartition("-")[0] for record in later}
-    assert pools == {"run", "run-1"}
-    assert (earlier / "logs" / "gateway.log").exists() and (run.logs / "gateway.log").exists()
+        assert row["training/n_rollouts"] == row["s3/train/rollouts"] == trainer.rollouts_per_step
+    assert (run.folder / "generation-0" / "logs" / "gateway.log").exists() and (run.logs / "gateway.log").exists()
     summary = json.loads(run.summary.read_text())
     assert (summary["steps"], summary["skipped_steps"], summary["lost_rollouts"]) == (KILLED_STEPS, 0, 0)
 
-    exported = tmp_path / "exported"
-    done = subprocess.run(
-        command("export-policy", str(run.folder), "--step", "3", "-o", str(exported)), capture_output=True, text=True
-    )
+
+@pytest.mark.slow
+def test_vllm_and_ask_take_an_exported_policy(trained: Run, services: Services, tmp_path: Path) -> None:
+    policy = tmp_path / "exported"
+    line = command("export-policy", str(trained.folder), "--step", "1", "-o", str(policy))
+    done = subprocess.run(line, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    ask_a_served_policy(services, exported, tmp_path)
-
-
-def ask_a_served_policy(services: Services, policy: Path, tmp_path: Path) -> None:
-    """vLLM loads the exported folder, and `ask` plays an episode with it."""
     run, port = Run(tmp_path / "served"), reserve_port("policy", 0)
     run.create()
     with Stack([policy_part(policy, run, port=port)], run_id=f"served-{secrets.token_hex(4)}") as stack:
         stack.run()
         line = command("ask", "What is the capital of the country where the city Graz is located?", "--json")
         where = ["--policy-url", f"http://{HOST}:{port}/v1", f"policy.model={policy}"]
-        done = subprocess.run([*line, *where, *services.overrides], capture_output=True, text=True, env=os.environ)
+        done = subprocess.run([*line, *where, *services.overrides], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout)["episode"]["turns"]

@@ -16,11 +16,9 @@ from s3_agent.evaluation.summary import Summary, logprob_gap, training_rows
 from s3_agent.launch.run import Run
 from s3_agent.launch.stack import MARKER
 from s3_agent.rollout.episode_log import EpisodeRecord
-from tests.e2e.conftest import QUESTIONS, ROLLOUTS, STEPS, Services
+from tests.e2e.conftest import LARGEST_GAP, QUESTIONS, ROLLOUTS, STEPS, Services
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
-
-LARGEST_GAP = 0.02  # nats a token, between two correct float32 computations of the same weights
 
 
 def _summary(run: Run) -> Summary:

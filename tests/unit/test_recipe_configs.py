@@ -69,6 +69,7 @@ def test_a_twin_trains_by_the_same_rules(name: str, tmp_path: Path) -> None:
         "actor_rollout_ref.actor.checkpoint",
         "actor_rollout_ref.actor.fsdp_config.param_offload",
         "actor_rollout_ref.model.use_fused_kernels",
+        "actor_rollout_ref.model.use_remove_padding",
         "actor_rollout_ref.rollout.n",
         "actor_rollout_ref.rollout.temperature",
         "agentlightning.trace_aggregator.level",

@@ -8,6 +8,7 @@ import torch
 
 def apply() -> None:
     """Register verl's FSDP engine for the CPU and our rollout adapter."""
+    import verl.workers.engine.fsdp.transformer_impl as fsdp
     import verl.workers.engine_workers as workers
     import verl.workers.rollout.base as rollout
     from verl.workers.engine import EngineRegistry
@@ -17,6 +18,10 @@ def apply() -> None:
     workers.initialize_global_process_group_ray = functools.partial(
         workers.initialize_global_process_group_ray, backend="cpu:gloo"
     )
+    # verl/workers/engine/fsdp/transformer_impl.py:415 pins the reference policy's memory, which asks for a CUDA driver.
+    policy = fsdp.CPUOffloadPolicy
+    assert policy is not None, "torch 2.11 has it"
+    fsdp.CPUOffloadPolicy = lambda **_: policy(pin_memory=False)
     # verl/workers/engine/fsdp/transformer_impl.py:921 registers the engine for cuda and npu alone.
     register = EngineRegistry.register(model_type="language_model", backend=["fsdp", "fsdp2"], device="cpu")
     register(FSDPEngineWithLMHead)
