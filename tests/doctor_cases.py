@@ -38,13 +38,11 @@ def recipe(name: str, *overrides: str) -> Recipe:
     return load_recipe(name, overrides)
 
 
-@cache
-def training(name: str, *overrides: str) -> Training:
+def settings(name: str, *overrides: str) -> TrainerSettings:
     chosen = recipe(name, *overrides)
-    fields = chosen.trainer.model_dump(include=set(TrainerRecipe.model_fields))
-    settings = TrainerSettings.model_validate(
+    return TrainerSettings.model_validate(
         {
-            **fields,
+            **chosen.trainer.model_dump(include=set(TrainerRecipe.model_fields)),
             "run": "x",
             "model": chosen.policy.model,
             "gateway_url": "http://127.0.0.1:8181",
@@ -52,7 +50,11 @@ def training(name: str, *overrides: str) -> Training:
             "validation_size": 512,
         }
     )
-    return read_training(trainer_config(settings, gateway_key=""))
+
+
+@cache
+def training(name: str, *overrides: str) -> Training:
+    return read_training(trainer_config(settings(name, *overrides), gateway_key=""))
 
 
 def rag_cache(tasks: tuple[Task, ...], **fingerprint: Any) -> RagCache:

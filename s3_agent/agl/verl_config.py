@@ -271,6 +271,24 @@ def _known(config: DictConfig, wanted: Mapping[str, Any], prefix: str = "") -> d
     return checked
 
 
+def _layers(settings: TrainerSettings, gateway_key: str) -> list[Any]:
+    """What the run's settings say over verl's and AGL's defaults."""
+    layers: list[Any] = [_common(settings, gateway_key)]
+    if settings.device == "cpu":
+        layers.append(_on_cpu())
+    if settings.ray_address:
+        elsewhere = {"address": settings.ray_address, "num_cpus": None, "num_gpus": None}
+        layers.append({"ray_kwargs": {"ray_init": elsewhere}})
+    return layers
+
+
+def settings_alone(settings: TrainerSettings) -> DictConfig:
+    """The run's settings and the recipe's `verl` overrides without verl's defaults, for where verl is not installed."""
+    config = OmegaConf.merge(*_layers(settings, ""), settings.verl)
+    assert isinstance(config, DictConfig)
+    return config
+
+
 def trainer_config(settings: TrainerSettings, *, gateway_key: str) -> DictConfig:
     """verl's and AGL's own defaults, the run's settings over them, and the recipe's `verl` overrides over all."""
     from hydra import compose, initialize_config_module
@@ -278,13 +296,7 @@ def trainer_config(settings: TrainerSettings, *, gateway_key: str) -> DictConfig
     with initialize_config_module("agentlightning.verl", version_base=None):
         base = compose(config_name="config")
     OmegaConf.set_struct(base, False)
-    layers: list[Any] = [base, _common(settings, gateway_key)]
-    if settings.device == "cpu":
-        layers.append(_on_cpu())
-    if settings.ray_address:
-        elsewhere = {"address": settings.ray_address, "num_cpus": None, "num_gpus": None}
-        layers.append({"ray_kwargs": {"ray_init": elsewhere}})
-    config = OmegaConf.merge(*layers)
+    config = OmegaConf.merge(base, *_layers(settings, gateway_key))
     assert isinstance(config, DictConfig)
     config = OmegaConf.merge(config, _known(config, settings.verl))
     assert isinstance(config, DictConfig)

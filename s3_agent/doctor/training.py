@@ -99,7 +99,10 @@ class Training:
 
 
 def read_training(config: DictConfig) -> Training:
-    """What a composed configuration of verl and Agent Lightning says. Raises ConfigError where it says too little."""
+    """What a composed configuration of verl and Agent Lightning says; their defaults where it is silent.
+
+    Raises ConfigError where it says too little.
+    """
 
     def at(place: str, default: Any = None) -> Any:
         found = OmegaConf.select(config, place)
@@ -148,7 +151,7 @@ def read_training(config: DictConfig) -> Training:
         remove_padding=at("actor_rollout_ref.model.use_remove_padding", True),
         fused=at("actor_rollout_ref.model.use_fused_kernels", False),
         compiled=at(f"{fsdp}.use_torch_compile", True) and at(f"{actor}.use_torch_compile", True),
-        entropy=at(f"{actor}.calculate_entropy", False) or at(f"{actor}.entropy_coeff", 0) != 0,
+        entropy=at(f"{actor}.calculate_entropy", True) or at(f"{actor}.entropy_coeff", 0) != 0,
         entropy_in_chunks=at(f"{fsdp}.entropy_from_logits_with_chunking", False),
         entropy_recomputed=at(f"{fsdp}.entropy_checkpointing", False),
         reference=at(f"{actor}.use_kl_loss", False) or at("algorithm.use_kl_in_reward", False),
@@ -164,5 +167,5 @@ def read_training(config: DictConfig) -> Training:
         bucket=at(f"{rollout}.checkpoint_engine.update_weights_bucket_megabytes", 2048) << 20,
         temperature=at(f"{rollout}.temperature", 1.0),
         critic=at("algorithm.adv_estimator") == "gae",
-        rollout_advantage=at("algorithm.enable_rollout_level_advantage", False),
+        rollout_advantage=at("algorithm.enable_rollout_level_advantage", True),
     )

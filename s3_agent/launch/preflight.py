@@ -15,7 +15,7 @@ from retrieval_server.errors import RetrievalError
 from retrieval_server.indexing.manifest import MANIFEST, check, expected_manifest, read_manifest
 from s3_agent.agents.s3 import S3Protocol
 from s3_agent.agents.search_r1 import SearchR1Protocol
-from s3_agent.agl.verl_config import TrainerRecipe, TrainerSettings, trainer_config
+from s3_agent.agl.verl_config import TrainerRecipe, TrainerSettings, settings_alone, trainer_config
 from s3_agent.clients.tokenizer import Tokenizer, load_tokenizer
 from s3_agent.data.rag_cache import RagCache, beyond_rag
 from s3_agent.data.tasks import load_tasks
@@ -94,8 +94,8 @@ def _training(recipe: Recipe) -> tuple[Training | None, tuple[str, str] | None]:
     )
     try:
         return read_training(trainer_config(settings, gateway_key="")), None
-    except ImportError as cause:
-        return None, (f"Agent Lightning or verl can not be imported: {cause}", "bash scripts/setup.sh")
+    except ImportError:  # a dry run needs no training stack; that it is missing is told by `check_versions`
+        return read_training(settings_alone(settings)), None
     except Exception as cause:  # hydra, OmegaConf and verl have each their own
         return None, (str(cause), "correct trainer.verl")
 
@@ -153,6 +153,8 @@ def _tokenizer(policy: ModelFiles, problems: Unreadable) -> Tokenizer | None:
         return None
     try:
         return load_tokenizer(str(policy.folder))
+    except ImportError:
+        return None
     except S3AgentError as cause:
         problems["tokenizer"] = (cause.message, cause.remedy)
         return None

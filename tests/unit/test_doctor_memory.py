@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 
 from retrieval_server.config import DenseSettings, EncoderSettings
+from s3_agent.agl.verl_config import settings_alone
 from s3_agent.doctor.checks.memory import plans
 from s3_agent.doctor.machine import GIB, described
 from s3_agent.doctor.memory import as_rows, as_text
 from s3_agent.doctor.models import PUBLISHED, from_config
 from s3_agent.doctor.serving_memory import index_bytes
-from tests.doctor_cases import sound
+from s3_agent.doctor.training import read_training
+from tests.doctor_cases import settings, sound, training
 
 GB = 10**9
 
@@ -90,3 +92,8 @@ def test_the_plan_is_told_by_gpu_and_as_rows() -> None:
     assert "GPU 0,1,2,3,4,5: trainer" in text
     assert "index 30.1 GiB" in text
     assert all(row["fits"] and row["peak"] == max(phase["size"] for phase in row["phases"]) for row in as_rows(found))
+
+
+@pytest.mark.parametrize("name", ["cpu", "s3_8x40gb", "s3_3b_8x40gb", "s3_1x80gb", "search_r1_8x40gb"])
+def test_without_verl_the_same_is_read_from_the_settings_alone(name: str) -> None:
+    assert read_training(settings_alone(settings(name))) == training(name)
