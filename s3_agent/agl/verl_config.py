@@ -1,6 +1,7 @@
 """From a run's settings to the configuration that Agent Lightning's `run_ppo` takes. Pure: it starts nothing."""
 
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -290,9 +291,13 @@ def settings_alone(settings: TrainerSettings) -> DictConfig:
 
 
 def trainer_config(settings: TrainerSettings, *, gateway_key: str) -> DictConfig:
-    """verl's and AGL's own defaults, the run's settings over them, and the recipe's `verl` overrides over all."""
+    """verl's and AGL's own defaults, the run's settings over them, and the recipe's `verl` overrides over all.
+
+    Raises ImportError where they are not installed, and ConfigError for a key that they do not list.
+    """
     from hydra import compose, initialize_config_module
 
+    import_module("agentlightning.verl")  # hydra would call a package that is missing a configuration that is
     with initialize_config_module("agentlightning.verl", version_base=None):
         base = compose(config_name="config")
     OmegaConf.set_struct(base, False)

@@ -111,10 +111,11 @@ def training_phases(shape: ModelShape, training: Training, *, total: int) -> tup
     ]
     sample = [Item("vLLM (gpu_memory_utilization)", int(training.utilization * total)), *_resident(state, training)]
     others = _leftover(training)
+    change = TRAIN_CHANGE if used.peak > sum(state.values()) else STEP_CHANGE
     return (
         Phase("sampling", tuple([*sample, *others]), SAMPLE_CHANGE),
         Phase("log-probs", (*with_fragments(log_probs), asleep, *others), TRAIN_CHANGE),
-        Phase("training", (*with_fragments(update), asleep, *others), TRAIN_CHANGE),
+        Phase("training", (*with_fragments(update), asleep, *others), change),
         Phase("optimizer step", (*with_fragments(step), asleep, *others), STEP_CHANGE),
         Phase("weight exchange", (*with_fragments(sync), *others), SYNC_CHANGE),
     )

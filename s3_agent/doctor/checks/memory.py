@@ -5,7 +5,6 @@ from dataclasses import replace
 
 from s3_agent.doctor.case import Case
 from s3_agent.doctor.findings import Finding, error, warning
-from s3_agent.doctor.machine import Gpu
 from s3_agent.doctor.memory import DRIVER, Item, Phase, Plan, gib
 from s3_agent.doctor.serving_memory import (
     GENERATOR_CHANGE,
@@ -37,42 +36,36 @@ def expected_length(case: Case) -> int:
 def plans(case: Case, *, longest: bool = False) -> list[Plan]:
     """One plan a kind of GPU. With `longest`, rows are as long as the trainer keeps them."""
     found: list[Plan] = []
-    cards = {gpu.index: gpu for gpu in case.machine.gpus}
-    for part, phases, note in _parts(case, longest=longest, total=min((g.total for g in cards.values()), default=0)):
-        numbers = [number for number in case.placed(part) if number in cards]
-        if part == "retriever" and not (case.recipe.retriever.index.kind == "dense" and _spread(case)):
-            numbers = numbers[:1]
-        if numbers and phases:
-            found.append(Plan(part, tuple(numbers), min(_usable(cards[number]) for number in numbers), phases, note))
+    for part in ("trainer", "generator", "retriever") if case.cuda else ():
+        cards = [gpu for gpu in case.machine.gpus if gpu.index in case.placed(part)]
+        if part == "retriever" and not _sharded(case):
+            cards = cards[:1]
+        if not cards:
+            continue
+        phases, note = _phases(case, part, longest=longest, total=min(gpu.total for gpu in cards), cards=len(cards))
+        if phases:
+            usable = min(min(gpu.free, gpu.total - DRIVER) for gpu in cards)
+            found.append(Plan(part, tuple(gpu.index for gpu in cards), usable, phases, note))
     return _shared(found)
 
 
-def _usable(gpu: Gpu) -> int:
-    return min(gpu.free, gpu.total - DRIVER)
-
-
-def _spread(case: Case) -> bool:
+def _sharded(case: Case) -> bool:
     return getattr(case.recipe.retriever.index, "engine", "") == "faiss_gpu"
 
 
-def _parts(case: Case, *, longest: bool, total: int) -> Iterator[tuple[str, tuple[Phase, ...], str]]:
-    recipe, training = case.recipe, case.training
-    if not case.cuda or not total:
-        return
-    if training is not None and (shape := case.shape("policy")):
+def _phases(case: Case, part: str, *, longest: bool, total: int, cards: int) -> tuple[tuple[Phase, ...], str]:
+    """What a part holds on each of its cards of `total` bytes, and a note on where that is known from."""
+    recipe, training, shape = case.recipe, case.training, case.shape(part if part == "generator" else "policy")
+    if part == "trainer" and training is not None and shape is not None:
         rows = training if longest else _with_length(training, expected_length(case))
-        yield "trainer", training_phases(shape, rows, total=total), f"policy by {shape.source}"
-    if recipe.generator.hosted and recipe.agent.asks_generator and (shape := case.shape("generator")):
-        yield "generator", generator_phases(shape, read_options(recipe.generator.serve), total=total), shape.source
-    if recipe.retriever.url is None and case.index is not None:
-        phases = retriever_phases(
-            recipe.retriever.index,
-            passages=case.index.passages,
-            dimension=case.index.dimension,
-            cards=len(case.placed("retriever")),
-        )
-        note = "wiki-18's 21.0M passages supposed, the corpus is not here" if case.index.supposed else ""
-        yield "retriever", phases, note
+        return training_phases(shape, rows, total=total), f"policy by {shape.source}"
+    if part == "generator" and recipe.generator.hosted and recipe.agent.asks_generator and shape is not None:
+        return generator_phases(shape, read_options(recipe.generator.serve), total=total), f"model by {shape.source}"
+    if part == "retriever" and recipe.retriever.url is None and (index := case.index) is not None:
+        note = "wiki-18's 21.0M passages supposed, the corpus is not here" if index.supposed else ""
+        sizes = {"passages": index.passages, "dimension": index.dimension, "cards": cards}
+        return retriever_phases(recipe.retriever.index, **sizes), note
+    return (), ""
 
 
 def _with_length(training: Training, length: int) -> Training:
