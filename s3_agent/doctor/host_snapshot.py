@@ -1,14 +1,9 @@
-"""Takes the snapshot of this machine: what nvidia-smi, psutil, /proc and the installed distributions tell.
-
-nvidia-smi is asked because it comes with the driver itself, and works where no Python package of ours is installed yet.
-Nothing is changed and nothing is started but nvidia-smi.
-"""
+"""Takes the snapshot of this machine: what psutil, /proc and the installed distributions tell. Nothing is changed."""
 
 import os
 import re
 import resource
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -17,50 +12,11 @@ from pathlib import Path
 
 import psutil
 
-from s3_agent.doctor.machine import MIB, Disk, Gpu, Host, Machine
+from s3_agent.doctor.gpu_snapshot import visible_gpus
+from s3_agent.doctor.machine import Disk, Host, Machine
 
-QUERY = "index,name,memory.total,memory.used,driver_version,compute_cap,uuid"
 _PIN = re.compile(r"^([A-Za-z0-9_.-]+)(?:\[[^]]*\])?==([A-Za-z0-9_.]+)(?:\s*;.*extra == '([a-z-]+)'.*)?$")
 _ENVIRONMENT = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "CUDA_VISIBLE_DEVICES")
-
-
-def read_gpus(listing: str, *, visible: str | None) -> tuple[Gpu, ...]:
-    """The visible GPUs of `nvidia-smi --query-gpu=… --format=csv,noheader,nounits`, numbered as CUDA numbers them."""
-    cards: dict[str, Gpu] = {}
-    for line in filter(str.strip, listing.splitlines()):
-        index, name, total, used, driver, capability, uuid = (part.strip() for part in line.split(","))
-        major, _, minor = capability.partition(".")
-        memory = int(total) * MIB
-        cards[index] = cards[uuid] = Gpu(
-            index=int(index),
-            name=name,
-            total=memory,
-            free=memory - int(used) * MIB,
-            driver=driver,
-            capability=(int(major), int(minor)) if minor.isdigit() else None,
-        )
-    if visible is None:
-        chosen = [card for key, card in cards.items() if key.isdigit()]
-    else:
-        chosen = []
-        for key in filter(None, (part.strip() for part in visible.split(","))):
-            matches = {card.index: card for name, card in cards.items() if name == key or name.startswith(f"{key}-")}
-            if not matches:  # CUDA, too, sees nothing from the first unknown one on
-                break
-            chosen.append(next(iter(matches.values())))
-    return tuple(
-        Gpu(number, card.name, card.total, card.free, card.driver, card.capability)
-        for number, card in enumerate(chosen)
-    )
-
-
-def _gpus() -> tuple[Gpu, ...]:
-    command = ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader,nounits"]
-    try:
-        asked = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-        return read_gpus(asked.stdout, visible=os.environ.get("CUDA_VISIBLE_DEVICES"))
-    except (OSError, subprocess.SubprocessError, ValueError):  # no driver, or a listing in another form
-        return ()
 
 
 def pins(device: str) -> dict[str, str]:
@@ -191,4 +147,4 @@ def this_machine(*, paths: Sequence[Path], inputs: Sequence[Path], packages: Map
         python=sys.version_info[:2],
         root=os.geteuid() == 0,
     )
-    return Machine(gpus=_gpus(), host=host)
+    return Machine(gpus=visible_gpus(), host=host)

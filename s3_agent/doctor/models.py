@@ -141,7 +141,11 @@ def model_shape(model: str, folder: Path | None) -> ModelShape | None:
 
 def missing_files(folder: Path) -> tuple[str, ...]:
     """What a model folder lacks of its configuration, its tokenizer and its weights, shards included."""
-    lacking = [name for name in ("config.json",) if not (folder / name).is_file()]
+    lacking = []
+    try:
+        json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        lacking.append("config.json")
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
         lacking.append("tokenizer.json")
     for index in sorted(folder.glob("*.index.json")):

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from s3_agent.doctor.host_snapshot import pins, read_gpus, this_machine
+from s3_agent.doctor.gpu_snapshot import read_gpus
+from s3_agent.doctor.host_snapshot import pins, this_machine
 from s3_agent.doctor.machine import MIB, described
 from s3_agent.doctor.models import missing_files, model_folder, model_shape
 from s3_agent.errors import ConfigError
