@@ -213,26 +213,11 @@ def test_a_planted_fault_is_found_and_told(id: str, plant: Callable[[], Case]) -
 
 # What a fault brings with it by its nature.
 FOLLOWS = {
-    "gpus.none": set(),
-    "gpus.too-few": {"memory.generator"},
     "gpus.unequal": {"memory.trainer", "memory.policy-cache"},
-    "memory.trainer": {"memory.generator", "memory.retriever", "memory.policy-cache", "memory.generator-cache"},
-    "memory.policy-cache": {"memory.trainer"},
     "gpus.unused": {"versions.vllm-build"},
-    "data.too-few": set(),
+    "memory.trainer": {"memory.retriever", "memory.policy-cache"},
+    "batch.micro-batch": {"memory.trainer"},
     "lengths.first-prompt": {"lengths.prompt-dropped"},
-    "lengths.prompt-dropped": set(),
-    "batch.rows-dropped": set(),
-    "batch.heads": {"memory.trainer"},
-    "batch.group-of-one": set(),
-    "batch.rollout-advantage": set(),
-    "protocol.stop": {"protocol.observation"},
-    "protocol.control-tags": set(),
-    "lengths.generator-positions": {"memory.generator-cache"},
-    "lengths.positions": set(),
-    "batch.micro-batch": {"memory.trainer", "batch.log-prob-micro-batch"},
-    "batch.log-prob-micro-batch": {"memory.trainer", "batch.micro-batch"},
-    "batch.sequence-parallel-padding": {"memory.trainer"},
 }
 
 
