@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from s3_agent.clients import answer_cache
-from s3_agent.clients.answer_cache import CachedChat, content_address
+from s3_agent.clients.answer_cache import CachedChat, asked_model, content_address
 from s3_agent.clients.chat_model import Message, ModelSettings
 from s3_agent.errors import GeneratorError
 
@@ -46,6 +46,23 @@ async def test_a_reply_is_kept_for_every_process_that_opens_the_folder(tmp_path:
     first, second = cached(model, tmp_path), cached(model, tmp_path)
     assert [await first.reply(ASKED), await first.reply(ASKED), await second.reply(ASKED)] == ["reply 1"] * 3
     assert (first.counts, second.counts) == ({"calls": 1, "hits": 1}, {"hits": 1})
+
+
+async def test_each_task_knows_whether_the_model_was_asked_for_it(tmp_path: Path) -> None:
+    model = Model()
+    model.go.clear()
+    chat = cached(model, tmp_path)
+
+    async def ask() -> bool:
+        await chat.reply(ASKED)
+        return asked_model.get()
+
+    siblings = [asyncio.create_task(ask()) for _ in range(3)]
+    while model.calls == 0:
+        await asyncio.sleep(0)
+    model.go.set()
+    assert sorted(await asyncio.gather(*siblings)) == [False, False, True]
+    assert await asyncio.create_task(ask()) is False, "kept"
 
 
 async def test_siblings_that_ask_at_once_cost_one_call(tmp_path: Path) -> None:
