@@ -63,12 +63,14 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be started, with which files and disk, and stop.")
     ] = False,
+    skip_doctor: Annotated[bool, typer.Option("--skip-doctor", help="Start whatever `s3-agent doctor` finds.")] = False,
 ) -> None:
     """Train a search agent end to end: retriever, generator, gateway, workers and trainer, each a process of its own.
 
     A part that already runs elsewhere is used and never stopped: `gateway.url=… retriever.url=… generator.url=…
     ray.address=…`. The run's logs, metrics, episodes, checkpoints and summary are in `runs/<name>/`.
     """
+    from s3_agent.launch.doctor import dry_run_lines, require_sound
     from s3_agent.launch.plan import dry_run as show_plan
     from s3_agent.launch.twin import load_twin
 
@@ -80,10 +82,30 @@ def train(
         raise typer.Exit(resume_job(resume, overrides or []))
     settings = load_twin(recipe, overrides or []) if twin else load_recipe(recipe, overrides or [])
     if dry_run:
-        raise typer.Exit(show_plan(settings))
+        raise typer.Exit(show_plan(settings, extra=dry_run_lines))
     from s3_agent.launch.job import train_job
 
+    if not skip_doctor:
+        require_sound(settings)
     raise typer.Exit(train_job(settings, name=name))
+
+
+@app.command()
+def doctor(
+    overrides: Overrides = None,
+    recipe: RecipeOption = "cpu",
+    machine: Annotated[
+        str | None, typer.Option(help="Check against a machine described by its GPUs, e.g. `8x40gb`, not this one.")
+    ] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print plan and findings as JSON.")] = False,
+) -> None:
+    """Look for what would end a run: memory, disk, ports, files, versions, protocol, batches, lengths.
+
+    Prints the memory plan, then each finding with why and what mends it. Exit code 1: a run can not start.
+    """
+    from s3_agent.launch.doctor import doctor_job
+
+    raise typer.Exit(doctor_job(load_recipe(recipe, overrides or []), machine=machine, as_json=json_output))
 
 
 @app.command("export-policy")

@@ -1,6 +1,7 @@
 """From a run's settings to the configuration that Agent Lightning's `run_ppo` takes. Pure: it starts nothing."""
 
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -271,20 +272,36 @@ def _known(config: DictConfig, wanted: Mapping[str, Any], prefix: str = "") -> d
     return checked
 
 
-def trainer_config(settings: TrainerSettings, *, gateway_key: str) -> DictConfig:
-    """verl's and AGL's own defaults, the run's settings over them, and the recipe's `verl` overrides over all."""
-    from hydra import compose, initialize_config_module
-
-    with initialize_config_module("agentlightning.verl", version_base=None):
-        base = compose(config_name="config")
-    OmegaConf.set_struct(base, False)
-    layers: list[Any] = [base, _common(settings, gateway_key)]
+def _layers(settings: TrainerSettings, gateway_key: str) -> list[Any]:
+    """What the run's settings say over verl's and AGL's defaults."""
+    layers: list[Any] = [_common(settings, gateway_key)]
     if settings.device == "cpu":
         layers.append(_on_cpu())
     if settings.ray_address:
         elsewhere = {"address": settings.ray_address, "num_cpus": None, "num_gpus": None}
         layers.append({"ray_kwargs": {"ray_init": elsewhere}})
-    config = OmegaConf.merge(*layers)
+    return layers
+
+
+def settings_alone(settings: TrainerSettings) -> DictConfig:
+    """The run's settings and the recipe's `verl` overrides without verl's defaults, for where verl is not installed."""
+    config = OmegaConf.merge(*_layers(settings, ""), settings.verl)
+    assert isinstance(config, DictConfig)
+    return config
+
+
+def trainer_config(settings: TrainerSettings, *, gateway_key: str) -> DictConfig:
+    """verl's and AGL's own defaults, the run's settings over them, and the recipe's `verl` overrides over all.
+
+    Raises ImportError where they are not installed, and ConfigError for a key that they do not list.
+    """
+    from hydra import compose, initialize_config_module
+
+    import_module("agentlightning.verl")  # hydra would call a package that is missing a configuration that is
+    with initialize_config_module("agentlightning.verl", version_base=None):
+        base = compose(config_name="config")
+    OmegaConf.set_struct(base, False)
+    config = OmegaConf.merge(base, *_layers(settings, gateway_key))
     assert isinstance(config, DictConfig)
     config = OmegaConf.merge(config, _known(config, settings.verl))
     assert isinstance(config, DictConfig)

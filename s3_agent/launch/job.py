@@ -239,7 +239,7 @@ def _play(recipe: Recipe, run: Run, *, generation: int) -> dict[str, float]:
 
 
 def _say(line: str) -> None:
-    console.print(line, highlight=False)
+    console.print(line, highlight=False, soft_wrap=True)
 
 
 def _close(run: Run, summary: Summary) -> None:

@@ -126,7 +126,7 @@ def test_steps_play_the_tasks_in_their_order(trained: Run) -> None:
 @pytest.mark.slow
 def test_a_run_that_is_killed_in_step_3_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     """All parts are the run's own; Search-R1's twin has the fewest, since it asks no generator."""
-    sizes = [f"trainer.steps={KILLED_STEPS}", "data.validation_size=4"]
+    sizes = [f"trainer.steps={KILLED_STEPS}", f"trainer.validate_every={KILLED_STEPS}", "data.validation_size=4"]
     trainer = load_twin("search_r1_8x40gb").trainer
     run, log = Run(tmp_path / "run"), tmp_path / "launcher.log"
     line = command("train", "--recipe", "search_r1_8x40gb", "--twin", "--name", "run", f"runs={tmp_path}", *sizes)

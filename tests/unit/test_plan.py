@@ -39,6 +39,12 @@ def test_every_recipe_has_a_plan_without_gpu_and_stack(name: str, tmp_path: Path
     assert list(tmp_path.iterdir()) == [], "a plan writes nothing"
 
 
+def test_the_plan_tells_the_memory_of_every_card_without_the_stack() -> None:
+    told = shown("--recipe", "s3_8x40gb")
+    for card in ("GPU 0,1,2,3,4,5: trainer", "GPU 6: retriever", "GPU 7: generator", "index 30.1 GiB"):
+        assert card in told
+
+
 def test_the_plan_of_the_large_recipe() -> None:
     plan = make_plan(load_recipe("s3_8x40gb"))
     assert {process.name: process.gpus for process in plan.processes} == {

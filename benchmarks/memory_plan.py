@@ -1,0 +1,175 @@
+"""The memory plan beside what torch's memory tracker sees of the same operations. Prints one JSON object.
+
+    python benchmarks/memory_plan.py [--rows 2] [--large]
+
+`twin`: the CPU twin's trainer, the embedded nano policy in fp32 with verl's own code around the model (inputs, entropy,
+log-probs), one micro batch of `--rows` of the longest rows of the recipe `cpu`, backward and AdamW; every tensor is
+real. `--large` traces a 3B and a 7B policy in bfloat16 with gradient checkpointing and verl's fused log-probs, as the
+GPU recipes have them: the same operations over tensors without data, which need no memory and no GPU. Not seen in
+either: what a kernel allocates inside itself, the allocator's fragments, FSDP's gathering and its buffers.
+"""
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import typer
+
+from s3_agent.agl.verl_config import TrainerSettings, trainer_config
+from s3_agent.doctor.activations import activations
+from s3_agent.doctor.models import PUBLISHED, ModelShape, model_shape
+from s3_agent.doctor.trainer_memory import state_bytes
+from s3_agent.doctor.training import Training, read_training
+from s3_agent.embedded import NANO_POLICY
+from s3_agent.recipe import load_recipe
+
+
+def _training(recipe: str, *overrides: str) -> Training:
+    chosen = load_recipe(recipe, overrides)
+    values: dict[str, Any] = {
+        **chosen.trainer.model_dump(),
+        **{"run": "measured", "model": chosen.policy.model, "gateway_url": "http://127.0.0.1:8181"},
+        **{"checkpoints": "unused", "validation_size": 1},
+    }
+    return read_training(trainer_config(TrainerSettings.model_validate(values), gateway_key=""))
+
+
+def _beside(computed: int, measured: int) -> dict[str, float]:
+    return {"computed": computed, "measured": measured, "ratio": round(computed / measured, 4)}
+
+
+def _peak(tracker: Any) -> int:
+    [snapshot] = [snap for device, snap in tracker.get_tracker_snapshot("peak").items() if device.type == "cpu"]
+    return snapshot["Total"]
+
+
+def _with_gradients(model: Any) -> None:
+    """As before any micro batch but an update's first: what is traced then beside weights and gradients is the rest."""
+    import torch
+
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+
+
+def twin(rows: int, *overrides: str) -> dict[str, Any]:
+    """The CPU twin's trainer, all tensors real."""
+    import torch
+    from tensordict import TensorDict
+    from torch.distributed._tools.mem_tracker import MemTracker
+    from transformers import AutoModelForCausalLM
+    from verl.utils import tensordict_utils as tu
+    from verl.utils import torch_functional
+    from verl.utils.dataset.dataset_utils import DatasetPadMode
+    from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
+
+    training = _training("cpu", f"trainer.micro_batch={rows}", *overrides)
+    shape = model_shape(str(NANO_POLICY), NANO_POLICY)
+    assert shape is not None
+    model = AutoModelForCausalLM.from_pretrained(NANO_POLICY, dtype=torch.float32, attn_implementation="sdpa").train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    length = training.length
+    ids = torch.nested.nested_tensor(
+        [torch.randint(3, shape.vocab, (length,)) for _ in range(rows)], layout=torch.jagged
+    )
+    places = torch.nested.nested_tensor([torch.arange(length) for _ in range(rows)], layout=torch.jagged)
+    batch = TensorDict({"input_ids": ids, "position_ids": places, "temperature": torch.ones(rows)}, batch_size=[rows])
+    tu.assign_non_tensor(
+        batch,
+        use_remove_padding=training.remove_padding,
+        pad_mode=DatasetPadMode.NO_PADDING,
+        use_fused_kernels=training.fused,
+        calculate_entropy=training.entropy,
+        max_response_length=length,
+        pad_token_id=0,
+    )
+    # verl's engine without its processes: the methods used here read nothing else of it.
+    engine: Any = object.__new__(FSDPEngineWithLMHead)
+    engine.use_ulysses_sp, engine.module = False, model
+    engine.engine_config = SimpleNamespace(entropy_checkpointing=training.entropy_recomputed)
+    engine.compute_entropy_from_logits = torch_functional.entropy_from_logits
+    _with_gradients(model)
+    tracker = MemTracker()
+    tracker.track_external(model, optimizer)
+    with tracker:
+        inputs, arguments = engine.prepare_model_inputs(batch)
+        output = model(**inputs, use_cache=False)
+        made = engine.prepare_model_outputs(output, arguments, batch, None)
+        loss = -made["log_probs"].values().mean()
+        if training.entropy:  # its weight is 0, its gradient is computed
+            loss = loss - 0 * made["entropy"].values().mean()
+        del output
+        loss.backward()
+        peak = _peak(tracker)
+    optimizer.step()
+    weights = [parameter for parameter in model.parameters()]
+    gradients = [parameter.grad for parameter in weights if parameter.grad is not None]
+    moments = [value for state in optimizer.state.values() for name, value in state.items() if name != "step"]
+    state = state_bytes(shape, training)
+    real = {
+        "weights": sum(tensor.nbytes for tensor in weights),
+        "gradients": sum(tensor.nbytes for tensor in gradients),
+        "optimizer": sum(tensor.nbytes for tensor in moments),
+    }
+    return {
+        "rows": rows,
+        "tokens": training.micro_batch_tokens(),
+        **{name: _beside(state[name], size) for name, size in real.items()},
+        "activations_peak": _beside(activations(shape, training).peak, peak - real["weights"] - real["gradients"]),
+        "training_peak": _beside(
+            state["weights"] + state["gradients"] + activations(shape, training).peak,
+            peak,
+        ),
+    }
+
+
+def large(recipe: str, model: str) -> dict[str, Any]:
+    """A policy of a GPU recipe, traced without data."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.distributed._tools.mem_tracker import MemTracker
+    from transformers import AutoModelForCausalLM, Qwen2Config
+    from verl.models.transformers.dense_common import forward_with_torch_backend
+
+    training, shape = _training(recipe), PUBLISHED[model]
+    config = Qwen2Config(**_config(shape), attn_implementation="sdpa", use_cache=False)
+    tokens = training.micro_batch_tokens()
+    assert training.fused and training.checkpointing
+    with FakeTensorMode():
+        policy: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).train()
+        policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        ids = torch.zeros((1, tokens), dtype=torch.long)
+        _with_gradients(policy)
+        tracker = MemTracker()
+        tracker.track_external(policy)
+        with tracker:
+            made = forward_with_torch_backend(policy, input_ids=ids, temperature=1.0, return_dict=True, use_cache=False)
+            made.log_probs.sum().backward()
+            peak = _peak(tracker)
+    held = 2 * 2 * shape.parameters  # bf16 weights and gradients: sharded and fp32 in a run, so they are left out here
+    return {"tokens": tokens, "activations_peak": _beside(activations(shape, training).peak, peak - held)}
+
+
+def _config(shape: ModelShape) -> dict[str, Any]:
+    return {
+        "hidden_size": shape.hidden,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "intermediate_size": shape.intermediate,
+        "vocab_size": shape.vocab,
+        "tie_word_embeddings": shape.tied,
+        "max_position_embeddings": shape.positions,
+    }
+
+
+def main(*, rows: int = 2, with_large: bool = typer.Option(False, "--large")) -> None:
+    """Measure and print."""
+    found: dict[str, Any] = {"twin": twin(rows)}
+    if with_large:
+        found["s3_8x40gb"] = large("s3_8x40gb", "Qwen/Qwen2.5-7B-Instruct")
+        found["s3_3b_8x40gb"] = large("s3_3b_8x40gb", "Qwen/Qwen2.5-3B-Instruct")
+    typer.echo(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,69 @@
+"""Is there room for checkpoints, the trained policy, the index and the caches? Sizes are computed from the model."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from s3_agent.doctor.activations import WIDTH
+from s3_agent.doctor.case import Case
+from s3_agent.doctor.findings import Finding, error
+from s3_agent.doctor.memory import gib
+from s3_agent.doctor.serving_memory import index_host_bytes
+
+
+def checkpoint_bytes(case: Case) -> int:
+    """One checkpoint: master weights and Adam's moments, and the policy as a Hugging Face folder when it is kept."""
+    assert case.training is not None
+    if (shape := case.shape("policy")) is None:
+        return 0
+    copies = 4 if case.recipe.trainer.checkpoint_policy else 3
+    return copies * shape.parameters * WIDTH[case.training.model_dtype]
+
+
+def checkpoints(case: Case) -> int:
+    """How many checkpoints are on the disk at most: verl deletes the oldest before it writes the next."""
+    trainer = case.recipe.trainer
+    every = trainer.checkpoint_every or trainer.steps
+    made = -(-trainer.steps // every)
+    return min(made, trainer.checkpoints_kept or made)
+
+
+def disk_items(case: Case) -> list[tuple[Path, str, int]]:
+    """(path, what, bytes) that a run adds to the disk."""
+    items: list[tuple[Path, str, int]] = []
+    if case.training is not None and (shape := case.shape("policy")):
+        count, size = checkpoints(case), checkpoint_bytes(case)
+        items.append((case.recipe.runs, f"{count} checkpoints of {gib(size)}", count * size))
+        exported = WIDTH[case.training.model_dtype] if case.recipe.trainer.checkpoint_policy else 2
+        items.append((case.recipe.runs, "the trained policy", exported * shape.parameters))
+    if case.index is not None and case.recipe.retriever.url is None and case.index.problem is not None:
+        _, disk = index_host_bytes(
+            case.recipe.retriever.index, passages=case.index.passages, dimension=case.index.dimension
+        )
+        items.append((case.recipe.prepared, "the index", disk))
+    if case.recipe.agent.asks_generator:
+        caches = case.recipe.generator.cache_bytes + case.recipe.judge.cache_bytes
+        items.append((case.recipe.generator.cache or case.recipe.runs, "cached answers and verdicts", caches))
+    return items
+
+
+def check_disk(case: Case) -> Iterator[Finding]:
+    """What a run writes, by file system."""
+    if (host := case.machine.host) is None:
+        return
+    wanted: dict[int, list[tuple[Path, str, int]]] = defaultdict(list)
+    for path, what, size in disk_items(case):
+        if path in host.disks:
+            wanted[host.disks[path].device].append((path, what, size))
+    free = {disk.device: disk.free for disk in host.disks.values()}
+    for device, items in wanted.items():
+        needed = sum(size for _, _, size in items)
+        if needed <= free[device]:
+            continue
+        path, what, size = max(items, key=lambda item: item[2])
+        yield error(
+            "disk.full",
+            what=f"the disk of {path} has {gib(free[device])} free, a run writes {gib(needed)}",
+            why=f"most is {what} ({gib(size)}); a checkpoint that can not be written ends the run",
+            mend="set runs=/a/larger/disk, trainer.checkpoints_kept=2, or a larger trainer.checkpoint_every",
+        )

@@ -1,0 +1,83 @@
+"""Are the models, the corpus, the tasks and the index where the recipe says, and whole? Nothing is downloaded."""
+
+from collections.abc import Iterator
+
+from s3_agent.doctor.case import Case, ModelFiles
+from s3_agent.doctor.findings import Finding, error, warning
+
+PARTS = {"policy": "policy.model", "generator": "generator.model", "encoder": "retriever.index.encoder.model"}
+
+
+def check_files(case: Case) -> Iterator[Finding]:
+    """Inputs that are missing, broken or not enough."""
+    if case.machine.host is not None:
+        for part, files in case.models.items():
+            yield from _model(part, files)
+    for name, (problem, remedy) in case.unreadable.items():
+        yield error(
+            f"files.{name}",
+            what=f"data.{name}: {problem}",
+            why="the run reads it before its first step",
+            mend=remedy or f"set data.{name} to the file",
+        )
+    if case.index is not None and case.index.problem:
+        yield error(
+            "files.index",
+            what=case.index.problem,
+            why="the retriever does not start without its index",
+            mend=case.index.remedy,
+        )
+    if case.refused is not None:
+        what, mend = case.refused
+        yield error("files.trainer-config", what=what, why="verl's configuration can not be composed", mend=mend)
+
+
+def _model(part: str, files: ModelFiles) -> Iterator[Finding]:
+    place = PARTS[part]
+    if files.folder is None:
+        yield warning(
+            f"files.{part}-missing",
+            what=f"{place}: {files.name} is neither a folder nor in the Hugging Face cache",
+            why="it is downloaded when the run starts, by every part that needs it; without network the run fails",
+            mend=f"hf download {files.name}",
+        )
+    elif files.missing:
+        yield error(
+            f"files.{part}-incomplete",
+            what=f"{place}: {files.folder} lacks {', '.join(files.missing)}",
+            why="a download was cut short: loading fails after the other parts are up",
+            mend=f"hf download {files.name}",
+        )
+
+
+def check_tasks(case: Case) -> Iterator[Finding]:
+    """Is there something to train on, and is validation what it seems?"""
+    if case.train is None:
+        return
+    needed = case.recipe.trainer.questions_per_step
+    if len(case.train) < needed:
+        filtered = " that naive RAG does not answer" if case.rag_cache is not None else ""
+        yield error(
+            "data.too-few",
+            what=f"{len(case.train)} training tasks{filtered}, a step takes {needed}",
+            why="there is no whole batch",
+            mend="give more tasks in data.train, or lower trainer.questions_per_step",
+        )
+    if case.validation is None:
+        return
+    asked = {task.question for task in case.train}
+    if leaked := sum(task.question in asked for task in case.validation):
+        yield warning(
+            "data.leak",
+            what=f"{leaked} of {len(case.validation)} validation questions are training questions",
+            why="their accuracy says nothing about new questions",
+            mend="take them out of data.train",
+        )
+    empty = sum(not any(answer.strip() for answer in task.golden_answers) for task in (*case.train, *case.validation))
+    if empty:
+        yield error(
+            "data.no-answers",
+            what=f"{empty} tasks have no golden answer",
+            why="no answer can be right: their groups have equal rewards and teach nothing",
+            mend="take them out of data.train and data.validation",
+        )

@@ -1,0 +1,92 @@
+"""Are the GPUs there that the recipe places its parts on, are they free, and does their driver carry our CUDA?"""
+
+import re
+from collections.abc import Iterator
+
+from s3_agent.doctor.case import Case
+from s3_agent.doctor.findings import Finding, error, warning
+from s3_agent.doctor.memory import DRIVER, gib
+
+OLDEST = (8, 0)  # Ampere: bfloat16 and flash-attention 2
+# The oldest Linux driver of each CUDA major release, minor version compatibility included (CUDA's release notes).
+DRIVERS = {12: (525, 60, 13), 13: (580, 65, 6)}
+
+
+def check_gpus(case: Case) -> Iterator[Finding]:
+    """GPUs by number, memory, age and driver."""
+    cards, trainer = case.machine.gpus, case.recipe.trainer
+    if not case.cuda:
+        if cards:
+            yield warning(
+                "gpus.unused",
+                what=f"the recipe trains on the CPU, {case.machine.name} has {len(cards)} GPUs",
+                why="the CPU backend does nothing where CUDA is present: verl would train on a GPU with settings made "
+                "for a CPU",
+                mend="CUDA_VISIBLE_DEVICES= bash train.sh …, or a recipe with trainer.device=cuda",
+            )
+        return
+    if not cards:
+        yield error(
+            "gpus.none",
+            what=f"the recipe needs GPUs, none is visible on {case.machine.name}",
+            why="verl and vLLM would fail when they look for CUDA",
+            mend="check `nvidia-smi` and CUDA_VISIBLE_DEVICES; without a GPU: bash train.sh --recipe cpu",
+        )
+        return
+    known = {gpu.index for gpu in cards}
+    wanted = {number for part in ("trainer", "retriever", "generator") for number in case.recipe.gpus.of(part) or []}
+    missing = sorted(wanted - known)
+    if missing or trainer.gpus > len(cards):
+        named = f"GPUs {missing} of the recipe are" if missing else f"trainer.gpus={trainer.gpus}: too many, they are"
+        yield error(
+            "gpus.too-few",
+            what=f"{named} not among the {len(cards)} visible ones",
+            why="Ray waits for a GPU that never comes, and a service placed on it finds no CUDA device",
+            mend="change trainer.gpus and gpus.trainer/retriever/generator, or CUDA_VISIBLE_DEVICES",
+        )
+    yield from _each(case)
+
+
+def _each(case: Case) -> Iterator[Finding]:
+    cards = case.machine.gpus
+    used = {number for part in ("trainer", "retriever", "generator") for number in case.placed(part)}
+    for gpu in cards:
+        if gpu.index in used and gpu.total - gpu.free > DRIVER + (512 << 20):
+            yield error(
+                "gpus.busy",
+                what=f"GPU {gpu.index} ({gpu.name}) has {gib(gpu.total - gpu.free)} in use by others",
+                why="vLLM takes a share of all of a card's memory, and fails where that is not free",
+                mend=f"nvidia-smi -i {gpu.index} shows whose it is; stop that, or take it out of CUDA_VISIBLE_DEVICES",
+            )
+        if gpu.index in used and gpu.capability is not None and gpu.capability < OLDEST:
+            yield error(
+                "gpus.too-old",
+                what=f"GPU {gpu.index} ({gpu.name}) has compute capability {gpu.capability[0]}.{gpu.capability[1]}",
+                why="bfloat16 and flash-attention 2 need 8.0 (A100, RTX 30) or newer",
+                mend="take it out of CUDA_VISIBLE_DEVICES",
+            )
+    trainers = [gpu for gpu in cards if gpu.index in case.placed("trainer")]
+    if len({gpu.total for gpu in trainers}) > 1:
+        yield warning(
+            "gpus.unequal",
+            what="the trainer's GPUs have different memory: " + ", ".join(gib(gpu.total) for gpu in trainers),
+            why="every rank holds an equal share: the smallest card decides, the others are partly idle",
+            mend="place gpus.trainer on equal cards",
+        )
+    yield from _driver(case)
+
+
+def _driver(case: Case) -> Iterator[Finding]:
+    host = case.machine.host
+    if host is None or host.cuda is None:
+        return
+    needed = DRIVERS.get(int(host.cuda.partition(".")[0]))
+    for driver in sorted({gpu.driver for gpu in case.machine.gpus if gpu.driver}):
+        found = tuple(map(int, re.findall(r"\d+", driver)[:3]))
+        if needed and found < needed[: len(found)]:
+            yield error(
+                "gpus.driver",
+                what=f"the NVIDIA driver is {driver}, torch is built for CUDA {host.cuda}",
+                why=f"CUDA {host.cuda} needs driver {'.'.join(map(str, needed))} or newer: torch would find no device",
+                mend="update the driver, or install a torch built for an older CUDA",
+            )

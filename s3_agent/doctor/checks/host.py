@@ -1,0 +1,93 @@
+"""Limits and surroundings of the machine that end a run late: files, shared memory, proxies, left-over Rays, clock."""
+
+from collections.abc import Iterator, Mapping
+
+from s3_agent.doctor.case import Case
+from s3_agent.doctor.findings import Finding, error, warning
+from s3_agent.doctor.machine import GIB
+from s3_agent.doctor.memory import gib
+
+FILES_AT_REST, FILES_A_ROLLOUT = 512, 4
+THREADS_AT_REST, THREADS_A_WORKER = 2048, 16
+DAY_S = 86400
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+
+
+def check_host(case: Case) -> Iterator[Finding]:
+    """What the operating system allows and what is left over on it."""
+    if case.machine.host is None:
+        return
+    yield from _limits(case)
+    yield from _shared_memory(case)
+    yield from _proxies(case.machine.host.environment)
+    yield from _left_over(case)
+
+
+def _limits(case: Case) -> Iterator[Finding]:
+    host, recipe = case.machine.host, case.recipe
+    assert host is not None
+    at_once = min(recipe.workers.processes * recipe.workers.concurrency, recipe.trainer.rollouts_per_step)
+    files = FILES_AT_REST + FILES_A_ROLLOUT * at_once
+    if host.open_files < files:
+        yield error(
+            "host.open-files",
+            what=f"a process may open {host.open_files} files, {at_once} rollouts at a time need about {files}",
+            why="gateway and workers hold several connections for each rollout; beyond the limit all of them fail",
+            mend=f"ulimit -n {max(65536, files)}",
+        )
+    threads = THREADS_AT_REST + THREADS_A_WORKER * recipe.workers.processes + 16 * host.cores
+    if host.processes is not None and host.processes < threads:
+        yield error(
+            "host.processes",
+            what=f"this user may have {host.processes} processes and threads, a run has about {threads}",
+            why="Ray, torch and vLLM start a thread a core each, and end without saying why when they can not",
+            mend=f"ulimit -u {max(32768, threads)}",
+        )
+
+
+def _shared_memory(case: Case) -> Iterator[Finding]:
+    host = case.machine.host
+    assert host is not None
+    needed = (8 if case.cuda and case.recipe.trainer.gpus > 1 else 1) * GIB
+    if host.shm_free is not None and host.shm_free < needed:
+        report = error if case.cuda and case.recipe.trainer.gpus > 1 else warning
+        yield report(
+            "host.shared-memory",
+            what=f"/dev/shm has {gib(host.shm_free)} free, a run wants {gib(needed)}",
+            why="NCCL and Ray's object store live there: NCCL ends with a bus error, Ray falls back to the disk",
+            mend="docker run --shm-size=16g (or --ipc=host); on a host: mount -o remount,size=16g /dev/shm",
+        )
+
+
+def _proxies(environment: Mapping[str, str]) -> Iterator[Finding]:
+    named = {name.upper(): value for name, value in environment.items() if value}
+    excepted = {part.strip() for part in named.get("NO_PROXY", "").split(",")}
+    through = sorted(name for name in PROXIES if name in named)
+    if through and "*" not in excepted and not {"127.0.0.1", "localhost"} <= excepted:
+        yield warning(
+            "host.proxy",
+            what=f"{', '.join(through)} is set, and NO_PROXY does not name 127.0.0.1 and localhost",
+            why="our parts are told to leave loopback alone; what you start beside them (an agent, curl) is not, and "
+            "would ask the proxy for your own gateway",
+            mend="export NO_PROXY=127.0.0.1,localhost",
+        )
+
+
+def _left_over(case: Case) -> Iterator[Finding]:
+    host = case.machine.host
+    assert host is not None
+    if host.stray_rays and not case.recipe.ray.address:
+        pids = " ".join(map(str, host.stray_rays))
+        yield warning(
+            "host.stray-ray",
+            what=f"Ray daemons that no job owns are running (pid {pids})",
+            why="they hold GPU memory, ports and shared memory of a run that is gone",
+            mend=f"if they are yours: kill {pids}; to train on them: ray.address=…",
+        )
+    if host.newest_input is not None and host.newest_input > host.now + DAY_S:
+        yield error(
+            "host.clock",
+            what=f"the newest data file is {(host.newest_input - host.now) / DAY_S:.0f} days ahead of the clock",
+            why="with a clock that is behind, certificates are refused, and a run sorts before older ones",
+            mend="set the clock: timedatectl set-ntp true",
+        )

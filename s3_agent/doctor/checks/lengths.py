@@ -1,0 +1,107 @@
+"""Does the longest episode fit what the policy server takes and what the trainer keeps?"""
+
+from collections.abc import Iterator
+
+from s3_agent.doctor.case import Case
+from s3_agent.doctor.findings import Finding, error, warning
+from s3_agent.doctor.serving_memory import read_options
+from s3_agent.doctor.training import Training
+
+
+def check_lengths(case: Case) -> Iterator[Finding]:
+    """Token counts from the first prompt to the longest row."""
+    yield from _episode(case)
+    if (training := case.training) is not None:
+        yield from _kept(case, training)
+        yield from _served(case, training)
+    yield from _generator(case)
+
+
+def _episode(case: Case) -> Iterator[Finding]:
+    limits, prompt = case.recipe.agent.limits, case.first_prompt
+    if prompt is not None and prompt >= limits.max_context_tokens:
+        yield error(
+            "lengths.first-prompt",
+            what=f"a first prompt has {prompt} tokens, agent.limits.max_context_tokens is {limits.max_context_tokens}",
+            why="every such rollout fails before its first turn",
+            mend="raise agent.limits.max_context_tokens, or lower agent.limits.initial_topk",
+        )
+    if limits.max_observation_tokens is None:
+        return
+    turns = limits.generations * limits.max_new_tokens + limits.max_searches * limits.max_observation_tokens
+    if turns > limits.max_context_tokens:
+        yield warning(
+            "lengths.context",
+            what=f"{limits.generations} responses of {limits.max_new_tokens} and {limits.max_searches} observations of "
+            f"{limits.max_observation_tokens} tokens are {turns}, the context holds {limits.max_context_tokens}",
+            why="long episodes end before their last turn, and learn to be short for that reason alone",
+            mend=f"set agent.limits.max_context_tokens={turns} and trainer.response_tokens to as much, or lower "
+            "agent.limits.max_observation_tokens",
+        )
+
+
+def _kept(case: Case, training: Training) -> Iterator[Finding]:
+    limits, prompt = case.recipe.agent.limits, case.first_prompt
+    if prompt is not None and prompt > training.kept_prompt:
+        yield error(
+            "lengths.prompt-dropped",
+            what=f"a first prompt has {prompt} tokens, the trainer keeps {training.kept_prompt}",
+            why="AGL marks a row with a longer prompt as dropped: it is played and never trained on",
+            mend=f"set trainer.prompt_tokens={-(-prompt // 256) * 256}, or lower agent.limits.initial_topk",
+        )
+    if limits.max_context_tokens > training.kept_response:
+        yield error(
+            "lengths.response-cut",
+            what=f"an episode may have {limits.max_context_tokens} tokens, the trainer keeps "
+            f"{training.kept_response} of what follows the first prompt",
+            why="AGL cuts longer rows (`training/n_truncated_sample`): their last turns are never trained on",
+            mend="raise trainer.response_tokens and take trajectory_max_response_length out of trainer.verl",
+        )
+    budget = training.sequence_parallel * training.tokens_per_gpu
+    if training.dynamic and budget < training.length:
+        yield error(
+            "lengths.token-budget",
+            what=f"a micro batch holds {budget} tokens, the longest row has {training.length}",
+            why="verl asserts that every row fits a micro batch: the first long row ends the run",
+            mend=f"set trainer.tokens_per_gpu={training.length} or more",
+        )
+
+
+def _served(case: Case, training: Training) -> Iterator[Finding]:
+    limits, shape = case.recipe.agent.limits, case.shape("policy")
+    if training.max_model_len is not None and training.max_model_len < limits.max_context_tokens:
+        yield error(
+            "lengths.policy-server",
+            what=f"the policy server takes {training.max_model_len} tokens, an episode may have "
+            f"{limits.max_context_tokens}",
+            why="it refuses longer prompts: such rollouts are tried again until their deadline, and then lost",
+            mend="lower agent.limits.max_context_tokens, or raise rollout.max_model_len in trainer.verl",
+        )
+    if shape is not None and training.max_model_len is not None and training.max_model_len > shape.positions:
+        yield error(
+            "lengths.positions",
+            what=f"rollout.max_model_len is {training.max_model_len}, the policy has {shape.positions} positions",
+            why="verl refuses it when the policy server starts",
+            mend="lower trainer.prompt_tokens + trainer.response_tokens",
+        )
+
+
+def _generator(case: Case) -> Iterator[Finding]:
+    generator, shape = case.recipe.generator, case.shape("generator")
+    if not generator.hosted or not case.recipe.agent.asks_generator:
+        return
+    served = read_options(generator.serve).max_model_len
+    if served is not None and shape is not None and served > shape.positions:
+        yield error(
+            "lengths.generator-positions",
+            what=f"generator.serve asks for --max-model-len {served}, the model has {shape.positions} positions",
+            why="vLLM refuses to start",
+            mend=f"generator.serve: --max-model-len {shape.positions}",
+        )
+    if served is not None and generator.context_tokens is not None and generator.context_tokens > served:
+        yield error(
+            "lengths.generator-window",
+            what=f"generator.context_tokens is {generator.context_tokens}, its server takes {served}",
+            why="long selections would be refused by the server, and their rollouts fail",
+            mend=f"set generator.context_tokens={served}, or leave it out: the server is asked",
+        )

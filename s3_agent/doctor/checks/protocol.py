@@ -1,0 +1,89 @@
+"""Do the tokenizer, its chat template and the protocol's tags go together?
+
+The policy is spoken to in token ids and stopped by strings; what is read is the decoded text. A tag that does not
+survive its own tokens, a template that loses the message, or a tag that is a control token breaks every episode.
+"""
+
+from collections.abc import Iterator
+
+from s3_agent.agents.search_r1 import SearchR1Protocol
+from s3_agent.clients.tokenizer import Tokenizer
+from s3_agent.doctor.case import Case
+from s3_agent.doctor.findings import Finding, error
+from s3_agent.tags import INVALID_HINT, QUERY_END, observation
+from s3_agent.types import Passage
+
+_S3_TAGS = ("query", "information", "important_info", "search_complete", "question")
+_R1_TAGS = ("search", "information", "answer", "think")
+_PROBE = "What is the capital of France?"
+
+
+def check_protocol(case: Case) -> Iterator[Finding]:
+    """Tags, stop strings, observations and the chat template through the policy's own tokenizer."""
+    if (tokenizer := case.tokenizer) is None:
+        return
+    s3 = case.recipe.agent.name == "s3"
+    tags, stops = (_S3_TAGS, (QUERY_END,)) if s3 else (_R1_TAGS, SearchR1Protocol.stop)
+    written = [mark for tag in tags for mark in (f"<{tag}>", f"</{tag}>")]
+    broken = [text for text in written if tokenizer.decode(tokenizer.encode(text)) != text]
+    if broken:
+        yield error(
+            "protocol.tags",
+            what=f"the policy's tokenizer gives other text back for {', '.join(broken)}",
+            why="tags are read from decoded tokens: these are never found, and every response is invalid",
+            mend="use a model whose tokenizer keeps text as it is",
+        )
+    if forged := [text for text in written if any(control in text for control in tokenizer.control)]:
+        yield error(
+            "protocol.control-tags",
+            what=f"{', '.join(forged)} hold control tokens of the tokenizer",
+            why="passages are cleaned of control tokens, and so would the protocol be",
+            mend="use a model without these control tokens",
+        )
+    yield from _stops(tokenizer, stops)
+    yield from _template(tokenizer)
+    shown = observation([Passage(id="1", title='"A (b)"', text="Text: 1, 2 \u00e9.")]) + (INVALID_HINT if s3 else "")
+    if not broken and tokenizer.decode(tokenizer.encode(shown)) != shown:
+        yield error(
+            "protocol.observation",
+            what="an observation does not survive the policy's tokenizer",
+            why="the policy reads other whitespace or characters than the protocol has, and training rows differ",
+            mend="use a model whose tokenizer keeps text as it is",
+        )
+    model = case.shape("policy")
+    if case.vocabulary is not None and model is not None and case.vocabulary > model.vocab:
+        yield error(
+            "protocol.vocabulary",
+            what=f"the tokenizer has {case.vocabulary} tokens, the model's embedding {model.vocab}",
+            why="a token beyond the embedding is an index out of range on the GPU",
+            mend="put the tokenizer that belongs to the model into its folder",
+        )
+
+
+def _stops(tokenizer: Tokenizer, stops: tuple[str, ...]) -> Iterator[Finding]:
+    lost = [stop for stop in stops if stop not in tokenizer.decode(tokenizer.encode(f'{{"query": "x"}}{stop}\n\n'))]
+    if lost:
+        yield error(
+            "protocol.stop",
+            what=f"the stop strings {', '.join(lost)} are not in the text that their tokens decode to",
+            why="the policy server never stops there: every response runs to its limit",
+            mend="use a model whose tokenizer keeps text as it is",
+        )
+
+
+def _template(tokenizer: Tokenizer) -> Iterator[Finding]:
+    text = tokenizer.decode(tokenizer.chat(_PROBE))
+    if text.count(_PROBE) != 1:
+        yield error(
+            "protocol.template",
+            what=f"the chat template shows a user's message {text.count(_PROBE)} times",
+            why="the policy must read the question once",
+            mend="put the model's own chat_template.jinja into its folder",
+        )
+    elif not text.partition(_PROBE)[2].strip():
+        yield error(
+            "protocol.generation-prompt",
+            what="the chat template ends with the user's message",
+            why="without the assistant's header the policy continues the question instead of answering it",
+            mend="use a template that honours `add_generation_prompt`",
+        )

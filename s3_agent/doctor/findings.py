@@ -1,0 +1,53 @@
+"""What a check has to say: one shape for the text, for `--json` and for the tests."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class Severity(StrEnum):
+    """`error`: the run would fail or train on something else; `warning`: it may, or is slower than it could be."""
+
+    error = "error"
+    warning = "warning"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong. `mend` is a command or a setting that can be typed as it is written."""
+
+    id: str
+    what: str
+    why: str
+    mend: str
+    severity: Severity = Severity.error
+
+
+def warning(id: str, *, what: str, why: str, mend: str) -> Finding:
+    """A finding that does not keep a run from starting."""
+    return Finding(id=id, what=what, why=why, mend=mend, severity=Severity.warning)
+
+
+def error(id: str, *, what: str, why: str, mend: str) -> Finding:
+    """A finding with which no run is started."""
+    return Finding(id=id, what=what, why=why, mend=mend)
+
+
+def errors(findings: Sequence[Finding]) -> list[Finding]:
+    """Those with which no run is started."""
+    return [finding for finding in findings if finding.severity is Severity.error]
+
+
+def as_text(findings: Sequence[Finding]) -> str:
+    """The findings, errors first, four lines each."""
+    ordered = sorted(findings, key=lambda finding: finding.severity is not Severity.error)
+    return "\n".join(
+        f"{finding.severity}: {finding.what}  [{finding.id}]\n  why:  {finding.why}\n  mend: {finding.mend}"
+        for finding in ordered
+    )
+
+
+def as_rows(findings: Sequence[Finding]) -> list[dict[str, Any]]:
+    """The findings for JSON."""
+    return [asdict(finding) for finding in findings]

@@ -1,0 +1,171 @@
+"""What verl is told of training, read from the composed configuration: the numbers that the checks reckon with.
+
+The composed configuration is read, not the recipe, because `trainer.verl` may change any of it and verl has defaults of
+its own. verl's names are kept.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from s3_agent.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """Batches in questions and rows, lengths in tokens, memory shares from 0 to 1, sizes in bytes."""
+
+    model: str
+    gpus: int
+    nodes: int
+    train_batch_size: int
+    rollouts: int
+    mini_batch_size: int
+    max_update_times: int | None
+    micro_batch: int | None
+    log_prob_micro_batch: int | None
+    dynamic: bool
+    tokens_per_gpu: int
+    log_prob_tokens_per_gpu: int
+    sequence_parallel: int
+    prompt_tokens: int
+    response_tokens: int
+    kept_prompt: int
+    kept_response: int
+    level: str
+    max_model_len: int | None
+    model_dtype: str
+    compute_dtype: str
+    param_offload: bool
+    optimizer_offload: bool
+    checkpointing: bool
+    activation_offload: bool
+    remove_padding: bool
+    fused: bool
+    compiled: bool
+    entropy: bool
+    entropy_in_chunks: bool
+    entropy_recomputed: bool
+    reference: bool
+    lora_rank: int
+    fsdp_size: int
+    rollout_dtype: str
+    utilization: float
+    tensor_parallel: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    sleeps: bool
+    eager: bool
+    bucket: int
+    temperature: float
+    critic: bool
+    rollout_advantage: bool
+
+    @property
+    def rows(self) -> int:
+        """Rows of one batch when every rollout becomes one."""
+        return self.train_batch_size * self.rollouts
+
+    @property
+    def mini_batch_rows(self) -> int:
+        """Rows of one optimizer step."""
+        return self.mini_batch_size * self.rollouts
+
+    @property
+    def length(self) -> int:
+        """The longest row."""
+        return self.kept_prompt + self.kept_response
+
+    @property
+    def data_parallel(self) -> int:
+        """Ranks that see rows of their own."""
+        return max(1, self.gpus * self.nodes // self.sequence_parallel)
+
+    @property
+    def shards(self) -> int:
+        """Ranks among which weights, gradients and optimizer state are split."""
+        return self.fsdp_size if self.fsdp_size > 0 else self.gpus * self.nodes
+
+    def micro_batch_tokens(self) -> int:
+        """The most tokens that one GPU puts through the model in a training step."""
+        return self.tokens_per_gpu if self.dynamic else (self.micro_batch or 1) * self.length // self.sequence_parallel
+
+    def log_prob_tokens(self) -> int:
+        """The same where log-probs alone are computed."""
+        if self.dynamic:
+            return self.log_prob_tokens_per_gpu
+        return (self.log_prob_micro_batch or 1) * self.length // self.sequence_parallel
+
+
+def read_training(config: DictConfig) -> Training:
+    """What a composed configuration of verl and Agent Lightning says; their defaults where it is silent.
+
+    Raises ConfigError where it says too little.
+    """
+
+    def at(place: str, default: Any = None) -> Any:
+        found = OmegaConf.select(config, place)
+        return default if found is None else found
+
+    def must(place: str) -> Any:
+        if (found := at(place)) is None:
+            raise ConfigError(f"verl is told no {place}", remedy="take it out of trainer.verl")
+        return found
+
+    actor, rollout, fsdp = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.actor.fsdp_config"
+    trace = "agentlightning.trace_aggregator"
+    level = str(at(f"{trace}.level", "transition"))
+    merged = level.startswith("trajectory")
+    prompt, response = must("data.max_prompt_length"), must("data.max_response_length")
+    tokens = at(f"{actor}.ppo_max_token_len_per_gpu", 16384)
+    offloaded = at(f"{fsdp}.offload_policy", False)
+    return Training(
+        model=must("actor_rollout_ref.model.path"),
+        gpus=must("trainer.n_gpus_per_node"),
+        nodes=at("trainer.nnodes", 1),
+        train_batch_size=must("data.train_batch_size"),
+        rollouts=at(f"{rollout}.n", 1),
+        mini_batch_size=must(f"{actor}.ppo_mini_batch_size"),
+        max_update_times=at("agentlightning.max_ppo_update_times"),
+        micro_batch=at(f"{actor}.ppo_micro_batch_size_per_gpu"),
+        log_prob_micro_batch=at(f"{rollout}.log_prob_micro_batch_size_per_gpu"),
+        dynamic=at(f"{actor}.use_dynamic_bsz", False),
+        tokens_per_gpu=tokens,
+        log_prob_tokens_per_gpu=at(f"{rollout}.log_prob_max_token_len_per_gpu", tokens),
+        sequence_parallel=max(
+            at(f"{actor}.ulysses_sequence_parallel_size", 1), at(f"{fsdp}.ulysses_sequence_parallel_size", 1)
+        ),
+        prompt_tokens=prompt,
+        response_tokens=response,
+        kept_prompt=at(f"{trace}.trajectory_max_prompt_length", prompt) if merged else prompt,
+        kept_response=at(f"{trace}.trajectory_max_response_length", response) if merged else response,
+        level=level,
+        max_model_len=at(f"{rollout}.max_model_len"),
+        model_dtype=at(f"{fsdp}.model_dtype", "fp32"),
+        compute_dtype=at(f"{fsdp}.mixed_precision.param_dtype", "bf16"),
+        param_offload=at(f"{fsdp}.param_offload", False) or offloaded,
+        optimizer_offload=at(f"{fsdp}.optimizer_offload", False) or offloaded,
+        checkpointing=at("actor_rollout_ref.model.enable_gradient_checkpointing", True),
+        activation_offload=at("actor_rollout_ref.model.enable_activation_offload", False),
+        remove_padding=at("actor_rollout_ref.model.use_remove_padding", True),
+        fused=at("actor_rollout_ref.model.use_fused_kernels", False),
+        compiled=at(f"{fsdp}.use_torch_compile", True) and at(f"{actor}.use_torch_compile", True),
+        entropy=at(f"{actor}.calculate_entropy", True) or at(f"{actor}.entropy_coeff", 0) != 0,
+        entropy_in_chunks=at(f"{fsdp}.entropy_from_logits_with_chunking", False),
+        entropy_recomputed=at(f"{fsdp}.entropy_checkpointing", False),
+        reference=at(f"{actor}.use_kl_loss", False) or at("algorithm.use_kl_in_reward", False),
+        lora_rank=at("actor_rollout_ref.model.lora_rank", 0),
+        fsdp_size=at(f"{fsdp}.fsdp_size", -1),
+        rollout_dtype=at(f"{rollout}.dtype", "bfloat16"),
+        utilization=at(f"{rollout}.gpu_memory_utilization", 0.5),
+        tensor_parallel=at(f"{rollout}.tensor_model_parallel_size", 1),
+        max_num_seqs=at(f"{rollout}.max_num_seqs", 1024),
+        max_num_batched_tokens=at(f"{rollout}.max_num_batched_tokens", 8192),
+        sleeps=at(f"{rollout}.free_cache_engine", True) and at(f"{rollout}.enable_sleep_mode", True),
+        eager=at(f"{rollout}.enforce_eager", False),
+        bucket=at(f"{rollout}.checkpoint_engine.update_weights_bucket_megabytes", 2048) << 20,
+        temperature=at(f"{rollout}.temperature", 1.0),
+        critic=at("algorithm.adv_estimator") == "gae",
+        rollout_advantage=at("algorithm.enable_rollout_level_advantage", True),
+    )

