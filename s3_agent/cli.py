@@ -14,6 +14,8 @@ import typer
 from retrieval_server.indexing.command import app as index_app
 from s3_agent.agents.settings import AgentName
 from s3_agent.errors import S3AgentError
+from s3_agent.launch.data_command import app as data_app
+from s3_agent.launch.data_command import prepare
 from s3_agent.recipe import load_recipe
 
 app = typer.Typer(
@@ -25,6 +27,7 @@ app = typer.Typer(
 rag_cache_app = typer.Typer(no_args_is_help=True, help="Naive-RAG answers, by which training tasks are filtered.")
 app.add_typer(rag_cache_app, name="rag-cache")
 app.add_typer(index_app, name="index")
+app.add_typer(data_app, name="data")
 
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A YAML file, or the name of a shipped recipe.")]
 Overrides = Annotated[
@@ -50,6 +53,9 @@ def train(
     overrides: Overrides = None,
     recipe: RecipeOption = "cpu",
     name: Annotated[str | None, typer.Option(help="Name of the run's folder; default: recipe and time.")] = None,
+    allow_mismatch: Annotated[
+        bool, typer.Option("--allow-mismatch", help="Take a RAG cache that other parts made; the run records it.")
+    ] = False,
 ) -> None:
     """Train a search agent end to end: retriever, generator, gateway, workers and trainer, each a process of its own.
 
@@ -58,7 +64,8 @@ def train(
     """
     from s3_agent.launch.job import train_job
 
-    raise typer.Exit(train_job(load_recipe(recipe, overrides or []), name=name))
+    allowed = ["data.allow_mismatch=true"] if allow_mismatch else []
+    raise typer.Exit(train_job(load_recipe(recipe, [*(overrides or []), *allowed]), name=name))
 
 
 @app.command()
@@ -211,14 +218,13 @@ def rag_cache_build(
     overrides: Overrides = None,
     recipe: RecipeOption = "cpu",
     concurrency: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 16,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Answer also what is answered.")] = False,
 ) -> None:
-    """Answer every task with naive RAG and store the answers with their fingerprint.
+    """Answer every task with naive RAG and store the answers with their fingerprint: `data all`, under its older name.
 
-    Starts the retriever and the generator when they have no `url`.
+    Starts the retriever and the generator when they have no `url`. What is answered is kept; a killed call goes on.
     """
-    from s3_agent.launch.rag_cache import build_rag_cache
-
-    raise typer.Exit(build_rag_cache(load_recipe(recipe, overrides or []), concurrency=concurrency))
+    prepare(recipe, overrides, concurrency=concurrency, fresh=fresh)
 
 
 def _become(command: list[str]) -> None:

@@ -18,6 +18,7 @@ from s3_agent.agl.verl_config import TrainerRecipe
 from s3_agent.clients.generator import GeneratorSettings
 from s3_agent.clients.judge import JudgeSettings
 from s3_agent.clients.prompts import ContextLayout
+from s3_agent.data.sources import SourceSettings
 from s3_agent.errors import ConfigError
 from s3_agent.rollout.runner import AgentSettings
 
@@ -41,7 +42,10 @@ class _Section(BaseModel):
 class DataRecipe(_Section):
     """Corpus, tasks and the naive-RAG cache that filters the training tasks.
 
-    Naive RAG reads `rag_topk` passages, laid out like selected ones or as the original's lines (`rag_layout`).
+    Naive RAG reads `rag_topk` passages, laid out like selected ones or as the original's lines (`rag_layout`);
+    `retrieved_topk` are kept. With `sources`, `s3-agent data` makes these files out of published ones; without, they
+    are there. What it makes besides lies in `folder` (default: `prepared/data/<name>`). `allow_mismatch` trains with a
+    RAG cache that other parts made, and the run's `data.json` says so.
     """
 
     corpus: Path
@@ -51,13 +55,27 @@ class DataRecipe(_Section):
     rag_topk: int = Field(default=3, ge=1)
     rag_layout: ContextLayout = "selected"
     validation_size: int | None = Field(default=None, ge=1)
+    retrieved_topk: int = Field(default=12, ge=1)
+    allow_mismatch: bool = False
+    folder: Path | None = None
+    sources: SourceSettings | None = None
+
+    @model_validator(mode="after")
+    def _enough_retrieved(self) -> Self:
+        if self.retrieved_topk < self.rag_topk:
+            raise ValueError(f"retrieved_topk ({self.retrieved_topk}) is less than rag_topk ({self.rag_topk})")
+        return self
 
 
 class RetrieverRecipe(_Section):
-    """Our server over `data.corpus` on `port` (0: any free one), or a running one at `url`."""
+    """Our server over `data.corpus` on `port` (0: any free one), or a running one at `url`.
+
+    `backend` is a YAML file that says what index it is (`docs/retrieval.md`); without it, BM25.
+    """
 
     url: Url | None = None
     port: Port = 3000
+    backend: Path | None = None
 
 
 class GeneratorRecipe(GeneratorSettings):
@@ -128,6 +146,16 @@ class Recipe(_Section):
     workers: WorkersRecipe = Field(default_factory=WorkersRecipe)
     ray: RayRecipe = Field(default_factory=RayRecipe)
     trainer: TrainerRecipe = Field(default_factory=TrainerRecipe)
+
+    @property
+    def data_folder(self) -> Path:
+        """Where the data stages keep their manifests and what they make."""
+        return self.data.folder or self.prepared / "data" / self.name
+
+    @property
+    def index_folder(self) -> Path:
+        """Where our server's index is."""
+        return self.prepared / "index" / self.data.corpus.stem
 
     @model_validator(mode="after")
     def _rows_fit(self) -> Self:

@@ -62,7 +62,7 @@ else
 fi
 [[ $device == cpu || $device == cuda ]] || fail "S3_AGENT_DEVICE must be cpu or cuda, not '$device'."
 
-wanted=("--extra=train" "--extra=retriever" "--extra=dense" "--extra=$device")
+wanted=("--extra=train" "--extra=retriever" "--extra=dense" "--extra=data" "--extra=$device")
 stamp="$root/.venv/.s3-agent-setup"
 state=$(
     cat "$root/uv.lock" "$root/pyproject.toml" "$root/scripts/setup.sh" | cksum

@@ -37,8 +37,9 @@ def own_command(command: str, recipe: Path) -> list[str]:
 
 def retriever_command(recipe: Recipe, *, port: int) -> list[str]:
     """Our retrieval server over the recipe's corpus; it builds its index when that is missing."""
-    index = recipe.prepared / "index" / recipe.data.corpus.stem
-    options = ["--corpus", str(recipe.data.corpus), "--index", str(index), "--build", "--port", str(port)]
+    options = ["--corpus", str(recipe.data.corpus), "--index", str(recipe.index_folder), "--build", "--port", str(port)]
+    if recipe.retriever.backend is not None:
+        options += ["--backend", str(recipe.retriever.backend)]
     return [sys.executable, "-m", "retrieval_server", "--host", HOST, *options]
 
 

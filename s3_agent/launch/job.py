@@ -10,19 +10,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import httpx
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from retrieval_server.config import Bm25Settings
-from retrieval_server.corpus import Corpus
-from retrieval_server.indexing import expected_manifest
 from s3_agent.agl.train import KEY_VARIABLE
 from s3_agent.agl.verl_config import TrainerRecipe, TrainerSettings
-from s3_agent.data.rag_cache import Fingerprint, RagCache, beyond_rag
-from s3_agent.data.tasks import load_tasks, read_jsonl
+from s3_agent.data.prepared import prepare_tasks
+from s3_agent.data.tasks import read_jsonl
 from s3_agent.errors import ConfigError, LaunchError, S3AgentError
 from s3_agent.evaluation.report import closing_table
 from s3_agent.evaluation.summary import Summary, summarize
@@ -48,6 +44,7 @@ class Run:
         self.metrics = folder / "metrics.jsonl"
         self.episodes = folder / "episodes.jsonl"
         self.summary = folder / "summary.json"
+        self.data = folder / "data.json"
         self.policy = folder / "policy"
         self.train = folder / "train.jsonl"
         self.validation = folder / "validation.jsonl"
@@ -79,43 +76,6 @@ def scratch_run(recipe: Recipe) -> Iterator[Run]:
     run.write_recipe(recipe)
     yield run
     shutil.rmtree(folder)
-
-
-def prepare_tasks(recipe: Recipe) -> tuple[list[Task], list[Task]]:
-    """Training tasks that naive RAG can not answer, and validation tasks; both scored. Raises RagCacheError."""
-    train, validation = load_tasks(recipe.data.train), load_tasks(recipe.data.validation)
-    cache = RagCache.load(recipe.data.rag_cache, expected=rag_fingerprint(recipe))
-    train, validation = beyond_rag(cache.scored(train)), cache.scored(validation)
-    if len(train) < recipe.trainer.questions_per_step:
-        raise ConfigError(
-            f"{len(train)} training tasks are left that naive RAG does not answer, a step needs "
-            f"{recipe.trainer.questions_per_step}",
-            remedy="give more tasks in data.train, or lower trainer.questions_per_step",
-        )
-    return train, validation[: recipe.data.validation_size]
-
-
-def _index_identity(recipe: Recipe) -> dict[str, Any]:
-    """Which corpus and index answer: a running server of ours says it itself, another's is known by its address."""
-    if recipe.retriever.url is None:
-        return expected_manifest(Corpus(recipe.data.corpus), Bm25Settings())
-    response = httpx.get(recipe.retriever.url + "/readyz", timeout=10.0)
-    if response.status_code == 200 and "corpus" in (manifest := response.json()):
-        return manifest
-    return {"corpus": "unknown", "backend": recipe.retriever.url, "settings": {}}
-
-
-def rag_fingerprint(recipe: Recipe) -> Fingerprint:
-    """What this recipe's naive-RAG answers depend on."""
-    index = _index_identity(recipe)
-    return Fingerprint.of(
-        corpus=index["corpus"],
-        retriever=json.dumps({"backend": index["backend"], **index["settings"]}),
-        topk=recipe.data.rag_topk,
-        generator=recipe.generator.client,
-        layout=recipe.data.rag_layout,
-        judge=recipe.judge,
-    )
 
 
 def resolve_ports(recipe: Recipe) -> Recipe:
@@ -268,7 +228,8 @@ def train_job(recipe: Recipe, *, name: str | None = None) -> int:
     started = time.monotonic()
     run = Run(recipe.runs / (name or f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
     require_external(recipe)
-    train, validation = prepare_tasks(recipe)
+    prepared = prepare_tasks(recipe)
+    train, validation = prepared.train, prepared.validation
     recipe = resolve_ports(recipe)
     if recipe.gateway.url and not recipe.gateway.key:
         raise ConfigError("a gateway of your own needs its key", remedy="set gateway.key=…")
@@ -278,6 +239,9 @@ def train_job(recipe: Recipe, *, name: str | None = None) -> int:
     run.create()
     gateway_url = commands.gateway_url(recipe)
     _write_inputs(recipe, run, train, validation, gateway_url)
+    run.data.write_text(prepared.record.model_dump_json(indent=1), encoding="utf-8")
+    for difference in prepared.record.mismatch:
+        console.print(f"the RAG cache was made with other parts, and this run allows it: {difference}", highlight=False)
     console.print(
         f"run {run.folder}: {recipe.trainer.steps} steps, {len(train)} training tasks that naive RAG does not answer, "
         f"{len(validation)} validation tasks",

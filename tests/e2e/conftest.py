@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from s3_agent.data.prepared import rag_fingerprint
 from s3_agent.data.rag_cache import RagCache
 from s3_agent.data.tasks import load_tasks, read_jsonl
 from s3_agent.embedded import RAG_CACHE, TRAIN
 from s3_agent.launch.commands import generator_url, retriever_url
-from s3_agent.launch.job import Run, rag_fingerprint, resolve_ports, service_parts
+from s3_agent.launch.job import Run, resolve_ports, service_parts
 from s3_agent.launch.stack import Stack
 from s3_agent.recipe import load_recipe
 
