@@ -3,7 +3,8 @@
     python benchmarks/corpus.py [--passages 2000000] [--index]
 
 Passages are of wiki-18's form and length (a quoted title and 100 words) in a gzip file, as published. `--index` also
-builds BM25, whose memory is its own. Each part runs in a process of its own, so that a peak belongs to it. Prints one JSON object.
+builds BM25, whose memory is its own. Each part runs in a process of its own, so that a peak belongs to it. Prints one
+JSON object.
 """
 
 import argparse

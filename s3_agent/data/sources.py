@@ -36,8 +36,8 @@ INDEXES: dict[IndexName, Wanted] = {
 class SourceSettings(BaseModel):
     """What a recipe's data are made of. `sample` rows of a test set that has more are taken (spec §5.4; None: all).
 
-    `index` None: one is built here. `questions`: `sets` takes `train` and `test` by name, of FlashRAG or of MIRAGE; `s3`
-    and `search-r1` the rows that those projects publish.
+    `index` None: one is built here. `questions`: `sets` takes `train` and `test` by name, of FlashRAG or of MIRAGE;
+    `s3` and `search-r1` the rows that those projects publish.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -29,6 +29,14 @@ spawning = multiprocessing.get_context("forkserver")
 spawning.set_forkserver_preload(["s3_agent.launch.data_stages", "retrieval_server.indexing.command", "huggingface_hub"])
 
 
+def hub_at(url: str) -> dict[str, str]:
+    """What huggingface_hub takes from HF_ENDPOINT when it is imported."""
+    return {
+        "ENDPOINT": url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}",
+    }
+
+
 class Finder(FakeRetriever):
     """Finds the passage of the city that a question names."""
 
@@ -71,7 +79,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         url = stack.enter_context(serve(hub_app(hub)))
         retriever = stack.enter_context(serve(retriever_app(Finder())))
         answering = stack.enter_context(serve(generator_app(generator)))
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
+        for name, value in hub_at(url).items():
+            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
         monkeypatch.setattr("s3_agent.data.fetching.WAIT_S", 0.0)
         recipe = tmp_path / "recipe.yaml"
@@ -144,7 +153,9 @@ def _child(recipe: str, overrides: list[str], url: str, cache: str, events: int 
     from s3_agent.data.stages import Ledger, run_stages
     from s3_agent.launch.data_stages import DataStages
 
-    constants.ENDPOINT, constants.HF_HUB_CACHE, fetching.WAIT_S = url, cache, 0.0
+    for name, value in hub_at(url).items():
+        setattr(constants, name, value)
+    constants.HF_HUB_CACHE, fetching.WAIT_S = cache, 0.0
     resolved = load_recipe(recipe, overrides)
     count = 0
 
