@@ -10,14 +10,14 @@ from collections.abc import Iterable, Iterator, KeysView, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from s3_agent.data.files import cut_torn_line, dump, partial_of, room_kept
+from s3_agent.data.files import cut_torn_line, dump, room_kept
 
 
 class Checkpoint:
     """Rows by id beside `path`, a context manager. Begun anew when those there have another `made_of`."""
 
     def __init__(self, path: Path, *, made_of: Mapping[str, Any]) -> None:
-        self._path = partial_of(path).with_suffix(".jsonl")
+        self._path = path.with_name(path.name + ".partial.jsonl")
         self._header = dump(made_of) + "\n"
         self._offsets: dict[str, int] = {}
 

@@ -85,7 +85,7 @@ def _continue(
         if not continued:
             moved(-there)
         with partial.open("ab" if continued else "wb") as file:
-            for block in response.iter_raw(_BLOCK):
+            for block in response.iter_raw():
                 file.write(block)
                 moved(len(block))
     if size is not None and (got := partial.stat().st_size) != size:

@@ -20,6 +20,7 @@ Report = Callable[[str, int, int], None]
 
 _CHUNK = 16 << 20
 _FLUSH_LINES = 10_000
+_SHOWN = 1 << 28
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -150,7 +151,8 @@ def sha256_of(path: Path, report: Report = silent) -> str:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
             done += len(chunk)
-            report(f"hashing {path.name}", done, size)
+            if size > _SHOWN:
+                report(f"hashing {path.name}", done, size)
     return digest.hexdigest()
 
 

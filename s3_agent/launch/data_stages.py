@@ -51,6 +51,10 @@ def services(recipe: Recipe, *names: str) -> Iterator[Recipe]:
     own = {name: getattr(recipe, name).model_copy(update={"port": 0}) for name in ("retriever", "generator")}
     recipe = resolve_ports(recipe.model_copy(update={**own, "gateway": GatewayRecipe(port=0)}))
     require_external(recipe)
+    ours = {"retriever": recipe.retriever.url is None, "generator": recipe.generator.hosted}
+    if not any(ours[name] for name in names):
+        yield recipe
+        return
     with scratch_run(recipe) as run:
         parts = [part for part in service_parts(recipe, run) if part.name in names]
         with Stack(parts, run_id=secrets.token_hex(8)) as stack:
