@@ -154,8 +154,8 @@ class Recipe(_Section):
 
     @property
     def index_folder(self) -> Path:
-        """Where our server's index is."""
-        return self.prepared / "index" / self.data.corpus.stem
+        """Where our server's index is: with the data that have a folder of their own."""
+        return self.data.folder / "index" if self.data.folder else self.prepared / "index" / self.data.corpus.stem
 
     @model_validator(mode="after")
     def _rows_fit(self) -> Self:

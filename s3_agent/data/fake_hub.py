@@ -130,8 +130,6 @@ def hub_app(hub: FakeHub) -> FastAPI:
                 yield sending[begin : begin + hub.block]
                 if hub.pause_s:
                     time.sleep(hub.pause_s)
-            if cut:
-                raise ConnectionError("the fake hub hangs up as it was told to")
 
         return StreamingResponse(blocks(), status_code=status, headers=headers)
 

@@ -1,8 +1,9 @@
 """`s3-agent data …`: each stage of preparing data, all of them, and files in and out."""
 
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -113,7 +114,19 @@ def import_command(
         typer.echo(f"data: {line}", err=True)
 
 
-Kind = Literal["rows", "rag-cache", "sequences"]
+class Kind(StrEnum):
+    """A published file."""
+
+    rows = "rows"
+    rag_cache = "rag-cache"
+    sequences = "sequences"
+
+
+class FormName(StrEnum):
+    """Whose rows."""
+
+    s3 = "s3"
+    search_r1 = "search-r1"
 
 
 @app.command("read")
@@ -137,12 +150,10 @@ def write_command(
     source: Annotated[Path, typer.Argument(help="Our file.")],
     target: Annotated[Path, typer.Argument(help="The published form.")],
     tasks: Annotated[list[Path] | None, typer.Option(help="Task files, for the golds of `sequences`.")] = None,
-    form: Annotated[
-        Literal["s3", "search-r1"] | None, typer.Option(help="For `rows`; default: as they came, else s3's.")
-    ] = None,
+    form: Annotated[FormName | None, typer.Option(help="For `rows`; default: as they came, else s3's.")] = None,
 ) -> None:
     """Write task rows, a RAG cache or retrieved passages in their published form."""
     from s3_agent.data.exchange import write_published
 
-    for line in write_published(kind, source, target, task_files=tasks or [], form=form):
+    for line in write_published(kind, source, target, task_files=tasks or [], form=form and form.value):
         typer.echo(f"data: {line}", err=True)

@@ -77,7 +77,9 @@ def import_own(
         }
     )
     recipe = recipe.model_copy(update={"name": into.name, "data": data})
-    written = OmegaConf.to_yaml(OmegaConf.create(recipe.model_dump(mode="json", exclude_none=True)))
+    written = OmegaConf.to_yaml(
+        OmegaConf.create(recipe.model_dump(mode="json", exclude_none=True, exclude={"gateway": {"key"}}))
+    )
     write_whole(into / "recipe.yaml", written)
     yield f"{count} passages, {len(train)} questions to train on, {len(held_out)} to validate on: {into}"
     if blank:
