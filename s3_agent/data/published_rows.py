@@ -5,14 +5,22 @@ A task row says what a task is. Whatever a published row holds beyond what follo
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from s3_agent.data.files import partial_of, room_kept
 from s3_agent.data.tables import Placed, Row
 from s3_agent.errors import DataError
 
-Form = Literal["s3", "search-r1"]
+
+class Form(StrEnum):
+    """Whose rows: s3's ground truth holds the question, Search-R1's only the target."""
+
+    S3 = "s3"
+    SEARCH_R1 = "search-r1"
+
+
 ABILITY = "fact-reasoning"
 LEFT = "published"
 
@@ -58,7 +66,7 @@ def _prompt(row: Row) -> str | None:
 def _follows(task: Row, form: Form) -> Row:
     """The published row as far as it follows from a task row."""
     golds, question = list(task["golden_answers"]), task["question"]
-    truth = {"question": question, "target": golds, "gt_docs": []} if form == "s3" else {"target": golds}
+    truth = {"question": question, "target": golds, "gt_docs": []} if form is Form.S3 else {"target": golds}
     row = {
         "id": task["id"].removeprefix(f"{task['data_source']}/"),
         "question": question,
@@ -76,7 +84,7 @@ def form_of(row: Row) -> Form:
     """Whose row it is: s3's ground truth holds the question."""
     model = row.get("reward_model")
     truth = model.get("ground_truth") if isinstance(model, dict) else None
-    return "search-r1" if isinstance(truth, dict) and "question" not in truth else "s3"
+    return Form.SEARCH_R1 if isinstance(truth, dict) and "question" not in truth else Form.S3
 
 
 def to_task(row: Row, place: str) -> Row:
@@ -110,7 +118,7 @@ def to_task(row: Row, place: str) -> Row:
 def to_published(task: Row, *, form: Form | None = None, split: str, index: int) -> Row:
     """The published row of a task row: as it came, or in `form`, of a `split` at an `index`, where it never was one."""
     kept = task.get(LEFT) or {}
-    follows = _follows(task, form or kept.get("form", "s3"))
+    follows = _follows(task, form or Form(kept.get("form", Form.S3)))
     if not kept:
         return {**follows, "extra_info": {"split": split, "index": index}}
     fields = kept.get("fields", {})

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from s3_agent.data.published_rows import Form
 from s3_agent.recipe import load_recipe
 
 app = typer.Typer(no_args_is_help=True, help="From nothing, or from your own files, to a training set.")
@@ -122,13 +123,6 @@ class Kind(StrEnum):
     sequences = "sequences"
 
 
-class FormName(StrEnum):
-    """Whose rows."""
-
-    s3 = "s3"
-    search_r1 = "search-r1"
-
-
 @app.command("read")
 def read_command(
     kind: Annotated[Kind, typer.Argument(help="`rows`: Parquet of s3 or Search-R1; or one of s3's JSON files.")],
@@ -150,10 +144,10 @@ def write_command(
     source: Annotated[Path, typer.Argument(help="Our file.")],
     target: Annotated[Path, typer.Argument(help="The published form.")],
     tasks: Annotated[list[Path] | None, typer.Option(help="Task files, for the golds of `sequences`.")] = None,
-    form: Annotated[FormName | None, typer.Option(help="For `rows`; default: as they came, else s3's.")] = None,
+    form: Annotated[Form | None, typer.Option(help="For `rows`; default: as they came, else s3's.")] = None,
 ) -> None:
     """Write task rows, a RAG cache or retrieved passages in their published form."""
     from s3_agent.data.exchange import write_published
 
-    for line in write_published(kind, source, target, task_files=tasks or [], form=form and form.value):
+    for line in write_published(kind, source, target, task_files=tasks or [], form=form):
         typer.echo(f"data: {line}", err=True)

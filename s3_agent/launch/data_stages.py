@@ -39,8 +39,8 @@ from s3_agent.launch.stack import Stack
 from s3_agent.recipe import GatewayRecipe, Recipe
 from s3_agent.types import Task
 
-# For the sizes that a dry run tells beforehand, on the safe side: English text is about three times its gzip file, and a
-# BM25 index 0.46 of the embedded corpus.
+# For the sizes that a dry run tells beforehand, on the safe side: English text is about three times its gzip file, and
+# a BM25 index 0.46 of the embedded corpus.
 GZIP_RATIO = 3.5
 BM25_RATIO = 0.5
 AT_A_TIME = 8

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from s3_agent.data.exchange import read_published, write_published
 from s3_agent.data.published_json import import_sequences, render_contexts, split_contexts
-from s3_agent.data.published_rows import form_of, to_published, to_task
+from s3_agent.data.published_rows import Form, form_of, to_published, to_task
 from s3_agent.data.questions import Dropped, mirage_questions, sampled, usable
 from s3_agent.data.rag_cache import RagCache
 from s3_agent.data.tasks import load_tasks
@@ -84,9 +84,9 @@ def test_numpy_lists_of_pandas_are_lists(tmp_path: Path) -> None:
 
 def test_a_task_that_was_never_published_is_written_in_the_form_asked_for() -> None:
     task = {"id": "nq/test_3", "question": "q", "golden_answers": ["a"], "data_source": "nq"}
-    row = to_published(task, form="search-r1", split="test", index=3)
+    row = to_published(task, form=Form.SEARCH_R1, split="test", index=3)
     assert row["id"] == "test_3" and row["extra_info"] == {"split": "test", "index": 3}
-    assert form_of(row) == "search-r1" and form_of(to_published(task, split="test", index=3)) == "s3"
+    assert form_of(row) is Form.SEARCH_R1 and form_of(to_published(task, split="test", index=3)) is Form.S3
 
 
 def test_a_row_that_is_none_says_what_it_has() -> None:
