@@ -12,119 +12,13 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from s3_agent.data.fetching import fetch, git_blob_sha1
 from s3_agent.data.files import Report, write_whole
+from s3_agent.data.hub import HubFile, Wanted, listed
 from s3_agent.data.stages import Ledger, Need, Stage
 from s3_agent.errors import DataError
 
 AT_A_TIME = 4
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Wanted(_Frozen):
-    """Files of one hub data set, by patterns."""
-
-    repo: str
-    patterns: tuple[str, ...]
-    revision: str = "main"
-
-
-class HubFile(_Frozen):
-    """One listed file. `oid` is its SHA-256 where `lfs`, else git's SHA-1."""
-
-    repo: str
-    commit: str
-    path: str
-    size: int
-    oid: str
-    lfs: bool
-
-    @property
-    def name(self) -> str:
-        """Its name in a manifest."""
-        return f"{self.repo}/{self.path}"
-
-    def cached(self) -> Path | None:
-        """Where the hub's cache has it; None when it does not."""
-        from huggingface_hub import constants, try_to_load_from_cache
-
-        found = try_to_load_from_cache(
-            self.repo, self.path, cache_dir=constants.HF_HUB_CACHE, revision=self.commit, repo_type="dataset"
-        )
-        return Path(found) if isinstance(found, str) else None
-
-
-def _listed(wanted: Wanted) -> list[HubFile]:
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    if constants.HF_HUB_OFFLINE:
-        return _in_cache(wanted)
-    try:
-        api = HfApi(endpoint=constants.ENDPOINT)
-        info = api.dataset_info(wanted.repo, revision=wanted.revision, files_metadata=True)
-    except OfflineModeIsEnabled:
-        return _in_cache(wanted)
-    except (HfHubHTTPError, OSError, RuntimeError) as cause:
-        raise DataError(
-            f"the data set {wanted.repo} can not be listed at {constants.ENDPOINT}: {cause}",
-            remedy="check the connection, HF_ENDPOINT and HF_TOKEN; with HF_HUB_OFFLINE=1 the cache alone is used",
-        ) from cause
-    except Exception as cause:
-        # The hub's HTTP library is another from one of its releases to the next, and so are its errors.
-        if "http" not in type(cause).__module__:
-            raise
-        raise DataError(
-            f"{constants.ENDPOINT} does not answer: {cause}", remedy="check the connection and HF_ENDPOINT"
-        ) from cause
-    return [
-        HubFile(
-            repo=wanted.repo,
-            commit=str(info.sha),
-            path=file.rfilename,
-            size=int(file.size or 0),
-            oid=str(file.lfs.sha256 if file.lfs else file.blob_id),
-            lfs=file.lfs is not None,
-        )
-        for file in sorted(info.siblings or [], key=lambda file: file.rfilename)
-        if any(fnmatch(file.rfilename, pattern) for pattern in wanted.patterns)
-    ]
-
-
-def _in_cache(wanted: Wanted) -> list[HubFile]:
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        folder = Path(
-            snapshot_download(
-                wanted.repo,
-                repo_type="dataset",
-                revision=wanted.revision,
-                allow_patterns=list(wanted.patterns),
-                cache_dir=constants.HF_HUB_CACHE,
-                local_files_only=True,
-            )
-        )
-    except LocalEntryNotFoundError as cause:
-        raise DataError(
-            f"HF_HUB_OFFLINE is set and {wanted.repo} is not in the cache {constants.HF_HUB_CACHE}",
-            remedy="fetch it once with a connection, or point HF_HOME at a cache that has it",
-        ) from cause
-    files = []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name, oid = path.relative_to(folder).as_posix(), path.resolve().name
-        if any(fnmatch(name, pattern) for pattern in wanted.patterns):
-            size = path.stat().st_size
-            files.append(
-                HubFile(repo=wanted.repo, commit=folder.name, path=name, size=size, oid=oid, lfs=len(oid) == 64)
-            )
-    return files
 
 
 class Downloads:
@@ -147,16 +41,20 @@ class Downloads:
             pass  # there is none yet, or it is of other wishes
         files = []
         for wanted in self._wanted:
-            listed = _listed(wanted)
+            found = listed(wanted)
             for pattern in wanted.patterns:
-                if not any(fnmatch(file.path, pattern) for file in listed):
+                if not any(fnmatch(file.path, pattern) for file in found):
                     raise DataError(
                         f"{wanted.repo} has no file {pattern}", remedy="it may have moved: look at the data set's page"
                     )
-            files += listed
+            files += found
         plan = {"wanted": asked, "files": [file.model_dump(mode="json") for file in files]}
         write_whole(self._plan, json.dumps(plan, indent=1))
         return files
+
+    def of(self, repos: set[str]) -> list[HubFile]:
+        """The wanted files of some data sets."""
+        return [file for file in self.files() if file.repo in repos]
 
     def paths(self, repo: str, pattern: str = "*") -> list[Path]:
         """Fetched files of one data set, in the order of their names. Raises DataError for one that is not there."""

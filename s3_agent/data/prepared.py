@@ -11,8 +11,9 @@ from pydantic import BaseModel
 from retrieval_server.config import Bm25Settings, read_index_settings
 from retrieval_server.errors import RetrievalError
 from retrieval_server.indexing import expected_manifest, open_corpus
+from s3_agent.data.fingerprint import Fingerprint
 from s3_agent.data.questions import Dropped
-from s3_agent.data.rag_cache import Fingerprint, RagCache, beyond_rag
+from s3_agent.data.rag_cache import RagCache, beyond_rag
 from s3_agent.data.tasks import load_tasks
 from s3_agent.errors import ConfigError
 from s3_agent.recipe import Recipe

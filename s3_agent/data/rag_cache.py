@@ -4,81 +4,21 @@ s3 trains on what naive RAG can not answer and reports the gain beyond it, so a 
 generator or prompt would silently change the task: it is refused, with the part that differs (promise 4).
 """
 
-import asyncio
-import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
-from s3_agent.agents.base import normalize_question, retrieval_query
-from s3_agent.clients.chat_model import Message
-from s3_agent.clients.generator import Generator, GeneratorSettings
-from s3_agent.clients.judge import Judge, JudgeSettings, judge_messages
-from s3_agent.clients.prompts import ContextLayout, answer_messages
-from s3_agent.clients.retriever import Retriever
-from s3_agent.data.checkpoint import Checkpoint
+from s3_agent.agents.base import normalize_question
 from s3_agent.data.files import write_whole
+from s3_agent.data.fingerprint import Fingerprint
 from s3_agent.data.questions import Dropped
 from s3_agent.errors import RagCacheError
-from s3_agent.rollout.scoring import check_answer
-from s3_agent.types import Passage, Task
+from s3_agent.types import Task
 
 YES_NO = {"yes", "no", "true", "false", "Yes", "No", "True", "False"}
 REBUILD = "build it for these parts: s3-agent rag-cache build --recipe …"
-
-
-def _digest(messages: Sequence[Message]) -> str:
-    return hashlib.sha256(json.dumps(messages).encode()).hexdigest()
-
-
-class Fingerprint(BaseModel):
-    """What a naive-RAG answer depends on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    corpus: str
-    retriever: str
-    topk: int
-    generator: str
-    max_tokens: int | None
-    prompt: str
-    judge: str = "span"
-
-    @classmethod
-    def of(
-        cls,
-        *,
-        corpus: str,
-        retriever: str,
-        topk: int,
-        generator: GeneratorSettings,
-        layout: ContextLayout = "selected",
-        judge: JudgeSettings | None = None,
-    ) -> Self:
-        """The fingerprint for a corpus hash, an index description, a generator and what checks its answers."""
-        probe = [Passage(id="0", title="title", text="text")]
-        prompt = _digest(answer_messages("question", probe, kind=generator.kind, layout=layout))
-        checked = "span"
-        if judge is not None and judge.rule != "span":
-            asked = _digest(judge_messages("question", "answer", ["gold"], judge.prompt))
-            checked = f"{judge.rule}:{judge.kind}:{judge.model}:{asked}"
-        return cls(
-            corpus=corpus,
-            retriever=retriever,
-            topk=topk,
-            generator=f"{generator.kind}:{generator.model}",
-            max_tokens=generator.max_tokens,
-            prompt=prompt,
-            judge=checked,
-        )
-
-    @property
-    def digest(self) -> str:
-        """A short name of it."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
 
 class RagAnswer(BaseModel):
@@ -168,84 +108,3 @@ def beyond_rag(tasks: Sequence[Task], dropped: Dropped | None = None) -> list[Ta
         else:
             kept.append(task)
     return kept
-
-
-async def naive_rag(
-    tasks: Sequence[Task],
-    *,
-    retriever: Retriever,
-    generator: Generator,
-    topk: int,
-    concurrency: int,
-    keep: Callable[[str, RagAnswer], None],
-    judge: Judge | None = None,
-) -> None:
-    """Answer every task from the top passages of its own question; each answer is handed to `keep` as it comes.
-
-    Raises the first RetrieverError, GeneratorError or JudgeError and gives up the rest.
-    """
-    waiting = iter(tasks)
-
-    async def work() -> None:
-        for task in waiting:
-            passages = await retriever.retrieve(retrieval_query(task.question), topk=topk)
-            text = await generator.answer(task.question, await generator.fit(task.question, passages))
-            accuracy = await check_answer(task, text, judge=judge)
-            answer = RagAnswer(
-                question=normalize_question(task.question),
-                answer=text,
-                score=int(accuracy.value),
-                em_score=int(accuracy.metrics["exact_match"]),
-                data_source=task.data_source,
-            )
-            keep(task.id, answer)
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(concurrency):
-                group.create_task(work())
-    except ExceptionGroup as failed:
-        raise failed.exceptions[0] from failed
-
-
-async def complete_cache(
-    tasks: Sequence[Task],
-    path: Path,
-    fingerprint: Fingerprint,
-    *,
-    retriever: Retriever,
-    generator: Generator,
-    concurrency: int,
-    done: Callable[[int, int], None],
-    judge: Judge | None = None,
-    fresh: bool = False,
-) -> RagCache:
-    """The cache of these tasks at `path`; only what is missing there is asked for.
-
-    What a call that was killed has under the same fingerprint is kept, and so is the file's, unless `fresh`. Raises
-    what `naive_rag` raises, and keeps the answers that came before.
-    """
-    with Checkpoint(path, made_of=fingerprint.model_dump()) as checkpoint:
-        before = None if fresh else RagCache.there(path, fingerprint)
-        answers = dict(before.answers) if before else {}
-        answers |= {row.pop("id"): RagAnswer.model_validate(row) for row in checkpoint.rows(checkpoint.ids)}
-        missing = RagCache(fingerprint=fingerprint, answers=answers).missing(tasks)
-
-        def keep(name: str, answer: RagAnswer) -> None:
-            checkpoint.add(name, answer.model_dump())
-            answers[name] = answer
-            done(len(answers), len(tasks))
-
-        await naive_rag(
-            missing,
-            retriever=retriever,
-            generator=generator,
-            topk=fingerprint.topk,
-            concurrency=concurrency,
-            keep=keep,
-            judge=judge,
-        )
-        cache = RagCache(fingerprint=fingerprint, answers={task.id: answers[task.id] for task in tasks})
-        cache.save(path)
-        checkpoint.remove()
-    return cache

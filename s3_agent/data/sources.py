@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from s3_agent.data.downloads import Wanted
+from s3_agent.data.hub import Wanted
 
 GITHUB_RAW = "https://raw.githubusercontent.com"
 MIRAGE_FILE = "Teddy-XiongGZ/MIRAGE/main/benchmark.json"

@@ -43,7 +43,7 @@ def prepare(
     concurrency: int = 16,
     fresh: bool = False,
 ) -> None:
-    """Run the stages of a recipe up to one, or that one alone. Raises S3AgentError."""
+    """Run the stages of a recipe that are not done, or one of them alone. Raises S3AgentError."""
     from retrieval_server.indexing.command import shown_progress
     from s3_agent.data.stages import Ledger, run_stages
     from s3_agent.launch.data_stages import DataStages

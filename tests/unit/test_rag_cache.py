@@ -8,9 +8,11 @@ import pytest
 
 from s3_agent.clients.fakes import FakeGenerator, FakeRetriever
 from s3_agent.clients.generator import GeneratorSettings
-from s3_agent.data import rag_cache
+from s3_agent.data import fingerprint as fingerprints
 from s3_agent.data.checkpoint import Checkpoint
-from s3_agent.data.rag_cache import Fingerprint, RagAnswer, RagCache, beyond_rag, naive_rag
+from s3_agent.data.fingerprint import Fingerprint
+from s3_agent.data.naive_rag import complete_cache, naive_rag
+from s3_agent.data.rag_cache import RagAnswer, RagCache, beyond_rag
 from s3_agent.embedded import RAG_CACHE, TRAIN, VALIDATION
 from s3_agent.errors import GeneratorError, RagCacheError, RetrieverError
 from s3_agent.types import Passage, Task
@@ -66,7 +68,7 @@ def test_each_part_that_differs_is_named(path: Path, changes: dict[str, Any], fi
 
 
 def test_another_prompt_is_another_fingerprint(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rag_cache, "answer_messages", lambda *_, **__: [{"role": "user", "content": "x"}])
+    monkeypatch.setattr(fingerprints, "answer_messages", lambda *_, **__: [{"role": "user", "content": "x"}])
     with pytest.raises(RagCacheError, match="prompt is"):
         RagCache.load(path, expected=fingerprint())
 
@@ -161,7 +163,7 @@ async def test_a_service_that_fails_ends_it_with_its_own_error() -> None:
 
 async def complete(tasks: list[Task], path: Path, generator: FakeGenerator, **options: Any) -> RagCache:
     parts: dict[str, Any] = {"retriever": FakeRetriever(default=[NORWAY]), "done": lambda *_: None, "concurrency": 2}
-    return await rag_cache.complete_cache(tasks, path, fingerprint(), generator=generator, **parts | options)
+    return await complete_cache(tasks, path, fingerprint(), generator=generator, **parts | options)
 
 
 async def test_an_interrupted_build_asks_only_for_what_is_missing(tmp_path: Path) -> None:
