@@ -24,11 +24,13 @@ WORDS = [f"word{number}" for number in range(50_000)]
 
 
 def generate(path: Path, passages: int) -> None:
-    """Write the source file."""
+    """Write the source file: each text is another slice of one long row of words."""
     chance = random.Random(0)
+    words = chance.choices(WORDS, k=2_000_000)
     with gzip.open(path, "wt", compresslevel=1, encoding="utf-8") as file:
         for number in range(passages):
-            text = " ".join(chance.choices(WORDS, k=100))
+            begin = chance.randrange(len(words) - 100)
+            text = " ".join(words[begin : begin + 100])
             file.write(json.dumps({"id": str(number), "contents": f'"Title {number}"\n{text}'}) + "\n")
 
 

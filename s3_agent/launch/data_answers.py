@@ -35,9 +35,15 @@ AT_A_TIME = 8
 
 @contextmanager
 def services(recipe: Recipe, *names: str) -> Iterator[Recipe]:
-    """The recipe with these services running, those that are ours at free ports. Raises LaunchError."""
-    own = {name: getattr(recipe, name).model_copy(update={"port": 0}) for name in ("retriever", "generator")}
-    recipe = resolve_ports(recipe.model_copy(update={**own, "gateway": GatewayRecipe(port=0)}))
+    """The recipe with these services running, those that are ours at free ports; others may be down.
+
+    Raises LaunchError.
+    """
+    sections: dict[str, Any] = {"gateway": GatewayRecipe(port=0)}
+    for name in ("retriever", "generator"):
+        unneeded = {} if name in names else {"url": None}
+        sections[name] = getattr(recipe, name).model_copy(update={"port": 0, **unneeded})
+    recipe = resolve_ports(recipe.model_copy(update=sections))
     require_external(recipe)
     ours = {"retriever": recipe.retriever.url is None, "generator": recipe.generator.hosted}
     if not any(ours[name] for name in names):

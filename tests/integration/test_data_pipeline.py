@@ -367,6 +367,14 @@ def test_an_edited_output_is_made_again_and_so_is_what_follows(world: World, tmp
     assert manifests(folder) == before
 
 
+def test_a_stage_needs_no_service_but_its_own(world: World, tmp_path: Path) -> None:
+    down = "generator.url=http://127.0.0.1:9/v1"
+    for stage in ("download", "corpus", "index", "questions", "retrieve"):
+        prepare(world, tmp_path / "data", down, wanted=stage)
+    with pytest.raises(S3AgentError, match="the generator at"):
+        prepare(world, tmp_path / "data", down, wanted="rag-cache")
+
+
 def test_a_generator_that_fails_midway_keeps_what_was_answered(world: World, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     for stage in ("download", "corpus", "index", "questions", "retrieve"):
