@@ -356,6 +356,25 @@ def test_the_embedded_default_is_ready_in_seconds_and_then_does_nothing(tmp_path
     assert "everything is there; no work was done" in second and ": done" not in second
 
 
+def test_the_worked_example_leaves_questions_to_train_on(tmp_path: Path) -> None:
+    """The commands of examples/s3/custom_corpus, our own retriever included; the generator alone is a fake."""
+    example, into = Path(__file__).parents[2] / "examples/s3/custom_corpus", tmp_path / "skerries"
+    data = [sys.executable, "-m", "s3_agent.cli", "data"]
+    files = ["--corpus", str(example / "documents"), "--questions", str(example / "questions.jsonl")]
+    subprocess.run([*data, "import", *files, "--into", str(into)], capture_output=True, check=True)
+    generator = FakeGenerator(lambda question, context: context)
+    with serve(generator_app(generator, context_tokens=100_000)) as url:
+        command = [*data, "all", "--recipe", str(into / "recipe.yaml"), f"generator.url={url}/v1"]
+        subprocess.run(command, capture_output=True, text=True, check=True)
+    assert {row["id"] for row in read_jsonl(into / "corpus.jsonl")} >= {
+        "arnholm.md",
+        "timetable.pdf",
+        "ferries/sild.txt",
+    }
+    told = json.loads((into / "manifests/tasks.json").read_text())["told"]
+    assert told["candidates"] == 58 and told["train"] >= 8, "a training step takes eight questions"
+
+
 def test_an_edited_output_is_made_again_and_so_is_what_follows(world: World, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     prepare(world, folder)
