@@ -15,6 +15,8 @@ from retrieval_server.indexing.command import app as index_app
 from s3_agent.agents.settings import AgentName
 from s3_agent.errors import S3AgentError
 from s3_agent.launch import evaluation_command
+from s3_agent.launch.data_command import app as data_app
+from s3_agent.launch.data_command import prepare
 from s3_agent.recipe import load_recipe, require_trainable
 
 app = typer.Typer(
@@ -29,6 +31,7 @@ app.add_typer(index_app, name="index")
 app.command("eval")(evaluation_command.evaluate)
 app.command()(evaluation_command.export)
 app.command()(evaluation_command.report)
+app.add_typer(data_app, name="data")
 
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A YAML file, or the name of a shipped recipe.")]
 Overrides = Annotated[
@@ -64,6 +67,9 @@ def train(
         bool, typer.Option("--dry-run", help="Print what would be started, with which files and disk, and stop.")
     ] = False,
     skip_doctor: Annotated[bool, typer.Option("--skip-doctor", help="Start whatever `s3-agent doctor` finds.")] = False,
+    allow_mismatch: Annotated[
+        bool, typer.Option("--allow-mismatch", help="Take a RAG cache that other parts made; the run records it.")
+    ] = False,
 ) -> None:
     """Train a search agent end to end: retriever, generator, gateway, workers and trainer, each a process of its own.
 
@@ -74,13 +80,14 @@ def train(
     from s3_agent.launch.plan import dry_run as show_plan
     from s3_agent.launch.twin import load_twin
 
+    overrides = [*(overrides or []), *(["data.allow_mismatch=true"] if allow_mismatch else [])]
     if resume is not None:
         if twin or dry_run:
             raise typer.BadParameter("--resume goes on with a run as it is: no --twin, no --dry-run")
         from s3_agent.launch.job import resume_job
 
-        raise typer.Exit(resume_job(resume, overrides or []))
-    settings = load_twin(recipe, overrides or []) if twin else load_recipe(recipe, overrides or [])
+        raise typer.Exit(resume_job(resume, overrides))
+    settings = load_twin(recipe, overrides) if twin else load_recipe(recipe, overrides)
     if dry_run:
         raise typer.Exit(show_plan(settings, extra=dry_run_lines))
     from s3_agent.launch.job import train_job
@@ -283,14 +290,13 @@ def rag_cache_build(
     overrides: Overrides = None,
     recipe: RecipeOption = "cpu",
     concurrency: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 16,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Answer also what is answered.")] = False,
 ) -> None:
-    """Answer every task with naive RAG and store the answers with their fingerprint.
+    """Answer every task with naive RAG and store the answers with their fingerprint: `data all`, under its older name.
 
-    Starts the retriever and the generator when they have no `url`.
+    Starts the retriever and the generator when they have no `url`. What is answered is kept; a killed call goes on.
     """
-    from s3_agent.launch.rag_cache import build_rag_cache
-
-    raise typer.Exit(build_rag_cache(load_recipe(recipe, overrides or []), concurrency=concurrency))
+    prepare(recipe, overrides, concurrency=concurrency, fresh=fresh)
 
 
 def _become(command: list[str]) -> None:

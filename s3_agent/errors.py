@@ -89,6 +89,12 @@ class GatewayError(BoundaryError):
         self.after_retry = after_retry
 
 
+class DataError(S3AgentError):
+    """Data could not be fetched, is not what it should be, or has no room on the disk."""
+
+    boundary = "data"
+
+
 class RagCacheError(S3AgentError):
     """The stored naive-RAG answers do not belong to this corpus, index, generator or prompt."""
 

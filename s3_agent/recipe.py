@@ -20,6 +20,7 @@ from s3_agent.agl.verl_config import TrainerRecipe
 from s3_agent.clients.generator import GeneratorSettings
 from s3_agent.clients.judge import JudgeSettings
 from s3_agent.clients.prompts import ContextLayout
+from s3_agent.data.sources import SourceSettings
 from s3_agent.errors import ConfigError, nearest
 from s3_agent.rollout.runner import AgentSettings
 
@@ -44,9 +45,11 @@ class _Section(BaseModel):
 class DataRecipe(_Section):
     """Corpus, tasks and the naive-RAG cache that filters the training tasks.
 
-    Naive RAG reads `rag_topk` passages, laid out like selected ones or as the original's lines (`rag_layout`). Without
-    a cache every training task is played, as Search-R1 does. `shuffle` orders each pass over the training tasks anew by
-    the recipe's seed.
+    Naive RAG reads `rag_topk` passages, laid out like selected ones or as the original's lines (`rag_layout`);
+    `retrieved_topk` are kept. Without a cache every training task is played, as Search-R1 does. `shuffle` orders each
+    pass over the training tasks anew by the recipe's seed. With `sources`, `s3-agent data` makes these files out of
+    published ones; without, they are there. What it makes besides lies in `folder` (default: `prepared/data/<name>`).
+    `allow_mismatch` trains with a RAG cache that other parts made, and the run's `data.json` says so.
     """
 
     corpus: Path
@@ -57,13 +60,24 @@ class DataRecipe(_Section):
     rag_topk: int = Field(default=3, ge=1)
     rag_layout: ContextLayout = "selected"
     validation_size: int | None = Field(default=None, ge=1)
+    retrieved_topk: int = Field(default=12, ge=1)
+    allow_mismatch: bool = False
+    folder: Path | None = None
+    sources: SourceSettings | None = None
+
+    @model_validator(mode="after")
+    def _enough_retrieved(self) -> Self:
+        if self.retrieved_topk < self.rag_topk:
+            raise ValueError(f"retrieved_topk ({self.retrieved_topk}) is less than rag_topk ({self.rag_topk})")
+        return self
 
 
 class RetrieverRecipe(_Section):
     """Our server over `data.corpus` on `port` (0: any free one), or a running one at `url`.
 
-    `index` is what it searches (docs/retrieval.md), in `folder`, which is `prepared/index/CORPUS` when it is not given.
-    A BM25 index that is missing is built at the start; a dense one takes hours and is built before.
+    `index` is what it searches (docs/retrieval.md), in `folder`; default: `index` in the data's own folder, or
+    `prepared/index/CORPUS`. A BM25 index that is missing is built at the start; a dense one takes hours and is built
+    before.
     """
 
     url: Url | None = None
@@ -198,6 +212,18 @@ class Recipe(_Section):
             return settings
         own = settings.model_dump(include={"name", "prompt", "limits"})
         return AgentSettings.model_validate({**own, **given, "limits": {**own["limits"], **given.get("limits", {})}})
+
+    @property
+    def data_folder(self) -> Path:
+        """Where the data stages keep their manifests and what they make."""
+        return self.data.folder or self.prepared / "data" / self.name
+
+    @property
+    def index_folder(self) -> Path:
+        """Where our server's index is."""
+        if self.retriever.folder is not None:
+            return self.retriever.folder
+        return self.data.folder / "index" if self.data.folder else self.prepared / "index" / self.data.corpus.stem
 
     @model_validator(mode="after")
     def _agents_fit(self) -> Self:

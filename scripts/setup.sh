@@ -99,7 +99,7 @@ if [[ $device == cuda ]]; then
     [[ $builds == cu130 || $builds == cu129 ]] || fail "S3_AGENT_CUDA must be cu130 or cu129, not '$builds'."
 fi
 
-wanted=("--extra=train" "--extra=retriever" "--extra=dense" "--extra=$device")
+wanted=("--extra=train" "--extra=retriever" "--extra=dense" "--extra=data" "--extra=$device")
 stamp="$root/.venv/.s3-agent-setup"
 state=$(
     cat "$root/uv.lock" "$root/pyproject.toml" "$root/scripts/setup.sh" | cksum

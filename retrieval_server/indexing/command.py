@@ -22,8 +22,8 @@ BackendOption = Annotated[Path | None, typer.Option(help="YAML: `kind: bm25`, `d
 
 
 @contextmanager
-def _shown() -> Iterator[Report]:
-    """A progress bar with the time left; each stage is a line. A RetrievalError ends the command with exit code 1."""
+def shown_progress() -> Iterator[Report]:
+    """A progress bar with the time left; each stage is a line."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
         tasks: dict[str, object] = {}
@@ -39,8 +39,9 @@ def _shown() -> Iterator[Report]:
 
 
 def _run[T](job: Callable[[Report], T]) -> T:
+    """The job's result; a RetrievalError ends the command with exit code 1."""
     try:
-        with _shown() as report:
+        with shown_progress() as report:
             return job(report)
     except RetrievalError as error:
         typer.echo(str(error), err=True)

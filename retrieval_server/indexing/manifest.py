@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from retrieval_server.config import Bm25Settings, DenseSettings, LuceneSettings, index_settings
-from retrieval_server.corpus import Corpus, Report, silent
+from retrieval_server.corpus import LINES_RECORD, Corpus, Report, silent
 from retrieval_server.errors import RetrievalError
 
 MANIFEST = "manifest.json"
@@ -48,11 +48,14 @@ def _sha256(path: Path, report: Report) -> str:
 
 
 def write_manifest(folder: Path, expected: dict[str, Any], described: dict[str, Any], report: Report = silent) -> None:
-    """The manifest of a folder whose other files are finished."""
+    """The manifest of a folder whose other files are finished.
+
+    The record of the corpus's lines holds a time of change and is no part of it: the same index has the same manifest.
+    """
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path, report)}
         for path in sorted(folder.iterdir())
-        if path.is_file() and path.name != MANIFEST
+        if path.is_file() and path.name not in (MANIFEST, LINES_RECORD)
     }
     text = json.dumps({**expected, **described, "files": files}, indent=1)
     partial = folder / (MANIFEST + ".partial")

@@ -17,6 +17,8 @@ from s3_agent.fitting import fit_passages
 from s3_agent.selection import SelectionRule, select_passages
 from s3_agent.types import Action, ActionKind, Episode, Passage, StopReason, Task, Turn
 
+OPTIONS = "\nOptions:"
+"""Goes before the options in a question of MIRAGE."""
 _REFUSALS = (400, 413, 422)
 _ENDS = {ActionKind.FINISH: StopReason.FINISHED, ActionKind.ANSWER: StopReason.ANSWERED}
 
@@ -80,9 +82,14 @@ class Agent(Protocol):
 
 
 def normalize_question(question: str) -> str:
-    """Strip, and end with a question mark (spec §1.8)."""
+    """Strip, and end with a question mark (spec §1.8); a question with options is only stripped."""
     question = question.strip()
-    return question if question.endswith("?") else question + "?"
+    return question if question.endswith("?") or OPTIONS in question else question + "?"
+
+
+def retrieval_query(question: str) -> str:
+    """What retrieves a task's first passages: the normalised question, without options (spec §5.2, §8.1)."""
+    return normalize_question(question).partition(OPTIONS)[0].rstrip()
 
 
 async def search(retriever: Retriever, query: str, question: str, *, topk: int) -> tuple[Passage, ...]:
@@ -200,5 +207,5 @@ class SearchAgent:
         if known is None:
             known = self._protocol.passages_in_data(task)
         if known is None:
-            known = await retriever.retrieve(normalize_question(task.question), topk=topk)
+            known = await retriever.retrieve(retrieval_query(task.question), topk=topk)
         return known[:topk]

@@ -1,1 +1,1 @@
-"""Tasks and what is prepared for them."""
+"""Tasks, corpora and what is prepared for a run: stages with manifests, published files in and out, the RAG cache."""

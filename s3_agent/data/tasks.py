@@ -11,13 +11,16 @@ from s3_agent.errors import ConfigError
 from s3_agent.types import Task
 
 
-def _numbered(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _lines(path: Path) -> Iterator[str]:
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8", newline="\n") as file:
+            yield from file
     except (OSError, UnicodeDecodeError) as cause:
         raise ConfigError(f"{path} can not be read: {cause}", remedy="give the path of a UTF-8 JSONL file") from cause
-    # Not splitlines(): it also splits at characters that JSON strings may hold, such as U+2028.
-    for number, line in enumerate(text.split("\n"), 1):
+
+
+def _numbered(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
         try:
@@ -29,9 +32,14 @@ def _numbered(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
 
 
+def iterate_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a JSONL file, one at a time. Raises ConfigError with the line at fault."""
+    return (row for _, row in _numbered(path))
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSONL file. Raises ConfigError with the line at fault."""
-    return [row for _, row in _numbered(path)]
+    return list(iterate_jsonl(path))
 
 
 def load_tasks(path: Path) -> list[Task]:

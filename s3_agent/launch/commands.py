@@ -39,21 +39,14 @@ def own_command(command: str, recipe: Path) -> list[str]:
 
 def retriever_command(recipe: Recipe, *, port: int) -> list[str]:
     """Our retrieval server over the recipe's corpus; a BM25 index that is missing is built first."""
-    folder = index_folder(recipe)
-    options = ["--corpus", str(recipe.data.corpus), "--index", str(folder), "--port", str(port)]
+    options = ["--corpus", str(recipe.data.corpus), "--index", str(recipe.index_folder), "--port", str(port)]
     options += ["--backend", str(backend_file(recipe))] + ["--build"] * (recipe.retriever.index.kind == "bm25")
     return [sys.executable, "-m", "retrieval_server", "--host", HOST, *options]
 
 
-def index_folder(recipe: Recipe) -> Path:
-    """Where the recipe's index is."""
-    return recipe.retriever.folder or recipe.prepared / "index" / recipe.data.corpus.stem
-
-
 def backend_file(recipe: Recipe) -> Path:
     """Where the settings of the recipe's index are, in the form that `index build` and the server take."""
-    folder = index_folder(recipe)
-    return folder.with_name(folder.name + ".yaml")
+    return recipe.index_folder.with_name(recipe.index_folder.name + ".yaml")
 
 
 def write_backend_file(recipe: Recipe) -> None:

@@ -23,6 +23,7 @@ from s3_agent.clients.policy import CompletionsPolicy, NoPolicy, Policy
 from s3_agent.clients.prompts import answer_messages
 from s3_agent.clients.retriever import HttpRetriever
 from s3_agent.clients.tokenizer import load_tokenizer
+from s3_agent.data.prepared import index_identity
 from s3_agent.data.tasks import load_tasks
 from s3_agent.errors import GeneratorError
 from s3_agent.evaluation.contestants import Contestant, PolicyUnderTest, SamplingName
@@ -41,7 +42,6 @@ from s3_agent.launch.policies import contestants_of
 from s3_agent.launch.ports import HOST, reserve_port
 from s3_agent.launch.run import scratch_run
 from s3_agent.launch.stack import Interrupted, Stack
-from s3_agent.launch.tasks import index_identity
 from s3_agent.recipe import Recipe
 from s3_agent.types import Passage, Task
 

@@ -19,7 +19,6 @@ from s3_agent.data.tasks import load_tasks
 from s3_agent.doctor.case import IndexFacts, ModelFiles
 from s3_agent.doctor.serving_memory import DIMENSION, WIKI_18
 from s3_agent.errors import S3AgentError
-from s3_agent.launch.commands import index_folder
 from s3_agent.recipe import Recipe
 from s3_agent.types import Passage, Task
 
@@ -57,7 +56,7 @@ def open_corpus(recipe: Recipe, problems: Problems) -> Corpus | None:
     if recipe.retriever.url is not None:
         return None
     try:
-        return Corpus(recipe.data.corpus, lines=index_folder(recipe))
+        return Corpus(recipe.data.corpus, lines=recipe.index_folder)
     except RetrievalError as cause:
         problems["corpus"] = (str(cause).splitlines()[0], "bash data_process.sh, or set data.corpus")
         return None
@@ -108,7 +107,7 @@ def index_facts(recipe: Recipe, corpus: Corpus | None) -> IndexFacts | None:
     """The index of a retriever of ours: how large it is, and whether it is this corpus's with these settings."""
     if recipe.retriever.url is not None:
         return None
-    settings, folder = recipe.retriever.index, index_folder(recipe)
+    settings, folder = recipe.retriever.index, recipe.index_folder
     if settings.kind == "lucene" or (settings.kind == "dense" and settings.file is not None):
         path = settings.path if settings.kind == "lucene" else settings.file
         problem = None if path is not None and path.exists() else f"the index {path} is not there"
@@ -142,5 +141,7 @@ def first_prompt(
         ordinary = sorted(rows, key=lambda row: len(row.text))[len(rows) // 2]
         passages = [Passage(id=ordinary.id, title=ordinary.title, text=ordinary.text)] * limits.initial_topk
     task = max(train[:SAMPLE], key=lambda task: len(task.question))
-    protocol = S3Protocol(recipe.agent.prompt) if recipe.agent.name == "s3" else SearchR1Protocol("instruct")
+    prompt = recipe.agent.prompt
+    is_s3 = recipe.agent.name == "s3" and prompt != "double_template"  # which is DeepRetrieval's alone
+    protocol = S3Protocol(prompt) if is_s3 else SearchR1Protocol("instruct")
     return len(tokenizer.chat(protocol.message(task, passages, tokenizer.control)))

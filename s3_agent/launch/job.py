@@ -17,6 +17,7 @@ from rich.console import Console
 from s3_agent.agl.train import KEY_VARIABLE
 from s3_agent.agl.verl_config import TrainerRecipe, TrainerSettings
 from s3_agent.clients.http import bearer
+from s3_agent.data.prepared import prepare_tasks
 from s3_agent.data.tasks import read_jsonl
 from s3_agent.errors import ConfigError, LaunchError
 from s3_agent.evaluation.report import closing_table
@@ -29,7 +30,7 @@ from s3_agent.launch.progress import Progress
 from s3_agent.launch.resume import end_leftovers, rewind
 from s3_agent.launch.run import Run
 from s3_agent.launch.stack import Interrupted, Stack
-from s3_agent.launch.tasks import prepare_tasks, write_tasks
+from s3_agent.launch.tasks import write_tasks
 from s3_agent.recipe import Recipe, load_recipe, require_trainable
 from s3_agent.rollout.episode_log import EpisodeRecord
 
@@ -163,7 +164,8 @@ def _train(recipe: Recipe, run: Run, *, resumed: bool) -> int:
     if recipe.policy.mode != "tokens":
         raise ConfigError("chat messages carry no token ids to train on", remedy="leave policy.mode=tokens")
     require_external(recipe)
-    train, validation = prepare_tasks(recipe)
+    prepared = prepare_tasks(recipe)
+    train, validation = prepared.train, prepared.validation
     with ExitStack() as held:
         if resumed:
             held.enter_context(run.held())
@@ -180,6 +182,9 @@ def _train(recipe: Recipe, run: Run, *, resumed: bool) -> int:
         generation = len(run.started_ids())
         write_tasks(recipe, run, train, validation)
         run.write_recipe(recipe)
+        run.data.write_text(prepared.record.model_dump_json(indent=1), encoding="utf-8")
+        for difference in prepared.record.mismatch:
+            _say(f"the RAG cache was made with other parts, and this run allows it: {difference}")
         settings = trainer_settings(recipe, run, validation_size=len(validation), generation=generation, done=done)
         run.trainer.write_text(settings.model_dump_json(indent=1), encoding="utf-8")
         _say(

@@ -13,7 +13,7 @@ from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from s3_agent.launch.commands import index_folder, retriever_command, vllm_command
+from s3_agent.launch.commands import retriever_command, vllm_command
 from s3_agent.launch.gpus import shared_with
 from s3_agent.launch.parts import service_parts, training_parts
 from s3_agent.launch.run import Run
@@ -106,7 +106,7 @@ def _files(recipe: Recipe) -> list[File]:
     if data.rag_cache is not None:
         files.append(File("RAG cache", data.rag_cache))
     if recipe.retriever.url is None:
-        files.append(File("index", index_folder(recipe)))
+        files.append(File("index", recipe.index_folder))
     return files
 
 

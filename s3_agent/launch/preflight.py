@@ -6,6 +6,7 @@ the index are the launcher's. Whatever can not be read becomes a finding: gather
 
 from retrieval_server.config import DenseSettings
 from s3_agent.agl.verl_config import TrainerRecipe, TrainerSettings, settings_alone, trainer_config
+from s3_agent.data.prepared import rag_fingerprint
 from s3_agent.doctor.case import Case, IndexFacts, ModelFiles
 from s3_agent.doctor.host_snapshot import pins, this_machine
 from s3_agent.doctor.machine import Machine
@@ -16,7 +17,6 @@ from s3_agent.embedded import generator as embedded_generator
 from s3_agent.errors import ConfigError
 from s3_agent.launch import inputs
 from s3_agent.launch.commands import gateway_url
-from s3_agent.launch.tasks import rag_fingerprint
 from s3_agent.recipe import Recipe
 
 

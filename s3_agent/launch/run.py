@@ -28,6 +28,7 @@ class Run:
         self.policy = folder / "policy"
         self.train = folder / "train.jsonl"
         self.validation = folder / "validation.jsonl"
+        self.data = folder / "data.json"
         self.trainer = folder / "trainer.json"
         self.sockets = folder / "sockets.json"
         self.generations = folder / "generations.json"

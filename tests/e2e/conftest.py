@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from s3_agent.data.prepared import rag_fingerprint
 from s3_agent.data.rag_cache import RagCache
 from s3_agent.data.tasks import load_tasks, read_jsonl
 from s3_agent.embedded import RAG_CACHE, TRAIN
@@ -18,7 +19,6 @@ from s3_agent.launch.job import resolve_ports
 from s3_agent.launch.parts import service_parts
 from s3_agent.launch.run import Run
 from s3_agent.launch.stack import Stack
-from s3_agent.launch.tasks import rag_fingerprint
 from s3_agent.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]

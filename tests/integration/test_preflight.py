@@ -71,7 +71,7 @@ def test_a_cache_of_another_corpus_is_found(tmp_path: Path) -> None:
     other.write_text("\n".join(CORPUS.read_text(encoding="utf-8").splitlines()[:-1]), encoding="utf-8")
     problems = found(f"data.corpus={other}")
     assert set(problems) == {"rag-cache.fingerprint"}
-    assert "another corpus" in problems["rag-cache.fingerprint"]
+    assert "corpus is" in problems["rag-cache.fingerprint"]
 
 
 def test_a_cache_of_another_generator_is_found() -> None:

@@ -8,8 +8,11 @@ import pytest
 
 from s3_agent.clients.fakes import FakeGenerator, FakeRetriever
 from s3_agent.clients.generator import GeneratorSettings
-from s3_agent.data import rag_cache
-from s3_agent.data.rag_cache import Fingerprint, RagAnswer, RagCache, beyond_rag, naive_rag
+from s3_agent.data import fingerprint as fingerprints
+from s3_agent.data.checkpoint import Checkpoint
+from s3_agent.data.fingerprint import Fingerprint
+from s3_agent.data.naive_rag import complete_cache, naive_rag
+from s3_agent.data.rag_cache import RagAnswer, RagCache, beyond_rag
 from s3_agent.embedded import RAG_CACHE, TRAIN, VALIDATION
 from s3_agent.errors import GeneratorError, RagCacheError, RetrieverError
 from s3_agent.types import Passage, Task
@@ -65,7 +68,7 @@ def test_each_part_that_differs_is_named(path: Path, changes: dict[str, Any], fi
 
 
 def test_another_prompt_is_another_fingerprint(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rag_cache, "answer_messages", lambda *_, **__: [{"role": "user", "content": "x"}])
+    monkeypatch.setattr(fingerprints, "answer_messages", lambda *_, **__: [{"role": "user", "content": "x"}])
     with pytest.raises(RagCacheError, match="prompt is"):
         RagCache.load(path, expected=fingerprint())
 
@@ -120,20 +123,19 @@ def test_the_filter_drops_yes_no_questions_and_what_naive_rag_answers() -> None:
 NORWAY = Passage(id="1", title="Norway", text="krone")
 
 
-async def naive(tasks: list[Task], **fakes: Any) -> tuple[dict[str, RagAnswer], list[int]]:
-    finished: list[int] = []
+async def naive(tasks: list[Task], **fakes: Any) -> dict[str, RagAnswer]:
+    answers: dict[str, RagAnswer] = {}
     parts: dict[str, Any] = {"retriever": FakeRetriever(default=[NORWAY]), "generator": FakeGenerator("The krone")}
-    answers = await naive_rag(tasks, topk=3, concurrency=2, done=finished.append, **parts | fakes)
-    return answers, finished
+    await naive_rag(tasks, topk=3, concurrency=2, keep=answers.__setitem__, **parts | fakes)
+    return answers
 
 
 async def test_naive_rag_asks_for_the_question_itself_and_scores() -> None:
     retriever = FakeRetriever(default=[NORWAY])
     tasks = [task("a"), task("b", "euro")]
-    answers, finished = await naive(tasks, retriever=retriever)
+    answers = await naive(tasks, retriever=retriever)
     assert [(each.score, each.em_score) for each in answers.values()] == [(1, 1), (0, 0)]
     assert sorted(retriever.queries) == [("a?", 3), ("b?", 3)]
-    assert finished == [1, 1]
 
 
 async def test_naive_rag_keeps_to_its_concurrency() -> None:
@@ -157,6 +159,65 @@ async def test_a_service_that_fails_ends_it_with_its_own_error() -> None:
         await naive([task("a"), task("b")], generator=FakeGenerator("x", failures=1))
     with pytest.raises(RetrieverError):
         await naive([task("a")], retriever=FakeRetriever(failures=1))
+
+
+async def complete(tasks: list[Task], path: Path, generator: FakeGenerator, **options: Any) -> RagCache:
+    parts: dict[str, Any] = {"retriever": FakeRetriever(default=[NORWAY]), "done": lambda *_: None, "concurrency": 2}
+    return await complete_cache(tasks, path, fingerprint(), generator=generator, **parts | options)
+
+
+async def test_an_interrupted_build_asks_only_for_what_is_missing(tmp_path: Path) -> None:
+    class Tired(FakeGenerator):
+        async def answer(self, question: str, passages: Any) -> str:
+            self.failures = 100 if len(self.calls) >= 3 else 0
+            return await super().answer(question, passages)
+
+    tasks, path = [task(str(number)) for number in range(8)], tmp_path / "cache.json"
+    with pytest.raises(GeneratorError):
+        await complete(tasks, path, Tired("krone"))
+    assert not path.exists()
+    generator = FakeGenerator("krone")
+    cache = await complete(tasks, path, generator)
+    assert len(generator.calls) == 5
+    assert list(cache.answers) == [task.id for task in tasks], "in the order of the tasks, whatever came first"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["cache.json"]
+
+
+async def test_a_torn_line_of_a_killed_build_is_asked_again(tmp_path: Path) -> None:
+    path = tmp_path / "cache.json"
+    with Checkpoint(path, made_of=fingerprint().model_dump()) as checkpoint:
+        checkpoint.add("a", answer("a?", 1).model_dump())
+    [partial] = tmp_path.iterdir()
+    partial.write_bytes(partial.read_bytes() + b'{"id": "b", "quest')
+    generator = FakeGenerator("krone")
+    await complete([task("a"), task("b")], path, generator)
+    assert [question for question, _ in generator.calls] == ["b?"]
+
+
+async def test_answers_of_other_parts_are_not_taken(tmp_path: Path) -> None:
+    path = tmp_path / "cache.json"
+    with Checkpoint(path, made_of=fingerprint(topk=8).model_dump()) as checkpoint:
+        checkpoint.add("a", answer("a?", 1).model_dump())
+    RagCache(fingerprint=fingerprint(corpus="c2"), answers={"b": answer("b?", 0)}).save(path)
+    generator = FakeGenerator("krone")
+    await complete([task("a"), task("b")], path, generator)
+    assert len(generator.calls) == 2
+
+
+async def test_new_and_reworded_questions_are_answered_the_rest_is_kept(path: Path) -> None:
+    generator = FakeGenerator("krone")
+    tasks = [task("a"), task("b").model_copy(update={"question": "another?"}), task("c")]
+    cache = await complete(tasks, path, generator)
+    assert sorted(question for question, _ in generator.calls) == ["another?", "c?"]
+    assert cache.answers["a"] == CACHE.answers["a"]
+    await complete(tasks, path, generator, fresh=True)
+    assert len(generator.calls) == 5
+
+
+def test_a_published_answer_that_failed_is_missing() -> None:
+    failed = RagAnswer(question="a?", answer=None, score=0, em_score=0)
+    with pytest.raises(RagCacheError, match="1 of 1"):
+        RagCache(fingerprint=None, answers={"a": failed}).scored([task("a")])
 
 
 def test_the_embedded_cache_covers_the_embedded_tasks() -> None:

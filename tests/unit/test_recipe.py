@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from retrieval_server.config import DenseSettings
 from s3_agent.errors import ConfigError
 from s3_agent.recipe import EXAMPLES, load_recipe
 
@@ -210,3 +211,25 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="no recipe 'gpu9'") as caught:
         load_recipe("gpu9")
     assert "cpu" in caught.value.remedy
+
+
+def test_the_published_data_of_the_documentation_are_a_recipe(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    block = (root / "docs/data.md").read_text(encoding="utf-8").partition("```yaml\n")[2].partition("```")[0]
+    path = tmp_path / "wiki18.yaml"
+    path.write_text("name: wiki18\npolicy: {model: m}\ngenerator: {model: g}\n" + block)
+    recipe = load_recipe(str(path))
+    assert recipe.data.sources is not None
+    assert [wanted.repo for wanted in recipe.data.sources.wanted] == [
+        "PeterJinGo/wiki-18-corpus",
+        "PeterJinGo/wiki-18-e5-index",
+        "RUC-NLPIR/FlashRAG_datasets",
+    ]
+    settings = recipe.retriever.index
+    assert isinstance(settings, DenseSettings) and settings.encoder.query_prefix == "query: "
+    assert settings.file == recipe.data_folder / "e5_Flat.index"
+
+
+def test_a_published_index_of_another_corpus_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the published index e5-flat is of wiki-18"):
+        load_recipe("cpu", ["data.sources.corpus=medcorp", "data.sources.index=e5-flat"])

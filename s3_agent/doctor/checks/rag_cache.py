@@ -12,24 +12,18 @@ def check_rag_cache(case: Case) -> Iterator[Finding]:
     if cache is None:
         return
     rebuild = "s3-agent rag-cache build --recipe " + case.recipe.name
-    if wanted is not None:
-        stored, expected = cache.fingerprint.model_dump(), wanted.model_dump()
-        different = [key for key in expected if stored[key] != expected[key]]
-        if different:
-            yield error(
-                "rag-cache.fingerprint",
-                what=f"{path} was made with another {', '.join(different)}",
-                why="tasks would be filtered, and the gain beyond RAG reckoned, by another system's answers",
-                mend=rebuild,
-            )
+    if wanted is not None and not case.recipe.data.allow_mismatch and (different := cache.differences(wanted)):
+        yield error(
+            "rag-cache.fingerprint",
+            what=f"{path} was made with other parts: {'; '.join(different)}",
+            why="tasks would be filtered, and the gain beyond RAG reckoned, by another system's answers",
+            mend=rebuild,
+        )
     tasks = (*(case.train or ()), *(case.validation or ()))
-    missing = [
-        task.id for task in tasks if (hit := cache.answers.get(task.id)) is None or hit.question != task.question
-    ]
-    if missing:
+    if missing := cache.missing(tasks):
         yield error(
             "rag-cache.tasks",
-            what=f"{len(missing)} of {len(tasks)} tasks are not in {path}, the first is {missing[0]!r}",
+            what=f"{len(missing)} of {len(tasks)} tasks are not in {path}, the first is {missing[0].id!r}",
             why="a task without its naive-RAG answer can neither be filtered nor compared",
             mend=rebuild,
         )

@@ -1,0 +1,181 @@
+"""Files that survive a kill at any point: written beside their place, renamed when whole, known by their hash.
+
+Every stage of the data pipeline writes through this module, so there is one answer to a full disk and one to a process
+that died in the middle of a line.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from s3_agent.errors import DataError
+
+Report = Callable[[str, int, int], None]
+"""Takes (what, done, total); total 0: not known."""
+
+_CHUNK = 16 << 20
+_FLUSH_LINES = 10_000
+_SHOWN = 1 << 28
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Reports nothing."""
+
+
+@contextmanager
+def room_kept(folder: Path) -> Iterator[None]:
+    """Turns the operating system's error for a full or read-only disk into a DataError; what was written stays."""
+    try:
+        yield
+    except OSError as cause:
+        if cause.errno is None:
+            raise
+        raise DataError(
+            f"{cause.filename or folder} can not be written: {cause.strerror}",
+            remedy="make room, or point `prepared` at another disk, then run the same command: what is done is kept",
+        ) from cause
+
+
+def partial_of(path: Path) -> Path:
+    """Where a file grows until it is whole."""
+    return path.with_name(path.name + ".partial")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file in one piece: the old one or the new one, never a half. Raises DataError."""
+    partial = partial_of(path)
+    with room_kept(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+
+
+def dump(value: Any) -> str:
+    """JSON of one line that is the same for the same value."""
+    return json.dumps(value, ensure_ascii=False, separators=(", ", ": "))
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Write JSON lines in one piece; how many. Raises DataError."""
+    partial, count = partial_of(path), 0
+    with room_kept(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", encoding="utf-8") as file:
+            for row in rows:
+                file.write(dump(row) + "\n")
+                count += 1
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    return count
+
+
+def cut_torn_line(path: Path) -> int:
+    """Cut what follows the last newline of a file; how many lines are left, 0 for a file that is not there."""
+    if not path.exists():
+        return 0
+    lines = end = position = 0
+    with path.open("r+b") as file:
+        while chunk := file.read(_CHUNK):
+            if (last := chunk.rfind(b"\n")) >= 0:
+                end = position + last + 1
+            lines += chunk.count(b"\n")
+            position += len(chunk)
+        file.truncate(end)
+    return lines
+
+
+@contextmanager
+def grown(path: Path, *, made_of: Mapping[str, Any]) -> Iterator[Path]:
+    """Gives the partial file of `path`, which becomes `path` at the end; what a killed call left in it is still there.
+
+    `made_of` says what it is made of: what was begun of something else is removed. Raises DataError for a full disk.
+    """
+    partial, goal = partial_of(path), path.with_name(path.name + ".made-of")
+    with room_kept(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not goal.exists() or goal.read_text(encoding="utf-8") != dump(made_of):
+            partial.unlink(missing_ok=True)
+            write_whole(goal, dump(made_of))
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+        goal.unlink(missing_ok=True)
+
+
+def grow_rows(path: Path, rows: Iterable[Mapping[str, Any]], *, made_of: Mapping[str, Any], report: Report) -> int:
+    """Write JSON lines that may take hours: a killed call goes on behind the lines that it had written.
+
+    `rows` must come in the same order each time. Returns the number of rows; raises DataError.
+    """
+    with grown(path, made_of=made_of) as partial:
+        done = cut_torn_line(partial)
+        with partial.open("a", encoding="utf-8", buffering=1 << 20) as file:
+            for row in islice(rows, done, None):
+                file.write(dump(row) + "\n")
+                done += 1
+                if done % _FLUSH_LINES == 0:
+                    report(f"writing {path.name}", done, 0)
+    return done
+
+
+def join_parts(path: Path, parts: Sequence[Path], *, made_of: Mapping[str, Any], report: Report) -> int:
+    """Write the parts of a file one after another; how many bytes. A killed call goes on where it was."""
+    total = sum(part.stat().st_size for part in parts)
+    with grown(path, made_of=made_of) as partial, partial.open("ab") as joined:
+        begin = 0
+        for part in parts:
+            size = part.stat().st_size
+            with part.open("rb") as file:
+                file.seek(min(max(joined.tell() - begin, 0), size))
+                while chunk := file.read(_CHUNK):
+                    joined.write(chunk)
+                    report(f"writing {path.name}", joined.tell(), total)
+            begin += size
+    return total
+
+
+def sha256_of(path: Path, report: Report = silent) -> str:
+    """The hash of a file's bytes, all of them read."""
+    digest, done, size = hashlib.sha256(), 0, path.stat().st_size
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            done += len(chunk)
+            if size > _SHOWN:
+                report(f"hashing {path.name}", done, size)
+    return digest.hexdigest()
+
+
+class Hashes:
+    """Hashes of files, remembered in `record` as long as a file keeps its size and its time of change."""
+
+    def __init__(self, record: Path, *, forget: bool = False) -> None:
+        self._record = record
+        self._known: dict[str, list[Any]] = {}
+        if not forget and record.exists():
+            try:
+                self._known = json.loads(record.read_text(encoding="utf-8"))
+            except ValueError:
+                self._known = {}  # it only saves time
+
+    def of(self, path: Path, report: Report = silent) -> str | None:
+        """The hash of `path`; None when there is no such file."""
+        try:
+            stat = path.stat()
+        except FileNotFoundError:
+            return None
+        key, seen = str(path.resolve()), [stat.st_size, stat.st_mtime_ns]
+        if self._known.get(key, [])[:2] != seen:
+            self._known[key] = [*seen, sha256_of(path, report)]
+            write_whole(self._record, json.dumps(self._known, indent=1))
+        return self._known[key][2]

@@ -1,0 +1,114 @@
+"""Which files of a hub data set are wanted, and what the hub, or without a network its cache, says of them."""
+
+from fnmatch import fnmatch
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from s3_agent.errors import DataError
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Wanted(_Frozen):
+    """Files of one hub data set, by patterns."""
+
+    repo: str
+    patterns: tuple[str, ...]
+    revision: str = "main"
+
+
+class HubFile(_Frozen):
+    """One listed file. `oid` is its SHA-256 where `lfs`, else git's SHA-1."""
+
+    repo: str
+    commit: str
+    path: str
+    size: int
+    oid: str
+    lfs: bool
+
+    @property
+    def name(self) -> str:
+        """Its name in a manifest."""
+        return f"{self.repo}/{self.path}"
+
+    def cached(self) -> Path | None:
+        """Where the hub's cache has it; None when it does not."""
+        from huggingface_hub import constants, try_to_load_from_cache
+
+        found = try_to_load_from_cache(
+            self.repo, self.path, cache_dir=constants.HF_HUB_CACHE, revision=self.commit, repo_type="dataset"
+        )
+        return Path(found) if isinstance(found, str) else None
+
+
+def listed(wanted: Wanted) -> list[HubFile]:
+    """The wanted files by name. Raises DataError when they can not be listed."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    if constants.HF_HUB_OFFLINE:
+        return _in_cache(wanted)
+    try:
+        api = HfApi(endpoint=constants.ENDPOINT)
+        info = api.dataset_info(wanted.repo, revision=wanted.revision, files_metadata=True)
+    except OfflineModeIsEnabled:
+        return _in_cache(wanted)
+    except (HfHubHTTPError, OSError, RuntimeError) as cause:
+        raise DataError(
+            f"the data set {wanted.repo} can not be listed at {constants.ENDPOINT}: {cause}",
+            remedy="check the connection, HF_ENDPOINT and HF_TOKEN; with HF_HUB_OFFLINE=1 the cache alone is used",
+        ) from cause
+    except Exception as cause:
+        # The hub's HTTP library is another from one of its releases to the next, and so are its errors.
+        if "http" not in type(cause).__module__:
+            raise
+        raise DataError(
+            f"{constants.ENDPOINT} does not answer: {cause}", remedy="check the connection and HF_ENDPOINT"
+        ) from cause
+    return [
+        HubFile(
+            repo=wanted.repo,
+            commit=str(info.sha),
+            path=file.rfilename,
+            size=int(file.size or 0),
+            oid=str(file.lfs.sha256 if file.lfs else file.blob_id),
+            lfs=file.lfs is not None,
+        )
+        for file in sorted(info.siblings or [], key=lambda file: file.rfilename)
+        if any(fnmatch(file.rfilename, pattern) for pattern in wanted.patterns)
+    ]
+
+
+def _in_cache(wanted: Wanted) -> list[HubFile]:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(
+            snapshot_download(
+                wanted.repo,
+                repo_type="dataset",
+                revision=wanted.revision,
+                allow_patterns=list(wanted.patterns),
+                cache_dir=constants.HF_HUB_CACHE,
+                local_files_only=True,
+            )
+        )
+    except LocalEntryNotFoundError as cause:
+        raise DataError(
+            f"HF_HUB_OFFLINE is set and {wanted.repo} is not in the cache {constants.HF_HUB_CACHE}",
+            remedy="fetch it once with a connection, or point HF_HOME at a cache that has it",
+        ) from cause
+    files = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name, oid = path.relative_to(folder).as_posix(), path.resolve().name
+        if any(fnmatch(name, pattern) for pattern in wanted.patterns):
+            size = path.stat().st_size
+            files.append(
+                HubFile(repo=wanted.repo, commit=folder.name, path=name, size=size, oid=oid, lfs=len(oid) == 64)
+            )
+    return files

@@ -1,0 +1,196 @@
+"""Stages of preparing data: each knows what its files are made of, and a manifest written last says that it is done.
+
+A manifest holds inputs and outputs with their hashes and no time or place, so two machines that prepare the same data
+write the same manifests, and so does a run that was killed and started again.
+"""
+
+import fcntl
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from s3_agent.data.files import Hashes, Report, silent, write_whole
+from s3_agent.errors import DataError
+
+FORMAT = 1
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Bytes that a stage fetches and writes, by the folder that they go to."""
+
+    download: int = 0
+    disk: Mapping[Path, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One step. Its callables are asked when it is its turn, since they read what earlier stages wrote.
+
+    `made_of` is all that its outputs depend on, JSON alone; `outputs` are its files by a name without a machine's path;
+    `work` makes them and returns what is worth telling, for the manifest.
+    """
+
+    name: str
+    made_of: Callable[[], dict[str, Any]]
+    outputs: Callable[[], Mapping[str, Path]]
+    work: Callable[[Report], dict[str, Any]]
+    need: Callable[[], Need] = Need
+    missing: Callable[[], Sequence[Path]] = tuple
+    """Files of earlier stages that are not there yet: then nothing can be said about this one."""
+
+
+class Ledger:
+    """The manifests of one data folder. Used by one process at a time (`held`)."""
+
+    def __init__(self, folder: Path, *, verify: bool = False) -> None:
+        self.folder = folder
+        self.hashes = Hashes(folder / "manifests" / "seen.json", forget=verify)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other processes out of the folder. Raises DataError when one is in; a killed one is not."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as cause:
+                raise DataError(
+                    f"another process prepares {self.folder}", remedy="wait for it, or stop it: what it did is kept"
+                ) from cause
+            yield
+
+    def path(self, stage: str) -> Path:
+        """Where the manifest of a stage is."""
+        return self.folder / "manifests" / f"{stage}.json"
+
+    def read(self, stage: str) -> dict[str, Any] | None:
+        """The manifest of a stage; None when it was never finished, or its manifest is not one."""
+        try:
+            manifest = json.loads(self.path(stage).read_text(encoding="utf-8"))
+            return manifest if manifest["format"] == FORMAT else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def hash(self, path: Path, report: Report = silent) -> str:
+        """The hash of a file that must be there. Raises DataError."""
+        found = self.hashes.of(path, report)
+        if found is None:
+            raise DataError(f"{path} is missing", remedy="run the stages before this one: s3-agent data all")
+        return found
+
+    def open_question(self, stage: Stage, report: Report = silent) -> str | None:
+        """Why a stage has work to do; None when it is done and its files are what it wrote."""
+        if waiting := stage.missing():
+            return f"waits for {waiting[0].name}"
+        manifest = self.read(stage.name)
+        if manifest is None:
+            return "not done"
+        made_of = stage.made_of()
+        for key in {*made_of, *manifest["made_of"]}:
+            if manifest["made_of"].get(key) != made_of.get(key):
+                return f"{key} has changed"
+        for name, path in stage.outputs().items():
+            recorded = manifest["outputs"].get(name)
+            if recorded is None or self.hashes.of(path, report) != recorded["sha256"]:
+                return f"{name} is not what was written" if path.exists() else f"{name} is missing"
+        return None
+
+    def finish(self, stage: Stage, told: Mapping[str, Any], report: Report) -> None:
+        """Write the manifest of a stage whose files are whole."""
+        outputs = {
+            name: {"bytes": path.stat().st_size, "sha256": self.hash(path, report)}
+            for name, path in sorted(stage.outputs().items())
+        }
+        manifest = {
+            "format": FORMAT,
+            "stage": stage.name,
+            "made_of": stage.made_of(),
+            "outputs": outputs,
+            "told": dict(told),
+        }
+        write_whole(self.path(stage.name), json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def size_text(count: int) -> str:
+    """Bytes for people."""
+    value, unit = float(count), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def check_room(needs: Sequence[Need]) -> dict[Path, tuple[int, int]]:
+    """Bytes wanted and free for each disk, by a folder on it. Raises DataError when one has too few."""
+    wanted: dict[int, int] = {}
+    place: dict[int, Path] = {}
+    for need in needs:
+        for folder, count in need.disk.items():
+            there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+            device = there.stat().st_dev
+            wanted[device] = wanted.get(device, 0) + count
+            place.setdefault(device, there)
+    found = {place[device]: (count, shutil.disk_usage(place[device]).free) for device, count in wanted.items()}
+    short = [
+        f"{folder} has {size_text(free)} free, {size_text(count)} are needed"
+        for folder, (count, free) in found.items()
+        if count > free
+    ]
+    if short:
+        raise DataError(
+            "; ".join(short),
+            remedy="make room, or set HF_HOME and `prepared` to a larger disk; nothing was fetched yet",
+        )
+    return found
+
+
+def told_text(told: Mapping[str, Any]) -> str:
+    """The numbers and words of a manifest, in one line."""
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in told.items() if not isinstance(value, dict))
+
+
+def run_stages(ledger: Ledger, stages: Sequence[Stage], *, say: Say, report: Report = silent, dry_run: bool) -> int:
+    """Do what is not done, in order; how many stages had work. `dry_run`: only say it. Raises S3AgentError.
+
+    Before the first stage works, the bytes of all that is known to be needed are compared with what the disks have.
+    """
+    with ledger.held():
+        open_questions = {stage.name: ledger.open_question(stage, report) for stage in stages}
+        needs = {stage.name: stage.need() for stage in stages if open_questions[stage.name]}
+        for stage in stages:
+            if dry_run and (why := open_questions[stage.name]):
+                need = needs[stage.name]
+                say(
+                    f"{stage.name}: to do ({why}); downloads {size_text(need.download)}, "
+                    f"writes {size_text(sum(need.disk.values()))}"
+                )
+        for folder, (count, free) in check_room([*needs.values()]).items():
+            if count:
+                say(f"disk: {size_text(count)} are needed below {folder}, {size_text(free)} are free")
+        worked = 0
+        for stage in stages:
+            why = open_questions[stage.name] if dry_run else ledger.open_question(stage, report)
+            if why is None:
+                manifest = ledger.read(stage.name)
+                assert manifest is not None
+                say(f"{stage.name}: nothing to do ({told_text(manifest['told'])})")
+                continue
+            worked += 1
+            if dry_run:
+                continue
+            if waiting := stage.missing():
+                raise DataError(
+                    f"the stage {stage.name} needs {waiting[0]}", remedy="run the stages before it: s3-agent data all"
+                )
+            ledger.path(stage.name).unlink(missing_ok=True)
+            told = stage.work(report)
+            ledger.finish(stage, told, report)
+            say(f"{stage.name}: done ({told_text(told)})")
+        return worked

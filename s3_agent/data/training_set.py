@@ -1,0 +1,46 @@
+"""The task sets that come out of the pipeline: what is trained on beyond naive RAG, and what is tested on."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from s3_agent.agents.base import retrieval_query
+from s3_agent.data.files import write_rows
+from s3_agent.data.naive_retrieval import Retrieved
+from s3_agent.data.published_rows import to_published, write_parquet
+from s3_agent.data.questions import Dropped
+from s3_agent.data.rag_cache import RagCache, beyond_rag
+from s3_agent.data.tables import Row
+from s3_agent.data.tasks import load_tasks, read_jsonl
+
+
+def write_task_sets(
+    folder: Path, files: Mapping[str, Path], *, cache: RagCache, retrieved: Path, topk: int
+) -> dict[str, Any]:
+    """Write each of `files` as `<name>.jsonl` and, in published rows, `<name>.parquet`; what was kept and dropped.
+
+    Rows keep all that they had and get the first `topk` passages and, where the cache has it, the naive-RAG score.
+    `train` is filtered. Raises RagCacheError for a training task without an answer.
+    """
+    found, dropped = Retrieved(retrieved, topk=topk), Dropped()
+    told: dict[str, Any] = {}
+    for name, path in files.items():
+        tasks = load_tasks(path)
+        if name == "train":
+            tasks = beyond_rag(cache.scored(tasks), dropped)
+            told["candidates"] = len(tasks) + sum(dropped.counts.values())
+        kept = {task.id for task in tasks}
+        rows: list[Row] = []
+        for row in read_jsonl(path):
+            if row["id"] in kept:
+                answer = cache.answers.get(row["id"])
+                score = None if answer is None or answer.answer is None else float(answer.score)
+                passages = found.first(retrieval_query(row["question"]))
+                rows.append({**row, "rag_score": score, "initial_passages": [each.model_dump() for each in passages]})
+        write_rows(folder / f"{name}.jsonl", rows)
+        write_parquet(
+            folder / f"{name}.parquet",
+            [to_published(row, split=name, index=index) for index, row in enumerate(rows)],
+        )
+        told[name] = len(rows)
+    return {**told, "dropped": dropped.text(), "reasons": dropped.report()}
