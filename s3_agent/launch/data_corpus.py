@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from retrieval_server.config import DenseSettings, LuceneSettings
-from retrieval_server.corpus import LINES_RECORD
+from retrieval_server.corpus import LINES_RECORD, Corpus
 from retrieval_server.errors import RetrievalError
-from retrieval_server.indexing import build_index, open_corpus
+from retrieval_server.indexing import build_index, expected_manifest, open_corpus
 from retrieval_server.indexing.build import convert_index
+from retrieval_server.indexing.manifest import FORMAT, check, read_manifest
 from s3_agent.data.corpora import check_corpus, convert_corpus
 from s3_agent.data.downloads import Downloads
 from s3_agent.data.files import Report, join_parts
@@ -69,9 +70,6 @@ class CorpusStages:
 
         return Stage(name="corpus", made_of=made_of, outputs=lambda: {"corpus.jsonl": path}, work=work, need=need)
 
-    def _files(self, repos: set[str]) -> list[Any]:
-        return [file for file in self.downloads.files() if file.repo in repos]
-
     def _corpus_files(self) -> list[Path]:
         assert self.sources is not None
         return [path for wanted in CORPORA[self.sources.corpus] for path in self.downloads.paths(wanted.repo)]
@@ -85,7 +83,8 @@ class CorpusStages:
         def made_of() -> dict[str, Any]:
             identity = {**settings.identity(), "path": None} if settings.kind == "lucene" else settings.identity()
             parts = [file.oid for file in self.downloads.of({INDEXES[published].repo})] if published else []
-            return {"corpus": self.ledger.hash(path), "kind": settings.kind, "settings": identity, "parts": parts}
+            ours = {"corpus": self.ledger.hash(path), "kind": settings.kind, "settings": identity, "parts": parts}
+            return {**ours, "format": FORMAT}
 
         def outputs() -> Mapping[str, Path]:
             if isinstance(settings, DenseSettings) and settings.file is not None:
@@ -99,7 +98,8 @@ class CorpusStages:
                 return self._published_index(settings, made_of(), report)
             try:
                 corpus = open_corpus(path, folder, report=report)
-                build_index(corpus, folder, settings, report=report)
+                if not _fits(corpus, folder, settings):
+                    build_index(corpus, folder, settings, report=report)
             except RetrievalError as cause:
                 raise DataError(str(cause)) from cause
             return {"passages": len(corpus), "kind": settings.kind}
@@ -143,3 +143,12 @@ class CorpusStages:
             f"the published index {self.sources.index} needs a place",
             remedy="set retriever.index.kind=dense, or lucene with its path; see docs/data.md",
         )
+
+
+def _fits(corpus: Corpus, folder: Path, settings: Any) -> bool:
+    """Whether a server, or an earlier run, has built this index already."""
+    try:
+        check(read_manifest(folder, remedy=""), folder, expected_manifest(corpus, settings), remedy="")
+    except RetrievalError:
+        return False
+    return True

@@ -352,6 +352,11 @@ def test_the_embedded_default_is_ready_in_seconds_and_then_does_nothing(tmp_path
     # The shipped RAG cache fits: the generator is not started.
     assert "rag-cache: done (questions 1240, naive rag accuracy 0.325, fingerprint" in first
     assert "tasks: done (candidates 1000, train 680, validation 240, dropped 320 solved by naive RAG)" in first
+    index = tmp_path / "index/corpus/manifest.json"
+    built = index.stat().st_mtime_ns
+    (tmp_path / "data/cpu/manifests/index.json").unlink()
+    assert "index: done" in subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert index.stat().st_mtime_ns == built, "an index that fits is not built again"
     second = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     assert "everything is there; no work was done" in second and ": done" not in second
 
