@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import secrets
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +29,7 @@ from s3_agent.evaluation.contestants import Contestant, PolicyUnderTest, Samplin
 from s3_agent.evaluation.pipeline import Conditions, Pipeline, Services
 from s3_agent.evaluation.records import EvaluatedTask, EvaluationSetting
 from s3_agent.evaluation.run import Unit, evaluate_all, read_json, read_kept, results_file, units_of, write_json
-from s3_agent.evaluation.stages import only_one
+from s3_agent.evaluation.stages import key_of, only_one
 from s3_agent.evaluation.table import EvaluationTable, Numbers, numbers_of, table_of
 from s3_agent.evaluation.table_view import markdown, terminal_tables
 from s3_agent.launch import commands
@@ -152,8 +151,13 @@ def _tokenizer(policy: PolicyUnderTest, recipe: Recipe) -> str:
     return root if root and (Path(root).is_dir() or not root.startswith("/")) else recipe.policy.model
 
 
+def services_id(out: Path) -> str:
+    """The mark of the services of evaluations into `out`, by which the next one finds what a `kill -9` left running."""
+    return "evaluation-" + key_of(str(out.resolve()))[:16]
+
+
 @contextmanager
-def _serving(recipe: Recipe, units: Sequence[Unit]) -> Iterator[tuple[Recipe, dict[str, str]]]:
+def _serving(recipe: Recipe, units: Sequence[Unit], out: Path) -> Iterator[tuple[Recipe, dict[str, str]]]:
     """What the units need, started where it does not run yet: the recipe with its ports, and policy addresses."""
     recipe = resolve_ports(recipe.model_copy(update={"gateway": recipe.gateway.model_copy(update={"port": 0})}))
     contestants = {unit.contestant.label: unit.contestant for unit in units}.values()
@@ -181,7 +185,8 @@ def _serving(recipe: Recipe, units: Sequence[Unit]) -> Iterator[tuple[Recipe, di
                 parts.append(policy_part(model, run, port=port, part=name, sequences=SEQUENCES))
                 hosted[model] = f"http://{HOST}:{port}/v1"
             urls[one.label] = hosted[model]
-        with Stack(parts, run_id=secrets.token_hex(8)) as stack:
+        with Stack(parts, run_id=services_id(out)) as stack:
+            stack.stop()  # who started them is dead, else the folder would be locked
             if parts:
                 console.print("starting " + ", ".join(part.name for part in parts), highlight=False)
                 stack.run()
@@ -301,7 +306,7 @@ def _evaluate(
 
             left = asyncio.run(kept())
             if left:
-                with _serving(recipe, left) as (serving, urls):
+                with _serving(recipe, left, out) as (serving, urls):
                     progress.resumed()
                     asyncio.run(_ask(serving, urls, pipeline, left, request, progress, done=done))
     finally:

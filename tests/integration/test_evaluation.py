@@ -23,6 +23,8 @@ from s3_agent.data.tasks import read_jsonl
 from s3_agent.embedded import NANO_POLICY
 from s3_agent.errors import GeneratorError
 from s3_agent.evaluation.records import EvaluatedTask, EvaluationSetting
+from s3_agent.launch.evaluate import services_id
+from s3_agent.launch.stack import MARKER
 from s3_agent.types import Passage
 from tests.pool_harness import until
 
@@ -181,6 +183,8 @@ def test_killed_half_way_it_resumes_to_the_same_numbers(running: Running) -> Non
     until(lambda: kept.exists() and kept.read_bytes().count(b"\n") > 2)
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
+    mark = {MARKER: services_id(running.folder / "out")}
+    left = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env={**os.environ, **mark})
     running.story.hold_after = None
     running.story.released.set()
     assert not (running.folder / "out" / "results.jsonl").exists()
@@ -189,6 +193,8 @@ def test_killed_half_way_it_resumes_to_the_same_numbers(running: Running) -> Non
     before = running.calls()
     resumed = running.evaluate()
     assert resumed.exit_code == 0, resumed.output
+    left.wait(WITHIN_S)  # a service that the killed one had started was stopped
+    left.communicate()
     new = [after - then for after, then in zip(running.calls(), before, strict=True)]
     assert 0 < new[0] < whole[0] and new[2] < whole[2]
     assert numbers(running.results()) == numbers(running.results("whole"))

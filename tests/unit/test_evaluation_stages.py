@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s3_agent.errors import ConfigError, PolicyError
@@ -36,6 +36,7 @@ async def test_what_is_made_is_found_by_the_next_one_who_opens_it(tmp_path: Path
     again.close()
 
 
+@settings(deadline=None)  # files
 @given(st.binary(max_size=80))
 def test_what_a_kill_left_of_the_last_line_is_cut_off(tmp_path_factory: pytest.TempPathFactory, torn: bytes) -> None:
     path = tmp_path_factory.mktemp("torn") / "answers.jsonl"
