@@ -107,7 +107,8 @@ def trainer_settings(
     )
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """The versions that a result depends on, of what is installed."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -204,7 +205,7 @@ def _train(recipe: Recipe, run: Run, *, resumed: bool) -> int:
             rollouts_per_step=recipe.trainer.rollouts_per_step,
             wall_seconds=time.monotonic() - started,
             start_up_seconds=start_up,
-            versions=_versions(),
+            versions=versions(),
         )
         _close(run, summary)
     return 0

@@ -36,7 +36,7 @@ def prepare_tasks(recipe: Recipe) -> tuple[list[Task], list[Task]]:
     return train, validation[: recipe.data.validation_size]
 
 
-def _index_identity(recipe: Recipe) -> dict[str, Any]:
+def index_identity(recipe: Recipe) -> dict[str, Any]:
     """Which corpus and index answer: a running server of ours says it itself, another's is known by its address."""
     if recipe.retriever.url is None:
         index = recipe.retriever.index
@@ -49,7 +49,7 @@ def _index_identity(recipe: Recipe) -> dict[str, Any]:
 
 def rag_fingerprint(recipe: Recipe) -> Fingerprint:
     """What this recipe's naive-RAG answers depend on."""
-    index = _index_identity(recipe)
+    index = index_identity(recipe)
     return Fingerprint.of(
         corpus=index["corpus"],
         retriever=json.dumps({"backend": index["backend"], **index["settings"]}),
