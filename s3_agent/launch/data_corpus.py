@@ -131,7 +131,8 @@ class CorpusStages:
                 folder = self.recipe.index_folder
                 try:
                     corpus = open_corpus(self.data.corpus, folder, report=report)
-                    convert_index(corpus, joined, folder, settings, report=report)
+                    if not _fits(corpus, folder, settings):
+                        convert_index(corpus, joined, folder, settings, report=report)
                 except RetrievalError as cause:
                     raise DataError(str(cause)) from cause
             return {"bytes": size, "kind": "dense"}

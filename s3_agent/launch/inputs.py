@@ -142,6 +142,8 @@ def first_prompt(
         passages = [Passage(id=ordinary.id, title=ordinary.title, text=ordinary.text)] * limits.initial_topk
     task = max(train[:SAMPLE], key=lambda task: len(task.question))
     prompt = recipe.agent.prompt
-    s3_speaks = recipe.agent.name == "s3" and prompt != "double_template"  # which is DeepRetrieval's alone
-    protocol = S3Protocol(prompt) if s3_speaks else SearchR1Protocol("instruct")
+    if recipe.agent.name == "s3" and prompt != "double_template":  # which is DeepRetrieval's alone
+        protocol = S3Protocol(prompt)
+    else:
+        protocol = SearchR1Protocol("instruct")
     return len(tokenizer.chat(protocol.message(task, passages, tokenizer.control)))
