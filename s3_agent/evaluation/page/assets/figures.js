@@ -54,17 +54,17 @@ function steps(title, note, rows, { groups, colour, x, most }) {
   if (!rows.length) return null;
   return chart(title, note, {
     height: Math.max(120, groups.length * 46 + 70), marginLeft: 150, x: { label: x, tickFormat: (at) => (at === most ? `${at}+` : `${at}`) },
-    y: { label: null, domain: groups.map((group) => group.label) }, color: { legend: false },
+    y: { label: null, domain: groups.map((group) => group.label) }, opacity: { type: "identity" },
     marks: [
-      Plot.cell(rows, { x: "at", y: "label", fill: (row) => colour(row.label), fillOpacity: "share", inset: 1, rx: 4 }),
+      Plot.cell(rows, { x: "at", y: "label", fill: (row) => colour(row.label), fillOpacity: (row) => 0.06 + 0.5 * row.share, inset: 1, rx: 4 }),
       Plot.text(rows, { x: "at", y: "label", text: (row) => `${Math.round(100 * row.share)}%`, fill: "currentColor" }),
     ],
   });
 }
 
-function histogram(title, note, values, colour, x) {
-  if (!values.length) return null;
-  const labels = [...new Set(values.map((value) => value.label))];
+function histogram(title, note, values, { names, colour, x }) {
+  const labels = names.filter((name) => values.some((value) => value.label === name));
+  if (!labels.length) return null;
   return chart(title, note, {
     height: Math.max(170, labels.length * 74 + 50), marginLeft: 52, marginRight: 130, x: { label: x }, y: { label: "episodes", ticks: 2, grid: true }, fy: { label: null, domain: labels },
     marks: [Plot.rectY(values, Plot.binX({ y: "count" }, { x: "value", fy: "label", fill: (row) => colour(row.label), thresholds: 24, inset: 0.5 })), Plot.ruleY([0])],

@@ -68,7 +68,7 @@ function differences(table) {
   const rows = table.differences.filter((one) => one.measure === "gen_acc");
   if (!rows.length) return null;
   const points = (value) => `${value >= 0 ? "+" : "−"}${Math.abs(100 * value).toFixed(1)}`;
-  return el("div", { class: "panel scroll" }, el("h3", {}, "Pairs on the questions that both have"),
+  return el("div", { class: "panel scroll pairs" }, el("h3", {}, "Pairs on the questions that both have"),
     el("table", {}, el("thead", {}, el("tr", {}, ["second − first", "n", "GenAcc, points", "p (Holm)"].map((head) => el("th", {}, head)))),
       el("tbody", {}, rows.map((one) => el("tr", {}, el("td", {}, `${one.second} − ${one.first}`), el("td", {}, String(one.n)),
         el("td", {}, points(one.gain), el("small", {}, `${points(one.low)} to ${points(one.high)}`)), el("td", { class: one.p_holm < 0.05 ? "best" : null }, one.p_holm < 0.0001 ? "< 0.0001" : one.p_holm.toPrecision(2)))))),
@@ -87,16 +87,16 @@ function distributions(report, folder, names, colour) {
   }
   const failures = d3.rollups(own.filter((row) => row.failure), (rows) => rows.length, label, (row) => row.failure[0]).flatMap(([agent, boundaries]) => boundaries.map(([boundary, n]) => ({ agent, boundary, n })));
   const rewards = done.filter((row) => row.reward !== undefined).map((row) => ({ label: label(row), value: row.reward }));
-  const tokens = done.filter((row) => row.counts?.policy_response_tokens !== undefined).map((row) => ({ label: label(row), value: row.counts.policy_response_tokens }));
+  const tokens = done.filter((row) => row.counts?.policy_response_tokens).map((row) => ({ label: label(row), value: row.counts.policy_response_tokens }));
   return el("div", { class: "grid", style: "margin-top:14px" },
     steps("Searches a question", "Share of the episodes", shares(done, groups, (row) => row.counts?.searches, 8), { groups, colour, x: "searches", most: 8 }),
     recall.length ? chart("Answer found among what was retrieved", "Share of the episodes by retrieval; 0 is the initial one. An episode that stops keeps what it has.", {
       names, colour,
       x: { label: "retrieval", ticks: d3.range(0, 1 + Math.max(...recall.map((row) => row.at))), tickFormat: "d" }, y: { label: "%", grid: true, domain: [0, 100] }, color: { domain: names, range: names.map(colour) },
-      marks: [Plot.lineY(recall, { x: "at", y: "share", stroke: "label", strokeWidth: 2 }), Plot.dot(recall, { x: "at", y: "share", fill: "label", r: 3.5 })],
+      marks: [Plot.lineY(recall, { x: "at", y: "share", z: "label", stroke: "label", strokeWidth: 2 }), Plot.dot(recall, { x: "at", y: "share", fill: "label", r: 3.5 })],
     }) : null,
-    histogram("Length of what the policy wrote", "Tokens of all its responses in an episode", tokens, colour, "tokens"),
-    histogram("Reward", null, rewards, colour, "reward"),
+    histogram("Length of what the policy wrote", "Tokens of all its responses in an episode", tokens, { names, colour, x: "tokens" }),
+    histogram("Reward", null, rewards, { names, colour, x: "reward" }),
     failures.length ? chart("Failures by boundary", "These episodes are missing above", {
       height: 80 + 36 * new Set(failures.map((one) => one.boundary)).size, marginLeft: 100, x: { label: "episodes", tickFormat: (n) => (Number.isInteger(n) ? `${n}` : "") }, y: { label: null },
       marks: [Plot.barX(failures, { x: "n", y: "boundary", fill: (row) => colour(row.agent), inset: 3 }), Plot.ruleX([0])],
