@@ -88,6 +88,7 @@ def train(
 
         raise typer.Exit(resume_job(resume, overrides))
     settings = load_twin(recipe, overrides) if twin else load_recipe(recipe, overrides)
+    require_trainable(settings)
     if dry_run:
         raise typer.Exit(show_plan(settings, extra=dry_run_lines))
     from s3_agent.launch.job import train_job

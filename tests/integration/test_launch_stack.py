@@ -211,11 +211,12 @@ def test_open_sockets_are_listed(tmp_path: Path, run_id: str) -> None:
 
 
 LAUNCHER = """
-import sys
+import signal, sys
 from pathlib import Path
 from s3_agent.launch import stack as module
 from s3_agent.launch.stack import Interrupted, Part, Stack
 module.STOP_S = 3.0
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may themselves run under nohup
 daemon, pid_file, log, run_id = sys.argv[1:]
 part = Part(name="part", command=[sys.executable, "-c", daemon, pid_file], log=Path(log))
 try:
