@@ -6,6 +6,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from s3_agent.agl.cpu import SEEDED_WORKER
 from s3_agent.agl.train import KEY_VARIABLE
 from s3_agent.embedded import generator as embedded_generator
 from s3_agent.errors import ConfigError
@@ -73,6 +74,7 @@ def vllm_command(model: str, name: str, *, port: int, options: list[str]) -> lis
         *server,
         *("--model", model, "--served-model-name", name, "--host", HOST, "--port", str(port)),
         *("--generation-config", "vllm", "--disable-uvicorn-access-log"),
+        *(("--worker-extension-cls", SEEDED_WORKER) if has_cpu_vllm() else ()),
         *options,
     ]
 

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +40,7 @@ from s3_agent.launch.parts import service_parts
 from s3_agent.launch.policies import contestants_of
 from s3_agent.launch.ports import HOST, reserve_port
 from s3_agent.launch.run import scratch_run
-from s3_agent.launch.stack import Interrupted, Stack
+from s3_agent.launch.stack import TICK_S, Interrupted, Stack
 from s3_agent.recipe import Recipe
 from s3_agent.types import Passage, Task
 
@@ -157,8 +157,8 @@ def services_id(out: Path) -> str:
 
 
 @contextmanager
-def _serving(recipe: Recipe, units: Sequence[Unit], out: Path) -> Iterator[tuple[Recipe, dict[str, str]]]:
-    """What the units need, started where it does not run yet: the recipe with its ports, and policy addresses."""
+def _serving(recipe: Recipe, units: Sequence[Unit], out: Path) -> Iterator[tuple[Recipe, dict[str, str], Stack]]:
+    """What the units need, started where it does not run yet: the recipe with its ports, policy addresses, parts."""
     recipe = resolve_ports(recipe.model_copy(update={"gateway": recipe.gateway.model_copy(update={"port": 0})}))
     contestants = {unit.contestant.label: unit.contestant for unit in units}.values()
     with scratch_run(recipe) as run:
@@ -190,12 +190,29 @@ def _serving(recipe: Recipe, units: Sequence[Unit], out: Path) -> Iterator[tuple
             if parts:
                 console.print("starting " + ", ".join(part.name for part in parts), highlight=False)
                 stack.run()
-            yield recipe, urls
+            yield recipe, urls, stack
+
+
+async def while_alive(stack: Stack, work: Coroutine[Any, Any, None]) -> None:
+    """Do the work. Raises LaunchError as soon as a part has ended: no question waits for one that answers no more."""
+
+    async def watch() -> None:
+        while not stack.ended_well():
+            await asyncio.sleep(TICK_S)
+
+    tasks = {asyncio.create_task(work), asyncio.create_task(watch())}
+    done, others = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for other in others:
+        other.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    for task in done:
+        task.result()
 
 
 async def _ask(
     recipe: Recipe,
     urls: Mapping[str, str],
+    stack: Stack,
     pipeline: Pipeline,
     units: Sequence[Unit],
     request: EvaluationRequest,
@@ -215,7 +232,8 @@ async def _ask(
             for label, one in contestants.items()
         }
         services = services_of(recipe, http, policies)
-        await evaluate_all(pipeline, units, services, concurrency=request.concurrency, done=done)
+        work = evaluate_all(pipeline, units, services, concurrency=request.concurrency, done=done)
+        await while_alive(stack, work)
 
 
 def services_of(recipe: Recipe, http: httpx.AsyncClient, policies: Mapping[str, Policy]) -> Services:
@@ -306,9 +324,9 @@ def _evaluate(
 
             left = asyncio.run(kept())
             if left:
-                with _serving(recipe, left, out) as (serving, urls):
+                with _serving(recipe, left, out) as (serving, urls, stack):
                     progress.resumed()
-                    asyncio.run(_ask(serving, urls, pipeline, left, request, progress, done=done))
+                    asyncio.run(_ask(serving, urls, stack, pipeline, left, request, progress, done=done))
     finally:
         progress.close()
     table = table_of(numbers, [one.label for one in contestants])

@@ -156,16 +156,22 @@ class Stack:
         while True:
             for part in self._parts.values():
                 self._advance(part)
-            for name, process in self._running.items():
-                if (code := process.poll()) is None:
-                    continue
-                if name == job and code == 0:
-                    return
-                raise self._ended(self._parts[name], code)
+            if self.ended_well(job):
+                return
             if job is None and not self.starting:
                 return
             tick()
             time.sleep(TICK_S)
+
+    def ended_well(self, job: str | None = None) -> bool:
+        """Whether the part `job` has done its work. Raises LaunchError for any other end of any part."""
+        for name, process in self._running.items():
+            if (code := process.poll()) is None:
+                continue
+            if name == job and code == 0:
+                return True
+            raise self._ended(self._parts[name], code)
+        return False
 
     def _advance(self, part: Part) -> None:
         if part.name not in self._running:

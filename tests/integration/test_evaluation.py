@@ -1,5 +1,6 @@
 """`s3-agent eval` over fake services: table and files, resumption after `kill -9`, failures by boundary, exports."""
 
+import asyncio
 import json
 import os
 import signal
@@ -21,10 +22,10 @@ from s3_agent.clients.fakes import FakeGenerator, FakePolicy, FakeRetriever
 from s3_agent.clients.tokenizer import load_tokenizer
 from s3_agent.data.tasks import read_jsonl
 from s3_agent.embedded import NANO_POLICY
-from s3_agent.errors import GeneratorError
+from s3_agent.errors import GeneratorError, LaunchError
 from s3_agent.evaluation.records import EvaluatedTask, EvaluationSetting
-from s3_agent.launch.evaluate import services_id
-from s3_agent.launch.stack import MARKER
+from s3_agent.launch.evaluate import services_id, while_alive
+from s3_agent.launch.stack import MARKER, Part, Stack
 from s3_agent.types import Passage
 from tests.pool_harness import until
 
@@ -299,3 +300,28 @@ def test_the_published_shapes(running: Running) -> None:
     assert read("export-search_r1", "search_r1", "eval_only_r1.json")["overall"] == {
         **{"total": 24, "correct": 18, "accuracy": 0.75, "em_correct": 18, "em_accuracy": 0.75}
     }
+
+
+def test_a_service_that_dies_ends_the_evaluation_at_once_and_is_named(tmp_path: Path) -> None:
+    ended = asyncio.Event()
+
+    async def waiting_for_an_answer() -> None:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            ended.set()
+
+    dying = Part(name="policy-1", command=["sh", "-c", "sleep 1; exit 3"], log=tmp_path / "policy-1.log")
+    with Stack([dying], run_id=f"dying-{tmp_path.name}") as stack:
+        stack.run()
+        with pytest.raises(LaunchError, match="policy-1 ended with exit code 3"):
+            asyncio.run(while_alive(stack, waiting_for_an_answer()))
+    assert ended.is_set()
+
+
+def test_work_that_ends_first_leaves_the_services_running(tmp_path: Path) -> None:
+    living = Part(name="policy-1", command=["sleep", "60"], log=tmp_path / "policy-1.log")
+    with Stack([living], run_id=f"living-{tmp_path.name}") as stack:
+        stack.run()
+        asyncio.run(while_alive(stack, asyncio.sleep(0)))
+        assert not stack.ended_well()

@@ -12,6 +12,7 @@ ENGINE = "s3_agent.agl.cpu.engine"
 DRIVER = "s3_agent.agl.cpu.driver.NoAgentLoops"
 SETUP_HOOK = "s3_agent.agl.cpu.no_setup"
 VLLM_WORKER = "s3_agent.agl.cpu.vllm_worker.CpuWorkerExtension"
+SEEDED_WORKER = "s3_agent.agl.cpu.seeded_worker.SeededWorker"
 
 # For the driver and, through Ray, for every worker of it.
 ENVIRONMENT = {

@@ -1,0 +1,48 @@
+"""Loaded inside the vLLM servers that we start on a CPU: a request's `seed` decides its tokens, whatever else runs.
+
+vLLM 0.20.2 on a CPU ends with "CPU Generator does not use offset" when a seeded prompt is prefilled in more than one
+piece, and samples without seeds whenever one request of a batch has none.
+"""
+
+from typing import Any
+
+import torch
+from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
+from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+
+class SeededWorker:
+    """What `--worker-extension-cls` wants: a class to mix into vLLM's worker. Importing this module is what counts."""
+
+
+def apply() -> None:
+    """Apply both patches. Done once at import when there is no CUDA device."""
+    # vllm/v1/worker/gpu_model_runner.py:3386 turns back the generator of a prompt that is not prefilled to its end, by
+    # an offset that a CPU generator does not have. Here such a prompt has no generator while tokens are sampled, so
+    # that there is nothing to turn back.
+    sample_tokens = CPUModelRunner.sample_tokens
+
+    def sample_seeded(self: Any, *args: Any, **kwargs: Any) -> Any:
+        batch = self.input_batch
+        unfinished = self.discard_request_mask.np[: batch.num_reqs].nonzero()[0].tolist()
+        aside = {index: batch.generators.pop(index) for index in unfinished if index in batch.generators}
+        try:
+            return sample_tokens(self, *args, **kwargs)
+        finally:
+            batch.generators.update(aside)
+
+    CPUModelRunner.sample_tokens = sample_seeded
+
+    # vllm/v1/sample/ops/topk_topp_sampler.py:161 heeds seeds only when every request of the batch has one.
+    forward = TopKTopPSampler.forward_cpu
+
+    def forward_seeded(self: Any, logits: Any, generators: dict[int, Any], *args: Any) -> Any:
+        if generators:
+            generators = {row: generators.get(row, torch.default_generator) for row in range(len(logits))}
+        return forward(self, logits, generators, *args)
+
+    TopKTopPSampler.forward_cpu = forward_seeded
+
+
+if not torch.cuda.is_available():
+    apply()
