@@ -56,6 +56,9 @@ class LauncherName(StrEnum):
 def train(
     overrides: Overrides = None,
     recipe: RecipeOption = "cpu",
+    agent: Annotated[
+        str | None, typer.Option(help="Another agent for the same recipe: a name, or a class as `module:Class`.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run's folder; default: recipe and time.")] = None,
     resume: Annotated[
         str | None, typer.Option(metavar="RUN", help="Go on with a run that was killed, by its own recipe.")
@@ -82,12 +85,14 @@ def train(
 
     overrides = [*(overrides or []), *(["data.allow_mismatch=true"] if allow_mismatch else [])]
     if resume is not None:
-        if twin or dry_run:
-            raise typer.BadParameter("--resume goes on with a run as it is: no --twin, no --dry-run")
+        if twin or dry_run or agent:
+            raise typer.BadParameter("--resume goes on with a run as it is: no --twin, no --dry-run, no --agent")
         from s3_agent.launch.job import resume_job
 
         raise typer.Exit(resume_job(resume, overrides))
     settings = load_twin(recipe, overrides) if twin else load_recipe(recipe, overrides)
+    if agent is not None:
+        settings = settings.of_agent(agent)
     require_trainable(settings)
     if dry_run:
         raise typer.Exit(show_plan(settings, extra=dry_run_lines))
@@ -96,6 +101,42 @@ def train(
     if not skip_doctor:
         require_sound(settings)
     raise typer.Exit(train_job(settings, name=name))
+
+
+@app.command()
+def compare(
+    agents: Annotated[
+        list[str],
+        typer.Argument(metavar="AGENT... [SECTION.FIELD=VALUE]...", help="Names, or classes as `module:Class`."),
+    ],
+    recipe: RecipeOption = "cpu",
+    seeds: Annotated[str, typer.Option(help="Each agent is trained once with each of these seeds.")] = "0,1,2",
+    at_once: Annotated[int, typer.Option(min=1, help="How many runs are under way at a time.")] = 2,
+    controls: Annotated[
+        bool, typer.Option("--controls/--no-controls", help="Two more runs: shuffled rewards, and learning rate 0.")
+    ] = True,
+    out: Annotated[Path | None, typer.Option(help="The folder; default: runs/compare-RECIPE.")] = None,
+) -> None:
+    """Train agents side by side on one trainer configuration, retriever, generator and data set, and compare them.
+
+    Writes one table with intervals and paired tests, and one page with the curves. What has ended is kept: the same
+    command goes on after a stop. Exit code 1: a control does not hold, and the learning is not to be believed.
+    """
+    from s3_agent.launch.compare import ComparisonRequest, compare_job
+
+    settings = load_recipe(recipe, [argument for argument in agents if "=" in argument])
+    if not all(seed.strip().isdigit() for seed in seeds.split(",")):
+        raise typer.BadParameter(f"--seeds {seeds}: give numbers with commas between")
+    request = ComparisonRequest(
+        agents=[argument for argument in agents if "=" not in argument],
+        seeds=[int(seed) for seed in seeds.split(",")],
+        at_once=at_once,
+        controls=controls,
+        out=out or settings.runs / f"compare-{settings.name}",
+    )
+    if not request.agents:
+        raise typer.BadParameter("name an agent at least")
+    raise typer.Exit(compare_job(settings, request))
 
 
 @app.command()

@@ -15,6 +15,7 @@ from yaml import YAMLError
 
 from retrieval_server.config import Bm25Settings, IndexSettings
 from s3_agent import embedded
+from s3_agent.agents.methods import METHODS
 from s3_agent.agents.settings import AgentName
 from s3_agent.agl.verl_config import TrainerRecipe
 from s3_agent.clients.generator import GeneratorSettings
@@ -131,10 +132,23 @@ class GatewayRecipe(_Section):
 
 
 class WorkersRecipe(_Section):
-    """The worker pool."""
+    """The worker pool; with `external` somebody's own controller plays the rollouts, and no pool is started."""
 
     processes: int = Field(default=1, ge=1)
     concurrency: int = Field(default=16, ge=1)
+    external: bool = False
+
+
+class LocalRecipe(_Section):
+    """As Agent Lightning's `agentlightning.local`: a class of your own that plays the rollouts instead of `agent`.
+
+    It finds in its environment what our own classes find there (docs/your-own-agent.md), and `env_map` besides.
+    `native` says that it is written for our pool, to be played many at a time in a process.
+    """
+
+    agent_class: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$")
+    env_map: dict[str, str] = Field(default_factory=dict)
+    native: bool = False
 
 
 class GpuRecipe(_Section):
@@ -185,7 +199,11 @@ class EvaluationRecipe(_Section):
 
 
 class Recipe(_Section):
-    """A full run. `agents` sets what other agents than the recipe's own have different from their method, by name."""
+    """A full run.
+
+    `agents` sets what other agents than the recipe's own have different from their method, `policies` with which model
+    they begin, by name; a policy may also be that of a class (`module:Class`).
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     seed: int = 0
@@ -194,7 +212,9 @@ class Recipe(_Section):
     data: DataRecipe
     agent: AgentSettings = Field(default_factory=AgentSettings)
     agents: dict[AgentName, dict[str, Any]] = Field(default_factory=dict)
+    local: LocalRecipe = Field(default_factory=LocalRecipe)
     policy: PolicyRecipe
+    policies: dict[str, PolicyRecipe] = Field(default_factory=dict)
     retriever: RetrieverRecipe = Field(default_factory=RetrieverRecipe)
     generator: GeneratorRecipe = Field(default_factory=GeneratorRecipe)
     judge: JudgeSettings = Field(default_factory=JudgeSettings)
@@ -212,6 +232,37 @@ class Recipe(_Section):
             return settings
         own = settings.model_dump(include={"name", "prompt", "limits"})
         return AgentSettings.model_validate({**own, **given, "limits": {**own["limits"], **given.get("limits", {})}})
+
+    def policy_of(self, name: str) -> PolicyRecipe:
+        """The policy with which an agent of another name, or a class, begins."""
+        return self.policies.get(name, self.policy)
+
+    def of_agent(self, label: str) -> "Recipe":
+        """This recipe with another agent, by name or as `module:Class`, and nothing else changed.
+
+        Raises ConfigError for a label that is neither.
+        """
+        names: dict[str, AgentName] = {str(name): name for name in METHODS}
+        values = self.model_dump() | {"policy": self.policy_of(label).model_dump()}
+        if ":" in label:
+            values["local"] |= {"agent_class": label}
+        elif (name := names.get(label)) is None:
+            raise ConfigError(f"there is no agent {label!r}", remedy=nearest(label, names))
+        else:
+            values |= {"agent": self.playing(name).model_dump(), "local": LocalRecipe().model_dump()}
+        try:
+            return Recipe.model_validate(values)
+        except ValidationError as cause:
+            problems = "; ".join(_problem(item)[0] for item in cause.errors())
+            raise ConfigError(
+                f"the recipe {self.name} with the agent {label} does not fit: {problems}",
+                remedy="set what the agent needs in `agents` or `policies`",
+            ) from cause
+
+    @property
+    def asks_generator(self) -> bool:
+        """Whether a run needs the generator; a class of your own may ask it."""
+        return self.agent.asks_generator or self.local.agent_class is not None
 
     @property
     def data_folder(self) -> Path:
@@ -265,7 +316,7 @@ class Recipe(_Section):
 def require_trainable(recipe: Recipe) -> None:
     """Raises ConfigError for an agent whose rollouts the trainer can not learn from."""
     method = recipe.agent.method
-    if method.trainable:
+    if method.trainable or recipe.local.agent_class:
         return
     why = {
         "none": "asks no policy: there are no tokens to learn from",

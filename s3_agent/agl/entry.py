@@ -7,21 +7,53 @@ the reward is posted: the process ends with code 1 and the attempt has no reward
 
 import asyncio
 import os
+import re
 import sys
+import time
 from typing import ClassVar
+from urllib.parse import unquote
 
 import httpx
 
 from s3_agent.agents.settings import AgentName
-from s3_agent.agl.one_task import TIMEOUT, OneTaskSettings, play_one, policy_at, task_from_environment
+from s3_agent.agl.one_task import PREFIX, TIMEOUT, OneTaskSettings, play_one, policy_at, task_from_environment
 from s3_agent.clients.http import bearer, call_json
 from s3_agent.errors import ConfigError, GatewayError, S3AgentError
+from s3_agent.rollout.episode_log import EpisodeLog, EpisodeRecord
+from s3_agent.rollout.runner import Outcome
+from s3_agent.types import Task
+
+EPISODES_VARIABLE = PREFIX + "EPISODES"
 
 
 def _variable(name: str) -> str:
     if not (value := os.environ.get(name)):
         raise ConfigError(f"{name} is not set", remedy="run this under agl-controller, or set what it would set")
     return value
+
+
+_WHERE = re.compile(r"/rollout/(?P<rollout>[^/]+)/attempt/(?P<attempt>[^/]+)/mode/(?P<mode>[^/]+)/")
+
+
+def _keep(path: str, policy_url: str, *, task: Task, outcome: Outcome, started_at: float) -> None:
+    """Append the episode's record to a file, since no pool of ours does."""
+    where = _WHERE.search(policy_url)
+    if where is None:
+        raise ConfigError(f"AGL_OPENAI_BASE_URL ({policy_url}) names no rollout", remedy="run this under AGL 1.0.x")
+    record = EpisodeRecord(
+        rollout_id=unquote(where["rollout"]),
+        attempt_id=unquote(where["attempt"]),
+        attempts=1,
+        is_train=where["mode"] == "train",
+        state="succeeded",
+        task=task,
+        started_at=started_at,
+        finished_at=time.time(),
+        **outcome.record,
+    )
+    log = EpisodeLog(path)
+    log.write(record.model_dump(mode="json"))
+    log.close()
 
 
 class EnvironmentAgent:
@@ -34,10 +66,13 @@ class EnvironmentAgent:
         settings = OneTaskSettings.from_environment(agent=self.agent)
         task = task_from_environment()
         policy_url, event_url = _variable("AGL_OPENAI_BASE_URL"), _variable("AGL_EVENT_URL")
+        started_at = time.time()
         async with httpx.AsyncClient(timeout=TIMEOUT, headers=bearer(os.environ.get("AGL_KEY"))) as gateway:
             outcome = await play_one(task, settings, policy=policy_at(gateway, settings, policy_url))
             event = {"event_type": "reward", "data": {"value": outcome.reward.value, "source": "agent"}}
             await call_json(gateway, "POST", event_url, error=GatewayError, body=event, patience_s=settings.patience_s)
+        if path := os.environ.get(EPISODES_VARIABLE):
+            _keep(path, policy_url, task=task, outcome=outcome, started_at=started_at)
 
 
 class S3Agent(EnvironmentAgent):
@@ -50,6 +85,12 @@ class SearchR1Agent(EnvironmentAgent):
     """Search-R1: the policy answers by itself."""
 
     agent = "search_r1"
+
+
+class SearchR1AglChatAgent(EnvironmentAgent):
+    """Search-R1 as Agent Lightning's own example plays it."""
+
+    agent = "search_r1_agl_chat"
 
 
 def main(arguments: list[str]) -> int:

@@ -41,7 +41,7 @@ class TrainerRecipe(BaseModel):
     rollouts_per_question: int = Field(default=4, ge=2)
     questions_per_update: int | None = Field(default=None, ge=1)
     max_updates: int | None = Field(default=None, ge=1)
-    learning_rate: float = Field(default=1e-6, gt=0)
+    learning_rate: float = Field(default=1e-6, ge=0)
     kl_loss: float = Field(default=0.0, ge=0)
     clip_low: float = Field(default=0.2, gt=0)
     clip_high: float = Field(default=0.2, gt=0)
@@ -102,12 +102,15 @@ class TrainerRecipe(BaseModel):
 class TrainerSettings(TrainerRecipe):
     """A trainer recipe with what the run adds to it.
 
-    `generation` counts how often the run was resumed; `validate_first` is false when it goes on from a checkpoint.
+    `agent_class` and `env_map` go with each rollout and say who plays it. `generation` counts how often the run was
+    resumed; `validate_first` is false when it goes on from a checkpoint.
     """
 
     run: str
     generation: int = 0
     model: str
+    agent_class: str | None = None
+    env_map: dict[str, str] = Field(default_factory=dict)
     gateway_url: str
     checkpoints: Path
     validation_size: int = Field(ge=1)
@@ -190,6 +193,7 @@ def _common(settings: TrainerSettings, gateway_key: str) -> dict[str, Any]:
         "agentlightning": {
             "agl_base_url": settings.gateway_url,
             "agl_key": gateway_key,
+            "local": {"agent_class": settings.agent_class, "env_map": settings.env_map},
             "rollout_timeout_seconds": settings.rollout_timeout_s,
             "max_ppo_update_times": settings.max_updates,
             "trace_aggregator": {
@@ -247,10 +251,12 @@ def _on_cpu() -> dict[str, Any]:
 
 def environment(settings: TrainerSettings) -> dict[str, str]:
     """What the trainer's process and all that it starts must find in their environment."""
-    # Ray's own switch for single machines: every daemon and worker of it listens on 127.0.0.1 alone.
+    # Ray's own switch for single machines: every daemon and worker of it listens on 127.0.0.1 alone, and one that does
+    # is looked for there.
     local = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     backend = cpu.ENVIRONMENT if settings.device == "cpu" else {MODULES_VARIABLE: TRACKING}
-    return {**({} if settings.ray_address else local), **backend}
+    elsewhere = settings.ray_address and not settings.ray_address.startswith(("127.", "localhost"))
+    return {**({} if elsewhere else local), **backend}
 
 
 def _known(config: DictConfig, wanted: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

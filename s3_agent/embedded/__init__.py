@@ -12,3 +12,5 @@ TRAIN = ASSETS / "train.jsonl"
 VALIDATION = ASSETS / "val.jsonl"
 RAG_CACHE = ASSETS / "rag_cache.json"
 NANO_POLICY = ASSETS / "nano-policy"
+NANO_SEARCH_R1 = ASSETS / "nano-search-r1"
+NANO_POLICIES = {"s3": NANO_POLICY, "search_r1": NANO_SEARCH_R1}

@@ -7,7 +7,6 @@ only sampling differs from a run. Run as `python -m s3_agent.embedded.check_poli
 
 import asyncio
 import json
-import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,17 @@ import torch
 import typer
 from transformers import LlamaForCausalLM
 
-from s3_agent.agents.base import Limits
+from s3_agent.agents.base import Agent, Limits
 from s3_agent.agents.s3 import S3Agent
+from s3_agent.agents.search_r1 import SearchR1Agent
 from s3_agent.clients.policy import Completion, TokenPolicy
 from s3_agent.clients.tokenizer import load_tokenizer
-from s3_agent.embedded import NANO_POLICY, VALIDATION
-from s3_agent.embedded.nano_policy import TOPK, Expert
-from s3_agent.rewards.answer_match import span_match
+from s3_agent.embedded import NANO_POLICIES, VALIDATION
+from s3_agent.embedded.scripted import TOPK, PassageFinder
+from s3_agent.rewards.answer_match import exact_match, span_match
 from s3_agent.types import ActionKind, Episode, Passage, Task
 
-# The limits of the recipe `cpu`.
-LIMITS = Limits(
+_LIMITS = Limits(
     initial_topk=TOPK,
     topk=TOPK,
     max_searches=2,
@@ -34,6 +33,12 @@ LIMITS = Limits(
     max_observation_tokens=224,
     max_context_tokens=640,
 )
+# The limits of the recipe `cpu`.
+LIMITS = {"s3": _LIMITS, "search_r1": _LIMITS.model_copy(update={"initial_topk": 0})}
+AGENTS: dict[str, Agent] = {
+    "s3": S3Agent(limits=LIMITS["s3"], prompt="compact"),
+    "search_r1": SearchR1Agent(limits=LIMITS["search_r1"], prompt="compact"),
+}
 
 
 class LocalPolicy(TokenPolicy):
@@ -66,11 +71,11 @@ class LocalRetriever:
     """The server's BM25 over the embedded corpus, in this process."""
 
     def __init__(self) -> None:
-        self._expert = Expert(random.Random(0))
+        self._finder = PassageFinder()
 
     async def retrieve(self, query: str, *, topk: int) -> tuple[Passage, ...]:
         """As the clone saw them: always `TOPK` at most."""
-        return tuple(self._expert.retrieve(query)[:topk])
+        return tuple(self._finder.retrieve(query)[:topk])
 
 
 def _share(flags: Iterable[bool]) -> float | None:
@@ -89,6 +94,10 @@ def _valid(episode: Episode) -> Iterable[bool]:
             and all(1 <= mark <= len(shown) for mark in action.marked or ())
         )
         shown = turn.passages or ()
+
+
+def _right(row: dict[str, Any], episode: Episode) -> bool:
+    return episode.answer is not None and exact_match(episode.answer, row["golden_answers"])
 
 
 def measure(played: Sequence[tuple[dict[str, Any], Episode]]) -> dict[str, Any]:
@@ -113,28 +122,34 @@ def measure(played: Sequence[tuple[dict[str, Any], Episode]]) -> dict[str, Any]:
     return {
         "questions": len(played),
         "valid_actions": _share(flag for _, episode in played for flag in _valid(episode)),
-        "finished": _share(episode.stop_reason.value == "finished" for _, episode in played),
+        "finished": _share(episode.stop_reason.value in ("finished", "answered") for _, episode in played),
         "search_2hop": _share(episode.searches > 0 for _, episode in two),
         "search_1hop": _share(episode.searches > 0 for _, episode in one),
         "copies_bridge": _share(row["bridge"] in query for row, query in first),
         "gold_selected_2hop": gold(two),
         "gold_selected_1hop": gold(one),
+        "own_answer_right_2hop": _share(_right(row, episode) for row, episode in two),
+        "own_answer_right_1hop": _share(_right(row, episode) for row, episode in one),
+        "searches_mean": round(sum(episode.searches for _, episode in played) / max(1, len(played)), 2),
         "selected_mean": round(sum(len(episode.selected) for _, episode in played) / max(1, len(played)), 2),
     }
 
 
-async def play_all(folder: Path, rows: Sequence[dict[str, Any]], *, temperature: float) -> dict[str, Any]:
+async def play_all(agent: str, folder: Path, rows: Sequence[dict[str, Any]], *, temperature: float) -> dict[str, Any]:
     """Play each question once and measure."""
-    agent, retriever = S3Agent(limits=LIMITS, prompt="compact"), LocalRetriever()
-    policy = LocalPolicy(folder, temperature=temperature)
-    return measure([(row, await agent.run(Task.from_row(row), policy=policy, retriever=retriever)) for row in rows])
+    policy, retriever = LocalPolicy(folder, temperature=temperature), LocalRetriever()
+    played = []
+    for row in rows:
+        played.append((row, await AGENTS[agent].run(Task.from_row(row), policy=policy, retriever=retriever)))
+    return measure(played)
 
 
-def main(folder: Path = NANO_POLICY, temperature: float = 0.0, seed: int = 0) -> None:
-    """Play the validation questions with the policy in FOLDER and write its measures as JSON."""
+def main(agent: str = "s3", folder: Path | None = None, temperature: float = 0.0, seed: int = 0) -> None:
+    """Play the validation questions with an agent's policy, or the one in FOLDER, and write its measures as JSON."""
     torch.manual_seed(seed)
     rows = [json.loads(line) for line in VALIDATION.read_text(encoding="utf-8").splitlines()]
-    typer.echo(json.dumps(asyncio.run(play_all(folder, rows, temperature=temperature)), indent=1))
+    folder = folder or NANO_POLICIES[agent]
+    typer.echo(json.dumps(asyncio.run(play_all(agent, folder, rows, temperature=temperature)), indent=1))
 
 
 if __name__ == "__main__":

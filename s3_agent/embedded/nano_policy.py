@@ -1,110 +1,41 @@
-"""Makes the nano policy: a 1M-parameter Llama, cloned from a noisy scripted searcher so that GRPO has something to do.
+"""Makes a nano policy: a 1M-parameter Llama, cloned from a scripted searcher so that GRPO has something to do.
 
-It speaks s3's protocol with tags as single tokens. The script stops early, asks the wrong thing and marks carelessly,
-by known shares, so the clone knows the moves and not when to make them. It sees training entities alone. Run as
-`python -m s3_agent.embedded.nano_policy` (ten minutes on two cores); needs the extras `cpu` and `embedded-build`.
+It speaks one protocol, s3's or Search-R1's, with tags as single tokens, and sees training entities alone. Run as
+`python -m s3_agent.embedded.nano_policy s3|search_r1` (ten minutes on two cores); needs the extras `cpu` and
+`embedded-build`.
 """
 
-import json
 import math
 import random
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from retrieval_server.backends.bm25 import Bm25
-from retrieval_server.config import Bm25Settings
 from retrieval_server.corpus import Corpus
-from s3_agent.agents.s3 import compact_prompt
-from s3_agent.embedded import CORPUS, NANO_POLICY
-from s3_agent.embedded.world_facts import ATTRIBUTES, Row, held_out, world
-from s3_agent.tags import observation
-from s3_agent.types import Passage
+from s3_agent.embedded import CORPUS, NANO_POLICIES
+from s3_agent.embedded.scripted import S3Script, Script, SearchR1Script
+from s3_agent.embedded.world_facts import held_out, world
 
-TAGS = [
-    f"<{slash}{tag}>"
-    for tag in ("query", "information", "important_info", "search_complete", "question")
-    for slash in ("", "/")
-]
+Stage = Literal["copying", "easy", "whole"]
+SCRIPTS: dict[str, type[Script]] = {"s3": S3Script, "search_r1": SearchR1Script}
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-VOCABULARY = 3072
 STEPS = 2600
 BATCH = 8
+COPYING_BATCH = 64
 EASY_SHARE = 0.45  # the curriculum's first part shows one document, so that copying is found early
 LEARNING_RATE = 3e-3
 PROMPT_WEIGHT = 0.2
-TOPK = 3
-
-STOPS_EARLY, STOPS_ON_ONE_HOP = 0.40, 0.75
-WRONG_NAME, WRONG_ATTRIBUTE = 0.25, 0.10
-MARKS_ALL, MARKS_AT_RANDOM = 0.25, 0.15
-
-Segment = tuple[str, bool]
 
 
-class Expert:
-    """Plays the protocol by script. A segment is (text, whether the policy writes it)."""
-
-    def __init__(self, rng: random.Random) -> None:
-        corpus = Corpus(CORPUS)
-        self._engine = Bm25.build(corpus, Bm25Settings())
-        self._passages = [Passage(id=doc.id, title=doc.title, text=doc.text) for doc in corpus]
-        self._rng = rng
-        self._found: dict[str, list[Passage]] = {}
-
-    def retrieve(self, query: str) -> list[Passage]:
-        """The top passages of a query, remembered."""
-        if query not in self._found:
-            [hits] = self._engine.search([query], topk=TOPK)
-            self._found[query] = [self._passages[row] for row, _ in hits]
-        return self._found[query]
-
-    def _mark(self, passages: Sequence[Passage], titles: set[str], *, noise: bool) -> str:
-        ids = [number for number, passage in enumerate(passages, 1) if passage.title in titles]
-        chance = self._rng.random()
-        everything = range(1, len(passages) + 1)
-        if noise and chance < MARKS_ALL:
-            ids = list(everything)
-        elif noise and chance < MARKS_ALL + MARKS_AT_RANDOM:
-            ids = sorted(self._rng.sample(everything, self._rng.choice([1, min(2, len(passages))])))
-        return f"<important_info>{ids or [1]}</important_info>\n"
-
-    def play(self, question: Row, *, easy: bool = False) -> tuple[str, list[Segment]]:
-        """One episode: the user message and what follows it. `easy` shows one document and makes no mistakes."""
-        shown = 1 if easy else TOPK
-        rng, bridge, label = self._rng, question["bridge"], ATTRIBUTES.get(question["attribute"], "country")
-        first = self.retrieve(question["question"])[:shown]
-        finish = "<search_complete>True</search_complete><|im_end|>"
-        gold = {question["entity"], bridge} - {None}
-        head = self._mark(first, gold, noise=not easy)
-        prompt = compact_prompt(question["question"], first)
-        stops = not bridge if easy else rng.random() < (STOPS_EARLY if bridge else STOPS_ON_ONE_HOP)
-        if stops:
-            return prompt, [(head + finish, True)]
-        name, chance = bridge or question["entity"], rng.random()
-        if not easy and chance < WRONG_NAME:
-            name = rng.choice(first).title
-        elif not easy and chance < WRONG_NAME + WRONG_ATTRIBUTE:
-            label = rng.choice(list(ATTRIBUTES.values()))
-        query = f"{label} of {name}"
-        search = f"<search_complete>False</search_complete>\n<query>{json.dumps({'query': query})}</query>"
-        second = self.retrieve(query)[:shown]
-        return prompt, [
-            (head + search, True),
-            (observation(second), False),
-            (self._mark(second, gold, noise=not easy) + finish, True),
-        ]
-
-
-def make_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
+def make_tokenizer(texts: Iterator[str], tags: Sequence[str], *, vocabulary: int) -> PreTrainedTokenizerFast:
     """Byte-level BPE with single digits; protocol tags and chat markers are tokens of their own."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
@@ -113,13 +44,13 @@ def make_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
     markers = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - len(TAGS),
+        vocab_size=vocabulary - len(tags),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         special_tokens=markers,
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in TAGS])
+    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in tags])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<|pad|>", bos_token="<|im_start|>", eos_token="<|im_end|>"
     )
@@ -127,28 +58,28 @@ def make_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
     return fast
 
 
-def _plain(text: str) -> str:
-    for tag in TAGS:
+def _plain(text: str, tags: Sequence[str]) -> str:
+    for tag in tags:
         text = text.replace(tag, " ")
     return text.replace("<|im_end|>", " ")
 
 
-def clone(out: Path, *, steps: int = STEPS) -> None:
-    """Make tokenizer and policy in `out`. Same seed, same threads: same policy."""
+def clone(protocol: str, out: Path, *, steps: int = STEPS) -> None:
+    """Make tokenizer and policy for a protocol in `out`. Same seed, same threads: same policy."""
     torch.manual_seed(0)
     torch.set_num_threads(2)
     rng = random.Random(0)
-    expert = Expert(rng)
+    expert = SCRIPTS[protocol](rng)
+    tags = expert.tags()
     questions = [row for row in world()[1] if not held_out(row["entity"])]
     two_hops = [row for row in questions if row["hops"] == 2]
 
     def texts() -> Iterator[str]:
-        for row in rng.sample(questions, 1500):
-            prompt, segments = expert.play(row)
-            yield _plain(prompt + "".join(text for text, _ in segments))
-        yield from (f"{document.title} {document.text}" for document in Corpus(CORPUS))
+        yield from (_plain(expert.words(row), tags) for row in rng.sample(questions, 1500))
+        if not expert.copying_steps:  # else names are to be spelled
+            yield from (f"{document.title} {document.text}" for document in Corpus(CORPUS))
 
-    tokenizer = make_tokenizer(texts())
+    tokenizer = make_tokenizer(texts(), tags, vocabulary=expert.vocabulary)
 
     def encode(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]  # pyright: ignore[reportReturnType]
@@ -157,9 +88,10 @@ def clone(out: Path, *, steps: int = STEPS) -> None:
         [token] = encode(text)
         return token
 
-    def example(easy: bool) -> tuple[list[int], list[float]]:
+    def example(stage: Stage) -> tuple[list[int], list[float]]:
+        easy = stage != "whole"
         row = rng.choice(two_hops if easy or rng.random() < 0.6 else questions)
-        prompt, segments = expert.play(row, easy=easy)
+        prompt, segments = expert.copying(row) if stage == "copying" else expert.play(row, easy=easy)
         chat: Any = tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
         )
@@ -175,7 +107,7 @@ def clone(out: Path, *, steps: int = STEPS) -> None:
         vocab_size=(len(tokenizer) + 63) // 64 * 64,
         hidden_size=128,
         intermediate_size=320,
-        num_hidden_layers=3,
+        num_hidden_layers=expert.layers,
         num_attention_heads=4,
         num_key_value_heads=4,
         head_dim=32,  # vLLM's CPU attention takes no smaller heads
@@ -188,14 +120,17 @@ def clone(out: Path, *, steps: int = STEPS) -> None:
     model = LlamaForCausalLM(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
     batches: list[list[tuple[list[int], list[float]]]] = []
-    for step in range(steps):
-        share = step / steps
-        rate = LEARNING_RATE * min(1.0, (step + 1) / 30) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * share)))
+    for step in range(-expert.copying_steps, steps):
+        share = max(step, 0) / steps
+        stage: Stage = "copying" if step < 0 else "easy" if share < EASY_SHARE else "whole"
+        warmed = min(1.0, (step + expert.copying_steps + 1) / 30)
+        rate = LEARNING_RATE * warmed * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * share)))
         for group in optimizer.param_groups:
             group["lr"] = rate
         if not batches:
-            pool = sorted((example(share < EASY_SHARE) for _ in range(BATCH * 4)), key=lambda item: len(item[0]))
-            batches = [pool[at : at + BATCH] for at in range(0, len(pool), BATCH)]
+            size = COPYING_BATCH if stage == "copying" else BATCH
+            pool = sorted((example(stage) for _ in range(size * 4)), key=lambda item: len(item[0]))
+            batches = [pool[at : at + size] for at in range(0, len(pool), size)]
             rng.shuffle(batches)
         batch = batches.pop()
         longest = max(len(ids) for ids, _ in batch)
@@ -220,4 +155,4 @@ def clone(out: Path, *, steps: int = STEPS) -> None:
 
 
 if __name__ == "__main__":
-    clone(NANO_POLICY)
+    clone(sys.argv[1], NANO_POLICIES[sys.argv[1]])

@@ -6,6 +6,8 @@ from rich.text import Text
 
 from s3_agent.evaluation.summary import Summary
 
+TESTS = {"mcnemar": "exact McNemar", "wilcoxon": "Wilcoxon signed rank"}
+
 
 def closing_table(summary: Summary) -> Group:
     """Naive RAG, policy before, policy after: all questions and by hops, with the verdict of the paired test."""
@@ -22,7 +24,7 @@ def closing_table(summary: Summary) -> Group:
     for hops, part in summary.by_hops.items():
         name = "hops unknown" if hops == "None" else f"{hops} hop" + ("s" if hops != "1" else "")
         row(name, part["n"], part.get("naive_rag"), part["before"], part["after"])
-    tests = [f"gain p = {summary.p_value:.2g} (exact McNemar)"]
+    tests = [f"gain p = {summary.p_value:.2g} ({TESTS[summary.test]})"]
     if summary.p_value_naive_rag is not None:
         tests.append(f"against naive RAG p = {summary.p_value_naive_rag:.2g}")
     verdict = (

@@ -4,7 +4,7 @@ Rewards are counted from the episodes, because the trainer's own means count a f
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import batched
 from math import isfinite
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from s3_agent.errors import S3AgentError
-from s3_agent.evaluation.statistics import PairedComparison, compare_paired
+from s3_agent.evaluation.intervals import difference_of
 from s3_agent.rollout.episode_log import EpisodeRecord
 from s3_agent.types import Task
 
@@ -25,7 +25,8 @@ class Summary(BaseModel):
     `val_n` counts the questions scored in both passes, `val_missing` those left out because a rollout of theirs failed.
     `contexts_cut` counts answers from passages that the generator's window did not hold whole, `judge_unclear` verdicts
     that were neither yes nor no. `nonfinite_steps` are steps whose gradient norm was not a number; `grad_norm_max` is
-    over the others. What compares with naive RAG is None in a run without a naive-RAG cache.
+    over the others. `test` is what `p_value` is of (`intervals.Difference`). What compares with naive RAG is None in a
+    run without a naive-RAG cache.
     """
 
     steps: int
@@ -47,6 +48,7 @@ class Summary(BaseModel):
     val_gain: float
     val_gain_interval: tuple[float, float]
     p_value: float
+    test: str = "mcnemar"
     naive_rag: float | None
     gbr_after: float | None
     p_value_naive_rag: float | None
@@ -96,8 +98,10 @@ def reward_curve(records: Sequence[EpisodeRecord], *, rollouts_per_step: int) ->
     return curve
 
 
-def _accuracies(records: dict[str, EpisodeRecord]) -> dict[str, float]:
-    return {key: record.accuracy for key, record in records.items() if record.accuracy is not None}
+def accuracies(records: Mapping[str, EpisodeRecord]) -> dict[str, float]:
+    """Scores by question id: the accuracy, or the reward of a class of somebody's own, which tells no more."""
+    scores = {key: record.reward if record.accuracy is None else record.accuracy for key, record in records.items()}
+    return {key: score for key, score in scores.items() if score is not None}
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -122,7 +126,7 @@ def summarize(
             f"the run has {len(passes)} validation passes, its summary compares the first and the last",
             remedy="read trainer.log: the run did not validate before and after training",
         )
-    before, after = _accuracies(passes[0]), _accuracies(passes[-1])
+    before, after = accuracies(passes[0]), accuracies(passes[-1])
     both = before.keys() & after.keys()
     tasks = {task.id: task for task in validation if task.id in both}
     if not tasks:
@@ -135,7 +139,9 @@ def summarize(
     if len(naive) < len(tasks):
         naive = {}
     naive_rag = _mean([*naive.values()]) if naive else None
-    gain: PairedComparison = compare_paired(before, after)
+    gain = difference_of("accuracy", ("before", before), ("after", after))
+    beyond_rag = difference_of("accuracy", ("naive RAG", naive), ("after", after))
+    assert gain is not None, "there are tasks"
     trained = training_rows(metrics)
     collected = sum(row["training/n_sample"] for row in trained)
     rollouts = sum(row["training/n_rollouts"] for row in trained)
@@ -169,16 +175,17 @@ def summarize(
         logprob_gap_max=logprob_gap(metrics),
         reward_curve=reward_curve(records, rollouts_per_step=rollouts_per_step),
         trainer_reward_curve=[row["training/reward"] for row in trained],
-        val_before=gain.before,
-        val_after=gain.after,
+        val_before=gain.first_mean,
+        val_after=gain.second_mean,
         val_n=gain.n,
         val_missing=len(validation) - gain.n,
         val_gain=gain.gain,
-        val_gain_interval=gain.interval,
+        val_gain_interval=(gain.low, gain.high),
         p_value=gain.p_value,
+        test=gain.test,
         naive_rag=naive_rag,
-        gbr_after=None if naive_rag is None else gain.after - naive_rag,
-        p_value_naive_rag=compare_paired(naive, after).p_value if naive else None,
+        gbr_after=beyond_rag and beyond_rag.gain,
+        p_value_naive_rag=beyond_rag and beyond_rag.p_value,
         by_hops=by_hops,
         searches_before=searches(passes[0]),
         searches_after=searches(passes[-1]),

@@ -1,13 +1,10 @@
-"""The result table as it is read: on the terminal and as Markdown, the same cells in both."""
+"""The result table of an evaluation: means, data sources, and how agents differ."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
-from rich import box
 from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 
+from s3_agent.evaluation.grids import Grid, markdown_grids, terminal_grids
 from s3_agent.evaluation.table import AgentResult, EvaluationTable
 
 _MEASURES = {
@@ -30,12 +27,6 @@ _NOTE = (
 )
 
 
-class _Grid(NamedTuple):
-    title: str
-    header: list[str]
-    rows: list[list[str]]
-
-
 def _cell(agent: AgentResult, measure: str) -> str:
     estimate = agent.overall.get(measure)
     if estimate is None:
@@ -53,14 +44,14 @@ def _coverage(agent: AgentResult) -> str:
     return f"{agent.evaluated}/{agent.questions}" + (f" ({reasons})" if reasons else "")
 
 
-def _means(table: EvaluationTable) -> _Grid:
+def _means(table: EvaluationTable) -> Grid:
     measures = [name for name in _MEASURES if any(name in agent.overall for agent in table.agents)]
     header = ["agent", "questions", *(_MEASURES[name][0] for name in measures)]
     rows = [[agent.agent, _coverage(agent), *(_cell(agent, name) for name in measures)] for agent in table.agents]
-    return _Grid("Evaluation", header, rows)
+    return Grid("Evaluation", header, rows)
 
 
-def _by_source(table: EvaluationTable) -> _Grid | None:
+def _by_source(table: EvaluationTable) -> Grid | None:
     """GenAcc (EM) in percent by data source and their plain mean, as the papers print them; None for one source."""
     sources = sorted({source for agent in table.agents for source in agent.sources})
     if len(sources) < 2:
@@ -79,10 +70,10 @@ def _by_source(table: EvaluationTable) -> _Grid | None:
         # A mean over fewer sources than the others have is not comparable.
         missing = len(agent.sources) < len(sources)
         rows.append([agent.agent, *(cell(agent.sources.get(one, {})) for one in sources), "-" if missing else macro])
-    return _Grid("GenAcc (EM) in % by data source", ["agent", *sources, "macro average"], rows)
+    return Grid("GenAcc (EM) in % by data source", ["agent", *sources, "macro average"], rows)
 
 
-def _differences(table: EvaluationTable, *, reference: str | None) -> _Grid | None:
+def _differences(table: EvaluationTable, *, reference: str | None) -> Grid | None:
     """GenAcc differences, of all pairs or of those with the reference."""
     found = [one for one in table.differences if one.measure == "gen_acc" and reference in (None, one.first)]
     if not found:
@@ -98,32 +89,19 @@ def _differences(table: EvaluationTable, *, reference: str | None) -> _Grid | No
         for one in found
     ]
     title = f"GenAcc compared with {reference}" if reference else "GenAcc compared"
-    return _Grid(title, ["pair", "questions of both", "difference", "p", "p (Holm)"], rows)
+    return Grid(title, ["pair", "questions of both", "difference", "p", "p (Holm)"], rows)
 
 
-def _grids(table: EvaluationTable, *, reference: str | None) -> Sequence[_Grid]:
+def _grids(table: EvaluationTable, *, reference: str | None) -> Sequence[Grid]:
     grids = (_means(table), _by_source(table), _differences(table, reference=reference))
     return [grid for grid in grids if grid is not None]
 
 
 def terminal_tables(table: EvaluationTable) -> Group:
     """Means, data sources, and how the others differ from the agent that was named first."""
-    shown: list[Table | Text] = []
-    for grid in _grids(table, reference=table.agents[0].agent if table.agents else None):
-        drawn = Table(title=grid.title, title_justify="left", box=box.SIMPLE_HEAD)
-        for column in grid.header:
-            drawn.add_column(column, justify="left" if column in ("agent", "pair") else "right", overflow="fold")
-        for row in grid.rows:
-            drawn.add_row(*map(Text, row))
-        shown.append(drawn)
-    return Group(*shown, Text(_NOTE, style="dim"))
+    return terminal_grids(_grids(table, reference=table.agents[0].agent if table.agents else None), note=_NOTE)
 
 
 def markdown(table: EvaluationTable) -> str:
     """The same with all pairs, as Markdown."""
-    blocks = []
-    for grid in _grids(table, reference=None):
-        lines = [grid.header, ["---"] + ["---:"] * (len(grid.header) - 1), *grid.rows]
-        drawn = (" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines)
-        blocks.append(f"## {grid.title}\n\n" + "\n".join(f"| {line} |" for line in drawn))
-    return "\n\n".join([*blocks, _NOTE]) + "\n"
+    return markdown_grids(_grids(table, reference=None), note=_NOTE)

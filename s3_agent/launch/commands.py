@@ -11,6 +11,7 @@ from s3_agent.agl.train import KEY_VARIABLE
 from s3_agent.embedded import generator as embedded_generator
 from s3_agent.errors import ConfigError
 from s3_agent.launch.ports import HOST
+from s3_agent.launch.run import Run
 from s3_agent.recipe import Recipe
 
 # Without compilation a small generator is ready in two thirds of the time, answers as fast, and needs no C++ compiler.
@@ -116,10 +117,12 @@ def gateway_command(recipe: Recipe, *, port: int, folder: Path) -> list[str]:
     ]
 
 
-def workers_command(recipe: Path, *, gateway: str, pool_id: str, episodes: Path) -> list[str]:
-    """The worker pool of a resolved recipe."""
-    options = ["--gateway", gateway, "--pool-id", pool_id, "--episodes", str(episodes), "--plain", "--drain-s", "5"]
-    return [*own_command("workers", recipe), *options]
+def workers_command(recipe: Recipe, run: Run, *, gateway: str, pool_id: str) -> list[str]:
+    """The worker pool of a run's resolved recipe."""
+    options = ["--gateway", gateway, "--pool-id", pool_id, "--episodes", str(run.episodes), "--plain", "--drain-s", "5"]
+    if recipe.local.native and recipe.local.agent_class:
+        options += ["--native-agent", recipe.local.agent_class]
+    return [*own_command("workers", run.recipe), *options]
 
 
 def trainer_command(settings: Path, train: Path, validation: Path, metrics: Path, episodes: Path) -> list[str]:

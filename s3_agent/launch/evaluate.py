@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import sys
 import time
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +40,7 @@ from s3_agent.launch.parts import service_parts
 from s3_agent.launch.policies import contestants_of
 from s3_agent.launch.ports import HOST, reserve_port
 from s3_agent.launch.run import scratch_run
-from s3_agent.launch.stack import TICK_S, Interrupted, Stack
+from s3_agent.launch.stack import Interrupted, Stack
 from s3_agent.recipe import Recipe
 from s3_agent.types import Passage, Task
 
@@ -193,22 +193,6 @@ def _serving(recipe: Recipe, units: Sequence[Unit], out: Path) -> Iterator[tuple
             yield recipe, urls, stack
 
 
-async def while_alive(stack: Stack, work: Coroutine[Any, Any, None]) -> None:
-    """Do the work. Raises LaunchError as soon as a part has ended: no question waits for one that answers no more."""
-
-    async def watch() -> None:
-        while not stack.ended_well():
-            await asyncio.sleep(TICK_S)
-
-    tasks = {asyncio.create_task(work), asyncio.create_task(watch())}
-    done, others = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    for other in others:
-        other.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
-    for task in done:
-        task.result()
-
-
 async def _ask(
     recipe: Recipe,
     urls: Mapping[str, str],
@@ -233,7 +217,7 @@ async def _ask(
         }
         services = services_of(recipe, http, policies)
         work = evaluate_all(pipeline, units, services, concurrency=request.concurrency, done=done)
-        await while_alive(stack, work)
+        await stack.while_alive(work)
 
 
 def services_of(recipe: Recipe, http: httpx.AsyncClient, policies: Mapping[str, Policy]) -> Services:

@@ -23,6 +23,7 @@ from s3_agent.errors import ConfigError, LaunchError
 from s3_agent.evaluation.report import closing_table
 from s3_agent.evaluation.summary import Summary, summarize
 from s3_agent.launch import commands
+from s3_agent.launch.contract import agent_class_of, env_map_of
 from s3_agent.launch.export import export_policy
 from s3_agent.launch.parts import service_parts, training_parts
 from s3_agent.launch.ports import listening, reserve_port
@@ -99,6 +100,8 @@ def trainer_settings(
         run=run.folder.name,
         generation=generation,
         model=recipe.policy.model,
+        agent_class=agent_class_of(recipe),
+        env_map=env_map_of(recipe, run),
         gateway_url=commands.gateway_url(recipe),
         checkpoints=run.checkpoints.resolve(),
         validation_size=validation_size,

@@ -30,7 +30,7 @@ def service_parts(recipe: Recipe, run: Run) -> list[Part]:
         remedy = "check data.corpus; delete the index under `prepared` to have it built again"
         patience = {} if recipe.retriever.index.kind == "bm25" else {"ready_within_s": DENSE_READY_S}
         parts.append(_own(recipe, run, "retriever", "serve", ready, remedy=remedy, **patience))
-    if recipe.generator.hosted and recipe.agent.asks_generator:
+    if recipe.generator.hosted and recipe.asks_generator:
         ready = f"http://127.0.0.1:{recipe.generator.port}/health"
         remedy = "check generator.model and generator.serve, and that memory is left for vLLM"
         parts.append(_own(recipe, run, "generator", "generator", ready, remedy=remedy))
@@ -56,16 +56,19 @@ def training_parts(recipe: Recipe, run: Run, *, key: str, generation: int = 0) -
         )
     services = tuple(part.name for part in service_parts(recipe, run))
     pool_id = f"{run.folder.name}-{generation}" if generation else run.folder.name
-    parts.append(
-        Part(
-            name="workers",
-            command=commands.workers_command(run.recipe, gateway=gateway_url, pool_id=pool_id, episodes=run.episodes),
-            log=run.logs / "workers.log",
-            needs=(*needs, *services),
-            environment={**secret, **gpu_environment(recipe, "workers")},
-            remedy="the log names the boundary that failed",
+    if recipe.workers.external:
+        needs = (*needs, *services)  # the trainer has nobody else of ours to wait for
+    else:
+        parts.append(
+            Part(
+                name="workers",
+                command=commands.workers_command(recipe, run, gateway=gateway_url, pool_id=pool_id),
+                log=run.logs / "workers.log",
+                needs=(*needs, *services),
+                environment={**secret, **gpu_environment(recipe, "workers")},
+                remedy="the log names the boundary that failed",
+            )
         )
-    )
     # vLLM measures what is free on its GPU when it starts: a neighbour must have taken its share by then.
     neighbours = tuple(name for name in shared_with(recipe, "trainer") if name in services)
     parts.append(

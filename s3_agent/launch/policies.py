@@ -137,7 +137,7 @@ def contestants_of(
         if address and address.startswith(("http://", "https://")):
             policy = served_policy(address, recipe, key=key)
         elif address or (policy is None and kind == "protocol"):
-            policy = hosted_policy(address or recipe.policy.model)
+            policy = hosted_policy(address or recipe.policy_of(name).model)
         elif policy is None and kind != "none":
             policy = generator_as_policy(recipe, generator)
         if policy is not None and kind != "protocol":  # its prompts are texts; no token of it is trained on

@@ -4,6 +4,7 @@ Every process that a run starts, Ray's daemons included, carries the run's marke
 run knows its own after they were re-parented. Nothing is ever found by name (design §6).
 """
 
+import asyncio
 import hashlib
 import os
 import shutil
@@ -11,11 +12,11 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Self
+from typing import Any, Self
 
 import httpx
 import psutil
@@ -172,6 +173,23 @@ class Stack:
                 return True
             raise self._ended(self._parts[name], code)
         return False
+
+    async def while_alive(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do the work. Raises LaunchError as soon as a part has ended: nothing waits for one that answers no more."""
+
+        async def watch() -> None:
+            while not self.ended_well():
+                await asyncio.sleep(TICK_S)
+
+        tasks = {asyncio.create_task(work), asyncio.create_task(watch())}
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for task in done:
+            task.result()
 
     def _advance(self, part: Part) -> None:
         if part.name not in self._running:

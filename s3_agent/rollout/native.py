@@ -28,6 +28,7 @@ OWN_AGENTS: dict[str | None, AgentName | None] = {
     None: None,
     "s3_agent.agl.entry:S3Agent": "s3",
     "s3_agent.agl.entry:SearchR1Agent": "search_r1",
+    "s3_agent.agl.entry:SearchR1AglChatAgent": "search_r1_agl_chat",
 }
 """Our agents by the class that plays them under the stock controller; here they need no process of their own. A rollout
 that names no class gets the recipe's agent."""
@@ -110,17 +111,8 @@ class RecipeAgent:
             generator=self._generator,
             judge=self._judge,
         )
-        return Played(
-            reward=outcome.reward.value,
-            record={
-                "episode": outcome.episode.model_dump(mode="json"),
-                "answer": outcome.answer,
-                "accuracy": outcome.reward.metrics["accuracy"],
-                "gbr": outcome.reward.metrics.get("gbr"),
-                "metrics": outcome.reward.metrics,
-                "timings": {"search_s": outcome.search_s, "answer_s": outcome.answer_s},
-            },
-        )
+        record = outcome.record
+        return Played(reward=record.pop("reward"), record=record)
 
     async def close(self) -> None:
         await self._http.aclose()

@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from s3_agent.agents.settings import AgentChoice
 from s3_agent.clients.generator import Generator
@@ -22,10 +22,12 @@ class AgentSettings(AgentChoice):
     """Which agent plays, who answers, and how the answer is scored.
 
     `accuracy`, `gbr` and `gbr+accuracy` score whichever answer `answers` names; `exact_match` and `format` are
-    Search-R1's own, and read its answer tags. The default is the method's own.
+    Search-R1's own, and read its answer tags. The default is the method's own. Each search takes `search_cost` off the
+    reward; neither paper has it, and accuracies are without it.
     """
 
     reward: RewardName = "accuracy"
+    search_cost: float = Field(default=0.0, ge=0)
 
     @model_validator(mode="before")
     @classmethod
@@ -58,6 +60,19 @@ class Outcome:
     search_s: float
     answer_s: float
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """Its fields of the rollout's EpisodeRecord, as JSON."""
+        return {
+            "episode": self.episode.model_dump(mode="json"),
+            "answer": self.answer,
+            "reward": self.reward.value,
+            "accuracy": self.reward.metrics["accuracy"],
+            "gbr": self.reward.metrics.get("gbr"),
+            "metrics": dict(self.reward.metrics),
+            "timings": {"search_s": self.search_s, "answer_s": self.answer_s},
+        }
+
 
 async def score_episode(
     task: Task, episode: Episode, settings: AgentSettings, *, generator: Generator, judge: Judge | None = None
@@ -88,6 +103,9 @@ async def run_task(
     episode = await settings.make().run(task, policy=policy, retriever=retriever)
     searched = time.monotonic()
     answer, reward = await score_episode(task, episode, settings, generator=generator, judge=judge)
+    if settings.search_cost:
+        charged = reward.value - settings.search_cost * episode.searches
+        reward = reward.model_copy(update={"value": charged})
     return Outcome(
         episode=episode,
         answer=answer,

@@ -18,8 +18,10 @@ from s3_agent.launch.stack import Stack
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 PIECE = 64  # tokens of prompt that the server reads at a time
-SEEDED = [{"prompt": [100 + number] * (PIECE + 40 * number), "seed": number} for number in range(8)]
-OTHERS = [{"prompt": [200 + number] * 90} for number in range(4)]
+SEEDED: list[dict[str, object]] = [
+    {"prompt": [100 + number] * (PIECE + 40 * number), "seed": number} for number in range(8)
+]
+OTHERS: list[dict[str, object]] = [{"prompt": [200 + number] * 90} for number in range(4)]
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from s3_agent.data.tasks import read_jsonl
 from s3_agent.embedded import NANO_POLICY
 from s3_agent.errors import GeneratorError, LaunchError
 from s3_agent.evaluation.records import EvaluatedTask, EvaluationSetting
-from s3_agent.launch.evaluate import services_id, while_alive
+from s3_agent.launch.evaluate import services_id
 from s3_agent.launch.stack import MARKER, Part, Stack
 from s3_agent.types import Passage
 from tests.pool_harness import until
@@ -315,7 +315,7 @@ def test_a_service_that_dies_ends_the_evaluation_at_once_and_is_named(tmp_path: 
     with Stack([dying], run_id=f"dying-{tmp_path.name}") as stack:
         stack.run()
         with pytest.raises(LaunchError, match="policy-1 ended with exit code 3"):
-            asyncio.run(while_alive(stack, waiting_for_an_answer()))
+            asyncio.run(stack.while_alive(waiting_for_an_answer()))
     assert ended.is_set()
 
 
@@ -323,5 +323,5 @@ def test_work_that_ends_first_leaves_the_services_running(tmp_path: Path) -> Non
     living = Part(name="policy-1", command=["sleep", "60"], log=tmp_path / "policy-1.log")
     with Stack([living], run_id=f"living-{tmp_path.name}") as stack:
         stack.run()
-        asyncio.run(while_alive(stack, asyncio.sleep(0)))
+        asyncio.run(stack.while_alive(asyncio.sleep(0)))
         assert not stack.ended_well()

@@ -195,8 +195,8 @@ def test_a_local_ray_stays_on_loopback_and_reports_nothing() -> None:
     assert local.items() >= cpu.ENVIRONMENT.items()
     assert local["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
     assert local["RAY_USAGE_STATS_ENABLED"] == "0"
-    joined = environment(settings(ray_address="127.0.0.1:6379"))
-    assert joined == cpu.ENVIRONMENT
+    assert environment(settings(ray_address="127.0.0.1:6379")) == local
+    assert environment(settings(ray_address="10.0.0.2:6379")) == cpu.ENVIRONMENT
 
 
 def test_a_recipes_own_overrides_come_last() -> None:

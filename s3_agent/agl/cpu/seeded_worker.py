@@ -31,7 +31,7 @@ def apply() -> None:
         finally:
             batch.generators.update(aside)
 
-    CPUModelRunner.sample_tokens = sample_seeded
+    CPUModelRunner.sample_tokens = sample_seeded  # pyright: ignore[reportAttributeAccessIssue]
 
     # vllm/v1/sample/ops/topk_topp_sampler.py:161 heeds seeds only when every request of the batch has one.
     forward = TopKTopPSampler.forward_cpu
@@ -41,7 +41,7 @@ def apply() -> None:
             generators = {row: generators.get(row, torch.default_generator) for row in range(len(logits))}
         return forward(self, logits, generators, *args)
 
-    TopKTopPSampler.forward_cpu = forward_seeded
+    TopKTopPSampler.forward_cpu = forward_seeded  # pyright: ignore[reportAttributeAccessIssue]
 
 
 if not torch.cuda.is_available():

@@ -10,6 +10,7 @@ from typing import Any
 
 from s3_agent.errors import ConfigError
 from s3_agent.evaluation.page.gather import gather
+from s3_agent.evaluation.report import TESTS
 from s3_agent.evaluation.table import EvaluationTable
 from s3_agent.evaluation.table_view import markdown
 
@@ -52,15 +53,18 @@ def _run_text(summary: dict[str, Any] | None) -> str:
     rows = [
         ("all", summary["val_n"], summary["naive_rag"], summary["val_before"], summary["val_after"]),
         *(
-            (f"{hops} hops", part["n"], part["naive_rag"], part["before"], part["after"])
+            (f"{hops} hops", part["n"], part.get("naive_rag"), part["before"], part["after"])
             for hops, part in summary["by_hops"].items()
         ),
     ]
-    lines = [f"| {name} | {n:.0f} | {rag:.3f} | {before:.3f} | {after:.3f} |" for name, n, rag, before, after in rows]
+    lines = [
+        f"| {name} | {n:.0f} | {'-' if rag is None else f'{rag:.3f}'} | {before:.3f} | {after:.3f} |"
+        for name, n, rag, before, after in rows
+    ]
     return (
         "| questions | n | naive RAG | before | after |\n| --- | ---: | ---: | ---: | ---: |\n"
         + "\n".join(lines)
-        + f"\n\nGain p = {summary['p_value']:.2g} (exact McNemar); {summary['steps']} steps, "
+        + f"\n\nGain p = {summary['p_value']:.2g} ({TESTS[summary['test']]}); {summary['steps']} steps, "
         f"{summary['rollouts']} rollouts, {summary['lost_rollouts']} lost."
     )
 
