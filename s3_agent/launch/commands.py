@@ -120,8 +120,11 @@ def gateway_command(recipe: Recipe, *, port: int, folder: Path) -> list[str]:
 def workers_command(recipe: Recipe, run: Run, *, gateway: str, pool_id: str) -> list[str]:
     """The worker pool of a run's resolved recipe."""
     options = ["--gateway", gateway, "--pool-id", pool_id, "--episodes", str(run.episodes), "--plain", "--drain-s", "5"]
-    if recipe.local.native and recipe.local.agent_class:
-        options += ["--native-agent", recipe.local.agent_class]
+    local, workers = recipe.local, recipe.workers
+    if local.agent_class and local.native:
+        options += ["--native-agent", local.agent_class]
+    elif local.agent_class:  # one rollout a process: as many at a time as a native agent would play
+        options += ["--processes", str(workers.processes * workers.concurrency)]
     return [*own_command("workers", run.recipe), *options]
 
 

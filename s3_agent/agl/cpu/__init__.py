@@ -18,7 +18,7 @@ SEEDED_WORKER = "s3_agent.agl.cpu.seeded_worker.SeededWorker"
 ENVIRONMENT = {
     MODULES_VARIABLE: f"{SHIM},{TRACKING}",
     "TOKENIZERS_PARALLELISM": "false",
-    "OMP_NUM_THREADS": "2",
+    "OMP_NUM_THREADS": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_HOST_IP": "127.0.0.1",
     "GLOO_SOCKET_IFNAME": "lo",
