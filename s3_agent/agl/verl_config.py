@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from s3_agent.agl import cpu
 from s3_agent.agl.run_files import MODULES_VARIABLE, TRACKING
 from s3_agent.errors import ConfigError, nearest
+from s3_agent.rollout.ray_address import LOCAL, on_loopback_alone
 
 Tracker = Literal["console", "tensorboard", "wandb"]
 
@@ -251,12 +252,9 @@ def _on_cpu() -> dict[str, Any]:
 
 def environment(settings: TrainerSettings) -> dict[str, str]:
     """What the trainer's process and all that it starts must find in their environment."""
-    # Ray's own switch for single machines: every daemon and worker of it listens on 127.0.0.1 alone, and one that does
-    # is looked for there.
-    local = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     backend = cpu.ENVIRONMENT if settings.device == "cpu" else {MODULES_VARIABLE: TRACKING}
-    elsewhere = settings.ray_address and not settings.ray_address.startswith(("127.", "localhost"))
-    return {**({} if elsewhere else local), **backend}
+    local = settings.ray_address is None or on_loopback_alone(settings.ray_address)
+    return {**(LOCAL if local else {}), **backend}
 
 
 def _known(config: DictConfig, wanted: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

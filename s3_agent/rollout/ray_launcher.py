@@ -7,7 +7,6 @@ on 127.0.0.1 and ended with the pool.
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Awaitable
 from typing import Any
 
@@ -15,9 +14,8 @@ from s3_agent.errors import LaunchError
 from s3_agent.rollout.jobs import Job, Report
 from s3_agent.rollout.launcher import READY_WITHIN_S, LocalLauncher, WorkerLost
 from s3_agent.rollout.native import RecipeAgent, WorkerSettings, native_class
+from s3_agent.rollout.ray_address import LOOPBACK, use_loopback
 from s3_agent.rollout.worker import NativeWorker
-
-LOOPBACK = "127.0.0.1"
 
 
 class _NativeActor:
@@ -101,10 +99,7 @@ class RayLauncher:
     """Starts workers on the cluster at `address`, or on a Ray of our own without one."""
 
     def __init__(self, settings: WorkerSettings, *, address: str | None) -> None:
-        if not address or address.startswith((LOOPBACK, "localhost")):
-            # Ray reads it at import: without it a Ray of our own would listen on every interface, and one that listens
-            # on this machine alone would be looked for at the machine's outer address.
-            os.environ.update(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", RAY_USAGE_STATS_ENABLED="0")
+        use_loopback(address)
         try:
             import ray
         except ImportError as cause:
