@@ -66,6 +66,11 @@ def _jobs(recipe: Recipe, request: ComparisonRequest) -> tuple[list[_Job], str |
         name = f"{re.sub('[^A-Za-z0-9_]+', '-', label)}-seed{seed}"
         return _Job(label, base.model_copy(update={"name": name, "seed": seed, "runs": request.out / "runs"}))
 
+    if recipe.gateway.url or recipe.workers.external:
+        raise ConfigError(
+            "each run of a comparison has a gateway and workers of its own",
+            remedy="leave gateway.url and workers.external out",
+        )
     bases = {label: recipe.of_agent(label) for label in request.agents}
     for base in bases.values():
         require_trainable(base)
@@ -168,9 +173,10 @@ def _result(jobs: Sequence[_Job], recipe: Recipe, shuffled: str | None, frozen: 
 def compare_job(recipe: Recipe, request: ComparisonRequest) -> int:
     """Train every agent with every seed, compare, and print; 0 when every control holds. Raises S3AgentError."""
     started = time.monotonic()
+    for named in (request.agents, request.seeds):
+        if len(set(named)) < len(named):
+            raise ConfigError(f"an agent or a seed is named twice: {named}", remedy="name each once")
     jobs, shuffled, frozen = _jobs(recipe, request)
-    if len({job.name for job in jobs}) < len(jobs):
-        raise ConfigError("an agent or a seed is named twice", remedy="name each once")
     _require_same_plan(jobs, request.out)
     left = [job for job in jobs if not Run(job.recipe.runs / job.name).summary.exists()]
     if left:
