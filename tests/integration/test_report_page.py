@@ -151,3 +151,15 @@ def test_ten_thousand_episodes_keep_few_rows_in_the_page(browser: Browser, tmp_p
     opened.page.get_by_label("Search text").fill("town 3333?")
     assert opened.found() == 3
     assert not opened.complaints
+
+
+def test_several_runs_are_shown_together_with_a_colour_for_each_agent(browser: Browser, tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / name) for name in ("s3-seed0", "s3-seed1", "search_r1-seed0")]
+    write_report(folders, tmp_path / "r.html")
+    opened = Opened(browser, tmp_path / "r.html", part="training")
+    together = opened.page.locator("section").first
+    expect(together.locator("h2")).to_have_text("All runs")
+    expect(together.locator("figure svg")).to_have_count(2)
+    expect(together.locator(".legend").first.locator("span")).to_have_text(["s3", "search_r1"])
+    expect(together.locator("figure svg").first.locator("g[aria-label=line] path")).to_have_count(len(folders))
+    assert not opened.complaints

@@ -120,6 +120,17 @@ function runSection(report, run) {
     distributions(report, run.name, phases, colour));
 }
 
+function allRuns(report) {
+  const label = (run) => run.name.replace(/-seed\d+$/, ""), names = [...new Set(report.runs.map(label))], colour = colourOf(names);
+  const curve = (key) => report.runs.flatMap((run) => run.steps.filter((row) => typeof row[key] === "number").map((row) => ({ run: run.name, label: label(run), step: row.step, value: row[key] })));
+  const figure = (title, note, key) => chart(title, note, {
+    names, colour, x: { label: "step", tickFormat: "d" }, y: { label: "reward", grid: true, zero: true }, color: { domain: names, range: names.map(colour) },
+    marks: [Plot.lineY(curve(key), { x: "step", y: "value", z: "run", stroke: "label", strokeWidth: 1.5 }), Plot.dot(curve(key), { x: "step", y: "value", fill: "label", r: 2.5, title: "run" })],
+  });
+  return el("section", {}, el("h2", {}, "All runs"), el("div", { class: "grid" },
+    figure("Training", "Mean reward of a step's rollouts; a line is a run", "training/reward"), figure("Validation", "Greedy, before and after training; a line is a run", "val/reward")));
+}
+
 function settingSection(report) {
   const flat = (value, path = []) => (value !== null && typeof value === "object" ? Object.entries(value).flatMap(([key, inner]) => flat(inner, [...path, key])) : [[path.join("."), String(value)]]);
   const list = (name, value) => el("div", { class: "panel" }, el("h3", {}, name), el("dl", { class: "setting" }, flat(value).map(([key, inner]) => [el("dt", {}, key), el("dd", {}, inner)])));
@@ -133,7 +144,7 @@ async function main() {
   let viewer = null;
   const parts = {
     results: report.evaluations.length ? ["Results", () => report.evaluations.map((one) => evaluationSection(report, one))] : null,
-    training: report.runs.length ? ["Training", () => report.runs.map((one) => runSection(report, one))] : null,
+    training: report.runs.length ? ["Training", () => [...(report.runs.length > 1 ? [allRuns(report)] : []), ...report.runs.map((one) => runSection(report, one))]] : null,
     trajectories: ["Trajectories", () => [(viewer ||= new Viewer(report, labels)).root]],
     setting: ["Setting", () => settingSection(report)],
   };
