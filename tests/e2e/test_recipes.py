@@ -23,10 +23,9 @@ from s3_agent.launch.twin import load_twin
 from s3_agent.rollout.episode_log import EpisodeRecord
 from tests.e2e.conftest import LARGEST_GAP, ROOT, Services
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
-SLOW = ("s3_3b_8x40gb", "s3_1x80gb", "search_r1_8x40gb")
-RECIPES = ["s3_8x40gb", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+RECIPES = ("s3_8x40gb", "s3_3b_8x40gb", "s3_1x80gb", "search_r1_8x40gb")
 KILLED_STEPS = 3
 
 
@@ -123,7 +122,6 @@ def test_steps_play_the_tasks_in_their_order(trained: Run) -> None:
     assert played(trained, trainer.rollouts_per_step) == in_order(trained, trainer.questions_per_step)
 
 
-@pytest.mark.slow
 def test_a_run_that_is_killed_in_step_3_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     """All parts are the run's own; Search-R1's twin has the fewest, since it asks no generator."""
     sizes = [f"trainer.steps={KILLED_STEPS}", f"trainer.validate_every={KILLED_STEPS}", "data.validation_size=4"]
@@ -168,7 +166,6 @@ def test_a_run_that_is_killed_in_step_3_goes_on_as_if_it_had_not_been(tmp_path: 
     assert (summary["steps"], summary["skipped_steps"], summary["lost_rollouts"]) == (KILLED_STEPS, 0, 0)
 
 
-@pytest.mark.slow
 def test_vllm_and_ask_take_an_exported_policy(trained: Run, services: Services, tmp_path: Path) -> None:
     policy = tmp_path / "exported"
     line = command("export-policy", str(trained.folder), "--step", "1", "-o", str(policy))
