@@ -243,7 +243,7 @@ def test_settings_survive_their_file() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"steps": 0}, {"rollouts_per_question": 1}, {"learning_rate": 0.0}, {"device": "tpu"}, {"batch": 4}],
+    [{"steps": 0}, {"rollouts_per_question": 1}, {"learning_rate": -1e-6}, {"device": "tpu"}, {"batch": 4}],
     ids=lambda wrong: next(iter(wrong)),
 )
 def test_wrong_settings_are_refused_by_name(wrong: dict[str, Any]) -> None:
