@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from s3_agent.agents import deep_retrieval, ircot, search_o1
@@ -224,6 +224,7 @@ def test_steps_of_ircot(reply: str, query: str | None) -> None:
 TAGS = ("<search_complete>", "</search_complete>", "Yes", "no", "yes", "<", " ", "x")
 
 
+@example("<search_complete>no<search_complete></search_complete></search_complete>")
 @given(st.lists(st.sampled_from(TAGS), max_size=20).map("".join))
 def test_no_text_with_a_yes_tag_goes_on_and_no_query_holds_a_whole_tag(reply: str) -> None:
     action = ircot.parse(reply)
