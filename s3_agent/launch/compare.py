@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import OmegaConf
 from rich.console import Console
 
 from s3_agent.data.tasks import read_jsonl
@@ -27,7 +26,7 @@ from s3_agent.launch import commands
 from s3_agent.launch.doctor import require_sound
 from s3_agent.launch.job import require_external, resolve_ports
 from s3_agent.launch.parts import service_parts
-from s3_agent.launch.run import Run, scratch_run
+from s3_agent.launch.run import Run, scratch_run, write_recipe
 from s3_agent.launch.stack import Interrupted, Stack, last_lines
 from s3_agent.launch.weights import largest_change
 from s3_agent.recipe import Recipe, require_trainable
@@ -117,8 +116,7 @@ def _command(job: _Job, services: Recipe, out: Path) -> list[str]:
     path.parent.mkdir(exist_ok=True)
     # Selections repeat over seeds and agents, and the generator is frozen: one cache for all of them.
     cached = job.recipe.generator.model_copy(update={"cache": (out / "answers").absolute()})
-    values = job.recipe.model_copy(update={"generator": cached}).model_dump(mode="json", exclude={"gateway": {"key"}})
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(values)), encoding="utf-8")
+    write_recipe(path, job.recipe.model_copy(update={"generator": cached}))
     return [*start, "--recipe", str(path), "--name", job.name, "--skip-doctor"]
 
 
@@ -151,12 +149,9 @@ async def _train(job: _Job, services: Recipe, out: Path, slots: asyncio.Semaphor
 
 async def _train_all(jobs: Sequence[_Job], services: Recipe, request: ComparisonRequest) -> None:
     slots = asyncio.Semaphore(request.at_once)
-    try:
-        async with asyncio.TaskGroup() as group:
-            for job in jobs:
-                group.create_task(_train(job, services, request.out, slots))
-    except* LaunchError as failures:
-        raise failures.exceptions[0] from None
+    async with asyncio.TaskGroup() as group:
+        for job in jobs:
+            group.create_task(_train(job, services, request.out, slots))
 
 
 def _result(jobs: Sequence[_Job], recipe: Recipe, shuffled: str | None, frozen: str | None) -> Comparison:

@@ -14,6 +14,12 @@ from s3_agent.errors import ConfigError
 from s3_agent.recipe import Recipe
 
 
+def write_recipe(path: Path, recipe: Recipe) -> None:
+    """Write a recipe that can be loaded again, without the gateway's key."""
+    values = recipe.model_dump(mode="json", exclude={"gateway": {"key"}})
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(values)), encoding="utf-8")
+
+
 class Run:
     """The folder of one run."""
 
@@ -45,9 +51,8 @@ class Run:
         self.logs.mkdir()
 
     def write_recipe(self, recipe: Recipe) -> None:
-        """The recipe as it was resolved, without the gateway's key; the parts read it."""
-        values = recipe.model_dump(mode="json", exclude={"gateway": {"key"}})
-        self.recipe.write_text(OmegaConf.to_yaml(OmegaConf.create(values)), encoding="utf-8")
+        """The recipe as it was resolved; the parts read it."""
+        write_recipe(self.recipe, recipe)
 
     @contextmanager
     def held(self) -> Iterator[None]:

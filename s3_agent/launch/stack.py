@@ -23,6 +23,7 @@ import psutil
 import structlog
 
 from s3_agent.errors import LaunchError
+from s3_agent.rollout.first_ended import until_first
 
 log = structlog.get_logger()
 
@@ -181,15 +182,7 @@ class Stack:
             while not self.ended_well():
                 await asyncio.sleep(TICK_S)
 
-        tasks = {asyncio.create_task(work), asyncio.create_task(watch())}
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        for task in done:
-            task.result()
+        await until_first(work, watch())
 
     def _advance(self, part: Part) -> None:
         if part.name not in self._running:

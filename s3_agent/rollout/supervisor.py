@@ -4,9 +4,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
 
 import structlog
 
@@ -15,6 +13,7 @@ from s3_agent.errors import GatewayError
 from s3_agent.rollout.contract import class_path
 from s3_agent.rollout.crew import Crew
 from s3_agent.rollout.episode_log import EpisodeLog
+from s3_agent.rollout.first_ended import until_first
 from s3_agent.rollout.jobs import Failure
 from s3_agent.rollout.launcher import Launcher
 from s3_agent.rollout.monitor import Monitor
@@ -69,7 +68,7 @@ class Supervisor:
                 settings, self._gateway, self._crew, key=key, monitor=self._monitor, episodes=episodes
             )
             try:
-                await _until_first(self._crew.run(), self._watch_gateway(), self._work())
+                await until_first(self._crew.run(), self._watch_gateway(), self._work())
             finally:
                 await _cancel(self._driven)
                 await self._crew.close()
@@ -96,7 +95,7 @@ class Supervisor:
 
     async def _work(self) -> None:
         await self._adopt()
-        await _until_first(self._stopping.wait(), self._claim())
+        await until_first(self._stopping.wait(), self._claim())
         await self._drain()
 
     async def _drain(self) -> None:
@@ -219,20 +218,3 @@ async def _cancel(tasks: set[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _until_first(*works: Coroutine[Any, Any, Any]) -> None:
-    """Until one of them ends; the others are cancelled. Raises what it raised, the first of a group."""
-    tasks = [asyncio.create_task(work) for work in works]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        error = task.exception()
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        if error is not None:
-            raise error
