@@ -30,6 +30,7 @@ from s3_agent.launch.run import Run, scratch_run, write_recipe
 from s3_agent.launch.stack import Interrupted, Stack, last_lines
 from s3_agent.launch.weights import largest_change
 from s3_agent.recipe import Recipe, require_trainable
+from s3_agent.rollout.process import ending_with_parent
 
 SHUFFLED = "s3_agent.rollout.controls:ShuffledRewards"
 WIDE = 150
@@ -131,7 +132,7 @@ async def _train(job: _Job, services: Recipe, out: Path, slots: asyncio.Semaphor
         _say(f"{job.label}, seed {job.recipe.seed}: training")
         with log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
-                *_command(job, services, out), stdout=output, stderr=output, start_new_session=True
+                *ending_with_parent(_command(job, services, out)), stdout=output, stderr=output, start_new_session=True
             )
         try:
             code = await process.wait()

@@ -1,7 +1,8 @@
 """Starts the parts of a run in dependency order, watches all of them, and stops exactly what it started.
 
 Every process that a run starts, Ray's daemons included, carries the run's marker in its environment; that is how the
-run knows its own after they were re-parented. Nothing is ever found by name (design §6).
+run knows its own after they were re-parented. Nothing is ever found by name (design §6). When the launcher itself is
+killed, its parts are asked to end.
 """
 
 import asyncio
@@ -24,6 +25,7 @@ import structlog
 
 from s3_agent.errors import LaunchError
 from s3_agent.rollout.first_ended import until_first
+from s3_agent.rollout.process import ending_with_parent
 
 log = structlog.get_logger()
 
@@ -203,7 +205,7 @@ class Stack:
         with part.log.open("ab") as output:
             try:
                 self._running[part.name] = subprocess.Popen(
-                    list(part.command),
+                    ending_with_parent(part.command),
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,

@@ -7,7 +7,9 @@ interpreter which it would not have found under the stock controller.
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
+from collections.abc import Sequence
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -19,6 +21,15 @@ def die_with_parent(parent: int) -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != parent:  # it ended before the line above
         os._exit(1)
+
+
+def ending_with_parent(command: Sequence[str]) -> list[str]:
+    """`command`, asked to end (SIGTERM) when the thread that starts it has ended in whatever way.
+
+    By util-linux's `setpriv`, since `preexec_fn` is not safe beside threads; without it the command stays as it is.
+    """
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "TERM", "--", *command] if setpriv else list(command)
 
 
 def adopt_orphans() -> None:

@@ -1,6 +1,7 @@
 """The stack over real processes: order, readiness, deaths, and that nothing of a run outlives it."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -252,10 +253,25 @@ def test_a_signal_to_the_launcher_leaves_nothing(
     assert own_processes(run_id) == []
 
 
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs util-linux")
+def test_a_launcher_that_is_killed_takes_its_parts_along(tmp_path: Path, run_id: str) -> None:
+    pid_file = tmp_path / "pid"
+    writes = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(300)"
+    arguments = [writes, str(pid_file), str(tmp_path / "part.log"), run_id]
+    launcher = subprocess.Popen([sys.executable, "-c", LAUNCHER, *arguments], cwd=ROOT)
+    part = wait_for(pid_file)
+    launcher.kill()
+    launcher.wait()
+    deadline = time.monotonic() + 20
+    while alive(part):
+        assert time.monotonic() < deadline, "the part outlives its launcher"
+        time.sleep(0.05)
+
+
 def test_a_missing_command_names_the_part(tmp_path: Path, run_id: str) -> None:
     part = Part(name="trainer", command=["/nonexistent/python"], log=tmp_path / "log", remedy="install it")
     with (
-        pytest.raises(LaunchError, match=r"(?s)trainer can not be started.*install it"),
+        pytest.raises(LaunchError, match=r"(?s)trainer .*/nonexistent/python.*install it"),
         Stack([part], run_id=run_id) as stack,
     ):
         stack.run()
