@@ -1,0 +1,191 @@
+"""The start of a server over a large corpus: time until it is ready, memory, what it reads, searches from a cold disk.
+
+    python benchmarks/retrieval_startup.py --passages 1000000      # several minutes, 5 GB in the temporary folder
+    python benchmarks/retrieval_startup.py --passages 20000 --kinds bm25 ivf_rabitq
+
+The server is a process of its own over real files, whose pages are dropped from the cache before it starts. Vectors are
+synthetic (`synthetic_vectors.py`); queries go through a tiny untrained encoder, so that its memory does not count.
+`anonymous_over_index_mb`: RssAnon when ready less the size of the index; `cold_ms`: the first search and the median of
+the next nine, each of which finds other pages; `warm_ms`: the same ten again, without a cache of answers. Prints JSON.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from retrieval_throughput import free_port
+from synthetic_vectors import Generator
+
+from retrieval_server.config import Bm25Settings, DenseSettings, EncoderSettings
+from retrieval_server.corpus import Corpus
+from retrieval_server.indexing import build_index
+from retrieval_server.indexing.build import build_from_vectors
+
+KINDS = ("bm25", "flat", "ivf_rabitq")
+DIMENSION = 768
+WORDS, LONGEST = 20_000, 100
+QUERIES = 10
+
+
+def _word(number: int) -> str:
+    """A word of letters for any number, so that the encoder and BM25 see words and not digits."""
+    letters = ""
+    while number or not letters:
+        number, rest = divmod(number, 20)
+        letters += "bcdfghjklmnprstvwxyz"[rest] + "aeiou"[rest % 5]
+    return letters
+
+
+def write_corpus(path: Path, passages: int) -> None:
+    """Passages of 100 words whose frequencies fall as those of a language do."""
+    rng = np.random.default_rng(0)
+    words = np.array([_word(number) for number in range(WORDS)])
+    with path.open("w", encoding="utf-8") as file:
+        for row in range(passages):
+            text = " ".join(words[np.minimum(rng.zipf(1.2, LONGEST) - 1, WORDS - 1)])
+            file.write(json.dumps({"id": str(row), "title": f"Title {row}", "text": text}) + "\n")
+
+
+def tiny_encoder(folder: Path) -> EncoderSettings:
+    """An untrained model of one layer with the dimension of E5."""
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    BertTokenizer(vocab={piece: number for number, piece in enumerate(vocabulary)}).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=DIMENSION,
+        num_hidden_layers=1,
+        num_attention_heads=12,
+        intermediate_size=64,
+    )
+    BertModel(config).save_pretrained(folder)
+    return EncoderSettings(model=str(folder))
+
+
+def build(kind: str, corpus: Corpus, index: Path, encoder: EncoderSettings) -> None:
+    """An index of real files, by the same code as `index build`; vectors come from the generator."""
+    if kind == "bm25":
+        return build_index(corpus, index, Bm25Settings())
+    generator = Generator(dimension=DIMENSION)
+    settings = DenseSettings(encoder=encoder, layout=kind)  # pyright: ignore[reportArgumentType]
+    rows = lambda start, end: generator.rows(start, end - start)  # noqa: E731
+    build_from_vectors(corpus, index, settings, rows=rows, dimension=DIMENSION)
+
+
+def drop_from_cache(paths: list[Path]) -> None:
+    """Have the files read from the disk again."""
+    for path in paths:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+@contextmanager
+def started(corpus: Path, index: Path) -> Iterator[tuple[int, httpx.Client, float]]:
+    """A server that has just become ready: its process id, a client, and the seconds that it took."""
+    port, begin = free_port(), time.perf_counter()
+    command = [sys.executable, "-m", "retrieval_server", "--corpus", corpus, "--index", index, "--port", str(port)]
+    root = {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    process = subprocess.Popen([*map(str, command), "--cache-mb", "0"], env=os.environ | root)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
+            while True:
+                assert process.poll() is None, "the server ended"
+                try:
+                    if client.get("/readyz").status_code == 200:
+                        break
+                except httpx.TransportError:
+                    pass
+                time.sleep(0.02)
+            yield process.pid, client, time.perf_counter() - begin
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def memory(pid: int) -> dict[str, float]:
+    """MB (1e6 bytes) of the process: anonymous and file-backed."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    fields = dict(line.split(":", 1) for line in lines)
+    return {name: int(fields[name].split()[0]) * 1024 / 1e6 for name in ("RssAnon", "RssFile")}
+
+
+def read_bytes(pid: int) -> int:
+    """What the process has had read from the disk."""
+    lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+    return int(dict(line.split(": ") for line in lines)["read_bytes"])
+
+
+def search_ms(client: httpx.Client, query: str) -> float:
+    begin = time.perf_counter()
+    client.post("/retrieve", json={"queries": [query], "topk": 8}).raise_for_status()
+    return 1000 * (time.perf_counter() - begin)
+
+
+def one_kind(kind: str, corpus: Path, folder: Path, encoder: EncoderSettings) -> dict[str, Any]:
+    """The figures of one index."""
+    index = folder / kind
+    began = time.perf_counter()
+    build(kind, Corpus(corpus), index, encoder)
+    built = time.perf_counter() - began
+    files = [path for path in index.iterdir() if path.is_file()]
+    stored = sum(path.stat().st_size for path in files if path.name == "vectors.npy")
+    size = sum(path.stat().st_size for path in files) - (0 if kind == "flat" else stored)
+    rng = np.random.default_rng(7)
+    queries = [" ".join(_word(int(number)) for number in rng.integers(200, WORDS, size=8)) for _ in range(QUERIES)]
+    drop_from_cache([corpus, *files])
+    with started(corpus, index) as (pid, client, ready):
+        at_start, read = memory(pid), read_bytes(pid)
+        cold = [search_ms(client, query) for query in queries]
+        warm = [search_ms(client, query) for query in queries]
+        after = memory(pid)
+    figures = {
+        "kind": kind,
+        "build_s": round(built, 1),
+        "index_mb": round(size / 1e6, 1),
+        "ready_s": round(ready, 2),
+        "read_mb_until_ready": round(read / 1e6, 1),
+        "ready": {name: round(value, 1) for name, value in at_start.items()},
+        "after_searches": {name: round(value, 1) for name, value in after.items()},
+        "anonymous_over_index_mb": round(at_start["RssAnon"] - size / 1e6, 1),
+        "cold_ms": [round(cold[0], 1), round(float(np.median(cold[1:])), 1)],
+        "warm_ms": round(float(np.median(warm)), 1),
+    }
+    sys.stderr.write(json.dumps(figures) + "\n")
+    for path in files:
+        path.unlink()
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--passages", type=int, default=1_000_000)
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        corpus = folder / "corpus.jsonl"
+        write_corpus(corpus, options.passages)
+        encoder = tiny_encoder(folder / "encoder")
+        figures = {
+            "passages": options.passages,
+            "corpus_mb": round(corpus.stat().st_size / 1e6, 1),
+            "starts": [one_kind(kind, corpus, folder, encoder) for kind in options.kinds],
+        }
+    print(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()
