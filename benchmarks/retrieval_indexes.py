@@ -4,9 +4,9 @@
     python benchmarks/retrieval_indexes.py --passages 20000 --kinds flat ivf_rabitq
 
 Vectors and queries are synthetic; `synthetic_vectors.py` says how, and how like real ones. Each index is written,
-opened again memory-mapped as the server does, and searched in one process: with the default settings, with more candidates
-for re-ranking and with more probes. `ram_over_flat` counts the index; the vectors for re-ranking stay on disk. Prints
-one JSON object; `--costs` writes the table that `s3-agent index plan` reads.
+opened again memory-mapped as the server does, and searched in one process: with the default settings, with more
+candidates for re-ranking, and with more probes. `ram_over_flat` counts the index; the vectors for re-ranking stay on
+the disk. Prints one JSON object; `--costs` writes the table that `s3-agent index plan` reads.
 """
 
 import argparse
