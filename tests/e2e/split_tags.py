@@ -5,6 +5,8 @@ learned in half a minute, and keeps to it whatever the passages are.
 """
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,18 @@ def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     return fast
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """A model this small gains nothing by a second thread, and loses much when another program has the other core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@one_thread()
 def make(out: Path) -> None:
     """Write tokenizer and policy to `out`. Same seed, same policy."""
     torch.manual_seed(0)

@@ -10,6 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from retrieval_server.backends.bm25 import Bm25
+from retrieval_server.backends.lucene import Lucene
+from retrieval_server.config import Bm25Settings, LuceneSettings
+from retrieval_server.corpus import Corpus
+from retrieval_server.errors import RetrievalError
+from retrieval_server.indexing import open_backend
+from s3_agent.data.tasks import load_tasks, read_jsonl
+from s3_agent.embedded import CORPUS, VALIDATION
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -33,3 +42,29 @@ def test_the_first_ten_are_lucenes() -> None:
     figures = json.loads(done.stdout)
     assert figures["top10_overlap_strict"] >= 0.95
     assert figures["same_terms"] >= 0.98
+
+
+@pytest.mark.skipif(shutil.which("java") is None or find_spec("pyserini") is None, reason="needs Java and pyserini")
+def test_an_existing_lucene_index_is_served(tmp_path: Path) -> None:
+    """The index is made as Search-R1's was, by Anserini; our own BM25 finds the same first passages."""
+    rows = read_jsonl(CORPUS)
+    documents = tmp_path / "documents"
+    documents.mkdir()
+    lines = [json.dumps({"id": str(row), "contents": f'"{at["title"]}"\n{at["text"]}'}) for row, at in enumerate(rows)]
+    (documents / "corpus.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    lucene = tmp_path / "lucene"
+    indexer = [sys.executable, "-m", "pyserini.index.lucene", "--collection", "JsonCollection", "--threads", "1"]
+    where = ["--input", str(documents), "--index", str(lucene), "--generator", "DefaultLuceneDocumentGenerator"]
+    subprocess.run([*indexer, *where], check=True, capture_output=True)
+
+    corpus = Corpus(documents / "corpus.jsonl")
+    theirs, manifest = open_backend(corpus, tmp_path / "none", LuceneSettings(path=lucene))
+    assert manifest["passages"] == len(rows)
+    ours = Bm25.build(corpus, Bm25Settings())
+    queries = [task.question for task in load_tasks(VALIDATION)[:50]]
+    found, expected = theirs.search(queries, topk=10), ours.search(queries, topk=10)
+    assert all(len(hits) == 10 for hits in found)
+    overlap = [len({row for row, _ in a} & {row for row, _ in b}) for a, b in zip(found, expected, strict=True)]
+    assert sum(overlap) >= 0.9 * 10 * len(queries)
+    with pytest.raises(RetrievalError, match="holds"):
+        Lucene(LuceneSettings(path=lucene), passages=len(rows) + 1)
