@@ -4,7 +4,7 @@
     python benchmarks/retrieval_indexes.py --passages 20000 --kinds flat ivf_rabitq
 
 Vectors and queries are synthetic; `synthetic_vectors.py` says how, and how like real ones. Each index is written,
-opened again memory-mapped as the server does, and searched in one process: with the default settings, with more
+opened again memory-mapped as the server does, and searched in one process: with the default settings, with fewer
 candidates for re-ranking, and with more probes. `ram_over_flat` counts the index; the vectors for re-ranking stay on
 the disk. Prints one JSON object; `--costs` writes the table that `s3-agent index plan` reads.
 """
@@ -30,7 +30,7 @@ from retrieval_server.config import DenseSettings, EncoderSettings
 KINDS = ("flat", "sq8", "rabitq", "pq", "ivf_flat", "ivf_sq8", "ivf_pq", "ivf_rabitq")
 TOPK = 8
 QUERIES = 256
-MORE_CANDIDATES, MORE_PROBES = 400, 256
+FEWER_CANDIDATES, MORE_PROBES = 100, 256
 _STEP = 16384
 _SETTINGS = DenseSettings(encoder=EncoderSettings(model="none"))
 
@@ -72,12 +72,12 @@ def _latency(engine: FaissEngine, queries: Any, batch: int) -> float:
 
 
 def _searches(kind: str) -> list[DenseSettings]:
-    """The default settings, more candidates, more probes: as far as the kind has them."""
-    ways = [{}, {"candidates": MORE_CANDIDATES}, {"probes": MORE_PROBES, "candidates": MORE_CANDIDATES}]
-    if kind in EXACT:
-        ways = [{}, {"probes": MORE_PROBES}]
-    if not kind.startswith("ivf"):
-        ways = [way for way in ways if "probes" not in way]
+    """The default settings, fewer candidates, more probes: as far as the kind has them."""
+    ways: list[dict[str, int]] = [{}]
+    if kind not in EXACT:
+        ways.append({"candidates": FEWER_CANDIDATES})
+    if kind.startswith("ivf"):
+        ways.append({"probes": MORE_PROBES})
     return [_SETTINGS.model_copy(update={"layout": kind, **way}) for way in ways]
 
 

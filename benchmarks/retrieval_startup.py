@@ -26,6 +26,7 @@ import numpy as np
 from retrieval_throughput import free_port
 from synthetic_vectors import Generator
 
+from retrieval_server.backends.vectors import VECTORS
 from retrieval_server.config import Bm25Settings, DenseSettings, EncoderSettings
 from retrieval_server.corpus import Corpus
 from retrieval_server.indexing import build_index
@@ -96,9 +97,10 @@ def drop_from_cache(paths: list[Path]) -> None:
 def started(corpus: Path, index: Path) -> Iterator[tuple[int, httpx.Client, float]]:
     """A server that has just become ready: its process id, a client, and the seconds that it took."""
     port, begin = free_port(), time.perf_counter()
-    command = [sys.executable, "-m", "retrieval_server", "--corpus", corpus, "--index", index, "--port", str(port)]
+    where = ["--corpus", str(corpus), "--index", str(index), "--port", str(port)]
+    command = [sys.executable, "-m", "retrieval_server", *where, "--cache-mb", "0"]
     root = {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-    process = subprocess.Popen([*map(str, command), "--cache-mb", "0"], env=os.environ | root)
+    process = subprocess.Popen(command, env=os.environ | root)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
             while True:
@@ -141,8 +143,7 @@ def one_kind(kind: str, corpus: Path, folder: Path, encoder: EncoderSettings) ->
     build(kind, Corpus(corpus), index, encoder)
     built = time.perf_counter() - began
     files = [path for path in index.iterdir() if path.is_file()]
-    stored = sum(path.stat().st_size for path in files if path.name == "vectors.npy")
-    size = sum(path.stat().st_size for path in files) - (0 if kind == "flat" else stored)
+    size = sum(path.stat().st_size for path in files if path.name != VECTORS)
     rng = np.random.default_rng(7)
     queries = [" ".join(_word(int(number)) for number in rng.integers(200, WORDS, size=8)) for _ in range(QUERIES)]
     drop_from_cache([corpus, *files])

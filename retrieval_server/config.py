@@ -118,7 +118,7 @@ class DenseSettings(BaseModel):
     # of the search alone
     probes: int = Field(default=64, ge=1)
     ef_search: int = Field(default=128, ge=1)
-    candidates: int = Field(default=100, ge=0, description="re-ranked from the vectors on disk; 0: no re-ranking")
+    candidates: int = Field(default=400, ge=0, description="re-ranked from the vectors on disk; 0: no re-ranking")
     torch_device: str = "cpu"
     torch_dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
     chunk: int = Field(default=65536, ge=1, description="vectors a step of the torch search")

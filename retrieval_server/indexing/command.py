@@ -100,17 +100,17 @@ def plan(
     passages: Annotated[int, typer.Option(min=1, help="Passages in the corpus.")],
     dimension: Annotated[int, typer.Option(min=1, help="Numbers a vector.")] = 768,
 ) -> None:
-    """RAM, disk and GPU memory of each kind of dense index, from measured costs; recall where it was measured."""
+    """RAM, disk and GPU memory of each kind of dense index, and its recall, from measured costs."""
     from retrieval_server.indexing.plan import costs, needs
 
     table = Table(title=f"{passages} passages x {dimension}, in GB (1e9 bytes)")
-    for name in ("kind", "RAM", "disk", "GPU", "recall@8"):
+    measured = costs()
+    for name in ("kind", "RAM", "disk", "GPU", f"recall@8 of {measured['passages']}"):
         table.add_column(name, justify="left" if name == "kind" else "right")
     for need in needs(passages=passages, dimension=dimension):
         gpu = "-" if need.gpu is None else f"{need.gpu / 1e9:.1f}"
-        recall = "not measured" if need.recall_at_8 is None else f"{need.recall_at_8:.3f}"
-        table.add_row(need.kind, f"{need.resident / 1e9:.1f}", f"{need.disk / 1e9:.1f}", gpu, recall)
+        row = f"{need.resident / 1e9:.1f}", f"{need.disk / 1e9:.1f}", gpu, f"{need.recall_at_8:.3f}"
+        table.add_row(need.kind, *row)
     Console().print(table)
-    measured = costs()
-    typer.echo(f"Measured {measured['date']} on {measured['passages']} vectors by `{measured['command']}`.")
-    typer.echo("Bytes scale with the passages. Recall depends on the vectors: measure yours.")
+    typer.echo(f"Measured {measured['date']} by `{measured['command']}`. Bytes scale with the passages. Recall, with")
+    typer.echo("default probes and candidates, does not: more passages need more of both. Measure it on your vectors.")

@@ -1,7 +1,8 @@
 """What an index of so many passages will need, from costs that `benchmarks/retrieval_indexes.py` measured.
 
 The costs lie in `costs.json` beside this module, with the command and the date of their measurement. Bytes a vector do
-not depend on the machine; milliseconds do, and exact search takes time in proportion to the passages.
+not depend on the machine; milliseconds do, and exact search takes time in proportion to the passages. Recall is that of
+the measurement: among more passages the same number of candidates holds fewer of the best.
 """
 
 import json
@@ -12,16 +13,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Need:
-    """What one kind of index needs, in bytes. `resident` must be in RAM; `disk` counts the vectors for re-ranking.
-
-    `recall_at_8` is None where no measurement tells the kinds apart.
-    """
+    """What one kind of index needs, in bytes. `resident` must be in RAM; `disk` counts the vectors for re-ranking."""
 
     kind: str
     resident: float
     disk: float
     gpu: float | None
-    recall_at_8: float | None
+    recall_at_8: float
 
 
 def costs() -> dict[str, Any]:
@@ -44,7 +42,7 @@ def needs(*, passages: int, dimension: int) -> list[Need]:
                 resident=index,
                 disk=index + stored,
                 gpu=stored if exact else None,
-                recall_at_8=1.0 if exact else cost["recall_at_8"],
+                recall_at_8=cost["recall_at_8"],
             )
         )
     return rows

@@ -21,6 +21,7 @@ from retrieval_server.indexing import build_index, load_index, open_backend, ope
 from retrieval_server.indexing.build import build_from_vectors, convert_index
 from retrieval_server.indexing.command import app
 from retrieval_server.indexing.manifest import MANIFEST
+from retrieval_server.indexing.plan import needs
 
 faiss = pytest.importorskip("faiss")
 torch = pytest.importorskip("torch")
@@ -253,6 +254,7 @@ def test_the_command_builds_verifies_and_plans(corpus: Corpus, tmp_path: Path) -
     assert "300 passages" in run(app, ["verify", *where]).output
     planned = run(app, ["plan", "--passages", "21015324"])
     assert planned.exit_code == 0 and "flat" in planned.output and "64.6" in planned.output
+    assert all(0.5 < need.recall_at_8 <= 1 for need in needs(passages=21_015_324, dimension=768))
 
 
 @pytest.mark.parametrize(
