@@ -18,7 +18,7 @@ from typing import Any
 def throughput(*, passages: int) -> dict[str, Any]:
     part = importlib.import_module("retrieval_throughput")
     with tempfile.TemporaryDirectory() as folder:
-        return part.measure(passages=passages, clients=128, seconds=10.0, rounds=3, folder=Path(folder))
+        return part.measure(passages=passages, clients=128, seconds=20.0, rounds=3, folder=Path(folder))
 
 
 def indexes(*, passages: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from yaml import YAMLError
 
 from retrieval_server.config import Bm25Settings, IndexSettings
 from s3_agent import embedded
-from s3_agent.agents.methods import METHODS
+from s3_agent.agents.methods import METHODS, named
 from s3_agent.agents.settings import AgentName
 from s3_agent.agl.verl_config import TrainerRecipe
 from s3_agent.clients.generator import GeneratorSettings
@@ -242,12 +242,11 @@ class Recipe(_Section):
 
         Raises ConfigError for a label that is neither.
         """
-        names: dict[str, AgentName] = {str(name): name for name in METHODS}
         values = self.model_dump() | {"policy": self.policy_of(label).model_dump()}
         if ":" in label:
             values["local"] |= {"agent_class": label}
-        elif (name := names.get(label)) is None:
-            raise ConfigError(f"there is no agent {label!r}", remedy=nearest(label, names))
+        elif (name := named(label)) is None:
+            raise ConfigError(f"there is no agent {label!r}", remedy=nearest(label, METHODS))
         else:
             values |= {"agent": self.playing(name).model_dump(), "local": LocalRecipe().model_dump()}
         try:

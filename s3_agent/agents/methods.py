@@ -170,3 +170,8 @@ METHODS: dict[AgentName, Method] = {
         uses=frozenset(),
     ),
 }
+
+
+def named(text: str) -> AgentName | None:
+    """The agent of that name, if there is one."""
+    return next((name for name in METHODS if name == text), None)

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from s3_agent.agents.methods import METHODS, AgentName
+from s3_agent.agents.methods import METHODS, named
 from s3_agent.clients.http import bearer, call_json
 from s3_agent.errors import ConfigError, PolicyError
 from s3_agent.evaluation.contestants import Contestant, PolicyUnderTest, SamplingName, sampling_of
@@ -124,10 +124,9 @@ def contestants_of(
     trained = {run_recipe.agent.name: (run_recipe.agent, policy) for run_recipe, policy in map(trained_policy, runs)}
     if unknown := sorted(label for label in given if label.partition(":")[0] not in METHODS):
         raise ConfigError(f"--policy names {unknown}: no such agent", remedy=f"name one of {', '.join(METHODS)}")
-    names: dict[str, AgentName] = {str(name): name for name in METHODS}
     found: list[Contestant] = []
     for label in labels:
-        name = names.get(label.partition(":")[0])
+        name = named(label.partition(":")[0])
         if name is None or any(label == one.label for one in found):
             what = f"not one of {', '.join(METHODS)}" if name is None else "named twice"
             raise ConfigError(f"the agent {label!r} is {what}", remedy="correct --agents")

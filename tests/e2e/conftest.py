@@ -24,7 +24,7 @@ from s3_agent.recipe import load_recipe
 ROOT = Path(__file__).parents[2]
 STEPS = 3
 QUESTIONS = 4
-ROLLOUTS = 4
+ROLLOUTS = 8  # of four, all groups of a step were once equal by chance: no gradient
 LARGEST_GAP = 0.02  # nats a token, between two correct float32 computations of the same weights
 UNANSWERABLE = "no passage says this"
 
@@ -103,8 +103,9 @@ def trained(services: Services, tasks: Path, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="session")
 def stale(services: Services, tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The same run with a fault: the policy server never gets new weights."""
+    """The same run with a fault: the policy server never gets new weights. A large decay changes them in any case."""
     fault = "trainer.verl.actor_rollout_ref.rollout.+checkpoint_manager_class"
+    decay = "trainer.verl.actor_rollout_ref.actor.optim.weight_decay"
     return train(
         services,
         tasks,
@@ -112,4 +113,5 @@ def stale(services: Services, tasks: Path, tmp_path_factory: pytest.TempPathFact
         "trainer.steps=2",
         "data.validation_size=4",
         f"{fault}=s3_agent.agl.cpu.stale_weights.StaleWeights",
+        f"{decay}=100",
     )

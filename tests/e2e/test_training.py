@@ -48,7 +48,7 @@ def test_validation_is_paired_and_greedy(trained: Run) -> None:
 
 
 def test_the_gradient_is_not_zero_and_the_policy_changes(trained: Run) -> None:
-    assert training_rows(read_jsonl(trained.metrics))[0]["actor/grad_norm"] > 0
+    assert max(row["actor/grad_norm"] for row in training_rows(read_jsonl(trained.metrics))) > 0
     before, after = (load_file(folder / "model.safetensors") for folder in (NANO_POLICY, trained.policy))
     assert before.keys() == after.keys()
     assert any((before[name].float() - after[name].float()).abs().max() > 1e-4 for name in before)
