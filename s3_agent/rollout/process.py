@@ -26,10 +26,11 @@ def die_with_parent(parent: int) -> None:
 def ending_with_parent(command: Sequence[str]) -> list[str]:
     """`command`, asked to end (SIGTERM) when the thread that starts it has ended in whatever way.
 
-    By util-linux's `setpriv`, since `preexec_fn` is not safe beside threads; without it the command stays as it is.
+    By util-linux's `setpriv`, since `preexec_fn` is not safe beside threads; without it the command stays as it is. So
+    does one that is not there: whoever starts it is to see that, not its log.
     """
     setpriv = shutil.which("setpriv")
-    return [setpriv, "--pdeathsig", "TERM", "--", *command] if setpriv else list(command)
+    return [setpriv, "--pdeathsig", "TERM", "--", *command] if setpriv and shutil.which(command[0]) else list(command)
 
 
 def adopt_orphans() -> None:
