@@ -24,8 +24,9 @@ from typing import Any
 
 import httpx
 import numpy as np
-from retrieval_throughput import free_port
+from retrieval_throughput import free_port, running
 from synthetic_vectors import Generator
+from untrained_encoder import save_untrained_bert
 
 from retrieval_server.backends.vectors import VECTORS
 from retrieval_server.config import Bm25Settings, DenseSettings, EncoderSettings
@@ -60,19 +61,10 @@ def write_corpus(path: Path, passages: int) -> None:
 
 def tiny_encoder(folder: Path) -> EncoderSettings:
     """An untrained model of one layer with the dimension of E5."""
-    from transformers import BertConfig, BertModel, BertTokenizer
-
     letters = "abcdefghijklmnopqrstuvwxyz"
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
-    BertTokenizer(vocab={piece: number for number, piece in enumerate(vocabulary)}).save_pretrained(folder)
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=DIMENSION,
-        num_hidden_layers=1,
-        num_attention_heads=12,
-        intermediate_size=64,
+    save_untrained_bert(
+        folder, [*letters, *(f"##{letter}" for letter in letters)], dimension=DIMENSION, layers=1, heads=12
     )
-    BertModel(config).save_pretrained(folder)
     return EncoderSettings(model=str(folder))
 
 
@@ -100,22 +92,9 @@ def started(corpus: Path, index: Path) -> Iterator[tuple[int, httpx.Client, floa
     port, begin = free_port(), time.perf_counter()
     where = ["--corpus", str(corpus), "--index", str(index), "--port", str(port)]
     command = [sys.executable, "-m", "retrieval_server", *where, "--cache-mb", "0"]
-    root = {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-    process = subprocess.Popen(command, env=os.environ | root)
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
-            while True:
-                assert process.poll() is None, "the server ended"
-                try:
-                    if client.get("/readyz").status_code == 200:
-                        break
-                except httpx.TransportError:
-                    pass
-                time.sleep(0.02)
-            yield process.pid, client, time.perf_counter() - begin
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
+    base = f"http://127.0.0.1:{port}"
+    with running(command, port=port) as process, httpx.Client(base_url=base, timeout=60, trust_env=False) as client:
+        yield process.pid, client, time.perf_counter() - begin
 
 
 def memory(pid: int) -> dict[str, float]:

@@ -157,24 +157,31 @@ def original_shape(backend: Any) -> Any:
 
 
 @contextmanager
-def server(folder: Path, *, mode: str, port: int) -> Iterator[int]:
-    """A server process; its port."""
+def running(command: Sequence[str], *, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A server process of this code, from when it says that it is ready."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-    command = [sys.executable, __file__, "--serve", mode, "--port", str(port), "--folder", str(folder)]
     process = subprocess.Popen(command, env=environment)
     try:
         deadline = time.monotonic() + 120
         while True:
-            assert process.poll() is None and time.monotonic() < deadline, f"the {mode} server did not start"
+            assert process.poll() is None and time.monotonic() < deadline, f"the server did not start: {command}"
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1).read()
                 break
             except OSError:
-                time.sleep(0.1)
-        yield port
+                time.sleep(0.02)
+        yield process
     finally:
         process.terminate()
         process.wait(timeout=60)
+
+
+@contextmanager
+def server(folder: Path, *, mode: str, port: int) -> Iterator[int]:
+    """A server over the material in `folder`; its port."""
+    command = [sys.executable, __file__, "--serve", mode, "--port", str(port), "--folder", str(folder)]
+    with running(command, port=port):
+        yield port
 
 
 class Queries:

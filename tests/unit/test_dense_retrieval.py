@@ -13,6 +13,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from benchmarks.untrained_encoder import save_untrained_bert
 from retrieval_server.backends.boolean import parse
 from retrieval_server.config import DenseSettings, EncoderSettings, read_index_settings
 from retrieval_server.corpus import Corpus
@@ -33,22 +34,10 @@ DIMENSION = 32
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT of 32 dimensions with random weights."""
-    from transformers import BertConfig, BertModel, BertTokenizer
-
     folder = tmp_path_factory.mktemp("model")
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "query", "passage", ":", '"', *WORDS]
-    (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
-    BertTokenizer(vocab={word: number for number, word in enumerate(vocabulary)}).save_pretrained(folder)
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=DIMENSION,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        initializer_range=0.5,
-    )
-    BertModel(config).save_pretrained(folder)
+    words = ["query", "passage", ":", '"', *WORDS]
+    save_untrained_bert(folder, words, dimension=DIMENSION, layers=2, heads=2, spread=0.5)
     return folder
 
 

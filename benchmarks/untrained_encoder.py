@@ -1,0 +1,25 @@
+"""A BERT with random weights and a vocabulary of one's own: an encoder for what must not depend on a download."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def save_untrained_bert(
+    folder: Path, words: Sequence[str], *, dimension: int, layers: int, heads: int, spread: float = 0.02
+) -> None:
+    """Write model and tokenizer to `folder`. `spread`: the weights' standard deviation. They follow torch's seed."""
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    vocabulary = [*SPECIAL, *words]
+    BertTokenizer(vocab={word: number for number, word in enumerate(vocabulary)}).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=dimension,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=64,
+        initializer_range=spread,
+    )
+    BertModel(config).save_pretrained(folder)
