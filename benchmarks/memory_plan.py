@@ -131,18 +131,20 @@ def large(recipe: str, model: str) -> dict[str, Any]:
     from verl.models.transformers.dense_common import forward_with_torch_backend
 
     training, shape = _training(recipe), PUBLISHED[model]
-    config = Qwen2Config(**_config(shape), attn_implementation="sdpa", use_cache=False)
+    config = Qwen2Config(**_config(shape) | {"attn_implementation": "sdpa", "use_cache": False})
     tokens = training.micro_batch_tokens()
     assert training.fused and training.checkpointing
     with FakeTensorMode():
         policy: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).train()
         policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        ids = torch.zeros((1, tokens), dtype=torch.long)
+        ids: Any = torch.zeros((1, tokens), dtype=torch.long)
         _with_gradients(policy)
         tracker = MemTracker()
         tracker.track_external(policy)
         with tracker:
-            made = forward_with_torch_backend(policy, input_ids=ids, temperature=1.0, return_dict=True, use_cache=False)
+            made: Any = forward_with_torch_backend(
+                policy, input_ids=ids, temperature=1.0, return_dict=True, use_cache=False
+            )
             made.log_probs.sum().backward()
             peak = _peak(tracker)
     held = 2 * 2 * shape.parameters  # bf16 weights and gradients: sharded and fp32 in a run, so they are left out here

@@ -6,7 +6,10 @@ from typing import Any
 from retrieval_server.config import EncoderSettings
 from retrieval_server.errors import RetrievalError
 
-_BATCH_TOKENS = 16384
+BATCH_TOKENS = 16384
+# Padding that costs as much as one more call of the model. On a CPU a call costs little (32 measured with
+# `benchmarks/retrieval_encoder.py`'s model and texts); an accelerator computes a few thousand tokens in a call's time.
+_CPU_PADDING, _ACCELERATOR_PADDING = 32, 4096
 
 
 class Encoder:
@@ -29,6 +32,7 @@ class Encoder:
                 remedy="give `encoder.model` a folder with a transformers model, or a name that this machine can "
                 "download, and `encoder.device` a device of this machine",
             ) from cause
+        self._padding = _CPU_PADDING if self._model.device.type == "cpu" else _ACCELERATOR_PADDING
         self.dimension = int(model.config.hidden_size)
 
     def queries(self, texts: Sequence[str]) -> Any:
@@ -48,7 +52,7 @@ class Encoder:
             return vectors
         encoded = self._tokenizer(texts, truncation=True, max_length=self._settings.max_tokens)["input_ids"]
         with torch.inference_mode():
-            for rows in _batches([len(ids) for ids in encoded]):
+            for rows in batches([len(ids) for ids in encoded], self._padding):
                 padded = self._tokenizer.pad({"input_ids": [encoded[row] for row in rows]}, return_tensors="pt")
                 ids = padded["input_ids"].to(self._settings.device)
                 mask = padded["attention_mask"].to(self._settings.device)
@@ -67,11 +71,19 @@ class Encoder:
         return torch.nn.functional.normalize(pooled, dim=-1) if self._settings.normalize else pooled
 
 
-def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Rows from the longest text to the shortest, so many that padded they hold at most `_BATCH_TOKENS`."""
-    rows = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
-    start = 0
-    while start < len(rows):
-        size = max(1, _BATCH_TOKENS // max(1, lengths[rows[start]]))
-        yield rows[start : start + size]
-        start += size
+def batches(lengths: Sequence[int], padding: int) -> Iterator[list[int]]:
+    """Rows from the longest text to the shortest. A batch, padded to its longest text, holds at most `BATCH_TOKENS`
+    tokens, unless that text alone is longer, and of them at most `padding` that are padding.
+    """
+    batch: list[int] = []
+    longest = padded = 0
+    for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
+        padded += longest - lengths[row]
+        if batch and (padded > padding or (len(batch) + 1) * longest > BATCH_TOKENS):
+            yield batch
+            batch = []
+        if not batch:
+            longest, padded = lengths[row], 0
+        batch.append(row)
+    if batch:
+        yield batch

@@ -5,12 +5,15 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from benchmarks.untrained_encoder import save_untrained_bert
@@ -84,6 +87,23 @@ def test_vectors_are_the_models_states_pooled(model: Path, pooling: Any) -> None
                 states = bert(**tokens).last_hidden_state[0]
             wanted = states.mean(dim=0) if pooling == "mean" else states[0]
             np.testing.assert_allclose(vector, (wanted / wanted.norm()).numpy(), atol=1e-5)
+
+
+@given(lengths=st.lists(st.integers(1, 600), max_size=80), padding=st.integers(0, 500))
+def test_texts_are_computed_once_in_batches_of_like_length(lengths: list[int], padding: int) -> None:
+    from retrieval_server.backends.encoder import BATCH_TOKENS, batches
+
+    made = list(batches(lengths, padding))
+    assert sorted(row for batch in made for row in batch) == list(range(len(lengths)))
+    falling = [lengths[row] for batch in made for row in batch]
+    assert falling == sorted(lengths, reverse=True)
+
+    def fits(rows: list[int]) -> bool:
+        longest = lengths[rows[0]]
+        return len(rows) * longest <= BATCH_TOKENS and sum(longest - lengths[row] for row in rows) <= padding
+
+    assert all(fits(batch) for batch in made)
+    assert not any(fits([*batch, following[0]]) for batch, following in pairwise(made))
 
 
 def test_a_model_that_is_not_there_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
