@@ -4,9 +4,10 @@
     python benchmarks/retrieval_indexes.py --passages 20000 --kinds flat ivf_rabitq
 
 Vectors and queries are synthetic; `synthetic_vectors.py` says how, and how like real ones. Each index is written,
-opened again memory-mapped as the server does, and searched in one process: with the default settings, with fewer
-candidates for re-ranking, and with more probes. `ram_over_flat` counts the index; the vectors for re-ranking stay on
-the disk. Prints one JSON object; `--costs` writes the table that `s3-agent index plan` reads.
+opened again memory-mapped as the server does, and searched in one process, with the default settings and with more
+probes. `ram_over_flat` counts the index; the vectors for re-ranking stay on the disk. `by_candidates` is the recall
+that re-ranking so many candidates has, of all passages and of the first sixteenth: from the two, `s3-agent index plan`
+expects that of more. Prints one JSON object; `--costs` puts the kinds measured into the table that `plan` reads.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,17 @@ import numpy as np
 import psutil
 from synthetic_vectors import Generator
 
+from retrieval_server.backends.base import Hits
 from retrieval_server.backends.faiss_index import EXACT, FaissEngine, make, read
 from retrieval_server.config import DenseSettings, EncoderSettings
 
-KINDS = ("flat", "sq8", "rabitq", "pq", "ivf_flat", "ivf_sq8", "ivf_pq", "ivf_rabitq")
+KINDS = ("flat", "hnsw", "sq8", "rabitq", "pq", "ivf_flat", "ivf_sq8", "ivf_pq", "ivf_rabitq")
+QUICK = tuple(kind for kind in KINDS if kind != "hnsw")  # which is built by one thread: measured when asked for
 TOPK = 8
 QUERIES = 256
-FEWER_CANDIDATES, MORE_PROBES = 100, 256
+MORE_PROBES = 256
+CANDIDATES = (1, 2, 4, 8, 16, 32, 64, 100, 200, 400, 1000, 2000)
+FEWER = 16  # recall by candidates is measured among so many times fewer passages, too
 _STEP = 16384
 _SETTINGS = DenseSettings(encoder=EncoderSettings(model="none"))
 
@@ -72,26 +78,31 @@ def _latency(engine: FaissEngine, queries: Any, batch: int) -> float:
 
 
 def _searches(kind: str) -> list[DenseSettings]:
-    """The default settings, fewer candidates, more probes: as far as the kind has them."""
-    ways: list[dict[str, int]] = [{}]
-    if kind not in EXACT:
-        ways.append({"candidates": FEWER_CANDIDATES})
-    if kind.startswith("ivf"):
-        ways.append({"probes": MORE_PROBES})
-    return [_SETTINGS.model_copy(update={"layout": kind, **way}) for way in ways]
+    """The default settings, and more probes where the kind has them."""
+    default = _SETTINGS.model_copy(update={"layout": kind})
+    return [default, default.model_copy(update={"probes": MORE_PROBES})] if kind.startswith("ivf") else [default]
+
+
+def _recall(found: list[Hits], truth: Any) -> float:
+    hit = [len({row for row, _ in hits} & set(rows)) / TOPK for hits, rows in zip(found, truth.tolist(), strict=True)]
+    return float(np.mean(hit))
 
 
 def _searched(path: Path, settings: DenseSettings, queries: Any, truth: Any, *, stored: Any) -> dict[str, Any]:
     engine = FaissEngine(read(path), settings, vectors=stored)
-    found = engine.search(queries, topk=TOPK)
-    hit = [len({row for row, _ in hits} & set(rows)) / TOPK for hits, rows in zip(found, truth.tolist(), strict=True)]
     return {
         "probes": settings.probes if settings.layout.startswith("ivf") else None,
         "candidates": settings.candidates if stored is not None else None,
-        "recall_at_8": float(np.mean(hit)),
+        "recall_at_8": _recall(engine.search(queries, topk=TOPK), truth),
         "latency_1_ms": round(_latency(engine, queries, 1), 2),
         "latency_64_ms": round(_latency(engine, queries, 64), 1),
     }
+
+
+def _by_candidates(index: Any, settings: DenseSettings, queries: Any, truth: Any) -> dict[int, float]:
+    """The share of the true TOPK among so many candidates: the recall after re-ranking, which puts them in order."""
+    found = FaissEngine(index, settings).search(queries, topk=CANDIDATES[-1])
+    return {count: round(_recall([hits[:count] for hits in found], truth), 4) for count in CANDIDATES}
 
 
 def _index(kind: str, vectors: Any, queries: Any, truth: Any, folder: Path) -> dict[str, Any]:
@@ -103,6 +114,13 @@ def _index(kind: str, vectors: Any, queries: Any, truth: Any, folder: Path) -> d
     stored = None if kind in EXACT else vectors
     size, flat = path.stat().st_size, 4 * vectors.size
     searches = [_searched(path, way, queries, truth, stored=stored) for way in ways]
+    by_candidates = {}
+    if stored is not None:
+        few = vectors[: len(vectors) // FEWER]
+        by_candidates = {
+            len(few): _by_candidates(make(few, ways[0]), ways[0], queries, _exact(few, queries)),
+            len(vectors): _by_candidates(read(path), ways[0], queries, truth),
+        }
     figures = {
         "kind": kind,
         "recall_at_8": searches[0]["recall_at_8"],
@@ -110,6 +128,7 @@ def _index(kind: str, vectors: Any, queries: Any, truth: Any, folder: Path) -> d
         "index_bytes": size,
         "build_s": round(built, 1),
         "searches": searches,
+        "by_candidates": by_candidates,
     }
     path.unlink()
     _log(json.dumps(figures))
@@ -117,7 +136,7 @@ def _index(kind: str, vectors: Any, queries: Any, truth: Any, folder: Path) -> d
 
 
 def measure(
-    *, passages: int, dimension: int = 768, kinds: tuple[str, ...] = KINDS, folder: Path | None = None
+    *, passages: int, dimension: int = 768, kinds: Iterable[str] = QUICK, folder: Path | None = None
 ) -> dict[str, Any]:
     """The table of indexes. `folder` takes the vectors and each index in turn; default: a temporary one."""
     own = folder is None
@@ -144,24 +163,33 @@ def measure(
     }
 
 
-def _costs(figures: dict[str, Any], command: str) -> dict[str, Any]:
-    rows = []
-    for row in figures["indexes"]:
-        bytes_each = row["index_bytes"] / figures["passages"]
-        # Ids of inverted lists are 8 bytes and graph links 4 each; what is left grows with the dimension.
-        fixed = 8.0 if row["kind"].startswith("ivf") else 0.0
-        fixed = 8.0 * _SETTINGS.hnsw_links if row["kind"] == "hnsw" else fixed
-        rows.append(
-            {
-                "kind": row["kind"],
-                "bytes_per_vector_fixed": fixed,
-                "bytes_per_vector_by_dimension": round(bytes_each - fixed, 2),
-                "recall_at_8": round(row["recall_at_8"], 4),
-            }
-        )
-    date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    head = {"date": date, "command": command, "passages": figures["passages"], "dimension": figures["dimension"]}
-    return {**head, "indexes": rows}
+def _cost(row: dict[str, Any], passages: int) -> dict[str, Any]:
+    # Ids of inverted lists are 8 bytes and graph links 4 each; what is left grows with the dimension.
+    fixed = 8.0 if row["kind"].startswith("ivf") else 0.0
+    fixed = 8.0 * _SETTINGS.hnsw_links if row["kind"] == "hnsw" else fixed
+    return {
+        "kind": row["kind"],
+        "bytes_per_vector_fixed": fixed,
+        "bytes_per_vector_by_dimension": round(row["index_bytes"] / passages - fixed, 2),
+        "recall_at_8": round(row["recall_at_8"], 4),
+        "by_candidates": row["by_candidates"],
+    }
+
+
+def _save_costs(figures: dict[str, Any], path: Path) -> None:
+    """Beside the rows of other kinds measured with as many vectors, in the order of KINDS."""
+    head = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "command": f"python benchmarks/retrieval_indexes.py --passages {figures['passages']}",
+        "passages": figures["passages"],
+        "dimension": figures["dimension"],
+    }
+    rows = {row["kind"]: _cost(row, figures["passages"]) for row in figures["indexes"]}
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if (before.get("passages"), before.get("dimension")) == (head["passages"], head["dimension"]):
+        rows = {row["kind"]: row for row in before["indexes"]} | rows
+    indexes = [rows[kind] for kind in KINDS if kind in rows]
+    path.write_text(json.dumps({**head, "indexes": indexes}, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -169,13 +197,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--passages", type=int, default=1_000_000)
     parser.add_argument("--dimension", type=int, default=768)
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=[*KINDS, "hnsw"])
+    parser.add_argument("--kinds", nargs="+", default=QUICK, choices=KINDS)
     parser.add_argument("--costs", type=Path, help="write the table for `index plan` here")
     options = parser.parse_args()
-    figures = measure(passages=options.passages, dimension=options.dimension, kinds=tuple(options.kinds))
+    figures = measure(passages=options.passages, dimension=options.dimension, kinds=options.kinds)
     if options.costs:
-        command = f"python benchmarks/retrieval_indexes.py --passages {options.passages}"
-        options.costs.write_text(json.dumps(_costs(figures, command), indent=1) + "\n", encoding="utf-8")
+        _save_costs(figures, options.costs)
     print(json.dumps(figures, indent=1))
 
 

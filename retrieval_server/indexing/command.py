@@ -99,18 +99,30 @@ def convert(
 def plan(
     passages: Annotated[int, typer.Option(min=1, help="Passages in the corpus.")],
     dimension: Annotated[int, typer.Option(min=1, help="Numbers a vector.")] = 768,
+    candidates: Annotated[int, typer.Option(min=8, help="Candidates that a compressed index re-ranks.")] = 400,
 ) -> None:
-    """RAM, disk and GPU memory of each kind of dense index, and its recall, from measured costs."""
-    from retrieval_server.indexing.plan import costs, needs
+    """RAM, disk and GPU memory of each kind of dense index, and the recall to expect, from measured costs."""
+    from retrieval_server.indexing.plan import costs, expected_recall, needs
 
     table = Table(title=f"{passages} passages x {dimension}, in GB (1e9 bytes)")
     measured = costs()
-    for name in ("kind", "RAM", "disk", "GPU", f"recall@8 of {measured['passages']}"):
+    for name in ("kind", "RAM", "disk", "GPU", "expected recall@8"):
         table.add_column(name, justify="left" if name == "kind" else "right")
+    recalls = expected_recall(passages=passages, candidates=candidates)
     for need in needs(passages=passages, dimension=dimension):
         gpu = "-" if need.gpu is None else f"{need.gpu / 1e9:.1f}"
-        row = f"{need.resident / 1e9:.1f}", f"{need.disk / 1e9:.1f}", gpu, f"{need.recall_at_8:.3f}"
+        row = f"{need.resident / 1e9:.1f}", f"{need.disk / 1e9:.1f}", gpu, _between(recalls.get(need.kind))
         table.add_row(need.kind, *row)
     Console().print(table)
-    typer.echo(f"Measured {measured['date']} by `{measured['command']}`. Bytes scale with the passages. Recall, with")
-    typer.echo("default probes and candidates, does not: more passages need more of both. Measure it on your vectors.")
+    typer.echo(f"Measured {measured['date']} by `{measured['command']}`, on synthetic vectors. Bytes scale with the")
+    typer.echo(
+        f"passages. Recall of compressed kinds, with {candidates} re-ranked candidates, is expected between two bounds"
+    )
+    typer.echo("that carry the measured one on to so many passages; `candidates` in the settings raises it.")
+
+
+def _between(bounds: tuple[float, float] | None) -> str:
+    if bounds is None:
+        return "-"
+    low, high = bounds
+    return f"{low:.3f}" if f"{low:.3f}" == f"{high:.3f}" else f"{low:.2f} to {high:.2f}"

@@ -25,7 +25,7 @@ from retrieval_server.indexing import build_index, load_index, open_backend, ope
 from retrieval_server.indexing.build import build_from_vectors, convert_index
 from retrieval_server.indexing.command import app
 from retrieval_server.indexing.manifest import MANIFEST
-from retrieval_server.indexing.plan import needs
+from retrieval_server.indexing.plan import costs, expected_recall
 
 faiss = pytest.importorskip("faiss")
 torch = pytest.importorskip("torch")
@@ -158,6 +158,22 @@ def test_every_layout_finds_the_neighbours_with_their_true_scores(
     assert all(number >= 0 for row in rows_of(engine._engine.search(vectors[:2], topk=500)) for number in row)
 
 
+def test_a_graph_is_the_same_with_any_number_of_threads(model: Path) -> None:
+    from retrieval_server.backends.faiss_index import make
+
+    many = np.random.default_rng(0).standard_normal((4000, DIMENSION)).astype(np.float32)
+    made: list[bytes] = []
+    threads = faiss.omp_get_max_threads()
+    try:
+        for count in (1, 3):
+            faiss.omp_set_num_threads(count)
+            made.append(faiss.serialize_index(make(many, e5(model, layout="hnsw"))).tobytes())
+            assert faiss.omp_get_max_threads() == count
+    finally:
+        faiss.omp_set_num_threads(threads)
+    assert made[0] == made[1]
+
+
 def test_an_existing_faiss_file_is_opened_as_it_is(vectors: Any, corpus: Corpus, model: Path, tmp_path: Path) -> None:
     for name, kind in (("e5_Flat.index", "Flat"), ("e5_HNSW64.index", "HNSW64")):
         index = faiss.index_factory(DIMENSION, kind, faiss.METRIC_INNER_PRODUCT)
@@ -263,7 +279,23 @@ def test_the_command_builds_verifies_and_plans(corpus: Corpus, tmp_path: Path) -
     assert "300 passages" in run(app, ["verify", *where]).output
     planned = run(app, ["plan", "--passages", "21015324"])
     assert planned.exit_code == 0 and "flat" in planned.output and "64.6" in planned.output
-    assert all(0.5 < need.recall_at_8 <= 1 for need in needs(passages=21_015_324, dimension=768))
+    recalls = expected_recall(passages=21_015_324, candidates=400)
+    assert recalls["flat"] == (1.0, 1.0) and "1.000" in planned.output
+    assert "hnsw" not in recalls and "hnsw" in expected_recall(passages=1_000_000, candidates=400)
+
+
+@pytest.mark.parametrize("kind", ["rabitq", "pq", "ivf_rabitq", "ivf_pq"])
+def test_the_recall_to_expect_is_the_measured_one_and_falls_with_more_passages(kind: str) -> None:
+    measured = costs()
+    curve = next(row for row in measured["indexes"] if row["kind"] == kind)["by_candidates"]
+    many = measured["passages"]
+
+    def expected(passages: int, candidates: int = 400) -> tuple[float, float]:
+        return expected_recall(passages=passages, candidates=candidates)[kind]
+
+    assert expected(many) == pytest.approx((curve[str(many)]["400"],) * 2)
+    low, high = expected(10 * many)
+    assert low < high < expected(many)[0] < expected(10 * many, candidates=10 * 400)[1]
 
 
 @pytest.mark.parametrize(
