@@ -114,11 +114,14 @@ def plan(
         row = f"{need.resident / 1e9:.1f}", f"{need.disk / 1e9:.1f}", gpu, _between(recalls.get(need.kind))
         table.add_row(need.kind, *row)
     Console().print(table)
-    typer.echo(f"Measured {measured['date']} by `{measured['command']}`, on synthetic vectors. Bytes scale with the")
+    typer.echo(f"Measured {measured['date']} by `{measured['command']}`")
     typer.echo(
-        f"passages. Recall of compressed kinds, with {candidates} re-ranked candidates, is expected between two bounds"
+        f"on synthetic vectors of {measured['dimension']} numbers. Bytes scale with the passages. Recall of compressed"
     )
-    typer.echo("that carry the measured one on to so many passages; `candidates` in the settings raises it.")
+    typer.echo(
+        f"kinds, with {candidates} re-ranked candidates, is expected between two bounds that carry the measured one on"
+    )
+    typer.echo("to so many passages; `candidates` in the settings raises it.")
 
 
 def _between(bounds: tuple[float, float] | None) -> str:

@@ -33,7 +33,7 @@ class Need:
 
 
 def costs() -> dict[str, Any]:
-    """The measured costs: `measured` (how), `indexes` (a list of kinds)."""
+    """The measured costs: `indexes`, a row a kind, and how they were measured."""
     return json.loads(files("retrieval_server.indexing").joinpath("costs.json").read_text(encoding="utf-8"))
 
 
