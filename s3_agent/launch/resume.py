@@ -69,7 +69,7 @@ def rewind(run: Run, *, keep: int | None) -> int:
     for path in (run.metrics, run.episodes, run.logs):
         if path.exists() and not (earlier / path.name).exists():
             path.rename(earlier / path.name)
-    run.logs.mkdir(exist_ok=True)
+    run.make_logs()
     _cut(earlier / run.metrics.name, run.metrics, lambda row: row["step"] <= step and step > 0)
     _cut(earlier / run.episodes.name, run.episodes, lambda row: row["finished_at"] <= until)
     steps = checkpoint_steps(run)

@@ -48,7 +48,11 @@ class Run:
                 f"the run {self.folder} exists",
                 remedy=f"go on with it: --resume {self.folder.name}; or give --name another name, or remove it",
             ) from cause
-        self.logs.mkdir()
+        self.make_logs()
+
+    def make_logs(self) -> None:
+        """The folder of the logs, for its user alone: verl writes the gateway's key there with its configuration."""
+        self.logs.mkdir(mode=0o700, exist_ok=True)
 
     def write_recipe(self, recipe: Recipe) -> None:
         """The recipe as it was resolved; the parts read it."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,12 @@ def test_only_what_came_before_the_checkpoint_counts(killed: Run) -> None:
     assert len((before / "episodes.jsonl").read_text().splitlines()) == 3
     assert (before / "logs" / "trainer.log").read_text() == "killed"
     assert list(killed.logs.iterdir()) == []
+
+
+def test_logs_are_for_the_user_alone(killed: Run) -> None:
+    assert stat.S_IMODE(killed.logs.stat().st_mode) == 0o700
+    rewind(killed, keep=None)
+    assert stat.S_IMODE(killed.logs.stat().st_mode) == 0o700
 
 
 def test_a_rewind_that_was_killed_itself_is_done_again(killed: Run) -> None:
