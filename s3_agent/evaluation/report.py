@@ -24,7 +24,7 @@ def closing_table(summary: Summary) -> Group:
     for hops, part in summary.by_hops.items():
         name = "hops unknown" if hops == "None" else f"{hops} hop" + ("s" if hops != "1" else "")
         row(name, part["n"], part.get("naive_rag"), part["before"], part["after"])
-    tests = [f"gain p = {summary.p_value:.2g} ({TESTS[summary.test]})"]
+    tests = [f"after against before p = {summary.p_value:.2g} ({TESTS[summary.test]})"]
     if summary.p_value_naive_rag is not None:
         tests.append(f"against naive RAG p = {summary.p_value_naive_rag:.2g}")
     verdict = (
