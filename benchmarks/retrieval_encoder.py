@@ -41,25 +41,27 @@ def pairs(count: int) -> tuple[list[str], list[str]]:
     return [query for query, _ in found[:count]], [rest for _, rest in found[:count]]
 
 
-def model_alone(model: str, texts: list[str], size: int) -> Callable[[], None]:
-    """A pass over all texts, sorted by tokens and made into padded batches of `size` before the clock starts."""
+def model_alone(model: str, texts: list[str]) -> list[Callable[[], None]]:
+    """Passes over all texts, sorted by tokens and made into padded batches of LIMIT_SIZES before the clock starts."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(model)
     encoder: Any = AutoModel.from_pretrained(model).eval()
     ids = sorted(tokenizer(texts, truncation=True, max_length=256)["input_ids"], key=len)
-    made = [
-        tokenizer.pad({"input_ids": ids[start : start + size]}, return_tensors="pt")
-        for start in range(0, len(ids), size)
-    ]
 
-    def run() -> None:
-        with torch.inference_mode():
-            for batch in made:
-                encoder(**batch)
+    def in_batches(size: int) -> Callable[[], None]:
+        parts = [ids[start : start + size] for start in range(0, len(ids), size)]
+        made = [tokenizer.pad({"input_ids": part}, return_tensors="pt") for part in parts]
 
-    return run
+        def run() -> None:
+            with torch.inference_mode():
+                for batch in made:
+                    encoder(**batch)
+
+        return run
+
+    return [in_batches(size) for size in LIMIT_SIZES]
 
 
 def rate(run: Callable[[], None], texts: int) -> float:
@@ -93,7 +95,7 @@ def main() -> None:
     rates = {
         "batched": rate(in_batches(BATCH), len(timed)),
         "single": rate(in_batches(1), len(timed)),
-        "model_alone": max(rate(model_alone(options.model, timed, size), len(timed)) for size in LIMIT_SIZES),
+        "model_alone": max(rate(run, len(timed)) for run in model_alone(options.model, timed)),
     }
     real, asked = encoder.passages(texts), encoder.queries(timed)
     generator = Generator(dimension=encoder.dimension)

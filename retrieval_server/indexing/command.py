@@ -20,6 +20,8 @@ CorpusOption = Annotated[Path, typer.Option(help="JSONL with id and contents, or
 IndexOption = Annotated[Path, typer.Option(help="Folder of the index.")]
 BackendOption = Annotated[Path | None, typer.Option(help="YAML: `kind: bm25`, `dense` or `lucene`, and its fields.")]
 
+_CANDIDATES: int = DenseSettings.model_fields["candidates"].default
+
 
 @contextmanager
 def shown_progress() -> Iterator[Report]:
@@ -99,7 +101,7 @@ def convert(
 def plan(
     passages: Annotated[int, typer.Option(min=1, help="Passages in the corpus.")],
     dimension: Annotated[int, typer.Option(min=1, help="Numbers a vector.")] = 768,
-    candidates: Annotated[int, typer.Option(min=8, help="Candidates that a compressed index re-ranks.")] = 400,
+    candidates: Annotated[int, typer.Option(min=8, help="Candidates that a compressed index re-ranks.")] = _CANDIDATES,
 ) -> None:
     """RAM, disk and GPU memory of each kind of dense index, and the recall to expect, from measured costs."""
     from retrieval_server.indexing.plan import costs, expected_recall, needs

@@ -281,6 +281,7 @@ def test_the_command_builds_verifies_and_plans(corpus: Corpus, tmp_path: Path) -
     assert planned.exit_code == 0 and "flat" in planned.output and "64.6" in planned.output
     recalls = expected_recall(passages=21_015_324, candidates=400)
     assert recalls["flat"] == (1.0, 1.0) and "1.000" in planned.output
+    assert all(0 < low <= high <= 1 for low, high in recalls.values())
     assert "hnsw" not in recalls and "hnsw" in expected_recall(passages=1_000_000, candidates=400)
 
 
