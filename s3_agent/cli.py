@@ -273,12 +273,20 @@ def serve(overrides: Overrides = None, recipe: RecipeOption = "cpu") -> None:
 @app.command()
 def generator(overrides: Overrides = None, recipe: RecipeOption = "cpu") -> None:
     """Host the recipe's generator with vLLM behind the OpenAI API, on the CPU or on a GPU."""
-    from s3_agent.launch.commands import CPU_ENVIRONMENT, generator_command, has_cpu_vllm
+    from s3_agent.launch.commands import CPU_ENVIRONMENT, generator_command
+    from s3_agent.launch.serving import has_cpu_vllm, with_precision
 
-    settings = load_recipe(recipe, overrides or [])
+    settings = with_precision(load_recipe(recipe, overrides or []))
     if has_cpu_vllm():
         os.environ.update(CPU_ENVIRONMENT)
-    _become(generator_command(settings, port=settings.generator.port))
+    command = generator_command(settings, port=settings.generator.port)
+    if not has_cpu_vllm():
+        _become(command)
+    from s3_agent.agl.cpu import vllm_server
+
+    # In this process: it may be one that has vLLM loaded already (s3_agent.preloaded).
+    sys.argv = command[2:]
+    vllm_server.main()
 
 
 @app.command()

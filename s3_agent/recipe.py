@@ -5,6 +5,7 @@ the models below say what it may hold. `${embedded:NAME}` names an embedded asse
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -93,11 +94,32 @@ class RetrieverRecipe(_Section):
 
 
 class GeneratorRecipe(GeneratorSettings):
-    """A vLLM server of our own for `model` on `port`, or a running one at `url` (its OpenAI base, ending in /v1)."""
+    """A vLLM server of our own for `model` on `port`, or a running one at `url` (its OpenAI base, ending in /v1).
+
+    `serve` are further options of vLLM. `dtype=auto` is the model's own precision on a GPU; on a CPU the model's own
+    where the processor computes it, and float32 elsewhere (docs/generator.md).
+    """
 
     url: Url | None = None
     port: Port = 8000
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     serve: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _one_dtype(self) -> Self:
+        if self.dtype != "auto" and (served := self.served_dtype) not in (None, self.dtype):
+            raise ValueError(f"dtype is {self.dtype}, and serve asks for --dtype {served}: take one of them out")
+        return self
+
+    @property
+    def served_dtype(self) -> str | None:
+        """The precision that `serve` asks for; None where it leaves it open."""
+        for option, following in zip_longest(self.serve, self.serve[1:]):
+            if option == "--dtype":
+                return following
+            if option.startswith("--dtype="):
+                return option.partition("=")[2]
+        return None
 
     @property
     def client(self) -> GeneratorSettings:

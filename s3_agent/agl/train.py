@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from s3_agent.agl.run_files import run_environment
 from s3_agent.agl.verl_config import TrainerSettings, environment, trainer_config
 from s3_agent.data.tasks import read_jsonl
+from s3_agent.preloaded import VARIABLE as PRELOADED
 
 KEY_VARIABLE = "AGL_KEY"
 
@@ -35,6 +36,8 @@ def main(settings_file: str, train_file: str, validation_file: str, metrics_file
     )
     os.environ.update(variables)
     config = trainer_config(settings, gateway_key=os.environ[KEY_VARIABLE])
+    if executable := os.environ.get(PRELOADED):
+        OmegaConf.update(config, "ray_kwargs.ray_init.runtime_env.py_executable", executable, force_add=True)
     if settings.ray_address:
         _hand_over_environment(config, variables)
     from agentlightning.verl.entrypoint import run_ppo

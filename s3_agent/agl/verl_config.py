@@ -1,5 +1,6 @@
 """From a run's settings to the configuration that Agent Lightning's `run_ppo` takes. Pure: it starts nothing."""
 
+import os
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -9,10 +10,11 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from s3_agent.agl import cpu
-from s3_agent.agl.run_files import MODULES_VARIABLE, TRACKING
+from s3_agent.agl.run_files import MODULES_VARIABLE, SEED_VARIABLE, TRACKING
 from s3_agent.errors import ConfigError, nearest
 from s3_agent.rollout.ray_address import LOCAL, on_loopback_alone
 
+HOOKS = Path(__file__).with_name("seeding.py")
 Tracker = Literal["console", "tensorboard", "wandb"]
 
 
@@ -29,8 +31,12 @@ class TrainerRecipe(BaseModel):
     Checkpoints and validations are made every so many steps, and at the last one in any case. `checkpoints_kept=None`
     keeps all. `checkpoint_policy` also writes the policy into each as a Hugging Face folder, in the precision it is
     trained in; without it the policy is exported from the last checkpoint's shards, in bfloat16. Metrics go to
-    `metrics.jsonl` and to `trackers`. `verl` is merged over everything else that verl and Agent Lightning are told, in
-    their own structure; a key that they do not list is written with a `+` before it.
+    `metrics.jsonl` and to `trackers`.
+
+    With `seeded` each rollout is sampled with a seed of its own, so that the same recipe plays the same rollouts again
+    as far as the policy server computes the same; vLLM samples a little slower. On a CPU an update is computed by
+    `threads` (None: all cores). `verl` is merged over everything else that verl and Agent Lightning are told, in their
+    own structure; a key that they do not list is written with a `+` before it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,10 +53,12 @@ class TrainerRecipe(BaseModel):
     clip_low: float = Field(default=0.2, gt=0)
     clip_high: float = Field(default=0.2, gt=0)
     temperature: float = Field(default=1.0, gt=0)
+    seeded: bool = False
     prompt_tokens: int = Field(default=2048, ge=16)
     response_tokens: int = Field(default=8192, ge=16)
     micro_batch: int = Field(default=4, ge=1)
     tokens_per_gpu: int | None = Field(default=None, ge=32)
+    threads: int | None = Field(default=None, ge=1)
     offload: bool = False
     fused_log_probs: bool = False
     rollout_memory: float = Field(default=0.5, gt=0, lt=1)
@@ -195,6 +203,7 @@ def _common(settings: TrainerSettings, gateway_key: str) -> dict[str, Any]:
             "agl_base_url": settings.gateway_url,
             "agl_key": gateway_key,
             "local": {"agent_class": settings.agent_class, "env_map": settings.env_map},
+            "hooks": str(HOOKS) if settings.seeded else None,
             "rollout_timeout_seconds": settings.rollout_timeout_s,
             "max_ppo_update_times": settings.max_updates,
             "trace_aggregator": {
@@ -211,7 +220,7 @@ def _on_cpu() -> dict[str, Any]:
     return {
         "actor_rollout_ref": {
             "model": {
-                "use_remove_padding": False,
+                "use_remove_padding": True,
                 "enable_gradient_checkpointing": False,
                 "external_lib": cpu.ENGINE,
                 "override_config": {"attn_implementation": "sdpa"},
@@ -252,9 +261,13 @@ def _on_cpu() -> dict[str, Any]:
 
 def environment(settings: TrainerSettings) -> dict[str, str]:
     """What the trainer's process and all that it starts must find in their environment."""
-    backend = cpu.ENVIRONMENT if settings.device == "cpu" else {MODULES_VARIABLE: TRACKING}
+    if settings.device == "cpu":
+        backend = {**cpu.ENVIRONMENT, cpu.THREADS_VARIABLE: str(settings.threads or os.cpu_count() or 1)}
+    else:
+        backend = {MODULES_VARIABLE: TRACKING}
     local = settings.ray_address is None or on_loopback_alone(settings.ray_address)
-    return {**(LOCAL if local else {}), **backend}
+    seed = {SEED_VARIABLE: str(settings.seed)} if settings.seeded else {}
+    return {**(LOCAL if local else {}), **backend, **seed}
 
 
 def _known(config: DictConfig, wanted: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

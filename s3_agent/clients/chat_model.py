@@ -24,7 +24,11 @@ _CLAUDE_REMEDY = "check the credentials, region and model name"
 
 
 class ModelSettings(BaseModel):
-    """Which model, and how long to wait for it, in seconds. `max_tokens=None` leaves the bound to the server."""
+    """Which model, and how long to wait for it, in seconds. `max_tokens=None` leaves the bound to the server.
+
+    `identity` names everything else that a reply depends on: weights, precision, server and processor. Replies of one
+    identity may be kept for longer than a run.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -32,6 +36,7 @@ class ModelSettings(BaseModel):
     model: str = "Qwen/Qwen2.5-14B-Instruct-GPTQ-Int4"
     max_tokens: int | None = Field(default=None, ge=1)
     patience_s: float = 120.0
+    identity: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,12 @@ class RolloutConfig(BaseModel):
     local: LocalConfig | None = None
 
 
+class RolloutMetadata(BaseModel):
+    """What the trainer says of a rollout besides: the seed that it is to be sampled with (`s3_agent.agl.seeding`)."""
+
+    seed: int | None = None
+
+
 class RolloutStatus(BaseModel):
     """Where a rollout stands. `created_at` is the gateway's clock, in Unix seconds."""
 
@@ -52,6 +58,7 @@ class Rollout(BaseModel):
     input: Any
     is_train: bool = True
     config: RolloutConfig = Field(default_factory=RolloutConfig)
+    metadata: RolloutMetadata = Field(default_factory=RolloutMetadata)
     status: RolloutStatus
 
 

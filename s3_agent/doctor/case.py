@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from s3_agent.agl.cpu.precision import Precision
 from s3_agent.clients.tokenizer import Tokenizer
 from s3_agent.data.rag_cache import Fingerprint, RagCache
 from s3_agent.doctor.machine import Machine
@@ -40,7 +41,7 @@ class Case:
 
     `models` by part (`policy`, `generator`); `unreadable` maps an input of the recipe to why it can not be read, with
     what to do; `pinned` is the tested matrix, a distribution to its version; `first_prompt` are the tokens of a long
-    first prompt.
+    first prompt; `precision` what was measured of this processor, where the recipe asks it for a precision.
     """
 
     recipe: Recipe
@@ -58,6 +59,7 @@ class Case:
     unreadable: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     refused: tuple[str, str] | None = None
     pinned: Mapping[str, str] = field(default_factory=dict)
+    precision: Precision | None = None
 
     @property
     def cuda(self) -> bool:

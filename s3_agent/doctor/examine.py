@@ -12,6 +12,7 @@ from s3_agent.doctor.checks.host import check_host
 from s3_agent.doctor.checks.lengths import check_lengths
 from s3_agent.doctor.checks.memory import check_caches, check_gpu_memory, check_ram
 from s3_agent.doctor.checks.ports import check_ports
+from s3_agent.doctor.checks.precision import check_precision
 from s3_agent.doctor.checks.protocol import check_protocol
 from s3_agent.doctor.checks.rag_cache import check_rag_cache
 from s3_agent.doctor.checks.versions import check_versions
@@ -20,6 +21,7 @@ from s3_agent.doctor.findings import Finding
 Check = Callable[[Case], Iterable[Finding]]
 CHECKS: tuple[Check, ...] = (
     check_versions,
+    check_precision,
     check_gpus,
     check_gpu_memory,
     check_caches,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from s3_agent.agl.cpu.precision import kernel_says
 from s3_agent.doctor.gpu_snapshot import visible_gpus
 from s3_agent.doctor.machine import Disk, Host, Machine
 
@@ -146,5 +147,6 @@ def this_machine(*, paths: Sequence[Path], inputs: Sequence[Path], packages: Map
         cuda=_cuda(),
         python=sys.version_info[:2],
         root=os.geteuid() == 0,
+        instructions=frozenset(kernel_says("flags", otherwise="").split()),
     )
     return Machine(gpus=visible_gpus(), host=host)

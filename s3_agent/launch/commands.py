@@ -1,21 +1,36 @@
 """The command line of each part of a run, from the recipe. Everything we start binds 127.0.0.1 (promise 7)."""
 
 import sys
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
-from s3_agent.agl.cpu import SEEDED_WORKER
+from s3_agent.agl.cpu import BRIEF_SPINNING, SEEDED_WORKER
 from s3_agent.agl.train import KEY_VARIABLE
 from s3_agent.embedded import generator as embedded_generator
 from s3_agent.errors import ConfigError
 from s3_agent.launch.ports import HOST
 from s3_agent.launch.run import Run
+from s3_agent.launch.serving import has_cpu_vllm
 from s3_agent.recipe import Recipe
 
 # Without compilation a small generator is ready in two thirds of the time, answers as fast, and needs no C++ compiler.
-CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "TOKENIZERS_PARALLELISM": "false", "TORCHDYNAMO_DISABLE": "1"}
+CPU_ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TORCHDYNAMO_DISABLE": "1",
+    **BRIEF_SPINNING,
+}
+CPU_SERVER = "s3_agent.agl.cpu.vllm_server"
+SERVER_MODULES = (
+    "vllm.entrypoints.openai.api_server",
+    "vllm.v1.engine.core",
+    "vllm.v1.worker.cpu_worker",
+    "vllm.model_executor.models.llama",
+    "transformers.models.llama.modeling_llama",
+)
+"""What a vLLM server on the CPU imports."""
 
 
 def retriever_url(recipe: Recipe) -> str:
@@ -32,6 +47,11 @@ def generator_url(recipe: Recipe) -> str | None:
     """The OpenAI base of the recipe's generator; None for a Claude at its vendor's address."""
     settings = recipe.generator
     return settings.url or (f"http://{HOST}:{settings.port}/v1" if settings.hosted else None)
+
+
+def cpu_serving() -> dict[str, Any]:
+    """What a part that is a vLLM server on the CPU has besides its command."""
+    return {"environment": CPU_ENVIRONMENT, "preload": SERVER_MODULES}
 
 
 def own_command(command: str, recipe: Path) -> list[str]:
@@ -70,23 +90,13 @@ def generator_model(recipe: Recipe) -> str:
 def vllm_command(model: str, name: str, *, port: int, options: list[str]) -> list[str]:
     """vLLM's OpenAI server, without the sampling defaults that a model's own generation_config would bring."""
     # The `vllm` command looks for a distribution of that name, which the CPU build does not have.
-    server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     return [
-        *server,
+        *(sys.executable, "-m", CPU_SERVER if has_cpu_vllm() else "vllm.entrypoints.openai.api_server"),
         *("--model", model, "--served-model-name", name, "--host", HOST, "--port", str(port)),
         *("--generation-config", "vllm", "--disable-uvicorn-access-log"),
         *(("--worker-extension-cls", SEEDED_WORKER) if has_cpu_vllm() else ()),
         *options,
     ]
-
-
-def has_cpu_vllm() -> bool:
-    """Whether the CPU build of vLLM is what is installed."""
-    try:
-        distribution("vllm-cpu")
-    except PackageNotFoundError:
-        return False
-    return True
 
 
 def generator_command(recipe: Recipe, *, port: int) -> list[str]:
@@ -97,7 +107,13 @@ def generator_command(recipe: Recipe, *, port: int) -> list[str]:
             f"the generator {settings.model} is hosted elsewhere ({settings.url or settings.kind})",
             remedy="leave generator.url and generator.kind out to host one here",
         )
-    return vllm_command(generator_model(recipe), settings.model, port=port, options=settings.serve)
+    return vllm_command(generator_model(recipe), settings.model, port=port, options=generator_options(recipe))
+
+
+def generator_options(recipe: Recipe) -> list[str]:
+    """vLLM's options for the recipe's generator, its precision included."""
+    settings = recipe.generator
+    return [*(() if settings.served_dtype else ("--dtype", settings.dtype)), *settings.serve]
 
 
 def gateway_command(recipe: Recipe, *, port: int, folder: Path) -> list[str]:

@@ -6,6 +6,7 @@ kept: the same command goes on from there.
 
 import asyncio
 import json
+import os
 import re
 import secrets
 import shutil
@@ -71,6 +72,9 @@ def _jobs(recipe: Recipe, request: ComparisonRequest) -> tuple[list[_Job], str |
             "each run of a comparison has a gateway and workers of its own",
             remedy="leave gateway.url and workers.external out",
         )
+    if recipe.trainer.threads is None:  # runs at once share the processor
+        threads = max(1, (os.cpu_count() or 1) // request.at_once)
+        recipe = recipe.model_copy(update={"trainer": recipe.trainer.model_copy(update={"threads": threads})})
     bases = {label: recipe.of_agent(label) for label in request.agents}
     for base in bases.values():
         require_trainable(base)

@@ -30,6 +30,7 @@ from s3_agent.launch.ports import listening, reserve_port
 from s3_agent.launch.progress import Progress
 from s3_agent.launch.resume import end_leftovers, rewind
 from s3_agent.launch.run import Run
+from s3_agent.launch.serving import with_answer_cache, with_precision
 from s3_agent.launch.stack import Interrupted, Stack
 from s3_agent.launch.tasks import write_tasks
 from s3_agent.recipe import Recipe, load_recipe, require_trainable
@@ -122,20 +123,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _with_answer_cache(recipe: Recipe, run: Run) -> Recipe:
-    """Replies are shared by the workers of this run, unless the recipe names a folder for more than one run."""
-    return recipe.model_copy(
-        update={
-            "generator": recipe.generator.model_copy(
-                update={"cache": recipe.generator.cache or (run.folder / "answers").absolute()}
-            ),
-            "judge": recipe.judge.model_copy(
-                update={"cache": recipe.judge.cache or (run.folder / "verdicts").absolute()}
-            ),
-        }
-    )
-
-
 def train_job(recipe: Recipe, *, name: str | None = None) -> int:
     """Train by `recipe`; 0 when the policy is trained and compared. Raises S3AgentError, with nothing left running."""
     require_trainable(recipe)
@@ -181,7 +168,7 @@ def _train(recipe: Recipe, run: Run, *, resumed: bool) -> int:
             recipe, done = resolve_ports(recipe), 0
             run.create()
             held.enter_context(run.held())
-        recipe = _with_answer_cache(recipe, run)
+        recipe = with_answer_cache(with_precision(recipe), run.folder)
         generation = len(run.started_ids())
         write_tasks(recipe, run, train, validation)
         run.write_recipe(recipe)

@@ -1,24 +1,41 @@
 """The parts of a run as processes: their commands, what each needs to be ready, and the GPUs it sees."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from s3_agent.agl import cpu
 from s3_agent.agl.train import KEY_VARIABLE
 from s3_agent.launch import commands
 from s3_agent.launch.gpus import gpu_environment, shared_with
 from s3_agent.launch.run import Run
+from s3_agent.launch.serving import has_cpu_vllm
 from s3_agent.launch.stack import Part
 from s3_agent.recipe import Recipe
 
 DENSE_READY_S = 3600.0  # tens of GB are read from the disk to a GPU
+TRAINER_MODULES = (*commands.SERVER_MODULES, "datasets", "pandas", "peft", "tensordict")
+"""What the processes of a training on the CPU spend their start with. Ray and verl, which imports it, are left out: Ray
+reads its environment once, when it is loaded."""
 
 
-def _own(recipe: Recipe, run: Run, name: str, command: str, ready: str, **kwargs: object) -> Part:
+def _own(
+    recipe: Recipe,
+    run: Run,
+    name: str,
+    command: str,
+    ready: str,
+    environment: Mapping[str, str] = MappingProxyType({}),
+    **kwargs: Any,
+) -> Part:
     """A part that is one of our own subcommands over the resolved recipe."""
     return Part(
         name=name,
         command=commands.own_command(command, run.recipe),
         log=run.logs / f"{name}.log",
         ready_url=ready,
-        environment=gpu_environment(recipe, name),
-        **kwargs,  # pyright: ignore[reportArgumentType]
+        environment={**gpu_environment(recipe, name), **environment},
+        **kwargs,
     )
 
 
@@ -28,12 +45,15 @@ def service_parts(recipe: Recipe, run: Run) -> list[Part]:
     if recipe.retriever.url is None:
         ready = f"http://127.0.0.1:{recipe.retriever.port}/readyz"
         remedy = "check data.corpus; delete the index under `prepared` to have it built again"
-        patience = {} if recipe.retriever.index.kind == "bm25" else {"ready_within_s": DENSE_READY_S}
+        patience: dict[str, Any] = {}
+        if recipe.retriever.index.kind != "bm25":
+            patience = {"ready_within_s": DENSE_READY_S}
         parts.append(_own(recipe, run, "retriever", "serve", ready, remedy=remedy, **patience))
     if recipe.generator.hosted and recipe.asks_generator:
         ready = f"http://127.0.0.1:{recipe.generator.port}/health"
         remedy = "check generator.model and generator.serve, and that memory is left for vLLM"
-        parts.append(_own(recipe, run, "generator", "generator", ready, remedy=remedy))
+        served: dict[str, Any] = commands.cpu_serving() if has_cpu_vllm() else {}
+        parts.append(_own(recipe, run, "generator", "generator", ready, remedy=remedy, **served))
     return parts
 
 
@@ -69,6 +89,8 @@ def training_parts(recipe: Recipe, run: Run, *, key: str, generation: int = 0) -
                 remedy="the log names the boundary that failed",
             )
         )
+    # Workers of somebody else's Ray are not ours to fork.
+    on_cpu = recipe.trainer.device == "cpu" and recipe.ray.address is None and has_cpu_vllm()
     # vLLM measures what is free on its GPU when it starts: a neighbour must have taken its share by then.
     neighbours = tuple(name for name in shared_with(recipe, "trainer") if name in services)
     parts.append(
@@ -77,7 +99,8 @@ def training_parts(recipe: Recipe, run: Run, *, key: str, generation: int = 0) -
             command=commands.trainer_command(run.trainer, run.train, run.validation, run.metrics, run.episodes),
             log=run.logs / "trainer.log",
             needs=(*needs, *neighbours),
-            environment={**secret, **gpu_environment(recipe, "trainer")},
+            environment={**secret, **gpu_environment(recipe, "trainer"), **(cpu.ENVIRONMENT if on_cpu else {})},
+            preload=TRAINER_MODULES if on_cpu else (),
             remedy=f"read its log from the first error on, then go on with --resume {run.folder.name}",
         )
     )

@@ -13,7 +13,7 @@ from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from s3_agent.launch.commands import retriever_command, vllm_command
+from s3_agent.launch.commands import generator_options, retriever_command, vllm_command
 from s3_agent.launch.gpus import shared_with
 from s3_agent.launch.parts import service_parts, training_parts
 from s3_agent.launch.run import Run
@@ -86,7 +86,9 @@ def make_plan(recipe: Recipe) -> Plan:
     generator = recipe.generator
     becomes = {
         "retriever": retriever_command(recipe, port=recipe.retriever.port),
-        "generator": vllm_command(generator.model, generator.model, port=generator.port, options=generator.serve),
+        "generator": vllm_command(
+            generator.model, generator.model, port=generator.port, options=generator_options(recipe)
+        ),
     }
     processes = [
         Process(

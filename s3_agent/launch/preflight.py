@@ -5,6 +5,7 @@ the index are the launcher's. Whatever can not be read becomes a finding: gather
 """
 
 from retrieval_server.config import DenseSettings
+from s3_agent.agl.cpu import precision
 from s3_agent.agl.verl_config import TrainerRecipe, TrainerSettings, settings_alone, trainer_config
 from s3_agent.data.prepared import rag_fingerprint
 from s3_agent.doctor.case import Case, IndexFacts, ModelFiles
@@ -17,6 +18,7 @@ from s3_agent.embedded import generator as embedded_generator
 from s3_agent.errors import ConfigError
 from s3_agent.launch import inputs
 from s3_agent.launch.commands import gateway_url
+from s3_agent.launch.serving import has_cpu_vllm
 from s3_agent.recipe import Recipe
 
 
@@ -55,7 +57,16 @@ def gather(recipe: Recipe, *, machine: Machine | None = None) -> Case:
         unreadable=problems,
         refused=refused,
         pinned=pinned,
+        precision=_precision(recipe),
     )
+
+
+def _precision(recipe: Recipe) -> precision.Precision | None:
+    """What this processor computes; measured only where the answer can be a finding."""
+    asks = recipe.generator.hosted and (recipe.generator.dtype != "auto" or recipe.generator.served_dtype)
+    if recipe.trainer.device != "cpu" or not (asks or recipe.trainer.verl) or not has_cpu_vllm():
+        return None
+    return inputs.or_none(precision.measured)
 
 
 def _training(recipe: Recipe) -> tuple[Training | None, tuple[str, str] | None]:

@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -24,6 +24,7 @@ import psutil
 import structlog
 
 from s3_agent.errors import LaunchError
+from s3_agent.preloaded import VARIABLE, server_command, write_executable
 from s3_agent.rollout.first_ended import until_first
 from s3_agent.rollout.process import ending_with_parent
 
@@ -36,11 +37,16 @@ TICK_S = 0.25
 STOP_S = 15.0
 KILL_S = 10.0
 LAST_LINES = 12
+PRELOADED = "preloaded"
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One process of a run. `ready_url` answers 200 when others may use it; `needs` names parts that must be ready."""
+    """One process of a run. `ready_url` answers 200 when others may use it; `needs` names parts that must be ready.
+
+    A part whose command begins with our interpreter, and that imports the modules `preload` before all else, is forked
+    from a process that has them loaded, together with all other such parts of the run.
+    """
 
     name: str
     command: Sequence[str]
@@ -48,6 +54,7 @@ class Part:
     ready_url: str | None = None
     needs: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    preload: tuple[str, ...] = ()
     remedy: str = "read its log"
     ready_within_s: float = 900.0
 
@@ -86,6 +93,34 @@ def _signal(processes: Sequence[psutil.Process], number: int) -> None:
             continue
 
 
+def _with_preloaded(parts: Sequence[Part], folder: Path) -> list[Part]:
+    """The parts, after the process in `folder` that some of them are forked from."""
+    forked = [part for part in parts if part.preload]
+    if not forked:
+        return list(parts)
+    executable = str(write_executable(folder))
+    server = Part(
+        name=PRELOADED,
+        command=server_command(folder, [*dict.fromkeys(module for part in forked for module in part.preload)]),
+        log=forked[0].log.with_name(f"{PRELOADED}.log"),
+        environment={name: value for part in forked for name, value in part.environment.items()},
+        remedy="the installed packages do not import: bash scripts/setup.sh",
+    )
+    return [
+        server,
+        *(
+            replace(
+                part,
+                command=[executable, *part.command[1:]],
+                environment={**part.environment, VARIABLE: executable},
+            )
+            if part.preload
+            else part
+            for part in parts
+        ),
+    ]
+
+
 class Interrupted(SystemExit):
     """Ctrl-C or SIGTERM reached the launcher. Uncaught, it ends the process with the shell's exit code for it."""
 
@@ -103,15 +138,15 @@ class Stack:
 
     def __init__(self, parts: Sequence[Part], *, run_id: str) -> None:
         self.run_id = run_id
-        self._parts = {part.name: part for part in parts}
+        self._scratch = scratch_folder(run_id)
+        self._scratch.mkdir(mode=0o700, exist_ok=True)
+        self._parts = {part.name: part for part in _with_preloaded(parts, self._scratch)}
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._ready: dict[str, float] = {}
         self._started: dict[str, float] = {}
         self._http = httpx.Client(timeout=2.0, trust_env=False)  # no proxy between us and our own parts
         unknown = {need for part in parts for need in part.needs} - self._parts.keys()
         assert not unknown, f"needed, but no part of this run: {unknown}"
-        self._scratch = scratch_folder(run_id)
-        self._scratch.mkdir(mode=0o700, exist_ok=True)
         self._marks = {
             MARKER: run_id,
             # vLLM renames its processes through setproctitle, which would write over the environment we look at.

@@ -59,7 +59,5 @@ def _trainer(small: Recipe, large: Recipe) -> dict[str, Any]:
         "checkpoint_every": 1,
         "validate_every": STEPS,
         "rollout_timeout_s": cpu.rollout_timeout_s,
-        # Rows without padding, as on GPUs: what packs them, and what the fused log-probs read. The recipe's own
-        # overrides are lengths of the large policy's calls.
-        "verl": {"actor_rollout_ref": {"model": {"use_remove_padding": True}}},
+        "verl": {},  # the recipe's own overrides are lengths of the large policy's calls
     }

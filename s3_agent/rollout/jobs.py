@@ -10,7 +10,7 @@ class _Message(BaseModel):
 
 
 class Job(_Message):
-    """One attempt at one rollout. `seconds` is the time it may take.
+    """One attempt at one rollout. `seconds` is the time it may take, `seed` what the trainer wants it sampled with.
 
     `environment` is what an env-contract class finds on top of the worker's own environment. With `log_path`, all that
     the class prints is kept in that file.
@@ -23,6 +23,7 @@ class Job(_Message):
     policy_url: str
     event_url: str
     seconds: float
+    seed: int | None = None
     agent_class: str | None = None
     environment: dict[str, str] = {}
     log_path: str | None = None

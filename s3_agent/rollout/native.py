@@ -106,7 +106,7 @@ class RecipeAgent:
         outcome = await run_task(
             task,
             self._settings.agent.played_by(name) if name else self._settings.agent,
-            policy=CompletionsPolicy(self._policy_http, job.policy_url, self._tokenizer),
+            policy=CompletionsPolicy(self._policy_http, job.policy_url, self._tokenizer, seed=job.seed),
             retriever=self._retriever,
             generator=self._generator,
             judge=self._judge,

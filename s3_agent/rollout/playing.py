@@ -202,6 +202,7 @@ class Player:
             policy_url=policy_url,
             event_url=event_url,
             seconds=seconds,
+            seed=rollout.metadata.seed,
             agent_class=run.agent_class,
             environment=environment,
             log_path=log_path,

@@ -23,7 +23,8 @@ import torch
 gpu = {gpu}
 torch.cuda.is_available = lambda: False
 real = metadata.version  # verl does not import without a distribution called vllm
-metadata.version = lambda name: "0.20.2" if name == "vllm" else real(name)
+# As the CPU build is called: of a version without "+cpu" vLLM takes kernels that not every processor has.
+metadata.version = lambda name: "0.20.2+cpu" if name == "vllm" else real(name)
 import verl.utils.attention_utils as attention
 import verl.utils.device as device
 import verl.workers.engine_workers as workers

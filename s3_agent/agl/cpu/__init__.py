@@ -14,6 +14,13 @@ SETUP_HOOK = "s3_agent.agl.cpu.no_setup"
 VLLM_WORKER = "s3_agent.agl.cpu.vllm_worker.CpuWorkerExtension"
 SEEDED_WORKER = "s3_agent.agl.cpu.seeded_worker.SeededWorker"
 
+THREADS_VARIABLE = "S3_AGENT_TRAINER_THREADS"
+"""How many threads compute an update; everything else has one."""
+
+BRIEF_SPINNING = {"GOMP_SPINCOUNT": "20000"}
+"""How long OpenMP's threads look for work before they sleep. With its own 300,000 rounds all become many times slower
+as soon as there are more busy processes than cores."""
+
 # For the driver and, through Ray, for every worker of it.
 ENVIRONMENT = {
     MODULES_VARIABLE: f"{SHIM},{TRACKING}",
@@ -24,6 +31,9 @@ ENVIRONMENT = {
     "GLOO_SOCKET_IFNAME": "lo",
     "TORCHDYNAMO_DISABLE": "1",  # a tiny model's kernels run for less time than their compilation takes
     "RAY_DEDUP_LOGS": "0",
+    "RAY_worker_niceness": "0",  # Ray's own 15 leaves a policy that computes on the CPU behind everything else
+    "RAY_prestart_worker_first_driver": "0",  # workers without our environment, which none of ours can use
+    **BRIEF_SPINNING,
 }
 
 

@@ -7,10 +7,9 @@ import ray
 import torch
 import verl.workers.rollout.vllm_rollout.vllm_async_server as server
 import verl.workers.rollout.vllm_rollout.vllm_rollout as rollout
-from vllm.config import VllmConfig
-from vllm.platforms.cpu import CpuPlatform
 
 from s3_agent.agl import cpu
+from s3_agent.agl.cpu import one_process
 
 
 def _run_id() -> str:
@@ -50,17 +49,7 @@ def apply() -> None:
     """Patch what the server and the trainer's worker need. Done once at import when there is no CUDA device."""
     # verl/workers/rollout/vllm_rollout/vllm_rollout.py:97: vLLM's CPU platform has no device uuid, nothing reads it.
     rollout.get_device_uuid = lambda device_id: "CPU"
-
-    # vllm/platforms/cpu.py:155 turns one process ("uni") into two ("mp") to pin OpenMP threads. A policy that trains on
-    # the CPU is small: the second process costs more than pinning gains.
-    platform_check = CpuPlatform.check_and_update_config
-
-    def check_and_update_config(vllm_config: VllmConfig) -> None:
-        platform_check(vllm_config)
-        if vllm_config.parallel_config.world_size == 1:
-            vllm_config.parallel_config.distributed_executor_backend = "uni"
-
-    CpuPlatform.check_and_update_config = staticmethod(check_and_update_config)
+    one_process.apply()
 
 
 if not torch.cuda.is_available():

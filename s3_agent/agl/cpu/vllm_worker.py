@@ -6,6 +6,8 @@ import torch
 import vllm.model_executor.layers.utils as layers
 from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 
+import s3_agent.agl.cpu.seeded_worker  # noqa: F401  patches what samples
+
 
 def _plain_linear(layer: Any, remove_weight: bool) -> None:
     layer.cpu_linear = torch.nn.functional.linear

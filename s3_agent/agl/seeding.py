@@ -1,0 +1,35 @@
+"""Agent Lightning's hook (`agentlightning.hooks`) that gives each training rollout a seed of its own.
+
+With it the same recipe samples the same rollouts again, whichever worker plays them and in whichever order, as far as
+the policy server computes the same. The seed is made of the run's, the task and the number of the rollout among the
+task's; it travels in the rollout's metadata, and our agents hand it to the policy server with each request.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter
+
+from agentlightning.hooks import RolloutHooks
+from agentlightning.schemas import RolloutCreate
+
+from s3_agent.agl.run_files import SEED_VARIABLE
+
+
+class SeededRollouts(RolloutHooks):
+    """Seeds the rollouts that are sampled; validation is greedy."""
+
+    def __init__(self) -> None:
+        self._seed = os.environ[SEED_VARIABLE]
+        self._played: Counter[str] = Counter()
+
+    def on_enqueue(self, request: RolloutCreate) -> RolloutCreate:
+        """The request with its seed, below 2**31."""
+        if not request.is_train:
+            return request
+        task = hashlib.sha256(json.dumps(request.input, sort_keys=True, default=str).encode()).hexdigest()
+        self._played[task] += 1
+        drawn = hashlib.sha256(f"{self._seed} {task} {self._played[task]}".encode()).digest()
+        seed = int.from_bytes(drawn[:4], "big") >> 1
+        metadata = request.metadata if isinstance(request.metadata, dict) else {}
+        return request.model_copy(update={"metadata": {**metadata, "seed": seed}})

