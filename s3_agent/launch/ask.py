@@ -36,7 +36,7 @@ def newest_run(runs: Path) -> Path:
     """The newest run that has a trained policy. Raises ConfigError when there is none."""
     finished = sorted(runs.glob("*/policy/config.json"), key=lambda path: path.stat().st_mtime)
     if not finished:
-        raise ConfigError(f"no run in {runs} has a trained policy", remedy="train one: bash train.sh")
+        raise ConfigError(f"no run in {runs} has a trained policy", remedy="train one: s3-agent train")
     return finished[-1].parents[1]
 
 
