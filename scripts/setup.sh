@@ -168,9 +168,9 @@ installed() {  # the packages of a training stack that are in the environment, a
 
 if [[ -n $into ]]; then  # what would change, before anything does
     plan=$({
-        sync --dry-run
-        [[ $device == cpu || $builds == cu130 ]] || install_builds --dry-run
-        [[ $device == cpu ]] || install_flash_attn --dry-run || say "flash-attn $flash_attn_pin would be built"
+        sync --dry-run &&
+            { [[ $device == cpu || $builds == cu130 ]] || install_builds --dry-run; } &&
+            { [[ $device == cpu ]] || install_flash_attn --dry-run || say "flash-attn $flash_attn_pin would be built"; }
     } 2>&1) || fail "uv could not say what would change:"$'\n'"$plan"
     exchanged=()
     while read -r sign package; do [[ $sign != - ]] || exchanged+=("$package"); done <<<"$plan"

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from s3_agent.recipe import Recipe, load_recipe
-from s3_agent.shipped import shipped_recipes
+from s3_agent.shipped import EXAMPLES, shipped_recipes
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,5 @@ def list_recipes(*, as_json: bool = False) -> None:
     for recipe in recipes:
         table.add_row(recipe.name, recipe.machine, recipe.agent, str(recipe.steps), recipe.what)
     console.print(table)
-    console.print(
-        "\ns3-agent train --recipe NAME --dry-run shows a recipe's run; --json has the files.", highlight=False
-    )
+    console.print(f"\nThe files, and the other examples: {EXAMPLES}", highlight=False, soft_wrap=True)
+    console.print("What a recipe would start: s3-agent train --recipe NAME --dry-run", highlight=False)
