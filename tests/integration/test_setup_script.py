@@ -276,7 +276,7 @@ def environment(clone: Path, *packages: str) -> Path:
 
 
 def into(clone: Path, path: Path, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return run(clone, "scripts/setup.sh", "--into", str(path), *options, **variables)
+    return run(clone, "scripts/setup.sh", "--into", str(path), *options, dev=False, **variables)
 
 
 OTHER_RICH = " - rich==14.0.0\n + rich==14.2.0\n + torch==2.11.0"
