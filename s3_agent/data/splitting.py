@@ -23,7 +23,7 @@ class Splitter:
             from semantic_text_splitter import MarkdownSplitter, TextSplitter
         except ImportError as cause:
             raise DataError(
-                "cutting documents needs semantic-text-splitter", remedy="install the extra `data`"
+                "cutting documents needs semantic-text-splitter", remedy="s3-agent setup, or install the extra `data`"
             ) from cause
         self._words = words
         make = MarkdownSplitter if form == "markdown" else TextSplitter

@@ -21,6 +21,7 @@ from s3_agent.launch import commands
 from s3_agent.launch.job import require_external, resolve_ports
 from s3_agent.launch.parts import service_parts
 from s3_agent.launch.ports import HOST, reserve_port
+from s3_agent.launch.requirements import require_vllm
 from s3_agent.launch.run import Run, scratch_run
 from s3_agent.launch.serving import has_cpu_vllm
 from s3_agent.launch.stack import Part, Stack
@@ -37,7 +38,8 @@ def newest_run(runs: Path) -> Path:
     """The newest run that has a trained policy. Raises ConfigError when there is none."""
     finished = sorted(runs.glob("*/policy/config.json"), key=lambda path: path.stat().st_mtime)
     if not finished:
-        raise ConfigError(f"no run in {runs} has a trained policy", remedy="train one: bash train.sh")
+        require_vllm("asking a policy that was trained here")
+        raise ConfigError(f"no run in {runs} has a trained policy", remedy="train one: s3-agent train")
     return finished[-1].parents[1]
 
 

@@ -58,7 +58,7 @@ def open_corpus(recipe: Recipe, problems: Problems) -> Corpus | None:
     try:
         return Corpus(recipe.data.corpus, lines=recipe.index_folder)
     except RetrievalError as cause:
-        problems["corpus"] = (str(cause).splitlines()[0], "bash data_process.sh, or set data.corpus")
+        problems["corpus"] = (str(cause).splitlines()[0], "s3-agent data all --recipe …, or set data.corpus")
         return None
 
 

@@ -39,7 +39,8 @@ def import_own(
 ) -> Iterator[str]:
     """Write `corpus.jsonl`, `train.jsonl`, `validation.jsonl` and `recipe.yaml` into a folder; yields what to tell.
 
-    The recipe is `base` with these data. Raises DataError with the line at fault, and leaves what was there before.
+    The recipe is `base` with these data; none is written when `base` names these files already. Raises DataError with
+    the line at fault, and leaves what was there before.
     """
     blank: list[str] = []
     if corpus.is_dir():
@@ -66,24 +67,23 @@ def import_own(
     imported.replace(made)
 
     recipe = load_recipe(base, overrides)
-    data = recipe.data.model_copy(
-        update={
-            "corpus": made,
-            "train": into / "train.jsonl",
-            "validation": into / "validation.jsonl",
-            "rag_cache": into / "rag_cache.json",
-            "folder": into,
-            "sources": None,
-        }
-    )
-    recipe = recipe.model_copy(update={"name": into.name, "data": data})
-    written = OmegaConf.to_yaml(
-        OmegaConf.create(recipe.model_dump(mode="json", exclude_none=True, exclude={"gateway": {"key"}}))
-    )
-    write_whole(into / "recipe.yaml", written)
+    own = {
+        "corpus": made,
+        "train": into / "train.jsonl",
+        "validation": into / "validation.jsonl",
+        "rag_cache": into / "rag_cache.json",
+        "folder": into,
+        "sources": None,
+    }
+    named = Path(base)
+    if any(getattr(recipe.data, field) != value for field, value in own.items()):
+        recipe = recipe.model_copy(update={"name": into.name, "data": recipe.data.model_copy(update=own)})
+        values = recipe.model_dump(mode="json", exclude_none=True, exclude={"gateway": {"key"}})
+        named = into / "recipe.yaml"
+        write_whole(named, OmegaConf.to_yaml(OmegaConf.create(values)))
     yield f"{count} passages, {len(train)} questions to train on, {len(held_out)} to validate on: {into}"
     if blank:
         yield f"left out {len(blank)} without text, the first: {', '.join(blank[:5])}"
     if dropped.counts:
         yield f"dropped questions: {dropped.text()}"
-    yield f"next: s3-agent data all --recipe {into / 'recipe.yaml'}"
+    yield f"next: s3-agent data all --recipe {named}"

