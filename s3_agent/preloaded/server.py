@@ -116,6 +116,7 @@ def _become(request: Request, server: int) -> None:
     os.environ.update(request.environment)
     os.chdir(request.folder)
     _show_arguments(["python", *request.arguments])
+    multiprocessing.process.ORIGINAL_DIR = request.folder  # where what is spawned looks for the main file
     if executable := request.environment.get(VARIABLE):
         multiprocessing.set_executable(executable)  # what it spawns is forked as well
     _read_environment_again()

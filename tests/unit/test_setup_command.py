@@ -15,7 +15,7 @@ from s3_agent.shipped import ENVIRONMENT
 
 @pytest.fixture
 def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requirements, "_is_installed", lambda name: False)
+    monkeypatch.setattr(requirements, "is_installed", lambda name: False)
 
 
 def test_an_installation_gets_the_stack_into_its_own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
