@@ -9,8 +9,8 @@ without AVX-512 and bfloat16, by their own switches; where the processor emulate
 serve its generator in float32, without which it takes more than an hour.
 
 `whole_ratio_cold`, `whole_ratio_warm` and `start_ratio` are the earlier commit's seconds over this tree's, by medians;
-`start_seconds` goes from the command to the first rollout that is played. `others_share` is the part of the machine that
-other programs took during a run.
+`start_seconds` goes from the command to the first rollout that is played. `others_share` is the part of the machine
+that other programs took during a run.
 """
 
 import argparse
@@ -144,13 +144,9 @@ def train(build: Build, overrides: Sequence[str], switches: dict[str, str], *, r
         "lost": summary["lost_rollouts"],
         "accuracy": [summary["val_before"], summary["val_after"]],
         "accuracy_gain_95": summary["val_gain_interval"],
-        "answers_kept": round(statistics.fmean(row["data"].get("s3/train/answers_kept", 0.0) for row in _told(folder)), 3),
+        "answers_kept": round(statistics.fmean(row["s3/train/answers_kept"] for row in steps), 3),
         "others_share": round(others / whole / (os.cpu_count() or 1), 3),
     }
-
-
-def _told(folder: Path) -> list[dict[str, Any]]:
-    return [row for row in lines(folder / "metrics.jsonl") if "s3/train/answers_kept" in row["data"]]
 
 
 def processor(switches: dict[str, str]) -> dict[str, Any]:

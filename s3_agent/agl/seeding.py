@@ -11,7 +11,7 @@ import os
 from collections import Counter
 
 from agentlightning.hooks import RolloutHooks
-from agentlightning.schemas import RolloutCreate
+from agentlightning.schemas import RolloutCreate, RolloutMetadata
 
 from s3_agent.agl.run_files import SEED_VARIABLE
 
@@ -31,5 +31,6 @@ class SeededRollouts(RolloutHooks):
         self._played[task] += 1
         drawn = hashlib.sha256(f"{self._seed} {task} {self._played[task]}".encode()).digest()
         seed = int.from_bytes(drawn[:4], "big") >> 1
-        metadata = request.metadata if isinstance(request.metadata, dict) else {}
+        given = request.metadata
+        metadata = given.model_dump(exclude_none=True) if isinstance(given, RolloutMetadata) else given or {}
         return request.model_copy(update={"metadata": {**metadata, "seed": seed}})

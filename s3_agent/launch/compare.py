@@ -28,6 +28,7 @@ from s3_agent.launch.doctor import require_sound
 from s3_agent.launch.job import require_external, resolve_ports
 from s3_agent.launch.parts import service_parts
 from s3_agent.launch.run import Run, scratch_run, write_recipe
+from s3_agent.launch.serving import with_answer_cache, with_precision
 from s3_agent.launch.stack import Interrupted, Stack, last_lines
 from s3_agent.launch.weights import largest_change
 from s3_agent.recipe import Recipe, require_trainable
@@ -120,8 +121,8 @@ def _command(job: _Job, services: Recipe, out: Path) -> list[str]:
     path = out / "recipes" / f"{job.name}.yaml"
     path.parent.mkdir(exist_ok=True)
     # Selections repeat over seeds and agents, and the generator is frozen: one cache for all of them.
-    cached = job.recipe.generator.model_copy(update={"cache": (out / "answers").absolute()})
-    write_recipe(path, job.recipe.model_copy(update={"generator": cached}))
+    kept = {"cache": services.generator.cache, "identity": services.generator.identity}
+    write_recipe(path, job.recipe.model_copy(update={"generator": job.recipe.generator.model_copy(update=kept)}))
     return [*start, "--recipe", str(path), "--name", job.name, "--skip-doctor"]
 
 
@@ -186,9 +187,8 @@ def compare_job(recipe: Recipe, request: ComparisonRequest) -> int:
         asking = next((job.recipe for job in left if job.recipe.asks_generator), left[0].recipe)
         try:
             # The gateways are the runs' own.
-            services = resolve_ports(
-                asking.model_copy(update={"gateway": asking.gateway.model_copy(update={"port": 0})})
-            )
+            asking = asking.model_copy(update={"gateway": asking.gateway.model_copy(update={"port": 0})})
+            services = with_answer_cache(with_precision(resolve_ports(asking)), request.out)
             with scratch_run(services) as run:
                 run_id = f"compare-{secrets.token_hex(4)}"
                 with Stack(service_parts(services, run), run_id=run_id) as stack:

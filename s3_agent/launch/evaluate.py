@@ -40,6 +40,7 @@ from s3_agent.launch.parts import service_parts
 from s3_agent.launch.policies import contestants_of
 from s3_agent.launch.ports import HOST, reserve_port
 from s3_agent.launch.run import scratch_run
+from s3_agent.launch.serving import with_precision
 from s3_agent.launch.stack import Interrupted, Stack
 from s3_agent.recipe import Recipe
 from s3_agent.types import Passage, Task
@@ -75,7 +76,7 @@ def _generator_identity(recipe: Recipe) -> dict[str, Any]:
         mode="json", include={"kind", "model", "max_tokens", "context_tokens", "tokenizer"}
     )
     if settings.hosted:
-        return {**identity, "serve": settings.serve}
+        return {**identity, "serve": commands.generator_options(recipe)}
     if settings.kind == "openai":
         response = httpx.get(f"{settings.url}/models", timeout=10.0)
         listed = response.json().get("data") if response.status_code == 200 else None
@@ -236,6 +237,7 @@ def services_of(recipe: Recipe, http: httpx.AsyncClient, policies: Mapping[str, 
 def evaluate_job(recipe: Recipe, request: EvaluationRequest) -> int:
     """Evaluate and print the table; 0 when every question of every agent has a result. Raises S3AgentError."""
     require_external(recipe)
+    recipe = with_precision(recipe)
     path = request.data or recipe.data.validation
     tasks = load_tasks(path)[: request.limit]
     generator = _generator_identity(recipe)

@@ -11,6 +11,7 @@ import ctypes
 import gc
 import importlib
 import multiprocessing
+import multiprocessing.process
 import os
 import runpy
 import select
@@ -115,19 +116,11 @@ def _become(request: Request, server: int) -> None:
     _show_environment(request.environment)
     os.environ.update(request.environment)
     os.chdir(request.folder)
-    _show_arguments(["python", *request.arguments])
-    multiprocessing.process.ORIGINAL_DIR = request.folder  # where what is spawned looks for the main file
+    # Where what is spawned looks for the main file.
+    multiprocessing.process.ORIGINAL_DIR = request.folder  # pyright: ignore[reportAttributeAccessIssue]
     if executable := request.environment.get(VARIABLE):
         multiprocessing.set_executable(executable)  # what it spawns is forked as well
     _read_environment_again()
-
-
-def _show_arguments(arguments: Sequence[str]) -> None:
-    """Have `ps` show what a process runs, where the library for that is installed."""
-    with contextlib.suppress(ImportError):
-        from setproctitle import setproctitle
-
-        setproctitle(" ".join(arguments))
 
 
 def _read_environment_again() -> None:
@@ -261,8 +254,10 @@ def main() -> None:
     listener.bind(path)
     os.chmod(path, 0o600)
     listener.listen(64)
-    # It remembers where the arguments lie, and does not find them any more once the environment has changed.
-    _show_arguments([*sys.orig_argv])
+    with contextlib.suppress(ImportError):
+        from setproctitle import getproctitle
+
+        getproctitle()  # it looks for where the arguments lie, which it does not find in a fork's new environment
     for name in modules:
         importlib.import_module(name)
     gc.collect()

@@ -299,3 +299,44 @@ def test_readiness_does_not_go_through_a_proxy(tmp_path: Path, run_id: str, monk
 def test_a_need_that_is_no_part_is_a_bug_told_at_once(tmp_path: Path, run_id: str) -> None:
     with pytest.raises(AssertionError, match="gatway"):
         Stack([script(tmp_path, "workers", SLEEPER, needs=("gatway",))], run_id=run_id)
+
+
+def test_parts_that_preload_are_forked_and_known_as_what_they_are(tmp_path: Path) -> None:
+    """`listening` names the part of a fork's socket, though the fork was started with another part's environment."""
+    port = free_port()
+    loaded = "import sys; assert 'colorsys' in sys.modules; " + SERVER
+    parts = [
+        Part(
+            name="forked",
+            command=[sys.executable, "-c", loaded, str(port), "0"],
+            log=tmp_path / "forked.log",
+            ready_url=f"http://127.0.0.1:{port}/",
+            environment={"OF_THE_PART": "1"},
+            preload=("colorsys",),
+        ),
+        script(tmp_path, "plain", "import sys, time; assert 'colorsys' not in sys.modules; time.sleep(300)"),
+    ]
+    with Stack(parts, run_id="preload-test") as stack:
+        stack.run()
+        [row] = [row for row in listening(stack.run_id) if row["port"] == port]
+        assert row["part"] == "forked"
+        environment = psutil.Process(row["pid"]).environ()
+        assert environment["OF_THE_PART"] == "1"
+        assert stack.start_up_s.keys() == {"preloaded", "forked", "plain"}
+        pids = {process.pid for process in own_processes(stack.run_id)}
+        assert row["pid"] in pids
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+
+
+def test_a_part_whose_modules_do_not_import_is_an_error_that_names_the_set_up(tmp_path: Path) -> None:
+    part = Part(
+        name="forked",
+        command=[sys.executable, "-c", SLEEPER],
+        log=tmp_path / "forked.log",
+        ready_url=f"http://127.0.0.1:{free_port()}/",
+        preload=("no_such_module_at_all",),
+    )
+    with Stack([part], run_id="preload-broken") as stack, pytest.raises(LaunchError) as told:
+        stack.run()
+    assert "no_such_module_at_all" in str(told.value)
+    assert "setup" in told.value.remedy

