@@ -196,7 +196,8 @@ def test_a_local_ray_stays_on_loopback_and_reports_nothing() -> None:
     assert local["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
     assert local["RAY_USAGE_STATS_ENABLED"] == "0"
     assert environment(settings(ray_address="127.0.0.1:6379")) == local
-    assert environment(settings(ray_address="10.0.0.2:6379")) == cpu.ENVIRONMENT
+    elsewhere = environment(settings(ray_address="10.0.0.2:6379", threads=3))
+    assert elsewhere == {**cpu.ENVIRONMENT, cpu.THREADS_VARIABLE: "3"}
 
 
 def test_a_recipes_own_overrides_come_last() -> None:
