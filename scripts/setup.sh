@@ -8,6 +8,7 @@
 #   S3_AGENT_PYTHON=/path/to/python   the interpreter to use, instead of the first fitting one found
 #   S3_AGENT_DEVICE=cpu|cuda          the set of dependencies, instead of what nvidia-smi says
 #   S3_AGENT_CUDA=cu130|cu129         the builds for CUDA, instead of what the driver says it can run
+#   S3_AGENT_TORCH=pytorch|pypi       without a GPU: whose build of torch, instead of PyTorch's where its index answers
 set -euo pipefail
 
 here=${BASH_SOURCE[0]%/*}
@@ -39,6 +40,8 @@ flash_attn_pin=2.8.3 vllm_pin=0.20.2 torch_pin=2.11.0 torchvision_pin=0.26.0
 flash_attn_wheels=https://wheels.astral.sh/simple
 torch_wheels=https://download.pytorch.org/whl
 vllm_wheels=https://wheels.vllm.ai
+# What the lock holds and nothing loads without a GPU. PyPI's torch is linked to the other CUDA libraries (docs/install.md).
+gpu_only=(triton cuda-bindings cuda-pathfinder nvidia-cuda-nvrtc nvidia-cusolver nvidia-nvtx opencv-python-headless)
 
 fits() { "$1" -c 'import sys; sys.exit(not (3, 12) <= sys.version_info[:2] < (3, 14))' >/dev/null 2>&1; }
 
@@ -117,12 +120,18 @@ if [[ $device == cuda ]]; then
     [[ $builds == cu130 || $builds == cu129 ]] || fail "S3_AGENT_CUDA must be cu130 or cu129, not '$builds'."
 fi
 
+torch_from=
+if [[ $device == cpu ]]; then
+    torch_from=${S3_AGENT_TORCH:-pytorch}
+    [[ $torch_from == pytorch || $torch_from == pypi ]] || fail "S3_AGENT_TORCH must be pytorch or pypi, not '$torch_from'."
+fi
+
 wanted=("--extra=train" "--extra=retriever" "--extra=dense" "--extra=data" "--extra=$device")
 stamp="$environment/.s3-agent-setup"
 state=$(
     cat "$root/uv.lock" "$root/pyproject.toml" "$root/scripts/setup.sh" | cksum
     "$python" -VV
-    printf '%s\n' "$device$builds" "$root"
+    printf '%s\n' "$device$builds$torch_from" "$root"
 )
 if [[ -z $into && -x "$environment/bin/python" && -f $stamp ]]; then
     read -r had_dev <"$stamp"
@@ -132,7 +141,7 @@ fi
 
 uv=$(find_uv)
 say "$device dependencies ($why), ${builds:+builds for $builds, }$("$python" -V), into $environment" \
-    "(about 7 GB; minutes the first time)"
+    "(gigabytes: minutes the first time)"
 cd "$root"
 sync() {
     UV_PROJECT_ENVIRONMENT="$environment" "$uv" sync --frozen --no-default-groups --python "$python" "${wanted[@]}" \
@@ -140,8 +149,29 @@ sync() {
 }
 install() { "$uv" pip install --python "$environment/bin/python" "$@" >&2; }
 
-later=()  # what is not in the lock in the build that this machine needs
-if [[ $device == cuda ]]; then
+cpu_torch=("torch==$torch_pin+cpu" "torchvision==$torchvision_pin+cpu" "torchaudio==$torch_pin+cpu")
+pytorch_answers() {  # and has all three for this machine: asked once, before anything is downloaded
+    printf '%s\n' "${cpu_torch[@]}" | UV_HTTP_RETRIES=0 "$uv" pip compile --quiet --no-deps --only-binary=:all: \
+        --python "$python" --index "$torch_wheels/cpu" - >/dev/null 2>&1
+}
+install_cpu_torch() { install --no-deps --index "$torch_wheels/cpu" "${cpu_torch[@]}" "$@"; }
+of_cuda() {  # the lock's CUDA libraries
+    local key _ name
+    while read -r key _ name; do
+        [[ $key != name || $name != '"'@(nvidia|cuda)-* ]] || printf '%s\n' "${name//\"/}"
+    done <"$root/uv.lock"
+}
+
+# Options for what is not needed here, and for what is not in the lock in the build that this machine needs.
+if [[ $device == cpu ]]; then
+    later=("${gpu_only[@]}")
+    if [[ $torch_from == pytorch ]] && ! pytorch_answers; then
+        say "no CPU builds of torch at $torch_wheels/cpu: PyPI's build and its CUDA libraries (2.9 GB to download)"
+        torch_from=pypi
+    fi
+    [[ $torch_from == pypi ]] || later+=(torch torchvision torchaudio $(of_cuda))
+    later=("${later[@]/#/--no-install-package=}")
+else
     later=(--no-install-package=flash-attn)
     [[ $builds == cu130 ]] || for package in torch torchvision torchaudio vllm; do later+=("--no-install-package=$package"); done
 fi
@@ -169,6 +199,7 @@ installed() {  # the packages of a training stack that are in the environment, a
 if [[ -n $into ]]; then  # what would change, before anything does
     plan=$({
         sync --dry-run &&
+            { [[ $torch_from != pytorch ]] || install_cpu_torch --dry-run; } &&
             { [[ $device == cpu || $builds == cu130 ]] || install_builds --dry-run; } &&
             { [[ $device == cpu ]] || install_flash_attn --dry-run || say "flash-attn $flash_attn_pin would be built"; }
     } 2>&1) || fail "uv could not say what would change:"$'\n'"$plan"
@@ -192,6 +223,10 @@ fi
 
 rm -f "$stamp"
 sync || fail "uv could not install the dependencies; its message is above."
+if [[ $torch_from == pytorch ]]; then
+    install_cpu_torch || fail "PyTorch's CPU builds could not be installed; uv's message is above." \
+        "S3_AGENT_TORCH=pypi takes PyPI's."
+fi
 if [[ $device == cuda ]]; then
     if [[ $builds != cu130 ]]; then
         say "the driver runs no CUDA 13: torch and vLLM come from their own indexes for $builds"

@@ -54,10 +54,19 @@ def python(clone: Path, where: str = "bin/python3.12") -> Path:
     return path
 
 
-def uv(clone: Path, *, version: str = "0.13.8", syncs: bool = True, no_wheel: bool = False, plan: str = "") -> Path:
+def uv(
+    clone: Path,
+    *,
+    version: str = "0.13.8",
+    syncs: bool = True,
+    no_wheel: bool = False,
+    pytorch: bool = True,
+    plan: str = "",
+) -> Path:
     """A pretended uv that writes down its arguments; `sync` makes a .venv that imports everything, or fails.
 
-    `no_wheel`: the index has no flash-attn for this machine. `plan` is what a dry run prints.
+    `no_wheel`: the index has no flash-attn for this machine. `pytorch`: PyTorch's index answers. `plan` is what a dry
+    run prints.
     """
     log = clone.parent / "uv.log"
     log.touch()
@@ -69,6 +78,7 @@ def uv(clone: Path, *, version: str = "0.13.8", syncs: bool = True, no_wheel: bo
         clone.parent / "bin" / "uv",
         f'if [[ $1 == --version ]]; then echo "uv {version}"; exit; fi\necho "$*" >>{log}\n'
         f"if [[ $* == *--dry-run* ]]; then printf '%s\\n' '{plan}'; exit; fi\n"
+        f'if [[ "$1 $2" == "pip compile" ]]; then cat >>{log}; exit {int(not pytorch)}; fi\n'
         f"if [[ $1 == pip ]]; then [[ $* != *--only-binary=flash-attn* ]] || exit {int(no_wheel)}; exit 0; fi\n{sync}",
     )
     return log
@@ -168,6 +178,52 @@ def test_a_driver_that_is_too_old_is_told_what_to_install(clone: Path) -> None:
     assert log.read_text() == ""
 
 
+CPU_BUILDS = ["torch==2.11.0+cpu", "torchvision==0.26.0+cpu", "torchaudio==2.11.0+cpu"]
+GPU_ONLY = {
+    *("cuda-bindings", "cuda-pathfinder", "nvidia-cuda-nvrtc", "nvidia-cusolver", "nvidia-nvtx"),
+    *("opencv-python-headless", "triton"),
+}
+
+
+def left_out(sync: str) -> set[str]:
+    return {word.partition("=")[2] for word in sync.split() if word.startswith("--no-install-package=")}
+
+
+def test_without_a_gpu_torch_comes_from_pytorch_where_its_index_answers(clone: Path) -> None:
+    python(clone)
+    log = uv(clone)
+    done = run(clone)
+    assert done.returncode == 0, done.stderr
+    asked, *builds, sync, install = log.read_text().splitlines()
+    assert asked.startswith("pip compile") and asked.split()[-2:] == ["https://download.pytorch.org/whl/cpu", "-"]
+    assert builds == CPU_BUILDS
+    assert install.startswith("pip install") and install.split()[-3:] == CPU_BUILDS
+    assert "--no-deps" in install.split() and "https://download.pytorch.org/whl/cpu" in install.split()
+    cuda = {name for name in re.findall(r'^name = "(.*)"$', (ROOT / "uv.lock").read_text("utf-8"), re.MULTILINE)}
+    cuda = {name for name in cuda if name.startswith(("cuda-", "nvidia-"))}
+    assert {"nvidia-cublas", "nvidia-cudnn-cu13", "cuda-toolkit"} <= cuda
+    assert left_out(sync) == {"torch", "torchvision", "torchaudio"} | cuda | GPU_ONLY
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_without_a_gpu_pypis_torch_comes_with_the_libraries_that_it_is_linked_to(clone: Path, named: bool) -> None:
+    python(clone)
+    log = uv(clone, pytorch=named)
+    done = run(clone, S3_AGENT_TORCH="pypi") if named else run(clone)
+    assert done.returncode == 0, done.stderr
+    assert ("no CPU builds of torch at https://download.pytorch.org/whl/cpu" in done.stderr) is not named
+    asked, sync = log.read_text().splitlines()[:-1], log.read_text().splitlines()[-1]
+    assert bool(asked) is not named
+    assert sync.startswith("sync ") and left_out(sync) == GPU_ONLY
+    assert "must be pytorch or pypi, not 'conda'" in run(clone, S3_AGENT_TORCH="conda").stderr
+
+
+def test_what_is_left_out_without_a_gpu_is_in_the_lock_by_that_name() -> None:
+    """uv says nothing about a name that it does not know: after an upgrade the package would be back, unseen."""
+    locked = (ROOT / "uv.lock").read_text(encoding="utf-8")
+    assert [name for name in sorted(GPU_ONLY) if f'name = "{name}"\nversion' not in locked] == []
+
+
 @pytest.mark.parametrize("compiler", [True, False])
 def test_without_a_wheel_flash_attn_is_built_where_there_is_a_compiler(clone: Path, compiler: bool) -> None:
     python(clone)
@@ -243,7 +299,8 @@ def test_the_development_tools_stay_when_training_is_set_up(clone: Path) -> None
     assert run(clone).returncode == 0
     (clone / "uv.lock").write_text("changed", encoding="utf-8")
     assert run(clone).returncode == 0
-    assert ["--group=dev" in line for line in log.read_text().splitlines()] == [False, True, True]
+    syncs = [line for line in log.read_text().splitlines() if line.startswith("sync")]
+    assert ["--group=dev" in line for line in syncs] == [False, True, True]
 
 
 def test_a_failed_installation_is_told_and_tried_again(clone: Path) -> None:
@@ -254,7 +311,7 @@ def test_a_failed_installation_is_told_and_tried_again(clone: Path) -> None:
     assert "could not install the dependencies" in done.stderr
     log = uv(clone)
     assert run(clone).returncode == 0
-    assert len(log.read_text().splitlines()) == 2
+    assert sum(line.startswith("sync") for line in log.read_text().splitlines()) == 2
 
 
 def test_without_a_recent_uv_one_is_installed_into_the_clone(clone: Path) -> None:
@@ -276,6 +333,7 @@ def environment(clone: Path, *packages: str) -> Path:
 
 
 def into(clone: Path, path: Path, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    variables = {"S3_AGENT_TORCH": "pypi", **variables}
     return run(clone, "scripts/setup.sh", "--into", str(path), *options, dev=False, **variables)
 
 
@@ -384,3 +442,14 @@ def test_an_installation_keeps_its_own_uv_in_the_users_cache(clone: Path) -> Non
     assert done.returncode == 2, "the pretended interpreter makes no environment"
     assert f"into {clone.parent}/cache/s3-agent/uv" in done.stderr
     assert not (clone / ".uv").exists()
+
+
+def test_pytorchs_own_builds_are_planned_and_installed_into_an_environment(clone: Path) -> None:
+    python(clone)
+    log = uv(clone)
+    done = into(clone, environment(clone), S3_AGENT_TORCH="pytorch")
+    assert done.returncode == 0, done.stderr
+    told = [
+        line for line in log.read_text().splitlines() if "torch==2.11.0+cpu" in line and line.startswith("pip install")
+    ]
+    assert [line.endswith("--dry-run") for line in told] == [True, False]
