@@ -111,6 +111,8 @@ def _become(request: Request, server: int) -> None:
     die_with_parent(server)
     reset_signals()
     _take_files(request.files)
+    if {"-c", "-m"} & {*request.arguments[:2]}:
+        _find_title()
     for name in [*os.environ]:
         del os.environ[name]
     _show_environment(request.environment)
@@ -121,6 +123,17 @@ def _become(request: Request, server: int) -> None:
     if executable := request.environment.get(VARIABLE):
         multiprocessing.set_executable(executable)  # what it spawns is forked as well
     _read_environment_again()
+
+
+def _find_title() -> None:
+    """Have vLLM able to name its processes: its library looks for the arguments by the environment that is about to go.
+
+    Ray has a copy of that library, which finds them by itself unless this one was there before; its workers are files.
+    """
+    with contextlib.suppress(ImportError):
+        from setproctitle import getproctitle
+
+        getproctitle()
 
 
 def _read_environment_again() -> None:
@@ -254,10 +267,6 @@ def main() -> None:
     listener.bind(path)
     os.chmod(path, 0o600)
     listener.listen(64)
-    with contextlib.suppress(ImportError):
-        from setproctitle import getproctitle
-
-        getproctitle()  # it looks for where the arguments lie, which it does not find in a fork's new environment
     for name in modules:
         importlib.import_module(name)
     gc.collect()
