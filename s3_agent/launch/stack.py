@@ -100,6 +100,9 @@ def _with_preloaded(parts: Sequence[Part], folder: Path) -> list[Part]:
     if not forked:
         return list(parts)
     executable = str(write_executable(folder))
+    if not os.access(executable, os.X_OK):  # the temporary folder is on a file system that runs nothing
+        log.info("every process loads its own modules, since nothing can be run in the folder", folder=str(folder))
+        return list(parts)
     server = Part(
         name=PRELOADED,
         command=server_command(folder, [*dict.fromkeys(module for part in forked for module in part.preload)]),

@@ -339,3 +339,13 @@ def test_a_part_whose_modules_do_not_import_is_an_error_that_names_the_set_up(tm
         stack.run()
     assert "no_such_module_at_all" in str(told.value)
     assert "setup" in told.value.remedy
+
+
+def test_where_the_temporary_folder_runs_nothing_each_part_is_started_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stack_module.os, "access", lambda path, mode: False)  # as on a file system mounted `noexec`
+    part = server(tmp_path, "plain", preload=("colorsys",))
+    with Stack([part], run_id="preload-noexec") as stack:
+        stack.run()
+        assert stack.start_up_s.keys() == {"plain"}
