@@ -4,9 +4,10 @@ import os
 import re
 import socket
 import sys
+from collections.abc import MutableMapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import structlog
 import typer
@@ -14,6 +15,7 @@ import typer
 from retrieval_server.indexing.command import app as index_app
 from s3_agent.agents.settings import AgentName
 from s3_agent.errors import S3AgentError
+from s3_agent.guard import printable
 from s3_agent.launch import evaluation_command
 from s3_agent.launch.data_command import app as data_app
 from s3_agent.launch.data_command import prepare
@@ -46,10 +48,17 @@ Overrides = Annotated[
 ]
 
 
+def _printable_event(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    return {name: printable(value) if isinstance(value, str) else value for name, value in event.items()}
+
+
 @app.callback()
 def _log_to_stderr() -> None:
     # What a command prints is its result; its log goes elsewhere.
-    structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
+    *before, renderer = structlog.get_config()["processors"]
+    structlog.configure(
+        processors=[*before, _printable_event, renderer], logger_factory=lambda *_: structlog.PrintLogger(sys.stderr)
+    )
 
 
 class LauncherName(StrEnum):
@@ -417,7 +426,7 @@ def main() -> None:
 
 
 def _tell(error: S3AgentError) -> NoReturn:
-    typer.secho(f"{error.boundary}: {error}", err=True, fg=typer.colors.RED)
+    typer.secho(printable(f"{error.boundary}: {error}"), err=True, fg=typer.colors.RED)
     sys.exit(2)
 
 

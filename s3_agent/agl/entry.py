@@ -19,6 +19,7 @@ from s3_agent.agents.settings import AgentName
 from s3_agent.agl.one_task import PREFIX, TIMEOUT, OneTaskSettings, play_one, policy_at, task_from_environment
 from s3_agent.clients.http import bearer, call_json
 from s3_agent.errors import ConfigError, GatewayError, S3AgentError
+from s3_agent.guard import printable
 from s3_agent.rollout.episode_log import EpisodeLog, EpisodeRecord
 from s3_agent.rollout.runner import Outcome
 from s3_agent.types import Task
@@ -102,7 +103,7 @@ def main(arguments: list[str]) -> int:
     try:
         asyncio.run(known[arguments[0]]().run())
     except S3AgentError as error:
-        sys.stderr.write(f"{error.boundary}: {error}\n")
+        sys.stderr.write(printable(f"{error.boundary}: {error}\n"))
         return 1
     return 0
 
