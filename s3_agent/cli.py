@@ -14,6 +14,7 @@ import typer
 
 from retrieval_server.indexing.command import app as index_app
 from s3_agent.agents.settings import AgentName
+from s3_agent.clients.connections import sparing_loopback
 from s3_agent.errors import S3AgentError
 from s3_agent.guard import printable
 from s3_agent.launch import evaluation_command
@@ -53,7 +54,13 @@ def _printable_event(_: Any, __: str, event: MutableMapping[str, Any]) -> Mutabl
 
 
 @app.callback()
-def _log_to_stderr() -> None:
+def _set_up(context: typer.Context) -> None:
+    if context.invoked_subcommand != "doctor":  # it looks at the environment of the shell
+        os.environ.update(sparing_loopback(os.environ))  # for libraries that make clients of their own
+    _guard_log()
+
+
+def _guard_log() -> None:
     # What a command prints is its result; its log goes elsewhere.
     *before, renderer = structlog.get_config()["processors"]
     structlog.configure(

@@ -11,6 +11,7 @@ from rich.panel import Panel
 
 from s3_agent.agents.settings import AgentName
 from s3_agent.clients.chat_policy import ChatPolicy
+from s3_agent.clients.connections import async_client
 from s3_agent.clients.generator import make_generator
 from s3_agent.clients.http import bearer, call_json
 from s3_agent.clients.policy import CompletionsPolicy, NoPolicy
@@ -71,7 +72,7 @@ async def _served_name(http: httpx.AsyncClient, url: str) -> str:
 async def _play(
     recipe: Recipe, task: Task, policy_url: str | None, tokenizer: str, *, name: str | None, key: str | None
 ) -> Outcome:
-    async with httpx.AsyncClient(timeout=300.0) as http, httpx.AsyncClient(timeout=300.0, headers=bearer(key)) as own:
+    async with async_client(timeout=300.0) as http, async_client(timeout=300.0, headers=bearer(key)) as own:
         name = name or (policy_url and await _served_name(own, policy_url))
         if policy_url is None or name is None:
             policy = NoPolicy()

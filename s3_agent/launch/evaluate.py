@@ -15,6 +15,7 @@ from rich.console import Console
 
 from s3_agent.clients.chat_model import make_chat_model
 from s3_agent.clients.chat_policy import ChatPolicy
+from s3_agent.clients.connections import async_client, get
 from s3_agent.clients.generator import FrozenGenerator
 from s3_agent.clients.http import bearer
 from s3_agent.clients.judge import make_judge
@@ -78,7 +79,7 @@ def _generator_identity(recipe: Recipe) -> dict[str, Any]:
     if settings.hosted:
         return {**identity, "serve": commands.generator_options(recipe)}
     if settings.kind == "openai":
-        response = httpx.get(f"{settings.url}/models", timeout=10.0)
+        response = get(f"{settings.url}/models", timeout=10.0)
         listed = response.json().get("data") if response.status_code == 200 else None
         for model in listed or []:
             if model.get("id") == settings.model:
@@ -208,8 +209,8 @@ async def _ask(
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=request.concurrency * 2)
     timeout = httpx.Timeout(600.0, connect=10.0)
     async with (
-        httpx.AsyncClient(timeout=timeout, limits=limits) as http,
-        httpx.AsyncClient(timeout=timeout, limits=limits, headers=bearer(request.policy_key)) as own,
+        async_client(timeout=timeout, limits=limits) as http,
+        async_client(timeout=timeout, limits=limits, headers=bearer(request.policy_key)) as own,
     ):
         contestants = {unit.contestant.label: unit.contestant for unit in units}
         policies = {
@@ -305,7 +306,7 @@ def _evaluate(
                 progress(result)
 
             async def kept() -> list[Unit]:
-                async with httpx.AsyncClient() as http:
+                async with async_client(timeout=5.0) as http:
                     return await read_kept(pipeline, units, services_of(recipe, http, {}), done=done)
 
             left = asyncio.run(kept())

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from s3_agent.agl.train import KEY_VARIABLE
 from s3_agent.agl.verl_config import TrainerRecipe, TrainerSettings
+from s3_agent.clients.connections import get
 from s3_agent.clients.http import bearer
 from s3_agent.data.prepared import prepare_tasks
 from s3_agent.data.tasks import read_jsonl
@@ -66,7 +67,7 @@ def require_external(recipe: Recipe) -> None:
             continue
         try:
             # A refusal is an answer: some servers have no health check, or ask for a key.
-            status = httpx.get(url, timeout=10.0).status_code
+            status = get(url, timeout=10.0).status_code
         except httpx.HTTPError as cause:
             raise LaunchError(
                 f"the {name} at {url} does not answer: {cause}", remedy=f"start it, or leave {name}.url out"
@@ -79,7 +80,7 @@ def require_empty_gateway(recipe: Recipe) -> None:
     """Somebody's own gateway must hold no rollouts of the killed run: our pool would play them. Raises LaunchError."""
     if recipe.gateway.url is None:
         return
-    waiting = httpx.get(
+    waiting = get(
         recipe.gateway.url + "/api/rollouts",
         params={"state_in": ["queuing", "running"], "limit": 1},
         headers=bearer(recipe.gateway.key),

@@ -23,6 +23,7 @@ import httpx
 import psutil
 import structlog
 
+from s3_agent.clients.connections import client, sparing_loopback
 from s3_agent.errors import LaunchError
 from s3_agent.launch.requirements import require_for_process
 from s3_agent.preloaded import VARIABLE, server_command, write_executable
@@ -150,14 +151,14 @@ class Stack:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._ready: dict[str, float] = {}
         self._started: dict[str, float] = {}
-        self._http = httpx.Client(timeout=2.0, trust_env=False)  # no proxy between us and our own parts
+        self._http = client(timeout=2.0)
         unknown = {need for part in parts for need in part.needs} - self._parts.keys()
         assert not unknown, f"needed, but no part of this run: {unknown}"
         self._marks = {
             MARKER: run_id,
             # vLLM renames its processes through setproctitle, which would write over the environment we look at.
             "SPT_NOENV": "1",
-            "NO_PROXY": ",".join(filter(None, (os.environ.get("NO_PROXY"), "127.0.0.1"))),
+            **sparing_loopback(os.environ),
             "TMPDIR": str(self._scratch),  # sockets and sessions of vLLM and Ray go with the run
         }
 

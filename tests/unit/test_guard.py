@@ -338,7 +338,7 @@ def test_log_lines_of_commands_hold_no_escape_sequences(
 ) -> None:
     before = structlog.get_config()
     try:
-        cli._log_to_stderr()
+        cli._guard_log()
         structlog.get_logger().warning("failed", error=ESCAPES)
     finally:
         structlog.configure(**before)
