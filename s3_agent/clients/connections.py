@@ -26,7 +26,7 @@ def is_loopback(host: str) -> bool:
     except ValueError:
         try:
             address = ip_address(socket.inet_aton(host))  # 127.1 and the like
-        except (OSError, UnicodeError):
+        except (OSError, ValueError):
             return False
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
