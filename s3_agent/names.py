@@ -1,11 +1,14 @@
-"""Names that come from outside and become paths: the one place where they are checked, before anything is written.
+"""Names that come from outside: checked before they become paths, and quoted before they become configuration.
 
-A hub's listing, a published file or somebody else's results may hold any text where a name is expected. `Hash` and
-`RelativePath` are field types that refuse what could lead out of a folder; `file_name` makes a file's name of any text.
+A hub's listing, a published file or somebody else's results may hold any text where a name is expected. The hashes and
+`RelativePath` are field types that refuse what could lead out of a folder; `file_name` makes a file's name of any text;
+`literal` and `hydra_value` keep a path's quotes and `${` from being read as syntax.
 """
 
 import re
-from typing import Annotated
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
@@ -29,3 +32,26 @@ RelativePath = Annotated[str, AfterValidator(_relative)]
 def file_name(text: str) -> str:
     """A file's name made of `text`: letters, digits, `_`, `-`, and `.` that is not the first character."""
     return re.sub(r"\A\.|[^\w.-]", "_", text) or "_"
+
+
+def recipe_name(folder: Path) -> str:
+    """The name of the recipe of a folder: what the field `name` allows of the folder's own."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", folder.resolve().name).strip("-") or "own"
+
+
+def literal(value: Any) -> Any:
+    """`value`, a text or containers of texts, such that OmegaConf reads every `${` in it as it stands."""
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    if isinstance(value, Mapping):
+        return {key: literal(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [literal(item) for item in value]
+    return value
+
+
+def hydra_value(text: object) -> str:
+    """`text` as the value of an override on Hydra's command line, whatever quotes it holds."""
+    # A backslash is one, but before a quote and at the end, where it would escape the quote.
+    escaped = re.sub(r"(\\+)(?='|\Z)", r"\1\1", literal(str(text))).replace("'", r"\'")
+    return f"'{escaped}'"

@@ -9,12 +9,16 @@ import huggingface_hub
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from pydantic import TypeAdapter, ValidationError
 
 from s3_agent.data import hub
 from s3_agent.data.hub import Wanted
 from s3_agent.errors import DataError
-from s3_agent.names import ContentHash, RelativePath, file_name
+from s3_agent.launch.commands import gateway_command
+from s3_agent.launch.run import write_recipe
+from s3_agent.names import ContentHash, RelativePath, file_name, hydra_value, literal
+from s3_agent.recipe import load_recipe
 
 WANTED = Wanted(repo="owner/name", patterns=("*",))
 HASH = "0123456789abcdef" * 4
@@ -87,3 +91,48 @@ def test_an_honest_listing_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     info = SimpleNamespace(sha=HASH[:40], siblings=[sibling, small])
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: info)
     assert [(file.path, file.lfs) for file in hub.listed(WANTED)] == [("README.md", False), ("data/train.jsonl", True)]
+
+
+syntax = st.lists(st.sampled_from([*"'\"\\${}[],:= a#%&", "${", "\\${", "é"]), max_size=12).map("".join)
+
+
+@given(syntax | st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=12))
+def test_omegaconf_reads_any_text_as_it_stands(text: str) -> None:
+    read = OmegaConf.to_container(OmegaConf.create(literal({"a": text, "b": [text]})), resolve=True)
+    assert read == {"a": text, "b": [text]}
+    written = OmegaConf.to_yaml(OmegaConf.create(literal({"a": text})))
+    assert OmegaConf.to_container(OmegaConf.create(written), resolve=True) == {"a": text}
+
+
+@given(syntax | st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=12))
+def test_hydra_reads_any_text_as_it_stands(text: str) -> None:
+    parser = pytest.importorskip("hydra.core.override_parser.overrides_parser").OverridesParser.create()
+    [override] = parser.parse_overrides([f"a.b={hydra_value(text)}"])
+    read = OmegaConf.create({"b": override.value()})
+    assert OmegaConf.to_container(read, resolve=True) == {"b": text}
+
+
+AWKWARD = 'it\'s a "${HOME}" [folder], a=b\\'
+
+
+def test_the_gateways_command_takes_any_path(tmp_path: Path) -> None:
+    parser = pytest.importorskip("hydra.core.override_parser.overrides_parser").OverridesParser.create()
+    recipe = load_recipe("cpu")
+    recipe = recipe.model_copy(update={"policy": recipe.policy.model_copy(update={"model": f"/{AWKWARD}/model"})})
+    command = gateway_command(recipe, port=1, folder=tmp_path / AWKWARD)
+    values = {override.key_or_group: override.value() for override in parser.parse_overrides(command[3:])}
+    read = OmegaConf.create(
+        {"model": values["default_proxy.model_name"], "folder": values["hydra.run.dir"], "port": values["port"]}
+    )
+    assert OmegaConf.to_container(read, resolve=True) == {
+        "model": f"/{AWKWARD}/model",
+        "folder": str(tmp_path / AWKWARD),
+        "port": 1,
+    }
+
+
+def test_a_recipe_is_read_again_as_it_was_written(tmp_path: Path) -> None:
+    recipe = load_recipe("cpu", ["agent.limits.max_observation_tokens=null", "judge.max_tokens=null"])
+    recipe = recipe.model_copy(update={"runs": tmp_path / AWKWARD})
+    write_recipe(tmp_path / "recipe.yaml", recipe)
+    assert load_recipe(str(tmp_path / "recipe.yaml")) == recipe
