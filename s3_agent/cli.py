@@ -20,6 +20,7 @@ from s3_agent.guard import printable
 from s3_agent.launch import evaluation_command
 from s3_agent.launch.data_command import app as data_app
 from s3_agent.launch.data_command import prepare
+from s3_agent.launch.evaluation_command import PolicyKey, PolicyKeyFile
 from s3_agent.launch.requirements import (
     missing_module,
     require_retrieval_server,
@@ -55,8 +56,18 @@ def _printable_event(_: Any, __: str, event: MutableMapping[str, Any]) -> Mutabl
 
 @app.callback()
 def _set_up(context: typer.Context) -> None:
+    from s3_agent.launch.keys import shown_keys
+
     if context.invoked_subcommand != "doctor":  # it looks at the environment of the shell
         os.environ.update(sparing_loopback(os.environ))  # for libraries that make clients of their own
+    if shown := shown_keys(sys.argv[1:]):
+        names = ", ".join(shown)
+        typer.secho(
+            f"{names}: every user of this machine can read it with `ps`; export AGL_KEY or S3_AGENT_POLICY_KEY, or "
+            "name a file (--key-file, --policy-key-file, gateway.key_file=)",
+            err=True,
+            fg=typer.colors.YELLOW,
+        )
     _guard_log()
 
 
@@ -122,7 +133,9 @@ def train(
         raise typer.Exit(show_plan(settings, extra=dry_run_lines))
     require_training_stack("training")
     from s3_agent.launch.job import train_job
+    from s3_agent.launch.keys import with_gateway_key
 
+    settings = with_gateway_key(settings)
     if not skip_doctor:
         require_sound(settings)
     raise typer.Exit(train_job(settings, name=name))
@@ -179,8 +192,11 @@ def doctor(
     Prints the memory plan, then each finding with why and what mends it. Exit code 1: a run can not start.
     """
     from s3_agent.launch.doctor import doctor_job
+    from s3_agent.launch.keys import with_gateway_key
 
-    raise typer.Exit(doctor_job(load_recipe(recipe, overrides or []), machine=machine, as_json=json_output))
+    raise typer.Exit(
+        doctor_job(with_gateway_key(load_recipe(recipe, overrides or [])), machine=machine, as_json=json_output)
+    )
 
 
 @app.command("export-policy")
@@ -200,7 +216,10 @@ def export_policy(
 @app.command()
 def workers(
     gateway: Annotated[str, typer.Option(help="Address of the Agent Lightning gateway.")],
-    key: Annotated[str, typer.Option(envvar="AGL_KEY", help="The gateway's key.")] = "",
+    key: Annotated[
+        str, typer.Option(envvar="AGL_KEY", help="The gateway's key; `ps` shows it to others: export AGL_KEY instead.")
+    ] = "",
+    key_file: Annotated[Path | None, typer.Option(help="A file that holds the gateway's key.")] = None,
     overrides: Overrides = None,
     recipe: RecipeOption = "cpu",
     processes: Annotated[int | None, typer.Option(min=1, help="Worker processes; default: the recipe's.")] = None,
@@ -241,6 +260,7 @@ def workers(
     `url` or local `port`; rollouts of a class written for AGL's local controller run that class.
     """
     from s3_agent.launch.commands import generator_url, retriever_url
+    from s3_agent.launch.keys import given_key
     from s3_agent.rollout.failure_policy import FailurePolicy
     from s3_agent.rollout.launcher import Launcher, LocalLauncher
     from s3_agent.rollout.native import WorkerSettings
@@ -269,7 +289,7 @@ def workers(
             agent_logs=None if agent_logs is None else str(agent_logs),
         ),
         WorkerSettings(
-            gateway_key=key,
+            gateway_key=given_key(key, key_file) or "",
             retriever_url=retriever_url(settings),
             generator_url=generator_url(settings),
             policy_tokenizer=settings.policy.model,
@@ -330,7 +350,8 @@ def ask(
     policy_name: Annotated[
         str | None, typer.Option(help="The model's name there; default: the first that the server lists.")
     ] = None,
-    policy_key: Annotated[str | None, typer.Option(envvar="S3_AGENT_POLICY_KEY", help="That server's key.")] = None,
+    policy_key: PolicyKey = None,
+    policy_key_file: PolicyKeyFile = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print the episode as JSON.")] = False,
 ) -> None:
     """Show one episode of a trained policy: its turns, queries, marked passages and the answer.
@@ -340,6 +361,7 @@ def ask(
     `--policy-url` names another; `s3-agent agents` lists them.
     """
     from s3_agent.launch.ask import ask_job
+    from s3_agent.launch.keys import given_key
 
     raise typer.Exit(
         ask_job(
@@ -349,7 +371,7 @@ def ask(
             run=run,
             policy_url=policy_url,
             policy_name=policy_name,
-            policy_key=policy_key,
+            policy_key=given_key(policy_key, policy_key_file),
             as_json=json_output,
         )
     )

@@ -2,10 +2,12 @@
 
 import asyncio
 import hashlib
+import os
+import secrets
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -154,8 +156,21 @@ def _tokenizer(policy: PolicyUnderTest, recipe: Recipe) -> str:
 
 
 def services_id(out: Path) -> str:
-    """The mark of the services of evaluations into `out`, by which the next one finds what a `kill -9` left running."""
-    return "evaluation-" + key_of(str(out.resolve()))[:16]
+    """The mark of the services of evaluations into `out`, by which the next one finds what a `kill -9` left running.
+
+    It is drawn by chance and kept there, so that nobody else knows it, and is of this folder alone: a copy has another.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / ".services"
+    with suppress(FileExistsError), open(path, "x", opener=_private) as file:
+        file.write(secrets.token_hex(16))
+    place = out.stat()
+    known = [path.read_text(encoding="utf-8"), str(out.resolve()), place.st_dev, place.st_ino]
+    return "evaluation-" + key_of(*known)[:16]
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, mode=0o600)
 
 
 @contextmanager

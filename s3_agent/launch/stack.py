@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 import time
@@ -87,6 +88,26 @@ def scratch_folder(run_id: str) -> Path:
     return Path(tempfile.gettempdir()) / f"s3-{hashlib.blake2b(run_id.encode(), digest_size=4).hexdigest()}"
 
 
+def make_private(folder: Path) -> None:
+    """An empty folder that nobody else can enter, in place of one that an earlier process of ours left.
+
+    Its name may be known to other users of a shared temporary folder. Raises LaunchError when one of them, or a link,
+    was there first.
+    """
+    try:
+        folder.mkdir(mode=0o700)
+        return
+    except FileExistsError:
+        found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        raise LaunchError(
+            f"{folder} is there and is not a folder of this user",
+            remedy="have it removed, or set TMPDIR to a folder of your own",
+        )
+    shutil.rmtree(folder)
+    folder.mkdir(mode=0o700)
+
+
 def _signal(processes: Sequence[psutil.Process], number: int) -> None:
     for process in processes:
         try:
@@ -146,7 +167,7 @@ class Stack:
             require_for_process(part.name, part.command)
         self.run_id = run_id
         self._scratch = scratch_folder(run_id)
-        self._scratch.mkdir(mode=0o700, exist_ok=True)
+        make_private(self._scratch)
         self._parts = {part.name: part for part in _with_preloaded(parts, self._scratch)}
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._ready: dict[str, float] = {}
