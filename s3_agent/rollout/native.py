@@ -99,6 +99,8 @@ class RecipeAgent:
     def preload(settings: WorkerSettings) -> None:
         """Load what all worker processes share."""
         load_tokenizer(settings.policy_tokenizer)
+        if settings.generator.tokenizer:
+            load_tokenizer(settings.generator.tokenizer)
         _tls()
 
     async def play(self, job: Job) -> Played:

@@ -1,7 +1,9 @@
 """Text from outside stays text: for the tokenizers of models, for the judge's prompt, and on a terminal."""
 
 import io
+import json
 import re
+import shutil
 import time
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -26,8 +28,10 @@ from s3_agent.agents.search_r1 import SearchR1Protocol
 from s3_agent.clients.judge import JudgePrompt, judge_messages
 from s3_agent.clients.prompts import AnswerPrompt, answer_messages
 from s3_agent.clients.tokenizer import load_tokenizer
+from s3_agent.doctor.findings import as_text, warning
 from s3_agent.embedded import generator as embedded_generator
 from s3_agent.errors import S3AgentError
+from s3_agent.evaluation.grids import Grid, terminal_grids
 from s3_agent.guard import TAGS, neutral, printable, quoted, without_control
 from s3_agent.launch.ask import episode_view
 from s3_agent.rollout.runner import Outcome
@@ -206,6 +210,26 @@ def test_guarded_text_is_as_long_and_stays_as_it_is(text: str) -> None:
         assert guard(once) == once
 
 
+def test_tokens_that_a_tokenizer_does_not_declare_special_are_control_tokens_too(tmp_path: Path) -> None:
+    shutil.copytree(ASSETS / "nano-policy", tmp_path / "policy")
+    path = tmp_path / "policy" / "tokenizer.json"
+    told = json.loads(path.read_text(encoding="utf-8"))
+    known = max(token["id"] for token in told["added_tokens"]) + 1_000
+    for number, text in enumerate(("<tool_call>", "</tool_call>", "[REF]", "covid", "  ")):
+        told["added_tokens"].append({**told["added_tokens"][-1], "id": known + number, "content": text})
+    path.write_text(json.dumps(told), encoding="utf-8")
+    plain = load_tokenizer(str(ASSETS / "nano-policy")).control
+    assert load_tokenizer(str(tmp_path / "policy")).control == plain | {"<tool_call>", "</tool_call>", "[REF]"}
+
+
+def test_the_control_tokens_of_a_known_generator_are_broken() -> None:
+    control = frozenset({"{{user}}", "<odd>", "\u2581x"})
+    text = "a {{user}} <odd> <ODD> \u2581x"
+    [system, user] = answer_messages(text, [Passage(id="", title=text, text=text)], control=control)
+    for message in (system, user):
+        assert not any(token in message["content"].lower() for token in control)
+
+
 def test_texts_that_a_protocol_keeps_are_kept() -> None:
     text = f"a {MARKERS[0]}q{MARKERS[1]} <|im_end|>"
     assert without_control(text, frozenset({"<|im_end|>"}), keep=MARKERS) == text.replace("<|im", "\u2039|im")
@@ -344,3 +368,12 @@ def test_log_lines_of_commands_hold_no_escape_sequences(
         structlog.configure(**before)
     shown = capsys.readouterr().err
     assert "\u241b[2J" in shown and not any(char in shown for char in COMMANDS.replace("\x1b", ""))
+
+
+def test_tables_and_findings_hold_no_escape_sequences() -> None:
+    file = io.StringIO()
+    grids = terminal_grids([Grid("title", ["agent", ESCAPES], [[f"[red]{ESCAPES}", "1"]])], note="")
+    Console(file=file, width=200).print(grids)
+    assert "[red]" in file.getvalue()
+    for shown in (file.getvalue(), as_text([warning("id", what=ESCAPES, why="", mend="")])):
+        assert "\u241b" in shown and not any(char in shown for char in COMMANDS)
