@@ -4,12 +4,10 @@ import os
 import re
 import socket
 import sys
-from collections.abc import MutableMapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
-import structlog
 import typer
 
 from retrieval_server.indexing.command import app as index_app
@@ -27,6 +25,7 @@ from s3_agent.launch.requirements import (
     require_training_stack,
     require_vllm,
 )
+from s3_agent.logs import set_up_log
 from s3_agent.recipe import load_recipe, require_trainable
 
 app = typer.Typer(
@@ -50,10 +49,6 @@ Overrides = Annotated[
 ]
 
 
-def _printable_event(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    return {name: printable(value) if isinstance(value, str) else value for name, value in event.items()}
-
-
 @app.callback()
 def _set_up(context: typer.Context) -> None:
     from s3_agent.launch.keys import shown_keys
@@ -68,15 +63,7 @@ def _set_up(context: typer.Context) -> None:
             err=True,
             fg=typer.colors.YELLOW,
         )
-    _guard_log()
-
-
-def _guard_log() -> None:
-    # What a command prints is its result; its log goes elsewhere.
-    *before, renderer = structlog.get_config()["processors"]
-    structlog.configure(
-        processors=[*before, _printable_event, renderer], logger_factory=lambda *_: structlog.PrintLogger(sys.stderr)
-    )
+    set_up_log()
 
 
 class LauncherName(StrEnum):

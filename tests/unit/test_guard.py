@@ -34,6 +34,7 @@ from s3_agent.errors import S3AgentError
 from s3_agent.evaluation.grids import Grid, terminal_grids
 from s3_agent.guard import TAGS, neutral, printable, quoted, without_control
 from s3_agent.launch.ask import episode_view
+from s3_agent.logs import set_up_log
 from s3_agent.rollout.runner import Outcome
 from s3_agent.types import Action, ActionKind, Episode, Passage, RewardResult, StopReason, Task, Turn
 
@@ -362,7 +363,7 @@ def test_log_lines_of_commands_hold_no_escape_sequences(
 ) -> None:
     before = structlog.get_config()
     try:
-        cli._guard_log()
+        set_up_log()
         structlog.get_logger().warning("failed", error=ESCAPES)
     finally:
         structlog.configure(**before)
