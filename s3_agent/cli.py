@@ -5,6 +5,7 @@ import re
 import socket
 import sys
 from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -46,8 +47,16 @@ Overrides = Annotated[
 ]
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(version("s3-agent"))
+        raise typer.Exit
+
+
 @app.callback()
-def _log_to_stderr() -> None:
+def _every_command(
+    _: Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print it.")] = False,
+) -> None:
     # What a command prints is its result; its log goes elsewhere.
     structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
 

@@ -85,19 +85,24 @@ def test_a_model_in_float32_stays_in_float32(monkeypatch: pytest.MonkeyPatch, tm
         assert serving.with_precision(cpu_recipe(f"generator.model={model}")).generator.dtype == dtype
 
 
-def test_a_generator_that_computes_quickly_leaves_half_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("cores", "dtype", "threads"),
+    [
+        (1, "bfloat16", 1),
+        (2, "bfloat16", 1),
+        (8, "bfloat16", 4),
+        (1, "float32", 1),
+        (2, "float32", 2),
+        (8, "float32", 8),
+    ],
+)
+def test_a_generator_that_computes_quickly_leaves_half_of_the_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, dtype: str, threads: int
+) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    threads = {
-        (cores, dtype): serving.generator_threads(cpu_recipe(f"generator.dtype={dtype}"))
-        for cores in (1, 2, 8)
-        for dtype in ("bfloat16", "float32")
-        if not monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
-    }
-    assert threads == {
-        **{(1, "bfloat16"): 1, (2, "bfloat16"): 1, (8, "bfloat16"): 4},
-        **{(1, "float32"): 1, (2, "float32"): 2, (8, "float32"): 8},
-    }
-    assert serving.generator_threads(cpu_recipe("generator.serve=[--dtype,float32]")) == 8
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert serving.generator_threads(cpu_recipe(f"generator.dtype={dtype}")) == threads
+    assert serving.generator_threads(cpu_recipe(f"generator.serve=[--dtype,{dtype}]")) == threads
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert serving.generator_threads(cpu_recipe()) == 3
 
