@@ -482,3 +482,24 @@ def test_two_at_once_are_refused(world: World, tmp_path: Path) -> None:
 
     with Ledger(tmp_path / "data").held(), pytest.raises(DataError, match="another process prepares"):
         prepare(world, tmp_path / "data")
+
+
+def test_a_mirror_that_names_other_folders_writes_nothing(world: World, tmp_path: Path) -> None:
+    class Mirror(FakeHub):
+        def listing(self, repo: str) -> dict[str, Any]:
+            listing = super().listing(repo)
+            for sibling in listing["siblings"]:
+                if "lfs" in sibling:
+                    sibling["lfs"]["sha256"] = "../../../../outside"
+            return listing
+
+    mirror = fake_hub()
+    with (
+        serve(hub_app(Mirror(data_sets=mirror.data_sets, raw=mirror.raw))) as url,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in hub_at(url).items():
+            patch.setattr(f"huggingface_hub.constants.{name}", value)
+        with pytest.raises(DataError, match="can not be one"):
+            prepare(world, tmp_path / "data", wanted="download")
+    assert not list(tmp_path.rglob("outside*")) and not (tmp_path / "hf").exists()
