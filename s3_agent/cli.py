@@ -5,6 +5,7 @@ import re
 import socket
 import sys
 from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -49,8 +50,17 @@ Overrides = Annotated[
 ]
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(version("s3-agent"))
+        raise typer.Exit
+
+
 @app.callback()
-def _set_up(context: typer.Context) -> None:
+def _set_up(
+    context: typer.Context,
+    _: Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print it.")] = False,
+) -> None:
     from s3_agent.launch.keys import shown_keys
 
     if context.invoked_subcommand != "doctor":  # it looks at the environment of the shell

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cache
+from importlib import import_module
 from typing import Any, Protocol
 
 from s3_agent.errors import ConfigError
@@ -59,7 +60,13 @@ class HuggingFaceTokenizer:
 
     def __init__(self, path: str) -> None:
         try:
+            import_module("jinja2")  # which transformers imports with the first chat template, and does not require
             self._tokenizer: Any = _tokenizer_class(path).from_pretrained(path)
+        except ImportError as cause:
+            raise ConfigError(
+                f"the policy's tokenizer needs a package that is not installed: {cause}",
+                remedy='pip install "s3-agent[tokenizer]"',
+            ) from cause
         except (OSError, ValueError) as cause:
             raise ConfigError(
                 f"there is no tokenizer at {path}: {cause}", remedy="give a model folder or the name of a hub model"

@@ -50,9 +50,10 @@ def generator_url(recipe: Recipe) -> str | None:
     return settings.url or (f"http://{HOST}:{settings.port}/v1" if settings.hosted else None)
 
 
-def cpu_serving() -> dict[str, Any]:
-    """What a part that is a vLLM server on the CPU has besides its command."""
-    return {"environment": CPU_ENVIRONMENT, "preload": SERVER_MODULES}
+def cpu_serving(*, threads: int | None = None) -> dict[str, Any]:
+    """What a process that is a vLLM server on the CPU has besides its command. `threads` None: one for each core."""
+    limit = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    return {"environment": {**CPU_ENVIRONMENT, **limit}, "preload": SERVER_MODULES}
 
 
 def own_command(command: str, recipe: Path) -> list[str]:
