@@ -158,7 +158,7 @@ class Episode(_Frozen):
 
 
 class RewardResult(_Frozen):
-    """The trained scalar and the logged ones."""
+    """The trained scalar, which is finite, and the logged ones."""
 
-    value: float
+    value: float = Field(allow_inf_nan=False)
     metrics: dict[str, float] = Field(default_factory=dict)

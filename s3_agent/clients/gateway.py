@@ -7,6 +7,7 @@ multiple of its processor time.
 
 import asyncio
 import json
+import sys
 from typing import Any, Literal, Self
 from urllib.parse import quote, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -164,11 +165,16 @@ class Gateway:
         await self._call("POST", self.event_path(rollout_id, attempt_id), event)
 
     async def reward(self, rollout_id: str) -> float | None:
-        """The value of the last reward event of the rollout's attempt, None when it has none."""
+        """The finite number of the last reward event of the rollout's attempt, None when there is none."""
         answer, _ = await self._call("GET", f"/api/rollouts/{_part(rollout_id)}/events?event_type=reward")
-        events = json.loads(answer)
-        value = events[-1]["data"].get("value") if events else None
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+        try:
+            events = json.loads(answer)
+            value = events[-1]["data"].get("value") if events else None
+        except (TypeError, KeyError, AttributeError, ValueError) as cause:
+            raise GatewayError(f"{self.url} shows events in an unknown form: {answer[:300]!r}") from cause
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return None
+        return float(value) if abs(value) <= sys.float_info.max else None
 
     async def succeed(self, rollout_id: str, attempt_id: str) -> None:
         """End the rollout on the attempt that earned its reward."""
