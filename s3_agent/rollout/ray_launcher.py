@@ -83,6 +83,9 @@ class RayLink:
         reference = self._actor.play.remote(job.as_json())
         try:
             return Report.model_validate_json(await self._answer(reference))
+        except ValueError as cause:
+            self.kill()
+            raise WorkerLost(f"it sent what is no report: {str(cause)[:300]}") from cause
         except asyncio.CancelledError:
             self._ray.cancel(reference)
             raise
