@@ -10,6 +10,7 @@ from typing import Literal
 
 from s3_agent.agents.base import Limits, SearchAgent, normalize_question
 from s3_agent.clients.policy import Role
+from s3_agent.clients.replies import without_thinking
 from s3_agent.errors import ConfigError
 from s3_agent.guard import neutral, without_control
 from s3_agent.selection import SelectionRule
@@ -62,19 +63,24 @@ def cut_after_action(response: str) -> str:
 
 
 def own_answer(episode: Episode) -> str:
-    """The first `<answer>` that the policy wrote, else all that it wrote ("(self)" rows, spec §8.3).
+    """The first `<answer>` that the policy wrote, else all that it wrote but its thinking ("(self)" rows, spec §8.3).
 
     Unlike the original's, that is without what it was shown: a document that holds the gold is no answer.
     """
     written = "".join(turn.response for turn in episode.turns)
-    return next((body.strip() for body in bodies(written, "answer")), written)
+    return next((body.strip() for body in bodies(written, "answer")), without_thinking(written))
+
+
+def scored_responses(episode: Episode) -> tuple[str, ...]:
+    """What the policy itself wrote of `scored_text`: its responses, each cut after its action."""
+    return tuple(cut_after_action(turn.response) for turn in episode.turns)
 
 
 def scored_text(episode: Episode) -> str:
-    """What the original's rewards read: responses cut after their action, with the observations between them."""
-    *before, last = episode.turns
-    read = (cut_after_action(turn.response) + turn.observation for turn in before)
-    return "".join(read) + cut_after_action(last.response)
+    """The text whose form is scored: responses cut after their action, with the observations between them."""
+    *before, last = scored_responses(episode)
+    read = (response + turn.observation for response, turn in zip(before, episode.turns, strict=False))
+    return "".join(read) + last
 
 
 class SearchR1Protocol:

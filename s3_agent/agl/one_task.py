@@ -86,9 +86,13 @@ def task_from_environment(environment: Mapping[str, str] = os.environ) -> Task:
 
 
 def policy_at(client: httpx.AsyncClient, settings: OneTaskSettings, url: str, **sampling: Any) -> CompletionsPolicy:
-    """The policy behind the OpenAI base address `url`. `sampling` holds model, temperature and top_p."""
+    """The policy behind the OpenAI base address `url`. `sampling` holds model, temperature and top_p.
+
+    A call whose answer was lost is repeated: whoever starts this process begins no new attempt, and a rollout that
+    fails would be taught as a zero.
+    """
     tokenizer = load_tokenizer(settings.policy_tokenizer)
-    return CompletionsPolicy(client, url, tokenizer, patience_s=settings.patience_s, **sampling)
+    return CompletionsPolicy(client, url, tokenizer, patience_s=settings.patience_s, repeatable=True, **sampling)
 
 
 async def play_one(task: Task, settings: OneTaskSettings, *, policy: Policy) -> Outcome:

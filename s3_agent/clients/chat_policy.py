@@ -12,6 +12,7 @@ import httpx
 from s3_agent.clients.chat_model import window_of
 from s3_agent.clients.http import call_json
 from s3_agent.clients.policy import Reply, Role, seed_of
+from s3_agent.clients.replies import content_of, was_cut
 from s3_agent.clients.tokenizer import BYTES_PER_TOKEN
 from s3_agent.errors import PolicyError
 from s3_agent.guard import without_control
@@ -152,7 +153,7 @@ class ChatPolicy:
         return await self._first(
             "/chat/completions",
             {"messages": list(messages)},
-            lambda choice: choice["message"]["content"] or "",
+            lambda choice: content_of(choice["message"], url=f"{self._url}/chat/completions", error=PolicyError),
             max_tokens=max_tokens,
             stop=stop,
         )
@@ -169,8 +170,7 @@ class ChatPolicy:
                 raise TypeError("its content is not text")
         except (KeyError, IndexError, TypeError) as cause:
             raise PolicyError(f"{self._url}{path} answered in an unknown form: {str(answer)[:300]}") from cause
-        if choice.get("finish_reason") == "content_filter":
-            raise PolicyError(f"{self._url}{path} withheld the response (content_filter)")
+        was_cut(choice.get("finish_reason"), url=self._url + path, error=PolicyError)
         return choice, answer.get("usage") or {}
 
     async def _call(self, method: str, path: str, body: Any = None) -> Any:

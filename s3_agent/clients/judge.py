@@ -14,6 +14,7 @@ from pydantic import Field
 
 from s3_agent.clients.chat_model import ChatModel, Message, ModelSettings, make_chat_model
 from s3_agent.clients.generator import cached
+from s3_agent.clients.replies import without_thinking
 from s3_agent.errors import JudgeError
 from s3_agent.guard import quoted
 
@@ -81,7 +82,11 @@ def judge_messages(question: str, answer: str, golds: Sequence[str], prompt: Jud
 
 
 def read_verdict(reply: str) -> bool | None:
-    """True for a reply that begins with the word yes, False for no, None for anything else, also for both."""
+    """True for a reply that begins with the word yes, False for no, None for anything else, also for both.
+
+    What the judge thought before it is not read.
+    """
+    reply = without_thinking(reply)
     match = _WORD.match(reply)
     word = match[1].lower() if match else ""
     other = {"yes": "no", "no": "yes"}.get(word)

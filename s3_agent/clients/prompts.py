@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from s3_agent.clients.chat_model import Message, ModelKind
+from s3_agent.clients.replies import without_thinking
 from s3_agent.guard import neutral
 from s3_agent.tags import bodies
 from s3_agent.types import Passage
@@ -84,7 +85,8 @@ def answer_messages(
 
 
 def read_answer(reply: str, style: PromptStyle) -> str:
-    """The answer in a reply: for step-by-step replies the first `<answer>`, else all of it."""
+    """The answer in a reply: for step-by-step replies the first `<answer>`, else all of it; thinking is none."""
+    reply = without_thinking(reply)
     if style != "cot":
         return reply
     return next((body.strip() for body in bodies(reply, "answer")), reply)

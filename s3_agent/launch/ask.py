@@ -79,7 +79,9 @@ async def _play(
         elif recipe.policy.mode == "chat":
             policy = ChatPolicy(own, policy_url, model=name, temperature=0.0, body=recipe.policy.request)
         else:
-            policy = CompletionsPolicy(own, policy_url, load_tokenizer(tokenizer), model=name, temperature=0.0)
+            policy = CompletionsPolicy(
+                own, policy_url, load_tokenizer(tokenizer), model=name, temperature=0.0, repeatable=True
+            )
         return await run_task(
             task,
             recipe.agent,

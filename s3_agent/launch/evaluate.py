@@ -142,9 +142,8 @@ def policy_client(one: Contestant, url: str, *, http: httpx.AsyncClient, recipe:
     name = policy.model if policy.url or policy.at_generator else POLICY_NAME
     if policy.mode == "chat":
         return ChatPolicy(http, url, model=name, seed=recipe.seed, body=policy.request, **sampling)
-    return CompletionsPolicy(
-        http, url, load_tokenizer(_tokenizer(policy, recipe)), model=name, seed=recipe.seed, **sampling
-    )
+    tokenizer = load_tokenizer(_tokenizer(policy, recipe))
+    return CompletionsPolicy(http, url, tokenizer, model=name, seed=recipe.seed, repeatable=True, **sampling)
 
 
 def _tokenizer(policy: PolicyUnderTest, recipe: Recipe) -> str:

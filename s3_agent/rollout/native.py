@@ -53,7 +53,7 @@ class WorkerSettings(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """A scored attempt. `record` holds fields of the rollout's EpisodeRecord."""
+    """A scored attempt: a finite reward, and in `record` fields of the rollout's EpisodeRecord, which JSON can hold."""
 
     reward: float
     record: dict[str, Any] = field(default_factory=dict)
@@ -63,7 +63,10 @@ class NativeAgent(Protocol):
     """An agent made once in each worker process as `Class(settings)`, which plays many jobs at a time."""
 
     async def play(self, job: Job) -> Played | float:
-        """Play and score one attempt. Raises BoundaryError for what could not be reached: then it is tried again."""
+        """Play and score one attempt. Raises BoundaryError for what could not be reached: then it is tried again.
+
+        An attempt that returns anything but a finite Python number or Played with one fails, and is tried again.
+        """
         ...
 
     async def close(self) -> None:
