@@ -12,8 +12,9 @@ from s3_agent.agents.base import Limits, SearchAgent, normalize_question
 from s3_agent.clients.policy import Role
 from s3_agent.clients.replies import without_thinking
 from s3_agent.errors import ConfigError
+from s3_agent.guard import neutral, without_control
 from s3_agent.selection import SelectionRule
-from s3_agent.tags import bodies, neutral, observation
+from s3_agent.tags import bodies, observation
 from s3_agent.types import Action, ActionKind, Episode, Passage, Task
 
 PromptName = Literal["instruct", "compact", "data"]
@@ -93,9 +94,9 @@ class SearchR1Protocol:
         self.observation_role: Role = "user" if agl_chat else "assistant"
 
     def message(self, task: Task, passages: Sequence[Passage], control: frozenset[str] = frozenset()) -> str:
-        return f"{self._instructions(task)}{_QUESTION}{neutral(normalize_question(task.question), control)}\n"
+        return f"{self._instructions(task, control)}{_QUESTION}{neutral(normalize_question(task.question), control)}\n"
 
-    def _instructions(self, task: Task) -> str:
+    def _instructions(self, task: Task, control: frozenset[str]) -> str:
         if self._prompt == "compact":
             return ""
         if self._prompt == "instruct":
@@ -106,7 +107,7 @@ class SearchR1Protocol:
                 f"agent.prompt is `data`, but the prompt of task {task.id} does not hold {_QUESTION!r}",
                 remedy="use rows with Search-R1's `prompt` column, or agent.prompt=instruct",
             )
-        return words
+        return without_control(words, control)
 
     def passages_in_data(self, task: Task) -> tuple[Passage, ...] | None:
         return None

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from s3_agent.agents.settings import AgentName
+from s3_agent.clients.connections import async_client
 from s3_agent.clients.generator import GeneratorSettings, make_generator
 from s3_agent.clients.judge import JudgeSettings, make_judge
 from s3_agent.clients.policy import CompletionsPolicy, Policy
@@ -96,7 +97,7 @@ def policy_at(client: httpx.AsyncClient, settings: OneTaskSettings, url: str, **
 
 async def play_one(task: Task, settings: OneTaskSettings, *, policy: Policy) -> Outcome:
     """Play and score one task. Raises the BoundaryError of whatever could not be reached."""
-    async with httpx.AsyncClient(timeout=TIMEOUT) as client:
+    async with async_client(timeout=TIMEOUT) as client:
         retriever = HttpRetriever(client, settings.retriever_url, patience_s=settings.patience_s)
         generator = make_generator(client, settings.generator_url, settings.generator)
         judge = make_judge(client, settings.generator_url, settings.judge)

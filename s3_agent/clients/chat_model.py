@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 import httpx
 from pydantic import BaseModel, ConfigDict, Field
 
+from s3_agent.clients.connections import is_loopback
 from s3_agent.clients.http import call_json
 from s3_agent.clients.replies import content_of, require_answer, was_cut
 from s3_agent.errors import BoundaryError, ConfigError
@@ -126,7 +127,14 @@ class ClaudeChat(ServedModel):
         self._error = error
         make = anthropic.AsyncAnthropicBedrock if settings.kind == "bedrock" else anthropic.AsyncAnthropic
         try:
-            self._client: Any = make(base_url=url, max_retries=CLAUDE_RETRIES, timeout=settings.patience_s)
+            # Without a proxy to this machine; to others the client follows the environment by itself.
+            direct = url is not None and is_loopback(httpx.URL(url).host)
+            # anthropic 2 reads the proxies of the environment whatever `trust_env` says; these go before them.
+            none = dict.fromkeys(("http://", "https://", "all://"))
+            http = anthropic.DefaultAsyncHttpxClient(trust_env=False, mounts=none) if direct else None
+            self._client: Any = make(
+                base_url=url, max_retries=CLAUDE_RETRIES, timeout=settings.patience_s, http_client=http
+            )
         except (anthropic.AnthropicError, ValueError) as cause:
             raise ConfigError(f"{error.boundary}.kind={settings.kind}: {cause}", remedy=_CLAUDE_REMEDY) from cause
 

@@ -15,6 +15,7 @@ from s3_agent.clients.policy import Reply, Role, seed_of
 from s3_agent.clients.replies import content_of, was_cut
 from s3_agent.clients.tokenizer import BYTES_PER_TOKEN
 from s3_agent.errors import PolicyError
+from s3_agent.guard import without_control
 
 
 def close_stop(before: str, text: str, stop: Sequence[str]) -> str:
@@ -63,7 +64,7 @@ class ChatConversation(_Counted):
         # vLLM says which stop string it met, and None when the policy ended by itself.
         if choice.get("finish_reason") != "length" and choice.get("stop_reason", stop) is not None:
             text = close_stop(self._messages[-1]["content"], text, stop)
-        self._messages.append({"role": "assistant", "content": text})
+        self._messages.append({"role": "assistant", "content": without_control(text)})
         return self._reply(text, usage)
 
     def observe(self, text: str, *, role: Role = "assistant") -> str:
@@ -93,7 +94,7 @@ class TextConversation(_Counted):
 class ChatPolicy:
     """Any OpenAI-compatible chat endpoint. `body` is merged into each request; None takes a field out of it."""
 
-    control: frozenset[str] = frozenset()  # a chat server keeps its control tokens to itself
+    control: frozenset[str] = frozenset()  # a chat server does not name its control tokens
 
     def __init__(
         self,

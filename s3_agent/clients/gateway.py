@@ -9,13 +9,13 @@ import asyncio
 import json
 import sys
 from typing import Any, Literal, Self
-from urllib.parse import quote, urlsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.parse import quote
 
 import aiohttp
 from pydantic import BaseModel, Field, ValidationError
 from yarl import URL
 
+from s3_agent.clients.connections import proxy_of
 from s3_agent.clients.http import bearer, passes, retry_after_s, retry_wait_s
 from s3_agent.errors import GatewayError
 
@@ -76,7 +76,7 @@ class Gateway:
             connector=aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=60),
             timeout=aiohttp.ClientTimeout(total=300, sock_connect=10),
             headers={"Content-Type": "application/json", **bearer(key)},
-            proxy=_proxy(self.url),
+            proxy=proxy_of(self.url),  # aiohttp's `trust_env` would look for it at every request, in a thread
         )
 
     async def __aenter__(self) -> Self:
@@ -215,9 +215,3 @@ class Gateway:
         mode = "train" if rollout.is_train else "val"
         path = f"rollout/{_part(rollout.rollout_id)}/attempt/{_part(attempt_id)}/mode/{mode}"
         return f"{self.url}/proxy/{path}/openai/v1"
-
-
-def _proxy(url: str) -> str | None:
-    """The environment's proxy for `url`. aiohttp's `trust_env` would look for it at every request, in a thread."""
-    parts = urlsplit(url)
-    return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)

@@ -87,7 +87,14 @@ class FrozenGenerator:
         self, question: str, passages: Sequence[Passage], *, prompt: AnswerPrompt | None = None
     ) -> list[Message]:
         """What it is told."""
-        return answer_messages(question, passages, kind=self._settings.kind, prompt=prompt or self._prompt)
+        named = self._settings.tokenizer
+        return answer_messages(
+            question,
+            passages,
+            kind=self._settings.kind,
+            prompt=prompt or self._prompt,
+            control=load_tokenizer(named).control if named else frozenset(),
+        )
 
     async def answer(self, question: str, passages: Sequence[Passage], *, prompt: AnswerPrompt | None = None) -> str:
         reply = await self._model.ask(self.messages(question, passages, prompt=prompt))

@@ -72,7 +72,7 @@ class Policy(Protocol):
 
     @property
     def control(self) -> frozenset[str]:
-        """Texts that must not reach the policy from a passage or a question (`s3_agent.tags.neutral`)."""
+        """Texts that must not reach the policy from a passage or a question (`s3_agent.guard.neutral`)."""
         ...
 
     def converse(self, message: str, *, template: bool = True) -> Conversation:

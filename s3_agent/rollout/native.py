@@ -14,6 +14,7 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field
 
 from s3_agent.agents.settings import AgentName
+from s3_agent.clients.connections import async_client
 from s3_agent.clients.generator import GeneratorSettings, make_generator
 from s3_agent.clients.judge import JudgeSettings, make_judge
 from s3_agent.clients.policy import CompletionsPolicy
@@ -82,7 +83,7 @@ def _tls() -> ssl.SSLContext:
 def http_client(settings: WorkerSettings, headers: dict[str, str] | None = None) -> httpx.AsyncClient:
     """A client for as many calls at a time as a worker plays rollouts."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=settings.concurrency * 2)
-    return httpx.AsyncClient(timeout=httpx.Timeout(300.0, connect=10.0), limits=limits, headers=headers, verify=_tls())
+    return async_client(timeout=httpx.Timeout(300.0, connect=10.0), limits=limits, headers=headers, verify=_tls())
 
 
 class RecipeAgent:
@@ -101,6 +102,8 @@ class RecipeAgent:
     def preload(settings: WorkerSettings) -> None:
         """Load what all worker processes share."""
         load_tokenizer(settings.policy_tokenizer)
+        if settings.generator.tokenizer:
+            load_tokenizer(settings.generator.tokenizer)
         _tls()
 
     async def play(self, job: Job) -> Played:

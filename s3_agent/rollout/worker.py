@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 
 from s3_agent.errors import BoundaryError, S3AgentError
+from s3_agent.logs import set_up_log
 from s3_agent.rollout.failure_policy import AGENT, REWARD, TIMEOUT
 from s3_agent.rollout.jobs import Failure, Job, Report
 from s3_agent.rollout.native import NativeAgent, Played, RecipeAgent, WorkerSettings, native_class
@@ -124,6 +125,7 @@ async def _serve(worker: NativeWorker, connection: socket.socket) -> None:
 
 def prepare_native(settings_json: str) -> Callable[[socket.socket], None]:
     """Load what the workers share; the body of each. Raises ConfigError for what none of them could work with."""
+    set_up_log()
     settings = WorkerSettings.model_validate_json(settings_json)
     RecipeAgent.preload(settings)
     for agent_class in settings.native_agents:
