@@ -98,8 +98,10 @@ def test_cut_contexts_and_unclear_verdicts_are_counted(build: Callable[..., Summ
     strange = [item.model_copy(update={"metrics": {"context_cut": 1.0, "judge_unclear": 0.0}}) for item in HEALTHY[:3]]
     unclear = HEALTHY[3].model_copy(update={"metrics": {"judge_unclear": 1.0}})
     summary = build([*strange, unclear, *HEALTHY[4:]])
-    assert (summary.contexts_cut, summary.judge_unclear) == (3, 1)
+    assert (summary.contexts_cut, summary.judge_unclear, summary.answers_cut) == (3, 1, 0)
     assert (build().contexts_cut, build().judge_unclear) == (0, 0)
+    cut = [item.model_copy(update={"metrics": {"answer_cut": 1.0}}) for item in HEALTHY[:2]]
+    assert build([*cut, *HEALTHY[2:]]).answers_cut == 2
 
 
 def test_a_healthy_run(build: Callable[..., Summary]) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from s3_agent.clients.gateway import Gateway, LocalConfig, Rollout, RolloutConfig, RolloutStatus
+from s3_agent.clients.http import FIRST_WAIT_S
 from s3_agent.errors import ConfigError, GatewayError
 from s3_agent.rollout.contract import class_path, environment_of
 from s3_agent.rollout.episode_log import EpisodeLog, EpisodeRecord
@@ -130,6 +131,41 @@ async def test_a_refusal_is_told_at_once() -> None:
     with pytest.raises(GatewayError, match="Invalid or missing API key") as error:
         await with_gateway(fake, lambda gateway: gateway.rollouts("queuing", limit=1))
     assert error.value.status == 401 and len(fake.asked) == 1
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 503])
+async def test_a_gateway_that_asks_for_no_wait_is_not_asked_without_pause(
+    status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        if seconds:  # aiohttp gives way to others, too
+            waits.append(seconds)
+
+    monkeypatch.setattr("s3_agent.clients.gateway.asyncio.sleep", sleep)
+    fake = FakeGateway(*[(status, {})] * 4, (200, []))
+    assert await with_gateway(fake, lambda gateway: gateway.rollouts("queuing", limit=1)) == []
+    assert len(waits) == 4 and min(waits) >= FIRST_WAIT_S / 2
+
+
+@pytest.mark.parametrize(
+    ("values", "reward"),
+    [
+        ([], None),
+        ([0.5, 1], 1.0),
+        ([1.0, None], None),
+        ([True], None),
+        (["1.0"], None),
+        ([float("nan")], None),
+        ([float("-inf")], None),
+        ([10**400], None),
+    ],
+    ids=repr,
+)
+async def test_a_reward_is_the_last_ones_finite_number(values: list[Any], reward: float | None) -> None:
+    events = [{"event_type": "reward", "data": {"value": value}} for value in values]
+    assert await with_gateway(FakeGateway((200, events)), lambda gateway: gateway.reward("r")) == reward
 
 
 @pytest.mark.parametrize("body", [{"detail": "?"}, [{"no": "rollout"}], 7])

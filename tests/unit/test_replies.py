@@ -10,6 +10,7 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from s3_agent.agents.search_r1 import SearchR1Agent
 from s3_agent.clients.chat_policy import ChatPolicy
@@ -19,6 +20,7 @@ from s3_agent.clients.judge import JudgeSettings, make_judge, read_verdict
 from s3_agent.clients.policy import CompletionsPolicy
 from s3_agent.clients.prompts import read_answer
 from s3_agent.clients.replies import without_thinking
+from s3_agent.data.naive_rag import naive_rag
 from s3_agent.errors import GeneratorError, JudgeError, PolicyError
 from s3_agent.rollout.scoring import score_generated
 from s3_agent.types import Episode, StopReason, Task
@@ -147,6 +149,23 @@ async def test_a_cut_answer_is_scored_and_counted_also_when_it_is_kept(tmp_path:
     whole, _ = serving(choice("Ada"))
     _, reward = await score_generated(TASK, EPISODE, mode="accuracy", generator=generator(whole), judge=None)
     assert reward.metrics["answer_cut"] == 0.0 and not answer_cut.get()
+
+
+async def test_naive_rag_tells_how_many_answers_were_cut() -> None:
+    http, _ = serving(choice("Ada is", "length"), choice("Ada"))
+    tasks = [TASK, TASK.model_copy(update={"id": "u", "question": "another"})]
+    kept: list[str] = []
+    with capture_logs() as logs:
+        await naive_rag(
+            tasks,
+            retriever=FakeRetriever(),
+            generator=generator(http),
+            topk=1,
+            concurrency=1,
+            keep=lambda name, _: kept.append(name),
+        )
+    assert kept == ["t", "u"]
+    assert [(line["answers"], line["of"]) for line in logs if "token limit" in line["event"]] == [(1, 2)]
 
 
 async def test_what_is_thought_is_not_the_answer() -> None:
