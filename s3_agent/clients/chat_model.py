@@ -121,7 +121,7 @@ class ClaudeChat(ServedModel):
             # Without a proxy to this machine; to others the client follows the environment by itself.
             direct = url is not None and is_loopback(httpx.URL(url).host)
             # anthropic 2 reads the proxies of the environment whatever `trust_env` says; these go before them.
-            none = dict.fromkeys(("http://", "https://", "all://"))
+            none: dict[str, Any] = dict.fromkeys(("http://", "https://", "all://"))
             http = anthropic.DefaultAsyncHttpxClient(trust_env=False, mounts=none) if direct else None
             self._client: Any = make(
                 base_url=url, max_retries=CLAUDE_RETRIES, timeout=settings.patience_s, http_client=http
