@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from retrieval_server.passages import LFS_POINTER
 from s3_agent.errors import DataError
 
 Report = Callable[[str, int, int], None]
@@ -44,6 +45,15 @@ def room_kept(folder: Path) -> Iterator[None]:
 def partial_of(path: Path) -> Path:
     """Where a file grows until it is whole."""
     return path.with_name(path.name + ".partial")
+
+
+def refuse_lfs_pointer(path: Path) -> None:
+    """Raises DataError for a file that git-lfs has not fetched, of which only a pointer is there."""
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise DataError(
+                f"{path} is a git-lfs pointer, not the file", remedy="fetch the file in its repository: git lfs pull"
+            )
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -7,13 +7,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from s3_agent.data.files import refuse_lfs_pointer
+from s3_agent.data.golds import golds_in
 from s3_agent.errors import ConfigError
 from s3_agent.types import Task
 
 
 def _lines(path: Path) -> Iterator[str]:
     try:
-        with path.open(encoding="utf-8", newline="\n") as file:
+        refuse_lfs_pointer(path)
+        with path.open(encoding="utf-8-sig", newline="\n") as file:
             yield from file
     except (OSError, UnicodeDecodeError) as cause:
         raise ConfigError(f"{path} can not be read: {cause}", remedy="give the path of a UTF-8 JSONL file") from cause
@@ -47,7 +50,11 @@ def load_tasks(path: Path) -> list[Task]:
     tasks = []
     for number, row in _numbered(path):
         try:
-            tasks.append(Task.from_row(row))
+            tasks.append(Task.from_row(_with_texts(row)))
+        except ValueError as cause:
+            raise ConfigError(
+                f"{path}:{number}: not a task: {cause}", remedy="see the shapes in docs/data.md"
+            ) from cause
         except ConfigError as cause:
             raise ConfigError(f"{path}:{number}: {cause.message}", remedy=cause.remedy) from cause
     if not tasks:
@@ -56,6 +63,13 @@ def load_tasks(path: Path) -> list[Task]:
     if count > 1:
         raise ConfigError(f"{path}: id {most_common!r} occurs {count} times", remedy="give every task its own id")
     return tasks
+
+
+def _with_texts(row: dict[str, Any]) -> dict[str, Any]:
+    golds = row.get("golden_answers")
+    if golds is None or (isinstance(golds, list) and all(isinstance(gold, str) for gold in golds)):
+        return row
+    return {**row, "golden_answers": golds_in(golds)}
 
 
 def in_training_order(
