@@ -98,7 +98,7 @@ class Task(_Frozen):
                 for problem in error.errors()
             ]
             raise ConfigError(
-                "not a task: " + "; ".join(problems),
+                "not a task row: " + "; ".join(problems),
                 remedy="a task needs `id`, `question` and `golden_answers` (a list with at least one answer)",
             ) from error
 

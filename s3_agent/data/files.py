@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from retrieval_server.passages import LFS_POINTER
+from retrieval_server.passages import LFS_POINTER, whole_text
 from s3_agent.errors import DataError
 
 Report = Callable[[str, int, int], None]
@@ -69,8 +69,8 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def dump(value: Any) -> str:
-    """JSON of one line that is the same for the same value."""
-    return json.dumps(value, ensure_ascii=False, separators=(", ", ": "))
+    """JSON of one line that is the same for the same value, and text that UTF-8 can hold whatever the value has."""
+    return whole_text(json.dumps(value, ensure_ascii=False, separators=(", ", ": ")))
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:

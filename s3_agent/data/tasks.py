@@ -45,16 +45,36 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return list(iterate_jsonl(path))
 
 
+def task_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a task file, all that they hold, with the id and the golds as texts. Raises ConfigError."""
+    return [row for _, row in _numbered_tasks(path)]
+
+
+def _numbered_tasks(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, row in _numbered(path):
+        try:
+            yield number, _with_texts(row)
+        except ValueError as cause:
+            raise ConfigError(
+                f"{path}:{number}: not a task row: {cause}", remedy="see the shapes in docs/data.md"
+            ) from cause
+
+
+def _with_texts(row: dict[str, Any]) -> dict[str, Any]:
+    name, golds = row.get("id"), row.get("golden_answers")
+    if isinstance(name, int) and not isinstance(name, bool):
+        row = {**row, "id": str(name)}
+    if golds is not None and not (isinstance(golds, list) and all(isinstance(gold, str) for gold in golds)):
+        row = {**row, "golden_answers": golds_in(golds)}
+    return row
+
+
 def load_tasks(path: Path) -> list[Task]:
     """The tasks of a JSONL file, ids unique. Raises ConfigError."""
     tasks = []
-    for number, row in _numbered(path):
+    for number, row in _numbered_tasks(path):
         try:
-            tasks.append(Task.from_row(_with_texts(row)))
-        except ValueError as cause:
-            raise ConfigError(
-                f"{path}:{number}: not a task: {cause}", remedy="see the shapes in docs/data.md"
-            ) from cause
+            tasks.append(Task.from_row(row))
         except ConfigError as cause:
             raise ConfigError(f"{path}:{number}: {cause.message}", remedy=cause.remedy) from cause
     if not tasks:
@@ -63,13 +83,6 @@ def load_tasks(path: Path) -> list[Task]:
     if count > 1:
         raise ConfigError(f"{path}: id {most_common!r} occurs {count} times", remedy="give every task its own id")
     return tasks
-
-
-def _with_texts(row: dict[str, Any]) -> dict[str, Any]:
-    golds = row.get("golden_answers")
-    if golds is None or (isinstance(golds, list) and all(isinstance(gold, str) for gold in golds)):
-        return row
-    return {**row, "golden_answers": golds_in(golds)}
 
 
 def in_training_order(
