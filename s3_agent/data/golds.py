@@ -5,7 +5,7 @@
 | a text | itself | HotpotQA, BrowseComp-Plus |
 | a list, of lists too | its texts | FlashRAG, Natural Questions |
 | a text that is a list of JSON, of Python or of NumPy | the list's texts | PopQA, CSV files |
-| a number | as people write it: 1500.0 is "1500" | tables |
+| a number | as people write it: 1500.0 is "1500"; the text "1500.0" of a CSV is both | tables |
 | `true`, `false` | "True" and "yes", "False" and "no" | BoolQ, StrategyQA |
 | `{"value", "aliases", …}`, small or capital letters | the value, then the aliases | TriviaQA |
 | `{"text": [...], "answer_start": [...]}`, `{"spans": [...]}` | the texts | SQuAD, DROP |
@@ -19,6 +19,7 @@ import datetime
 import io
 import json
 import math
+import re
 import tokenize
 from collections.abc import Mapping
 from decimal import Decimal
@@ -26,6 +27,10 @@ from typing import Any
 
 from retrieval_server.passages import whole_text
 
+_FLOAT = re.compile(r"(-?\d{1,15})\.0")
+"""What pandas writes into a CSV file for a whole number of a column in which some are missing."""
+_NUMPY = re.compile(r"\barray\(|,\s*dtype=[\w<>]+")
+_QUOTES = re.compile(r"[\[{]\s*['\"\[{]")
 _BESIDE_ANSWER = {"provenance", "meta"}
 
 
@@ -58,8 +63,11 @@ def _unfolded(value: Any, *, alone: bool = False) -> list[str]:
     """`alone`: the value is no element of a list, so a text like `[1990, 1991]` is one."""
     if isinstance(value, str):
         value = whole_text(value)
-        listed = _listed(value, numbers=alone)
-        return [value] if listed is None else _unfolded(listed)
+        if (listed := _listed(value, numbers=alone)) is not None:
+            return _unfolded(listed)
+        if alone and (number := _FLOAT.fullmatch(value)):
+            return [number[1], value]
+        return [value]
     if isinstance(value, bool):
         return ["True", "yes"] if value else ["False", "no"]
     if isinstance(value, int):
@@ -84,7 +92,7 @@ def _of_object(value: dict[str, Any]) -> list[str]:
 
     if "value" in names:
         return [*at("value"), *at("aliases"), *at("humananswers")]
-    for name in ("text", "spans", "answer"):
+    for name in ("text", "spans", "answer", "answers"):
         if name in names:
             return at(name)
     if value and not names.keys() - _BESIDE_ANSWER:
@@ -96,10 +104,12 @@ def _listed(text: str, *, numbers: bool) -> Any:
     """The list or the object that `text` is when it is read as JSON, Python or NumPy; None for any other text."""
     inner = text.strip()
     if inner.startswith("array(") and inner.endswith(")"):
-        inner = inner.removeprefix("array(").partition(", dtype=")[0].removesuffix(")")
+        inner = _NUMPY.sub("", inner)[:-1]
     if (inner[:1], inner[-1:]) not in {("[", "]"), ("{", "}")}:
         return None
     found = _parsed(inner)
+    if found is None and _QUOTES.match(inner):
+        raise ValueError(f"a gold answer looks like a list or an object, and can not be read: {text:.200}")
     if isinstance(found, list) and (numbers or any(isinstance(item, str | list | dict) for item in found)):
         return found
     return found if isinstance(found, dict) else None
@@ -113,7 +123,7 @@ def _parsed(text: str) -> Any:
     try:
         if (texts := _side_by_side(text)) is not None:
             return texts
-        return ast.literal_eval(text)
+        return ast.literal_eval(_NUMPY.sub(lambda found: "(" if found[0] == "array(" else "", text))
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError, tokenize.TokenError):
         return None
 

@@ -140,15 +140,40 @@ def _json(path: Path) -> Iterator[Placed]:
 def _csv(path: Path) -> Iterator[Placed]:
     csv.field_size_limit(1 << 30)
     with _text(path) as file:
-        reader = csv.DictReader(file, strict=True)
+        lines: list[str] = []
+        reader = csv.reader((lines.append(line) or line for line in file), strict=True)
+        header: list[str] | None = None
         try:
-            for row in reader:
-                place = f"{path}:{reader.line_num}"
-                if None in row or None in row.values():
-                    raise _uneven(place)
-                yield place, row
+            for fields in reader:
+                place = f"{path}:{reader.line_num - len(lines) + 1}"
+                if header is None:
+                    header = fields or None
+                elif fields:
+                    if len(fields) != len(header):
+                        raise _uneven(place)
+                    if len(lines) > 1 and _numbered_rows(lines, width=len(header)):
+                        raise _joined(place, len(lines) - 1)
+                    yield place, dict(zip(header, fields, strict=True))
+                lines.clear()
         except csv.Error as cause:
             raise DataError(f"{path}:{reader.line_num} is not CSV: {cause}", remedy="quote what needs it") from cause
+
+
+def _numbered_rows(lines: list[str], *, width: int) -> bool:
+    """Whether each of the lines that a quote joins is a row by itself, with a number of its own in its first field.
+
+    A text of several lines has commas too, so their number alone says nothing.
+    """
+    rows = [line.rstrip("\r\n").split(",") for line in lines]
+    return all(len(row) == width and row[0].isdecimal() for row in rows) and len({row[0] for row in rows}) == len(rows)
+
+
+def _joined(place: str, more: int) -> DataError:
+    return DataError(
+        f"{place}: a quote opens a field here and closes one {more} lines below, and each of these lines is a row by "
+        "itself: what is meant can not be told",
+        remedy="quote such fields, with the quotes inside of them doubled, or save the file as JSON lines",
+    )
 
 
 def _uneven(place: str) -> DataError:
@@ -229,11 +254,7 @@ def _tsv_row(line: str, lines: _Lines, *, width: int, place: str) -> list[str]:
             raise _uneven(place)
         return plain
     if more and len(plain) == width and all(len(_plain_fields(each)) == width for _, each in more):
-        raise DataError(
-            f"{place}: a quote opens a field here and closes one {len(more)} lines below, and each of these lines is a "
-            "row by itself: what is meant can not be told",
-            remedy="quote such fields, with the quotes inside of them doubled, or save the file as JSON lines",
-        )
+        raise _joined(place, len(more))
     return fields
 
 
