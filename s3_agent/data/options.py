@@ -1,6 +1,6 @@
 """Questions with options: read from `choices` or `options`, shown in the question, and the gold among them by its text.
 
-The form is MIRAGE's (spec §5.2): `A: text` a line behind the question. Retrieval leaves the options out.
+The form is MIRAGE's: `A: text` a line behind the question. Retrieval leaves the options out.
 """
 
 from collections.abc import Mapping

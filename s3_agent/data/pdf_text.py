@@ -70,7 +70,9 @@ def _lines(page: Any) -> list[Line]:
         lines[-1] = Line(last.text + first, last.height, last.size)
         lines.extend(Line(each, height, letters) for each in more)
 
-    page.extract_text(visitor_text=visit)
+    text = page.extract_text(visitor_text=visit)
+    if "".join(line.text for line in lines).split() != "".join(text.split("\n")).split():
+        lines = [Line(each) for each in text.split("\n")]  # older releases report the text of forms twice
     return [Line(line.text.strip(), line.height, line.size) for line in lines]
 
 

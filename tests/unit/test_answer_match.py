@@ -139,7 +139,7 @@ def test_an_option_keeps_its_key_whichever_it_is(key: str, other: str, form: str
 
 
 def published_scores(prediction: str, gold: str) -> tuple[bool, bool, float]:
-    """Exact match, span (on texts of ASCII words) and F1 as they are published (spec §4.2)."""
+    """Exact match, span (on texts of ASCII words) and F1 as they are published."""
     answer, other = normalize_answer(prediction), normalize_answer(gold)
     span = re.search(rf"(?<!\S){re.escape(other)}(?!\S)", answer) is not None
     words, gold_words = Counter(answer.split()), Counter(other.split())

@@ -311,6 +311,20 @@ def test_a_pdf_has_paragraphs_and_whole_words(tmp_path: Path) -> None:
     ]
 
 
+def test_a_place_that_is_reported_twice_gives_its_text_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pypdf import PageObject
+
+    path, extract = tmp_path / "x.pdf", PageObject.extract_text
+    path.write_bytes(pdf_of([("One line of", 14), ("a form.", 14)]))
+
+    def twice(page: PageObject, visitor_text: Any) -> str:
+        extract(page, visitor_text=visitor_text)
+        return extract(page, visitor_text=visitor_text)
+
+    monkeypatch.setattr(PageObject, "extract_text", twice)
+    assert read_document(path)[1] == "One line of a form."
+
+
 def test_a_paragraph_goes_on_over_a_page() -> None:
     pages = [[Line("It goes"), Line("on over the exam-")], [Line("ple page."), Line(""), Line("New.")], [Line("Last.")]]
     assert text_of(pages) == "It goes on over the example page.\n\nNew.\n\nLast."
