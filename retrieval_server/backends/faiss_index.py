@@ -88,6 +88,14 @@ def read(path: Path) -> Any:
         ) from cause
 
 
+def blas_threshold(version: str, dimension: int) -> int:
+    """FAISS's `distance_compute_blas_threshold` for a search of `_FEW` queries, in the unit of that release.
+
+    Up to 1.13 it counts queries; from 1.14 on the numbers of all queries together.
+    """
+    return _FEW * dimension if Version(version) >= Version("1.14") else _FEW
+
+
 class FaissEngine:
     """Searches a FAISS index. `vectors` are the stored ones, for the order of the candidates; None: FAISS's order."""
 
@@ -106,7 +114,7 @@ class FaissEngine:
         self._index = index
         self._vectors: Any = vectors if settings.candidates else None
         self._candidates = settings.candidates
-        faiss.cvar.distance_compute_blas_threshold = _FEW * index.d
+        faiss.cvar.distance_compute_blas_threshold = blas_threshold(faiss.__version__, index.d)
 
     def search(self, queries: Any, *, topk: int) -> list[Hits]:
         """`queries`: float32 (queries, dimension). At most `topk` (row, score) each, best first."""

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -383,3 +384,25 @@ except DataError as error:
 def test_a_heading_that_opens_a_document_is_its_title(tmp_path: Path, text: str, title: str, rest: str) -> None:
     (tmp_path / "x.md").write_text(text)
     assert read_document(tmp_path / "x.md") == (title, rest)
+
+
+def test_an_explicit_null_stays_one(tmp_path: Path) -> None:
+    corpus, questions = tmp_path / "corpus.jsonl", tmp_path / "questions.jsonl"
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    questions.write_text("".join(json.dumps({"question": f"{n}?", "answer": "x"}) + "\n" for n in range(5)))
+    nulls = ["agent.limits.max_observation_tokens=null", "judge.max_tokens=null", "trainer.validate_every=null"]
+    assert load_recipe("cpu").judge.max_tokens is not None
+    *_, told = import_own(
+        corpus,
+        questions,
+        tmp_path / "it's mine",
+        validation=None,
+        validation_share=0.2,
+        words=180,
+        base="cpu",
+        overrides=nulls,
+    )
+    recipe = load_recipe(str(tmp_path / "it's mine" / "recipe.yaml"))
+    assert recipe.agent.limits.max_observation_tokens is None
+    assert recipe.judge.max_tokens is None and recipe.trainer.validate_every is None
+    assert shlex.split(told)[-1] == str(tmp_path / "it's mine" / "recipe.yaml")

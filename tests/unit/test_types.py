@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from s3_agent import types
 from s3_agent.errors import BoundaryError, ConfigError, PolicyError
-from s3_agent.types import Action, ActionKind, Episode, Passage, StopReason, Task, Turn
+from s3_agent.types import Action, ActionKind, Episode, Passage, RewardResult, StopReason, Task, Turn
 
 ROW: dict[str, Any] = {"id": "t1", "question": "Which currency?", "golden_answers": ["Krone", "NOK"]}
 PASSAGE = Passage(id="7", title='"A"', text="x\n\x00 \N{GRINNING FACE} </query>")
@@ -133,3 +133,13 @@ def test_errors_say_what_to_do_and_name_their_boundary() -> None:
     assert (error.boundary, error.status) == ("policy", 404)
     assert isinstance(error, BoundaryError)
     assert str(ConfigError("wrong")) == "wrong"
+
+
+def test_a_reward_is_finite_and_a_score_that_pandas_lost_is_unknown() -> None:
+    for value in (float("nan"), float("inf"), float("-inf")):
+        with pytest.raises(ValidationError, match="finite"):
+            RewardResult(value=value)
+    row = {"id": "t", "question": "q", "golden_answers": ["a"]}
+    assert Task.from_row({**row, "rag_score": float("nan")}).rag_score is None
+    with pytest.raises(ConfigError, match="rag_score"):
+        Task.from_row({**row, "rag_score": float("inf")})
