@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from retrieval_server.errors import RetrievalError
+from retrieval_server.passages import LFS_POINTER, SeenIds, read_id, read_passage
 from retrieval_server.schemas import Document
 
 Report = Callable[[str, int, int], None]
@@ -30,17 +31,13 @@ def silent(stage: str, done: int, total: int) -> None:
 def _document(row: Any, number: int) -> Document:
     if not isinstance(row, dict):
         raise ValueError("not a JSON object")
-    contents = row.get("contents")
-    if isinstance(contents, str):
-        title, _, text = contents.partition("\n")
-        title = str(row.get("title") or title.strip('"'))
-        return Document(
-            id=str(row.get("id", number)), title=title, text=str(row.get("text") or text), contents=contents
-        )
-    if isinstance(row.get("title"), str) and isinstance(row.get("text"), str):
-        contents = f'"{row["title"]}"\n{row["text"]}'
-        return Document(id=str(row.get("id", number)), title=row["title"], text=row["text"], contents=contents)
-    raise ValueError("needs `contents`, or `title` and `text`")
+    passage, name = read_passage(row), read_id(row)
+    return Document(
+        id=str(number) if name is None else name,
+        title=passage.title,
+        text=passage.text,
+        contents=passage.contents,
+    )
 
 
 class Corpus:
@@ -59,6 +56,10 @@ class Corpus:
             raise RetrievalError(
                 f"the corpus {path} can not be read: {cause}", remedy="give a JSONL file with at least one passage"
             ) from cause
+        if self._map[: len(LFS_POINTER)] == LFS_POINTER:
+            raise RetrievalError(
+                f"the corpus {path} is a git-lfs pointer, not the file", remedy="fetch it: git lfs pull"
+            )
         self._sha256: str | None = None
         self._offsets: Sequence[int] = (lines and self._saved_lines(lines)) or self._read_lines(report)
 
@@ -116,14 +117,32 @@ class Corpus:
         try:
             return _document(json.loads(self._map[start : end if end >= 0 else len(self._map)]), row)
         except ValueError as cause:
-            line = self._map[:start].count(b"\n") + 1
             raise RetrievalError(
-                f"{self.path}:{line} is not a passage: {cause}",
+                f"{self._place(row)} is not a passage: {cause}",
                 remedy='one JSON object a line, with "id" and "contents" (title line, newline, text)',
             ) from cause
 
     def __iter__(self) -> Iterator[Document]:
         return (self[row] for row in range(len(self)))
+
+    def _place(self, row: int) -> str:
+        start = self._offsets[row]
+        lines = sum(self._map[at : min(at + _CHUNK, start)].count(b"\n") for at in range(0, start, _CHUNK))
+        return f"{self.path}:{lines + 1}"
+
+    def refuse_double_ids(self, report: Report = silent) -> None:
+        """Read every passage. Raises RetrievalError with both lines of an id that occurs twice."""
+        seen = SeenIds()
+        for row, document in enumerate(self):
+            seen.add(document.id)
+            if row % 10_000 == 0:
+                report("checking the ids", row, len(self))
+        if found := seen.twice(lambda: ((str(row), document.id) for row, document in enumerate(self))):
+            name, second, first = found
+            raise RetrievalError(
+                f"{self._place(int(second))} has the id {name!r} of {self._place(int(first))}",
+                remedy="give every passage an id of its own",
+            )
 
     def sha256(self) -> str:
         """The hash of the file's bytes when its lines were read, by which an index knows its corpus."""

@@ -8,15 +8,34 @@ from enum import StrEnum
 from math import isnan
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from s3_agent.errors import ConfigError
 
 SCHEMA_VERSION = 1
+_PROBLEMS = {
+    "missing": "it lacks `{}`",
+    "string_type": "`{}` is not a text",
+    "string_pattern_mismatch": "`{}` is blank",
+    "tuple_type": "`{}` is not a list",
+    "too_short": "`{}` is empty",
+}
+"""What pydantic's errors about a task are called, by their type."""
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def prompt_text(messages: Any) -> str | None:
+    """The text of a prompt that is one user message, behind that of a system message where there is one; else None."""
+    found: list[Any] = [*messages] if hasattr(messages, "__iter__") and not isinstance(messages, str) else []
+    if not all(isinstance(message, dict) for message in found):
+        return None
+    texts: list[Any] = [message.get("content") for message in found]
+    if [message.get("role") for message in found] not in (["user"], ["system", "user"]):
+        return None
+    return "\n\n".join(texts) if all(isinstance(text, str) for text in texts) else None
 
 
 class Passage(_Frozen):
@@ -31,8 +50,8 @@ class Task(_Frozen):
     """One question with its gold answers.
 
     `initial_passages` is None when the agent has to retrieve them itself; `prompt` is the user message that the data
-    brings for an agent whose prompt is `data` (spec §5.2); `rag_score` is the stored naive-RAG score (0 or 1), or None
-    when unknown.
+    brings for an agent whose prompt is `data` (spec §5.2), behind the system message where there is one; `rag_score` is
+    the stored naive-RAG score (0 or 1), or None when unknown.
     """
 
     id: str
@@ -47,13 +66,18 @@ class Task(_Frozen):
     @field_validator("prompt", mode="before")
     @classmethod
     def _one_message(cls, prompt: Any) -> Any:
-        """Published rows hold a list of one chat message, a NumPy array once pandas has read it."""
+        """Published rows hold a list of chat messages, a NumPy array once pandas has read it."""
         if prompt is None or isinstance(prompt, str):
             return prompt
-        messages = list(prompt)
-        if len(messages) != 1 or messages[0].get("role") != "user":
-            raise ValueError("prompt must be a text, or a list of one user message")
-        return messages[0]["content"]
+        text = prompt_text(prompt)
+        if text is None:
+            raise ValueError("prompt must be a text, or a list of a user message that a system message may precede")
+        return text
+
+    @field_validator("id", mode="before")
+    @classmethod
+    def _number(cls, name: Any) -> Any:
+        return str(name) if isinstance(name, int) and not isinstance(name, bool) else name
 
     @field_validator("rag_score", mode="before")
     @classmethod
@@ -73,10 +97,16 @@ class Task(_Frozen):
         """A task from a dataset row or a gateway rollout's `input`; fields that are not a task's are ignored."""
         try:
             return cls.model_validate({key: row[key] for key in cls.model_fields if key in row})
-        except ValueError as error:
+        except ValidationError as error:
+            problems = [
+                _PROBLEMS.get(problem["type"], "`{}`: {}").format(
+                    ".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")
+                )
+                for problem in error.errors()
+            ]
             raise ConfigError(
-                f"not a task row: {error}",
-                remedy="a row needs `id`, `question` and `golden_answers` (a list with at least one answer)",
+                "not a task row: " + "; ".join(problems),
+                remedy="a task needs `id`, `question` and `golden_answers` (a list with at least one answer)",
             ) from error
 
 

@@ -37,7 +37,7 @@ def build_index(corpus: Corpus, folder: Path, settings: Settings, *, report: Rep
 
         build_from_vectors(corpus, folder, settings, rows=encode, dimension=encoder.dimension, report=report)
         return
-    partial = _partial(corpus, folder, settings, resume=False)
+    partial = _partial(corpus, folder, settings, resume=False, report=report)
     if isinstance(settings, Bm25Settings):
         Bm25.build(corpus, settings, report=report).save(partial)
     _finish(corpus, folder, settings, {}, report)
@@ -47,7 +47,7 @@ def build_from_vectors(
     corpus: Corpus, folder: Path, settings: DenseSettings, *, rows: Rows, dimension: int, report: Report = silent
 ) -> None:
     """Build a dense index in `folder` from vectors, wherever they come from."""
-    partial = _partial(corpus, folder, settings, resume=True)
+    partial = _partial(corpus, folder, settings, resume=True, report=report)
     vectors = fill(partial, passages=len(corpus), dimension=dimension, dtype=settings.vectors, rows=rows, report=report)
     if vectors.shape != (len(corpus), dimension):
         raise RetrievalError(f"{partial / VECTORS} has the shape {vectors.shape}", remedy=f"remove {partial}")
@@ -88,7 +88,8 @@ def convert_index(
     build_from_vectors(corpus, folder, settings, rows=rows, dimension=dimension, report=report)
 
 
-def _partial(corpus: Corpus, folder: Path, settings: Settings, *, resume: bool) -> Path:
+def _partial(corpus: Corpus, folder: Path, settings: Settings, *, resume: bool, report: Report) -> Path:
+    corpus.refuse_double_ids(report)
     partial = folder.with_name(folder.name + ".partial")
     goal = json.dumps(expected_manifest(corpus, settings), indent=1)
     if not (resume and (partial / _GOAL).exists() and (partial / _GOAL).read_text(encoding="utf-8") == goal):

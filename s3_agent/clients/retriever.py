@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import httpx
-from pydantic import ValidationError
 
+from retrieval_server.passages import read_id, read_passage
 from retrieval_server.schemas import KEY_VARIABLE, RetrieveRequest
 from s3_agent.clients.http import bearer, call_json
 from s3_agent.errors import RetrieverError
@@ -22,16 +22,12 @@ class Retriever(Protocol):
 
 
 def passage_of(document: dict[str, Any]) -> Passage:
-    """A passage from any document form in use: `contents` split at its first newline (as s3 does), or title and text.
+    """A passage from any document form in use (`retrieval_server.passages`). Raises ValueError for another.
 
     The first line of `contents` is kept as it is: for wiki-18 it holds the quotes that trained checkpoints have seen.
     """
-    contents = document.get("contents")
-    if isinstance(contents, str):
-        title, _, text = contents.partition("\n")
-    else:
-        title, text = document["title"], document["text"]
-    return Passage(id=str(document.get("id", "")), title=title, text=text)
+    passage = read_passage(document)
+    return Passage(id=read_id(document) or "", title=passage.title_line or passage.title, text=passage.text)
 
 
 class HttpRetriever:
@@ -64,7 +60,7 @@ class HttpRetriever:
         )
         try:
             found = [tuple(passage_of(hit["document"]) for hit in hits) for hits in answer["result"]]
-        except (KeyError, TypeError, ValidationError) as cause:
+        except (KeyError, TypeError, AttributeError, ValueError) as cause:
             raise RetrieverError(f"{self._url} answered in an unknown form: {str(answer)[:300]}") from cause
         if len(found) != len(queries):
             raise RetrieverError(f"{self._url} answered {len(found)} lists for {len(queries)} queries")

@@ -1,98 +1,61 @@
 """From any form of corpus to the one that is served: JSON lines of id, title, text, contents.
 
-`contents` is the quoted title, a newline and the text (spec §5.3), whichever of the forms in use a row had. Everything
-streams; a killed conversion goes on behind its last whole line.
+`contents` is the quoted title, a newline and the text (spec §5.3), whichever of the forms in use a row had: the server
+reads the same forms by the same rules (`retrieval_server.passages`). Everything streams; a killed conversion goes on
+behind its last whole line.
 """
 
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from retrieval_server.passages import SCHEMA, SeenIds, contents_of, read_id, read_passage
 from s3_agent.data.files import Report, grow_rows, silent
 from s3_agent.data.splitting import Splitter
-from s3_agent.data.tables import Placed, Row, read_rows
+from s3_agent.data.tables import Placed, Row, read_rows, stem_of
 from s3_agent.errors import DataError
-
-Reader = Callable[[Row], tuple[str, str, str]]
-"""Takes a row; gives (title, text, contents)."""
-
-SCHEMA = "a passage needs `contents` (title line, newline, text), or `title` and `text`"
-
-
-def _texts(row: Row, *names: str) -> list[str]:
-    values = [row[name] for name in names]
-    for name, value in zip(names, values, strict=True):
-        if not isinstance(value, str):
-            raise ValueError(f"`{name}` is not a text but {type(value).__name__}")
-    return values
-
-
-def _name(row: Row, number: int) -> str:
-    return str(number if row.get("id") in (None, "") else row["id"])
-
-
-def quoted(title: str, text: str) -> str:
-    """The published form of a passage."""
-    return f'"{title}"\n{text}'
-
-
-def _title_text(name: str) -> Reader:
-    def read(row: Row) -> tuple[str, str, str]:
-        title, text = _texts(row, "title", name)
-        return title, text, quoted(title, text)
-
-    return read
-
-
-def _contents(row: Row) -> tuple[str, str, str]:
-    [contents] = _texts(row, "contents")
-    title, _, text = contents.partition("\n")
-    return title.strip('"'), text, contents
-
-
-def schema_of(row: Row) -> Reader:
-    """How to read rows like this one. Raises ValueError that names the fields there are.
-
-    `title` with `content` is MedRAG's form, whose own `contents` has no title line; it goes before `contents`.
-    """
-    for names, reader in (
-        (("title", "content"), _title_text("content")),
-        (("contents",), _contents),
-        (("title", "text"), _title_text("text")),
-    ):
-        if all(name in row for name in names):
-            return reader
-    raise ValueError(f"it has the fields {', '.join(map(repr, row)) or 'none'}; {SCHEMA}")
 
 
 def passages_of(
-    rows: Iterable[Placed], *, splitter: Splitter | None = None, left_out: Callable[[str], None] | None = None
-) -> Iterator[Row]:
-    """Passages of rows of one schema, detected at the first; long ones cut by `splitter`, ids kept.
+    rows: Iterable[Placed],
+    *,
+    numbered: str = "",
+    splitter: Splitter | None = None,
+    left_out: Callable[[str], None] | None = None,
+) -> Iterator[Placed]:
+    """Passages of rows, with the place of their row; long ones cut by `splitter`, ids kept.
 
-    A row without an id gets its number. `left_out` is told the place of a row without text; without it such rows stay,
-    since an index counts them. Raises DataError with the place of a row that does not fit.
+    A row without an id gets its number, behind `numbered`. `left_out` is told the place of a row without text; without
+    it such rows stay, since an index counts them. Raises DataError with the place of a row that does not fit.
     """
-    reader: Reader | None = None
     for number, (place, row) in enumerate(rows):
         try:
-            reader = reader or schema_of(row)
-            title, text, contents = reader(row)
-        except (ValueError, KeyError) as cause:
-            problem = f"it lacks {cause}" if isinstance(cause, KeyError) else str(cause)
-            raise DataError(f"{place} is not a passage: {problem}", remedy=SCHEMA) from cause
-        if left_out is not None and not text.strip():
+            passage, name = read_passage(row), read_id(row)
+        except ValueError as cause:
+            raise DataError(f"{place} is not a passage: {cause}", remedy=SCHEMA) from cause
+        if left_out is not None and not passage.text.strip():
             left_out(place)
             continue
-        name = _name(row, number)
-        pieces = [text] if splitter is None else splitter.pieces(text)
+        name = f"{numbered}{number}" if name is None else name
+        pieces = [passage.text] if splitter is None else splitter.pieces(passage.text)
         if len(pieces) == 1:
-            yield {"id": name, "title": title, "text": text, "contents": contents}
-        else:
-            for part, piece in enumerate(pieces, 1):
-                yield {"id": f"{name}#{part}", "title": title, "text": piece, "contents": quoted(title, piece)}
+            yield (
+                place,
+                {"id": name, "title": passage.title, "text": passage.text, "contents": passage.contents},
+            )
+            continue
+        for part, piece in enumerate(pieces, 1):
+            contents = contents_of(passage.title, piece)
+            yield place, {"id": f"{name}#{part}", "title": passage.title, "text": piece, "contents": contents}
+
+
+def passages_of_files(
+    files: Sequence[Path], *, splitter: Splitter | None = None, left_out: Callable[[str], None] | None = None
+) -> Iterator[Placed]:
+    """Passages of files of rows, in their order; where there are several, their rows are numbered by file."""
+    for path in files:
+        numbered = f"{stem_of(path)}/" if len(files) > 1 else ""
+        yield from passages_of(read_rows(path), numbered=numbered, splitter=splitter, left_out=left_out)
 
 
 def convert_corpus(
@@ -108,42 +71,29 @@ def convert_corpus(
         nonlocal blank
         blank += 1
 
-    def rows() -> Iterator[Row]:
-        for source in sources:
-            yield from passages_of(read_rows(source), left_out=left_out if drop_blank else None)
-
-    grow_rows(corpus, rows(), made_of=made_of, report=report)
+    placed = passages_of_files(sources, left_out=left_out if drop_blank else None)
+    grow_rows(corpus, (row for _, row in placed), made_of=made_of, report=report)
     return {"passages": check_corpus(corpus, report=report), "without_text": blank}
 
 
 def check_corpus(corpus: Path, *, report: Report = silent) -> int:
     """Read every passage of a corpus: form and ids; how many. Raises DataError with the line at fault."""
-    seen, count = array("Q"), 0
-    for count, row in enumerate(passages_of(read_rows(corpus)), 1):
-        seen.append(int.from_bytes(blake2b(row["id"].encode(), digest_size=8).digest(), "little"))
+    return sum(1 for _ in checked(lambda: passages_of(read_rows(corpus)), corpus, report=report))
+
+
+def checked(passages: Callable[[], Iterator[Placed]], source: Path, *, report: Report = silent) -> Iterator[Row]:
+    """The passages that `passages` gives, each time it is called, of `source`.
+
+    Raises DataError with the places of an id that occurs twice, and where there is no passage.
+    """
+    seen, count = SeenIds(), 0
+    for count, (_, row) in enumerate(passages(), 1):
+        seen.add(row["id"])
         if count % 10_000 == 0:
-            report(f"checking {corpus.name}", count, 0)
+            report(f"checking {source.name}", count, 0)
+        yield row
     if not count:
-        raise DataError(f"{corpus} holds no passage", remedy=SCHEMA)
-    _refuse_duplicates(corpus, seen)
-    return count
-
-
-def _refuse_duplicates(corpus: Path, seen: array) -> None:
-    import numpy
-
-    hashes = numpy.frombuffer(seen, dtype=numpy.uint64)
-    ordered = numpy.sort(hashes)
-    twice = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
-    if not twice:
-        return
-    # Equal hashes are looked at again, so that chance refuses nothing.
-    first: dict[str, str] = {}
-    for number, (place, row) in enumerate(read_rows(corpus)):
-        if int(hashes[number]) in twice:
-            name = _name(row, number)
-            if name in first:
-                raise DataError(
-                    f"{place} has the id {name!r} of {first[name]}", remedy="give every passage an id of its own"
-                )
-            first[name] = place
+        raise DataError(f"{source} holds no passage", remedy=SCHEMA)
+    if found := seen.twice(lambda: ((place, row["id"]) for place, row in passages())):
+        name, second, first = found
+        raise DataError(f"{second} has the id {name!r} of {first}", remedy="give every passage an id of its own")

@@ -31,9 +31,21 @@ class Downloads:
         self._wanted = wanted
         self._raw = raw  # name -> address of a file that is in no hub
         self._plan = ledger.folder / "downloads.json"
+        self._unlisted: dict[str, DataError] = {}
 
     def files(self) -> list[HubFile]:
         """All hub files that are wanted, as they were first listed. Raises DataError."""
+        files = self._listed()
+        if self._unlisted:
+            raise next(iter(self._unlisted.values()))
+        return files
+
+    def sizes(self, repos: set[str] | None = None) -> tuple[list[HubFile], dict[str, str]]:
+        """The wanted files (of some data sets) that can be listed; for each data set that can not, the reason."""
+        files = [file for file in self._listed() if repos is None or file.repo in repos]
+        return files, {repo: cause.message for repo, cause in self._unlisted.items() if repos is None or repo in repos}
+
+    def _listed(self) -> list[HubFile]:
         asked = [wanted.model_dump(mode="json") for wanted in self._wanted]
         try:
             plan = json.loads(self._plan.read_text(encoding="utf-8"))
@@ -43,13 +55,14 @@ class Downloads:
             pass  # there is none yet, or it is of other wishes
         files = []
         for wanted in self._wanted:
-            found = listed(wanted)
-            for pattern in wanted.patterns:
-                if not any(fnmatch(file.path, pattern) for file in found):
-                    raise DataError(
-                        f"{wanted.repo} has no file {pattern}", remedy="it may have moved: look at the data set's page"
-                    )
-            files += found
+            if wanted.repo in self._unlisted:
+                continue
+            try:
+                files += _all_of(wanted)
+            except DataError as cause:
+                self._unlisted[wanted.repo] = cause
+        if self._unlisted:
+            return files
         plan = {"wanted": asked, "files": [file.model_dump(mode="json") for file in files]}
         write_whole(self._plan, json.dumps(plan, indent=1))
         return files
@@ -88,8 +101,9 @@ class Downloads:
     def _need(self) -> Need:
         from huggingface_hub import constants
 
-        count = sum(file.size for file in self.files() if file.cached() is None)
-        return Need(download=count, disk={Path(constants.HF_HUB_CACHE): count})
+        files, unknown = self.sizes()
+        count = sum(file.size for file in files if file.cached() is None)
+        return Need(download=count, disk={Path(constants.HF_HUB_CACHE): count}, unknown=unknown)
 
     def _work(self, report: Report) -> dict[str, Any]:
         files = self.files()
@@ -160,6 +174,16 @@ class Downloads:
             whole.unlink()
             raise DataError(f"{url} is not JSON: {cause}", remedy="run it again, or name another address") from cause
         whole.replace(path)
+
+
+def _all_of(wanted: Wanted) -> list[HubFile]:
+    found = listed(wanted)
+    for pattern in wanted.patterns:
+        if not any(fnmatch(file.path, pattern) for file in found):
+            raise DataError(
+                f"{wanted.repo} has no file {pattern}", remedy="it may have moved: look at the data set's page"
+            )
+    return found
 
 
 def _enter(blob: Path, pointer: Path) -> None:

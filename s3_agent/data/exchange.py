@@ -10,7 +10,7 @@ from s3_agent.data.published_rows import Form, tasks_of, to_published, write_par
 from s3_agent.data.questions import Dropped, usable
 from s3_agent.data.rag_cache import RagCache
 from s3_agent.data.tables import read_rows
-from s3_agent.data.tasks import iterate_jsonl, load_tasks, read_jsonl
+from s3_agent.data.tasks import iterate_jsonl, load_tasks, task_rows
 
 
 def read_published(
@@ -43,7 +43,7 @@ def write_published(
     """Write the published form of our file to `target`; yields what there is to tell. Raises DataError."""
     match kind:
         case "rows":
-            rows = read_jsonl(source)
+            rows = task_rows(source)
             published = [to_published(row, form=form, split=source.stem, index=index) for index, row in enumerate(rows)]
             write_parquet(target, published)
             yield f"{len(rows)} rows in {target}"

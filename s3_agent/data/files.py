@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from retrieval_server.passages import LFS_POINTER, whole_text
 from s3_agent.errors import DataError
 
 Report = Callable[[str, int, int], None]
@@ -46,6 +47,15 @@ def partial_of(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
 
 
+def refuse_lfs_pointer(path: Path) -> None:
+    """Raises DataError for a file that git-lfs has not fetched, of which only a pointer is there."""
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise DataError(
+                f"{path} is a git-lfs pointer, not the file", remedy="fetch the file in its repository: git lfs pull"
+            )
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a small file in one piece: the old one or the new one, never a half. Raises DataError."""
     partial = partial_of(path)
@@ -59,8 +69,8 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def dump(value: Any) -> str:
-    """JSON of one line that is the same for the same value."""
-    return json.dumps(value, ensure_ascii=False, separators=(", ", ": "))
+    """JSON of one line that is the same for the same value, and text that UTF-8 can hold whatever the value has."""
+    return whole_text(json.dumps(value, ensure_ascii=False, separators=(", ", ": ")))
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:

@@ -4,14 +4,17 @@ A task row says what a task is. Whatever a published row holds beyond what follo
 `published`, and put back when rows are written, so the round trip is equal field by field whatever the columns.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from retrieval_server.passages import read_id
 from s3_agent.data.files import partial_of, room_kept
+from s3_agent.data.golds import golds_in, ground_truth, nested_question, plain
 from s3_agent.data.tables import Placed, Row
 from s3_agent.errors import DataError
+from s3_agent.types import prompt_text
 
 
 class Form(StrEnum):
@@ -23,44 +26,20 @@ class Form(StrEnum):
 
 ABILITY = "fact-reasoning"
 LEFT = "published"
-
-
-def plain(value: Any) -> Any:
-    """Lists and numbers of Python in place of NumPy's, which pandas makes of Parquet."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value
+_NEEDED = (
+    "a row has `question` or `extra_info.question`, `golden_answers` or `reward_model.ground_truth`, and `id` or "
+    "`extra_info.index`"
+)
 
 
 def _target(row: Row) -> Any:
     """The golds: what is scored where the row says it, else its own column."""
-    model = row.get("reward_model")
-    truth = model.get("ground_truth") if isinstance(model, dict) else None
-    target = truth.get("target") if isinstance(truth, dict) else None
-    golds = row.get("golden_answers") if target is None else target
-    return [golds] if isinstance(golds, str) else golds
+    truth = ground_truth(row)
+    return row.get("golden_answers") if truth is None else truth
 
 
-def _question(row: Row) -> Any:
-    if isinstance(row.get("question"), str):
-        return row["question"]
-    model = row.get("reward_model")
-    truth = model.get("ground_truth") if isinstance(model, dict) else None
-    return truth.get("question") if isinstance(truth, dict) else None
-
-
-def _prompt(row: Row) -> str | None:
-    """The text of a prompt that is one user message; others are only kept."""
-    prompt = row.get("prompt")
-    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], dict):
-        [message] = prompt
-        if message.get("role") == "user" and isinstance(message.get("content"), str):
-            return message["content"]
-    return None
+def _question(row: Row) -> str | None:
+    return row["question"] if isinstance(row.get("question"), str) else nested_question(row)
 
 
 def _follows(task: Row, form: Form) -> Row:
@@ -90,21 +69,29 @@ def form_of(row: Row) -> Form:
 def to_task(row: Row, place: str) -> Row:
     """A task row; its id is `data_source/id`. Raises DataError for a row without a question, golds or an id."""
     row = plain(row)
-    source, question, golds = str(row.get("data_source") or "unknown"), _question(row), _target(row)
     extra = row.get("extra_info")
-    name = row.get("id") if row.get("id") is not None else extra.get("index") if isinstance(extra, dict) else None
-    if question is None or not isinstance(golds, list) or name is None:
+    try:
+        source = read_id(row, ("data_source",)) or "unknown"
+        name = read_id(row) or (read_id(extra, ("index",)) if isinstance(extra, dict) else None)
+        golds = None if (target := _target(row)) is None else golds_in(target)
+    except ValueError as cause:
+        raise DataError(f"{place} is no published row: {cause}", remedy=_NEEDED) from cause
+    question = _question(row)
+    found = {"a question": question, "golds": golds, "an id": name}
+    lacking = [what for what, value in found.items() if value is None]
+    if question is None or golds is None or name is None:
         raise DataError(
-            f"{place} is no published row: it has the fields {', '.join(map(repr, row))}",
-            remedy="a row has `question`, `golden_answers` or `reward_model`, and `id` or `extra_info.index`",
+            f"{place} is no published row: it lacks {' and '.join(lacking)}; "
+            f"it has the fields {', '.join(map(repr, row)) or 'none'}",
+            remedy=_NEEDED,
         )
     task: Row = {
         "id": f"{source}/{name}",
         "question": question,
-        "golden_answers": [str(gold) for gold in golds],
+        "golden_answers": golds,
         "data_source": source,
     }
-    if (prompt := _prompt(row)) is not None:
+    if (prompt := prompt_text(row.get("prompt"))) is not None:
         task["prompt"] = prompt
     form = form_of(row)
     follows = _follows(task, form)
@@ -137,7 +124,7 @@ def write_parquet(path: Path, rows: Sequence[Row]) -> None:
 
     columns = list(dict.fromkeys(key for row in rows for key in row))
     try:
-        table = pyarrow.table({key: pyarrow.array([row.get(key) for row in rows]) for key in columns})
+        table = pyarrow.table({key: _column([row.get(key) for row in rows]) for key in columns})
     except (pyarrow.ArrowException, TypeError) as cause:
         raise DataError(
             f"{path}: a column mixes types: {cause}", remedy="write the sources to files of their own"
@@ -146,3 +133,36 @@ def write_parquet(path: Path, rows: Sequence[Row]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         pyarrow.parquet.write_table(table, partial_of(path))
         partial_of(path).replace(path)
+
+
+def _column(values: list[Any]) -> Any:
+    """A column whose type every reader takes, also beside files whose rows hold more: never null, never without fields.
+
+    What nothing is known of is a text; an object without fields, which Parquet can not hold, is null.
+    """
+    import pyarrow
+
+    found = pyarrow.array(values)
+    known = _known(found.type)
+    return found if known == found.type else pyarrow.array(_without_empty(values), type=known)
+
+
+def _known(kind: Any) -> Any:
+    import pyarrow
+
+    if pyarrow.types.is_null(kind):
+        return pyarrow.string()
+    if pyarrow.types.is_list(kind):
+        return pyarrow.list_(_known(kind.value_type))
+    if pyarrow.types.is_struct(kind):
+        fields = [(field.name, _known(field.type)) for field in kind]
+        return pyarrow.struct(fields) if fields else pyarrow.string()
+    return kind
+
+
+def _without_empty(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_empty(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _without_empty(item) for key, item in value.items()} or None
+    return value

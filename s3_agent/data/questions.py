@@ -3,17 +3,32 @@
 Nothing disappears in silence: every filter of the published pipeline (spec §4.4, §5.4) reports what it took.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from s3_agent.agents.base import OPTIONS, normalize_question
+from retrieval_server.passages import read_id, whole_text
+from s3_agent.agents.base import normalize_question
+from s3_agent.data.golds import golds_in, ground_truth, nested_question
+from s3_agent.data.options import golds_of_options, options_of, with_options
 from s3_agent.data.tables import Placed, Row
 from s3_agent.errors import DataError
+from s3_agent.rewards.answer_match import can_match
+from s3_agent.types import prompt_text
 
 SHOWN = 5
-GOLD_NAMES = ("golden_answers", "answers", "answer", "gold_ans", "gold_answer")
-_LISTED = "a question needs `question` and one of " + ", ".join(f"`{name}`" for name in GOLD_NAMES)
+QUESTION_NAMES = ("question", "query", "input")
+GOLD_NAMES = (
+    *("golden_answers", "answers", "answer", "gold_ans", "gold_answer", "possible_answers", "answers_spans"),
+    *("output", "answerkey", "answer_idx", "ground_truth", "target"),
+)
+ALIAS_NAMES = ("answer_aliases", "aliases")
+ID_NAMES = ("id", "_id", "qid", "question_id", "questionid", "query_id", "q_id")
+REGULAR_EXPRESSIONS = frozenset({"curatedtrec"})
+"""Data sets whose golds are regular expressions."""
+_PATTERN = re.compile(r"\\[sdwbSDWB](?![a-z])|\\\.|\.[*+]|\(\?[:=!<iP]")
+_LISTED = "a question needs `question` and one of " + ", ".join(f"`{name}`" for name in GOLD_NAMES[:6])
 
 
 @dataclass(slots=True)
@@ -39,11 +54,13 @@ class Dropped:
         return ", ".join(f"{count} {reason}" for reason, count in self.counts.items()) or "nothing"
 
 
-def usable(rows: Iterable[tuple[str, Row]], dropped: Dropped) -> Iterator[Row]:
-    """Task rows that can be scored, each id once: empty golds and repeated rows are dropped.
+def usable(rows: Iterable[Placed], dropped: Dropped, *, places: dict[str, str] | None = None) -> Iterator[Row]:
+    """Task rows that can be scored, each id once: golds that no answer can match and repeated rows are dropped.
 
-    PopQA asks some questions twice with other golds: ids tell them apart. Raises DataError for an id with two contents.
+    `places` gets the place of each id. PopQA asks some questions twice with other golds: ids tell them apart. Raises
+    DataError for an id with two contents.
     """
+    places = {} if places is None else places
     seen: dict[str, tuple[str, tuple[str, ...]]] = {}
     for place, row in rows:
         name, golds = row["id"], tuple(row["golden_answers"])
@@ -52,57 +69,117 @@ def usable(rows: Iterable[tuple[str, Row]], dropped: Dropped) -> Iterator[Row]:
             dropped.add("without a question", name)
         elif not any(gold.strip() for gold in golds):
             dropped.add("with empty golds", name)
+        elif not any(map(can_match, golds)):
+            dropped.add("with golds that no answer can match", name)
         elif seen.setdefault(name, content) is not content:
             if seen[name] != content:
                 raise DataError(
-                    f"{place}: the id {name!r} has another question or other answers before",
+                    f"{place}: the id {name!r} has another question or other answers in {places[name]}",
                     remedy="give every question an id of its own",
                 )
             dropped.add("repeated", name)
         else:
+            places[name] = place
             yield row
 
 
-def own_questions(rows: Iterable[Placed], *, data_source: str) -> Iterator[tuple[str, Row]]:
-    """Task rows of somebody's own questions; a row without an id gets its number. Raises DataError with the place."""
-    for number, (place, row) in enumerate(rows):
-        golds = next((row[name] for name in GOLD_NAMES if row.get(name) is not None), None)
-        if not isinstance(row.get("question"), str) or golds is None:
-            raise DataError(
-                f"{place} is not a question: it has the fields {', '.join(map(repr, row)) or 'none'}", remedy=_LISTED
-            )
-        listed = golds if isinstance(golds, list) else [golds]
-        name = number if row.get("id") in (None, "") else row["id"]
-        kept = {key: row[key] for key in ("hops", "metadata", "supporting_facts_index") if row.get(key) is not None}
+def own_questions(rows: Iterable[Placed], *, data_source: str, numbered: str = "") -> Iterator[Placed]:
+    """Task rows of somebody's own questions, in any shape that data sets come in (docs/data.md).
+
+    A row without an id gets its number, behind `numbered`. Raises DataError with the place.
+    """
+    for number, (place, row) in enumerate(_asked(rows)):
+        question = read_question(row, place)
+        fields = _by_name(row)
+        prompt = prompt_text(row["prompt"]) if isinstance(row.get("prompt"), list) else None
+        kept = {key: row[key] for key in ("metadata", "supporting_facts_index") if row.get(key) is not None}
+        if isinstance(row.get("hops"), int):
+            kept["hops"] = row["hops"]
         yield (
             place,
             {
-                "id": str(name),
-                "question": row["question"],
-                "golden_answers": [str(gold) for gold in listed],
-                "data_source": str(row.get("data_source") or data_source),
+                "id": _id(fields, place) or f"{numbered}{number}",
+                **question,
+                "data_source": _id(fields, place, ("data_source",)) or data_source,
+                **({"prompt": prompt} if prompt is not None else {}),
                 **kept,
             },
         )
 
 
-def flashrag_questions(rows: Iterable[Placed], *, data_source: str) -> Iterator[tuple[str, Row]]:
-    """Task rows of one FlashRAG file; ids are unique over sources and splits (spec §11 D9)."""
+def _asked(rows: Iterable[Placed]) -> Iterator[Placed]:
+    """The rows, those of SQuAD's release, which are articles, taken apart into their questions."""
     for place, row in rows:
-        if not isinstance(row.get("question"), str) or not isinstance(row.get("golden_answers"), list):
-            raise DataError(
-                f"{place} is not a row of FlashRAG: it has the fields {', '.join(map(repr, row))}",
-                remedy="it needs `id`, `question` and `golden_answers`",
-            )
-        yield (
-            place,
-            {
-                "id": f"{data_source}/{row['id']}",
-                "question": row["question"],
-                "golden_answers": [str(gold) for gold in row["golden_answers"]],
-                "data_source": data_source,
-            },
+        paragraphs = row.get("paragraphs")
+        if isinstance(paragraphs, list) and "question" not in row:
+            yield from ((place, asked) for paragraph in paragraphs for asked in paragraph.get("qas") or [])
+        else:
+            yield place, row
+
+
+def flashrag_questions(rows: Iterable[Placed], *, data_source: str) -> Iterator[Placed]:
+    """Task rows of one FlashRAG file; ids are unique over sources and splits (spec §11 D9)."""
+    if data_source in REGULAR_EXPRESSIONS:
+        raise _regular_expressions(data_source)
+    for number, (place, row) in enumerate(rows):
+        question = read_question(row, place)
+        name = _id(_by_name(row), place) or number
+        yield place, {"id": f"{data_source}/{name}", **question, "data_source": data_source}
+
+
+def read_question(row: Row, place: str) -> Row:
+    """`question` and `golden_answers` of a row, with its options where it has some. Raises DataError with the place."""
+    fields = _by_name(row)
+    texts = [*(_text(fields.get(name)) for name in QUESTION_NAMES), nested_question(row)]
+    question = next(
+        (text for text in texts if text and text.strip()), next((text for text in texts if text is not None), None)
+    )
+    sources = [*(fields[name] for name in GOLD_NAMES if name in fields), ground_truth(row)]
+    sources = [value for value in sources if value is not None and value == value]
+    lacking = [*(["a question"] if question is None else []), *([] if sources else ["golds"])]
+    if question is None or lacking:
+        raise DataError(
+            f"{place} is not a question: it lacks {' and '.join(lacking)}; it has the fields "
+            f"{', '.join(map(repr, row)) or 'none'}",
+            remedy=_LISTED,
         )
+    try:
+        filled = next((value for value in sources if any(gold.strip() for gold in golds_in(value))), [])
+        options = options_of(fields)
+        golds = golds_of_options(options, filled) if options else golds_in(filled)
+        for name in ALIAS_NAMES:
+            golds += [gold for gold in golds_in(fields.get(name)) if golds and gold not in golds]
+    except ValueError as cause:
+        raise DataError(f"{place} is not a question: {cause}", remedy="see the shapes in docs/data.md") from cause
+    if any(_PATTERN.search(gold) for gold in golds):
+        raise _regular_expressions(place)
+    asked = whole_text(question)
+    return {"question": with_options(asked, options) if options else asked, "golden_answers": golds}
+
+
+def _by_name(row: Row) -> Row:
+    """The fields of a row under their names in small letters: releases write `Question` and `Answer` too."""
+    return {**{name.lower(): value for name, value in row.items()}, **row}
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, dict):
+        value = value.get("text")
+    return value if isinstance(value, str) else None
+
+
+def _id(fields: Row, place: str, names: tuple[str, ...] = ID_NAMES) -> str | None:
+    try:
+        return read_id(fields, names)
+    except ValueError as cause:
+        raise DataError(f"{place} is not a question: {cause}", remedy="give texts or numbers as ids") from cause
+
+
+def _regular_expressions(place: str) -> DataError:
+    return DataError(
+        f"{place}: the golds are regular expressions, as those of curatedtrec are, and answers are compared as texts",
+        remedy="write the answers out, or leave this data set out",
+    )
 
 
 def mirage_questions(benchmark: Any, place: str) -> Iterator[tuple[str, Row]]:
@@ -116,10 +193,9 @@ def mirage_questions(benchmark: Any, place: str) -> Iterator[tuple[str, Row]]:
         for number, row in questions.items():
             try:
                 options, letter = dict(row["options"]), row["answer"]
-                lines = "".join(f"{key}: {text}\n" for key, text in options.items())
                 task = {
                     "id": f"{source}/{number}",
-                    "question": f"{row['question']}{OPTIONS}\n{lines}",
+                    "question": with_options(row["question"], options),
                     "golden_answers": [f"{letter}: {options[letter]}"],
                     "data_source": source,
                 }

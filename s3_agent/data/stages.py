@@ -22,10 +22,14 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Bytes that a stage fetches and writes, by the folder that they go to."""
+    """Bytes that a stage fetches and writes, by the folder that they go to.
+
+    `unknown` holds the data sets whose sizes are in neither, each with the reason.
+    """
 
     download: int = 0
     disk: Mapping[Path, int] = field(default_factory=dict)
+    unknown: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,21 +160,33 @@ def told_text(told: Mapping[str, Any]) -> str:
     return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in told.items() if not isinstance(value, dict))
 
 
+def _open_question(ledger: Ledger, stage: Stage, report: Report, *, dry_run: bool) -> str | None:
+    try:
+        return ledger.open_question(stage, report)
+    except DataError as cause:
+        if not dry_run:
+            raise
+        return f"whether it is done is not known: {cause.message}"
+
+
 def run_stages(ledger: Ledger, stages: Sequence[Stage], *, say: Say, report: Report = silent, dry_run: bool) -> int:
     """Do what is not done, in order; how many stages had work. `dry_run`: only say it. Raises S3AgentError.
 
     Before the first stage works, the bytes of all that is known to be needed are compared with what the disks have.
     """
     with ledger.held():
-        open_questions = {stage.name: ledger.open_question(stage, report) for stage in stages}
+        open_questions = {stage.name: _open_question(ledger, stage, report, dry_run=dry_run) for stage in stages}
         needs = {stage.name: stage.need() for stage in stages if open_questions[stage.name]}
         for stage in stages:
             if dry_run and (why := open_questions[stage.name]):
                 need = needs[stage.name]
+                least = "at least " if need.unknown else ""
                 say(
-                    f"{stage.name}: to do ({why}); downloads {size_text(need.download)}, "
-                    f"writes {size_text(sum(need.disk.values()))}"
+                    f"{stage.name}: to do ({why}); downloads {least}{size_text(need.download)}, "
+                    f"writes {least}{size_text(sum(need.disk.values()))}"
                 )
+                for name, reason in need.unknown.items():
+                    say(f"{stage.name}: the size of {name} is not known: {reason}")
         for folder, (count, free) in check_room([*needs.values()]).items():
             if count:
                 say(f"disk: {size_text(count)} are needed below {folder}, {size_text(free)} are free")

@@ -7,13 +7,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from s3_agent.data.files import refuse_lfs_pointer
+from s3_agent.data.golds import golds_in
 from s3_agent.errors import ConfigError
 from s3_agent.types import Task
 
 
 def _lines(path: Path) -> Iterator[str]:
     try:
-        with path.open(encoding="utf-8", newline="\n") as file:
+        refuse_lfs_pointer(path)
+        with path.open(encoding="utf-8-sig", newline="\n") as file:
             yield from file
     except (OSError, UnicodeDecodeError) as cause:
         raise ConfigError(f"{path} can not be read: {cause}", remedy="give the path of a UTF-8 JSONL file") from cause
@@ -42,10 +45,34 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return list(iterate_jsonl(path))
 
 
+def task_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a task file, all that they hold, with the id and the golds as texts. Raises ConfigError."""
+    return [row for _, row in _numbered_tasks(path)]
+
+
+def _numbered_tasks(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, row in _numbered(path):
+        try:
+            yield number, _with_texts(row)
+        except ValueError as cause:
+            raise ConfigError(
+                f"{path}:{number}: not a task row: {cause}", remedy="see the shapes in docs/data.md"
+            ) from cause
+
+
+def _with_texts(row: dict[str, Any]) -> dict[str, Any]:
+    name, golds = row.get("id"), row.get("golden_answers")
+    if isinstance(name, int) and not isinstance(name, bool):
+        row = {**row, "id": str(name)}
+    if golds is not None and not (isinstance(golds, list) and all(isinstance(gold, str) for gold in golds)):
+        row = {**row, "golden_answers": golds_in(golds)}
+    return row
+
+
 def load_tasks(path: Path) -> list[Task]:
     """The tasks of a JSONL file, ids unique. Raises ConfigError."""
     tasks = []
-    for number, row in _numbered(path):
+    for number, row in _numbered_tasks(path):
         try:
             tasks.append(Task.from_row(row))
         except ConfigError as cause:

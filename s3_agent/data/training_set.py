@@ -11,7 +11,7 @@ from s3_agent.data.published_rows import to_published, write_parquet
 from s3_agent.data.questions import Dropped
 from s3_agent.data.rag_cache import RagCache, beyond_rag
 from s3_agent.data.tables import Row
-from s3_agent.data.tasks import load_tasks, read_jsonl
+from s3_agent.data.tasks import load_tasks, task_rows
 
 
 def write_task_sets(
@@ -31,7 +31,7 @@ def write_task_sets(
             told["candidates"] = len(tasks) + sum(dropped.counts.values())
         kept = {task.id for task in tasks}
         rows: list[Row] = []
-        for row in read_jsonl(path):
+        for row in task_rows(path):
             if row["id"] in kept:
                 answer = cache.answers.get(row["id"])
                 score = None if answer is None or answer.answer is None else float(answer.score)

@@ -96,7 +96,9 @@ for _name, _text in STAGES.items():
 
 @app.command("import")
 def import_command(
-    corpus: Annotated[Path, typer.Option(help="A .jsonl, .csv or .parquet file, or a folder of text, markdown, PDF.")],
+    corpus: Annotated[
+        Path, typer.Option(help="A .jsonl, .csv or .parquet file, a folder of them, or of text, markdown, PDF.")
+    ],
     questions: Annotated[Path, typer.Option(help="A .jsonl, .json, .csv or .parquet file of questions and answers.")],
     into: Annotated[Path, typer.Option(help="The folder to make; its recipe.yaml is the recipe of your data.")],
     validation: Annotated[Path | None, typer.Option(help="Questions to validate on; default: a share of them.")] = None,

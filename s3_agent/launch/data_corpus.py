@@ -63,10 +63,9 @@ class CorpusStages:
 
         def need() -> Need:
             repos = {wanted.repo for wanted in CORPORA[name]}
-            sizes = [
-                file.size * (GZIP_RATIO if file.path.endswith(".gz") else 1.0) for file in self.downloads.of(repos)
-            ]
-            return Need(disk={path.parent: int(sum(sizes))})
+            files, unknown = self.downloads.sizes(repos)
+            sizes = [file.size * (GZIP_RATIO if file.path.endswith(".gz") else 1.0) for file in files]
+            return Need(disk={path.parent: int(sum(sizes))}, unknown=unknown)
 
         return Stage(name="corpus", made_of=made_of, outputs=lambda: {"corpus.jsonl": path}, work=work, need=need)
 
@@ -106,9 +105,8 @@ class CorpusStages:
 
         def need() -> Need:
             if published is not None:
-                return Need(
-                    disk={self.ledger.folder: sum(file.size for file in self.downloads.of({INDEXES[published].repo}))}
-                )
+                files, unknown = self.downloads.sizes({INDEXES[published].repo})
+                return Need(disk={self.ledger.folder: sum(file.size for file in files)}, unknown=unknown)
             size = path.stat().st_size if path.exists() else 0
             return Need(disk={folder: int(size * BM25_RATIO)} if settings.kind == "bm25" else {})
 

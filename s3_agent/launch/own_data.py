@@ -5,25 +5,38 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from s3_agent.data.corpora import check_corpus, passages_of
-from s3_agent.data.documents import passages_of_folder
+from s3_agent.data.corpora import checked
+from s3_agent.data.documents import passages_of_own
 from s3_agent.data.files import write_rows
 from s3_agent.data.questions import Dropped, own_questions, usable
-from s3_agent.data.splitting import Splitter
-from s3_agent.data.tables import Row, read_rows
+from s3_agent.data.tables import Row, read_rows, stem_of
 from s3_agent.data.tasks import load_tasks
 from s3_agent.errors import DataError
 from s3_agent.launch.run import write_recipe
 from s3_agent.names import recipe_name
 from s3_agent.recipe import load_recipe
+from s3_agent.rewards.answer_match import can_match
 
 SPLIT_SEED = 0
 
 
-def _questions(path: Path, name: str, dropped: Dropped) -> list[Row]:
-    rows = list(usable(own_questions(read_rows(path), data_source=name), dropped))
+def _questions(path: Path, name: str, dropped: Dropped, *, numbered: str) -> tuple[list[Row], dict[str, str]]:
+    """The questions of a file, and the place of each id."""
+    places: dict[str, str] = {}
+    placed = own_questions(read_rows(path), data_source=name, numbered=numbered)
+    rows = list(usable(placed, dropped, places=places))
     if not rows:
         raise DataError(f"{path} holds no question that can be scored", remedy=f"dropped: {dropped.text()}")
+    return rows, places
+
+
+def _held_out(path: Path, name: str, dropped: Dropped, *, numbered: str, train: dict[str, str]) -> list[Row]:
+    rows, places = _questions(path, name, dropped, numbered=numbered)
+    if shared := [row["id"] for row in rows if row["id"] in train]:
+        raise DataError(
+            f"{places[shared[0]]} has the id {shared[0]!r} of {train[shared[0]]}: {len(shared)} ids are in both files",
+            remedy="give every question an id of its own, or none: then rows are numbered by file",
+        )
     return rows
 
 
@@ -44,19 +57,16 @@ def import_own(
     the line at fault, and leaves what was there before.
     """
     blank: list[str] = []
-    if corpus.is_dir():
-        passages = passages_of_folder(corpus, words=words, left_out=blank.append)
-    else:
-        passages = passages_of(read_rows(corpus), splitter=Splitter(words), left_out=blank.append)
     made = into / "corpus.jsonl"
     imported = into / "corpus.import.jsonl"
-    write_rows(imported, passages)
-    count = check_corpus(imported)
+    count = write_rows(imported, checked(lambda: passages_of_own(corpus, words=words, left_out=blank.append), corpus))
 
-    dropped = Dropped()
-    train = _questions(questions, into.name, dropped)
+    dropped, numbered = Dropped(), stem_of(questions)
+    train, places = _questions(questions, into.name, dropped, numbered=f"{numbered}/")
     if validation is not None:
-        held_out = _questions(validation, into.name, dropped)
+        other = stem_of(validation)
+        numbers = f"{other}/" if other != numbered else f"validation/{other}/"
+        held_out = _held_out(validation, into.name, dropped, numbered=numbers, train=places)
     else:
         shuffled = random.Random(SPLIT_SEED).sample(train, len(train))
         size = max(1, round(len(train) * validation_share))
@@ -86,4 +96,6 @@ def import_own(
         yield f"left out {len(blank)} without text, the first: {', '.join(blank[:5])}"
     if dropped.counts:
         yield f"dropped questions: {dropped.text()}"
+    if odd := [row["id"] for row in (*train, *held_out) if not all(map(can_match, row["golden_answers"]))]:
+        yield f"{len(odd)} questions have also a gold that no answer can match, the first: {', '.join(odd[:5])}"
     yield f"next: s3-agent data all --recipe {shlex.quote(str(named))}"

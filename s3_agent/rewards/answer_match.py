@@ -1,13 +1,20 @@
-"""Does a prediction hold a gold answer? The checks of spec §4.2, on raw strings, without I/O."""
+"""Does a prediction hold a gold answer? The checks of spec §4.2, on raw strings, without I/O.
+
+The published checks know no answer to a gold that normalises to nothing, such as "A" or "+". Such a gold is compared by
+its own words instead, articles kept. A gold that is an option with the key A keeps its key, as one with the key B does.
+Every other gold is scored as published.
+"""
 
 import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
+_OPTION_A = re.compile(r"\s*\(?[Aa](?::|\))\s+(?=\S)")
+_OTHER_ARTICLES = re.compile(r"\b(an|the)\b|(?<=\ba )a\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -32,28 +39,81 @@ def _tokens(text: str) -> list[str]:
     return tokens
 
 
+def _bare(text: str) -> str:
+    """`text` without capitals and punctuation but with its articles; where that is nothing, with its punctuation."""
+    return " ".join(text.lower().translate(_PUNCTUATION).split()) or " ".join(text.lower().split())
+
+
+def _keyed(text: str) -> str:
+    """`text` normalised, with "a" kept, since it is the key of an option."""
+    return " ".join(_OTHER_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def _forms(gold: str) -> tuple[list[str], Callable[[str], str]]:
+    """What a prediction may be or hold to match `gold`, and how it is normalised for that."""
+    if (key := _OPTION_A.match(gold)) is not None:
+        return [_keyed(gold), f"a {normalize_answer(gold[key.end() :])}".strip()], _keyed
+    if normal := normalize_answer(gold):
+        return [normal], normalize_answer
+    return [bare] if (bare := _bare(gold)) else [], _bare
+
+
+def can_match(gold: str) -> bool:
+    """Whether any answer matches `gold`: none does when it holds nothing that can be seen."""
+    return any(_tokens(form) for form in _forms(gold)[0])
+
+
+def _stands_alone(prediction: str, form: str) -> bool:
+    """Whether the form of a gold that normalises to nothing stands in a prediction by itself.
+
+    An article before another word is an article, but for a capital A inside of a sentence ("option A is right").
+    """
+    alone = r"(?<!\w)" + r"[\W_]+".join(map(re.escape, form.split())) + r"(?!\w)"
+    if _ARTICLES.fullmatch(form):
+        alone += r"(?!\s+\w)"
+    if form == "a":
+        alone += r"|(?-i:(?<=[\w,;] )A(?!\w))"
+    return re.search(alone, prediction, re.IGNORECASE) is not None
+
+
 def span_match(prediction: str, golds: Sequence[str]) -> bool:
     """True if the tokens of some gold stand together in the prediction, both normalised; an empty gold never does."""
-    words = _tokens(normalize_answer(prediction))
+    read_as: dict[Callable[[str], str], list[str]] = {}
     for gold in golds:
-        span = _tokens(normalize_answer(gold))
-        if span and any(words[at : at + len(span)] == span for at in range(len(words) - len(span) + 1)):
+        forms, read = _forms(gold)
+        if read is _bare:
+            found = any(_stands_alone(prediction, form) for form in forms)
+        else:
+            words = read_as.get(read) or read_as.setdefault(read, _tokens(read(prediction)))
+            found = any(_holds(words, _tokens(form)) for form in forms)
+        if found:
             return True
     return False
 
 
+def _holds(words: list[str], span: list[str]) -> bool:
+    return bool(span) and any(words[at : at + len(span)] == span for at in range(len(words) - len(span) + 1))
+
+
+def _compared(prediction: str, golds: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The prediction and each form of each gold, as they are compared."""
+    read_as: dict[Callable[[str], str], str] = {}
+    for gold in golds:
+        forms, read = _forms(gold)
+        for form in forms:
+            yield read_as.get(read) or read_as.setdefault(read, read(prediction)), form
+
+
 def exact_match(prediction: str, golds: Sequence[str]) -> bool:
-    """True if the whole normalised prediction is a normalised gold. An empty gold never matches."""
-    answer = normalize_answer(prediction)
-    return bool(answer) and any(answer == normalize_answer(gold) for gold in golds)
+    """True if the whole prediction is a gold, both normalised. An empty gold never matches."""
+    return any(answer == form for answer, form in _compared(prediction, golds))
 
 
 def token_f1(prediction: str, golds: Sequence[str]) -> float:
     """The best token F1 over the golds, 0 to 1."""
-    words = Counter(normalize_answer(prediction).split())
     best = 0.0
-    for gold in golds:
-        other = Counter(normalize_answer(gold).split())
+    for answer, form in _compared(prediction, golds):
+        words, other = Counter(answer.split()), Counter(form.split())
         common = (words & other).total()
         if common:
             best = max(best, 2 * common / (words.total() + other.total()))

@@ -238,6 +238,25 @@ def test_a_dry_run_tells_sizes_and_fetches_nothing(world: World, tmp_path: Path)
     assert not (tmp_path / "data/corpus.jsonl").exists()
 
 
+def test_a_dry_run_without_a_network_shows_what_is_known(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden = dict(world.hub.data_sets)
+    world.hub.data_sets = {name: files for name, files in hidden.items() if name != FLASHRAG}
+    said = prepare(world, tmp_path / "data", dry_run=True)
+    assert said[0].startswith("download: to do (not done); downloads at least ") and "kB" in said[0]
+    assert said[1].startswith(f"download: the size of {FLASHRAG} is not known: the data set {FLASHRAG} can not be")
+    assert any(line.startswith("corpus: to do") and "at least" not in line and "kB" in line for line in said)
+    for name, value in hub_at("http://127.0.0.1:9").items():
+        monkeypatch.setattr(f"huggingface_hub.{name}", value, raising=False)
+    said = prepare(world, tmp_path / "data", dry_run=True)
+    unknown = [line for line in said if "is not known: http://127.0.0.1:9 does not answer" in line]
+    assert len(unknown) == 3 and unknown[-1].startswith("corpus: the size of PeterJinGo/wiki-18-corpus is not known")
+    assert any(line.startswith("tasks: to do") for line in said), "the stages behind are shown as well"
+    with pytest.raises(DataError, match="does not answer"):
+        prepare(world, tmp_path / "data")
+
+
 def test_too_small_a_disk_is_told_before_anything_is_fetched(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,7 +346,12 @@ FLASHRAG = "RUC-NLPIR/FlashRAG_datasets"
             b'{"id": "0", "question": "q", "golden_answers": ["a"]}\n{"id":',
             r"train\.jsonl:2 ",
         ),
-        (FLASHRAG, "nq/train.jsonl", b'\n{"id": "0", "text": "q"}\n', r"train\.jsonl:2 is not a row of FlashRAG"),
+        (
+            FLASHRAG,
+            "nq/train.jsonl",
+            b'\n{"id": "0", "text": "q"}\n',
+            r"train\.jsonl:2 is not a question: it lacks a question and golds",
+        ),
         ("PeterJinGo/wiki-18-corpus", CORPUS, b"not gzip", r"wiki-18\.jsonl\.gz can not be read"),
     ],
     ids=["bad JSON", "wrong schema", "not gzip"],
@@ -499,7 +523,7 @@ def test_a_mirror_that_names_other_folders_writes_nothing(world: World, tmp_path
         pytest.MonkeyPatch.context() as patch,
     ):
         for name, value in hub_at(url).items():
-            patch.setattr(f"huggingface_hub.constants.{name}", value)
+            patch.setattr(f"huggingface_hub.{name}", value, raising=False)
         with pytest.raises(DataError, match="can not be one"):
             prepare(world, tmp_path / "data", wanted="download")
     assert not list(tmp_path.rglob("outside*")) and not (tmp_path / "hf").exists()

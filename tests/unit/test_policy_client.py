@@ -142,7 +142,11 @@ async def test_a_strange_retriever_answer_is_a_retriever_error(answer: Any) -> N
     ("document", "passage"),
     [
         ({"id": 7, "contents": '"A b"\nline 1\nline 2'}, Passage(id="7", title='"A b"', text="line 1\nline 2")),
-        ({"contents": "title alone"}, Passage(id="", title="title alone", text="")),
+        ({"contents": "one line"}, Passage(id="", title="", text="one line")),
+        ({"id": None, "title": None, "text": "x"}, Passage(id="", title="", text="x")),
+        ({"id": 7, "title": "T", "content": "x", "contents": "T. x"}, Passage(id="7", title="T", text="x")),
+        ({"docid": "d", "text": "half \ud83d"}, Passage(id="d", title="", text="half ?")),
+        ({"id": 1, "contents": "title\n\ntext"}, Passage(id="1", title="title", text="text")),
         ({"id": "x", "title": "t", "text": "x"}, Passage(id="x", title="t", text="x")),
     ],
 )

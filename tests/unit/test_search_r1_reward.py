@@ -37,7 +37,7 @@ def test_exact_match_of_the_last_answer(response: str, matched: bool) -> None:
 
 
 def test_an_empty_gold_never_matches() -> None:
-    assert not exact_match("<answer>the</answer>", ["the", ""])
+    assert not exact_match("<answer>the</answer>", [" ", ""])
 
 
 @pytest.mark.parametrize(

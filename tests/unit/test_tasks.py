@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from s3_agent.data.tasks import load_tasks, read_jsonl
+from s3_agent.data.tasks import load_tasks, read_jsonl, task_rows
 from s3_agent.embedded import TRAIN, VALIDATION
-from s3_agent.errors import ConfigError
+from s3_agent.errors import ConfigError, DataError
 
 GOOD = '{"id": "%s", "question": "q", "golden_answers": ["a"]}'
 
@@ -41,9 +41,25 @@ def test_a_broken_line_is_named(path: Path, line: str, problem: str) -> None:
 
 
 def test_a_bad_task_is_named_by_its_line(path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"(?s)tasks.jsonl:3: not a task row.*golden_answers") as caught:
+    with pytest.raises(ConfigError, match=r"tasks.jsonl:3: not a task row: it lacks `golden_answers`") as caught:
         load_tasks(write(path, GOOD % 1, "", '{"id": "2", "question": "q"}'))
     assert caught.value.remedy
+
+
+def test_what_import_takes_is_taken(path: Path) -> None:
+    path.write_text('\ufeff{"id": 7, "question": "q", "golden_answers": [1500.0, "x"]}\n', encoding="utf-8")
+    [task] = load_tasks(path)
+    assert (task.id, task.golden_answers) == ("7", ("1500", "x"))
+    assert task_rows(path) == [{"id": "7", "question": "q", "golden_answers": ["1500", "x"]}]
+    write(path, '{"id": 1, "question": "q", "golden_answers": [null]}')
+    with pytest.raises(ConfigError, match=r"tasks.jsonl:1: not a task row: a gold answer is null"):
+        load_tasks(path)
+
+
+def test_a_pointer_of_git_lfs_is_named(path: Path) -> None:
+    write(path, "version https://git-lfs.github.com/spec/v1", "oid sha256:0", "size 9")
+    with pytest.raises(DataError, match="is a git-lfs pointer"):
+        load_tasks(path)
 
 
 def test_duplicate_ids_are_refused(path: Path) -> None:

@@ -48,6 +48,19 @@ def test_an_episode_of_another_schema_version_is_refused() -> None:
         Episode.model_validate({**EPISODE.model_dump(), "schema_version": 2})
 
 
+def test_a_prompt_is_a_user_message_behind_its_system_message() -> None:
+    user, system = {"role": "user", "content": "u"}, {"role": "system", "content": "s"}
+    assert Task.from_row(ROW | {"prompt": [user]}).prompt == "u"
+    assert Task.from_row(ROW | {"prompt": [system, user]}).prompt == "s\n\nu"
+    for wrong in ([system], [user, user], [user, system], [{"role": "user", "content": None}], ["u"], []):
+        with pytest.raises(ConfigError, match="prompt must be a text, or a list of a user message"):
+            Task.from_row(ROW | {"prompt": wrong})
+
+
+def test_a_number_is_an_id() -> None:
+    assert Task.from_row(ROW | {"id": 7}).id == "7"
+
+
 def test_a_task_survives_json_and_ignores_what_is_not_its_own() -> None:
     task = Task.from_row(
         {**ROW, "rag_score": 0, "data_id": "x", "bridge": None, "initial_passages": [PASSAGE.model_dump()]}
@@ -62,12 +75,13 @@ def test_a_task_survives_json_and_ignores_what_is_not_its_own() -> None:
     [
         ({"question": ""}, "question"),
         ({"question": " \n"}, "question"),
-        ({"question": None}, "question"),
-        ({"golden_answers": []}, "golden_answers"),
+        ({"question": None}, "`question` is not a text"),
+        ({"question": " "}, "`question` is blank"),
+        ({"golden_answers": []}, "`golden_answers` is empty"),
         ({"golden_answers": ["", "  "]}, "golden_answers"),
         ({"golden_answers": "Krone"}, "golden_answers"),
         ({"golden_answers": [1]}, "golden_answers"),
-        ({"id": 7}, "id"),
+        ({"id": None}, "`id` is not a text"),
         ({"rag_score": "high"}, "rag_score"),
         ({"initial_passages": [{"id": "1"}]}, "initial_passages"),
     ],
