@@ -14,6 +14,11 @@ from s3_agent.errors import ConfigError
 SCHEMA_VERSION = 1
 
 
+def whole_text(text: str) -> str:
+    """The text with `?` for each half of a surrogate pair: JSON can escape one, no tokenizer or request can hold it."""
+    return text if text.isascii() else text.encode(errors="replace").decode()
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -24,6 +29,11 @@ class Passage(_Frozen):
     id: str
     title: str
     text: str
+
+    @field_validator("id", "title", "text")
+    @classmethod
+    def _whole(cls, text: str) -> str:
+        return whole_text(text)
 
 
 class Task(_Frozen):

@@ -14,6 +14,7 @@ from s3_agent.data.files import Report, grow_rows, silent
 from s3_agent.data.splitting import Splitter
 from s3_agent.data.tables import Placed, Row, read_rows
 from s3_agent.errors import DataError
+from s3_agent.types import whole_text
 
 Reader = Callable[[Row], tuple[str, str, str]]
 """Takes a row; gives (title, text, contents)."""
@@ -30,7 +31,7 @@ def _texts(row: Row, *names: str) -> list[str]:
 
 
 def _name(row: Row, number: int) -> str:
-    return str(number if row.get("id") in (None, "") else row["id"])
+    return whole_text(str(number if row.get("id") in (None, "") else row["id"]))
 
 
 def quoted(title: str, text: str) -> str:
@@ -79,7 +80,7 @@ def passages_of(
     for number, (place, row) in enumerate(rows):
         try:
             reader = reader or schema_of(row)
-            title, text, contents = reader(row)
+            title, text, contents = map(whole_text, reader(row))
         except (ValueError, KeyError) as cause:
             problem = f"it lacks {cause}" if isinstance(cause, KeyError) else str(cause)
             raise DataError(f"{place} is not a passage: {problem}", remedy=SCHEMA) from cause

@@ -227,3 +227,12 @@ def test_import_makes_a_recipe_of_ones_own_files(tmp_path: Path, suffix: str) ->
     with pytest.raises(DataError, match="is not a passage"):
         list(import_own(corpus, questions, into, **options))
     assert (into / "corpus.jsonl").read_bytes() == before, "what was there stays"
+
+
+def test_half_a_surrogate_pair_in_a_passage_is_imported_as_a_question_mark(tmp_path: Path) -> None:
+    rows = [{"id": "x\ud800", "title": "A\udfff", "text": "b\ud83d"}, {"id": "y", "contents": "C\ud800\nd\ud800"}]
+    for row in rows:
+        path = written(tmp_path, ".jsonl", [row])
+        [passage] = passages_of(read_rows(path))
+        assert json.dumps(passage, ensure_ascii=False).encode() and "?" in passage["text"] and "?" in passage["title"]
+        assert check_corpus(path) == 1
