@@ -10,10 +10,16 @@ def save_untrained_bert(
     folder: Path, words: Sequence[str], *, dimension: int, layers: int, heads: int, spread: float = 0.02
 ) -> None:
     """Write model and tokenizer to `folder`. `spread`: the weights' standard deviation. They follow torch's seed."""
-    from transformers import BertConfig, BertModel, BertTokenizer
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     vocabulary = [*SPECIAL, *words]
-    BertTokenizer(vocab={word: number for number, word in enumerate(vocabulary)}).save_pretrained(folder)
+    pieces = BertWordPieceTokenizer({word: number for number, word in enumerate(vocabulary)})
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    # BertTokenizer takes a vocabulary of one's own from transformers 5 on, and a file before.
+    PreTrainedTokenizerFast(
+        tokenizer_object=pieces._tokenizer, **dict(zip(names, SPECIAL, strict=True))
+    ).save_pretrained(folder)
     config = BertConfig(
         vocab_size=len(vocabulary),
         hidden_size=dimension,

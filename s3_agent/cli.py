@@ -5,24 +5,28 @@ import re
 import socket
 import sys
 from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-import structlog
 import typer
 
 from retrieval_server.indexing.command import app as index_app
 from s3_agent.agents.settings import AgentName
+from s3_agent.clients.connections import sparing_loopback
 from s3_agent.errors import S3AgentError
+from s3_agent.guard import printable
 from s3_agent.launch import evaluation_command
 from s3_agent.launch.data_command import app as data_app
 from s3_agent.launch.data_command import prepare
+from s3_agent.launch.evaluation_command import PolicyKey, PolicyKeyFile
 from s3_agent.launch.requirements import (
     missing_module,
     require_retrieval_server,
     require_training_stack,
     require_vllm,
 )
+from s3_agent.logs import set_up_log
 from s3_agent.recipe import load_recipe, require_trainable
 
 app = typer.Typer(
@@ -46,10 +50,30 @@ Overrides = Annotated[
 ]
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(version("s3-agent"))
+        raise typer.Exit
+
+
 @app.callback()
-def _log_to_stderr() -> None:
-    # What a command prints is its result; its log goes elsewhere.
-    structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
+def _set_up(
+    context: typer.Context,
+    _: Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print it.")] = False,
+) -> None:
+    from s3_agent.launch.keys import shown_keys
+
+    if context.invoked_subcommand != "doctor":  # it looks at the environment of the shell
+        os.environ.update(sparing_loopback(os.environ))  # for libraries that make clients of their own
+    if shown := shown_keys(sys.argv[1:]):
+        names = ", ".join(shown)
+        typer.secho(
+            f"{names}: every user of this machine can read it with `ps`; export AGL_KEY or S3_AGENT_POLICY_KEY, or "
+            "name a file (--key-file, --policy-key-file, gateway.key_file=)",
+            err=True,
+            fg=typer.colors.YELLOW,
+        )
+    set_up_log()
 
 
 class LauncherName(StrEnum):
@@ -106,7 +130,9 @@ def train(
         raise typer.Exit(show_plan(settings, extra=dry_run_lines))
     require_training_stack("training")
     from s3_agent.launch.job import train_job
+    from s3_agent.launch.keys import with_gateway_key
 
+    settings = with_gateway_key(settings)
     if not skip_doctor:
         require_sound(settings)
     raise typer.Exit(train_job(settings, name=name))
@@ -163,8 +189,11 @@ def doctor(
     Prints the memory plan, then each finding with why and what mends it. Exit code 1: a run can not start.
     """
     from s3_agent.launch.doctor import doctor_job
+    from s3_agent.launch.keys import with_gateway_key
 
-    raise typer.Exit(doctor_job(load_recipe(recipe, overrides or []), machine=machine, as_json=json_output))
+    raise typer.Exit(
+        doctor_job(with_gateway_key(load_recipe(recipe, overrides or [])), machine=machine, as_json=json_output)
+    )
 
 
 @app.command("export-policy")
@@ -184,7 +213,10 @@ def export_policy(
 @app.command()
 def workers(
     gateway: Annotated[str, typer.Option(help="Address of the Agent Lightning gateway.")],
-    key: Annotated[str, typer.Option(envvar="AGL_KEY", help="The gateway's key.")] = "",
+    key: Annotated[
+        str, typer.Option(envvar="AGL_KEY", help="The gateway's key; `ps` shows it to others: export AGL_KEY instead.")
+    ] = "",
+    key_file: Annotated[Path | None, typer.Option(help="A file that holds the gateway's key.")] = None,
     overrides: Overrides = None,
     recipe: RecipeOption = "cpu",
     processes: Annotated[int | None, typer.Option(min=1, help="Worker processes; default: the recipe's.")] = None,
@@ -225,6 +257,7 @@ def workers(
     `url` or local `port`; rollouts of a class written for AGL's local controller run that class.
     """
     from s3_agent.launch.commands import generator_url, retriever_url
+    from s3_agent.launch.keys import given_key
     from s3_agent.rollout.failure_policy import FailurePolicy
     from s3_agent.rollout.launcher import Launcher, LocalLauncher
     from s3_agent.rollout.native import WorkerSettings
@@ -253,7 +286,7 @@ def workers(
             agent_logs=None if agent_logs is None else str(agent_logs),
         ),
         WorkerSettings(
-            gateway_key=key,
+            gateway_key=given_key(key, key_file) or "",
             retriever_url=retriever_url(settings),
             generator_url=generator_url(settings),
             policy_tokenizer=settings.policy.model,
@@ -314,7 +347,8 @@ def ask(
     policy_name: Annotated[
         str | None, typer.Option(help="The model's name there; default: the first that the server lists.")
     ] = None,
-    policy_key: Annotated[str | None, typer.Option(envvar="S3_AGENT_POLICY_KEY", help="That server's key.")] = None,
+    policy_key: PolicyKey = None,
+    policy_key_file: PolicyKeyFile = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print the episode as JSON.")] = False,
 ) -> None:
     """Show one episode of a trained policy: its turns, queries, marked passages and the answer.
@@ -324,6 +358,7 @@ def ask(
     `--policy-url` names another; `s3-agent agents` lists them.
     """
     from s3_agent.launch.ask import ask_job
+    from s3_agent.launch.keys import given_key
 
     raise typer.Exit(
         ask_job(
@@ -333,7 +368,7 @@ def ask(
             run=run,
             policy_url=policy_url,
             policy_name=policy_name,
-            policy_key=policy_key,
+            policy_key=given_key(policy_key, policy_key_file),
             as_json=json_output,
         )
     )
@@ -417,7 +452,7 @@ def main() -> None:
 
 
 def _tell(error: S3AgentError) -> NoReturn:
-    typer.secho(f"{error.boundary}: {error}", err=True, fg=typer.colors.RED)
+    typer.secho(printable(f"{error.boundary}: {error}"), err=True, fg=typer.colors.RED)
     sys.exit(2)
 
 

@@ -146,10 +146,14 @@ class PolicyRecipe(_Section):
 
 
 class GatewayRecipe(_Section):
-    """Our `agl-server` on `port`, or a running one at `url` with its `key`."""
+    """Our `agl-server` on `port`, or a running one at `url`, whose key is in `AGL_KEY` or in the file `key_file`.
+
+    `key` is for recipes in files that nobody else reads; on a command line `ps` shows it.
+    """
 
     url: Url | None = None
     key: str | None = None
+    key_file: Path | None = None
     port: Port = 8181
 
 

@@ -1,13 +1,14 @@
 """The s3 protocol's tags in one place: how passages are shown and how a response is read (spec §1.2-§1.7, §2.1).
 
 Everything the policy reads or writes between tags goes through here. Text from a corpus, a question or a server may
-hold protocol tags; `neutral` breaks them before they are shown, so that they can not act as protocol (promise 5).
+hold protocol tags; `guard.neutral` breaks them before they are shown, so that they can not act as protocol.
 """
 
 import json
 import re
 from collections.abc import Iterator, Sequence
 
+from s3_agent.guard import neutral
 from s3_agent.types import Action, ActionKind, Passage, whole_text
 
 QUERY_END = "</query>"
@@ -16,26 +17,7 @@ INVALID_HINT = (
     "query between <query> and </query> tags in JSON format:\n<query>\n"
 )
 
-_TAGS = ("question", "information", "query", "important_info", "search_complete", "think", "search", "answer")
-# Tokenizers that fold compatibility forms read the wide brackets as "<" too.
-_BRACKET = "[<\ufe64\uff1c]"
-_FORGED = re.compile(_BRACKET + r"(?=\s*(?:/\s*)?(?:" + "|".join(_TAGS) + r")\b|[|\uff5c])", re.IGNORECASE)
-_FORGED_HEADER = re.compile(r"(Doc\s*[0-9]+\s*)\((?=\s*Title\s*:)", re.IGNORECASE)
-_LOOKALIKE = {"<": "\u2039", "[": "\u2045"}
 _TRUE = {"true", "yes", "1", "y"}
-
-
-def neutral(text: str, control: frozenset[str] = frozenset()) -> str:
-    """`text` with every protocol tag, chat marker and document header broken by a look-alike of its bracket.
-
-    `control` are the control tokens of the tokenizer that will read it (`</s>`, `[INST]`, …): as text they would turn
-    into the token itself.
-    """
-    text = _FORGED_HEADER.sub("\\1\u2768", _FORGED.sub(_LOOKALIKE["<"], text))
-    for token in control:
-        if token in text:
-            text = text.replace(token, _LOOKALIKE.get(token[0], f"{token[0]} ") + token[1:])
-    return text
 
 
 def documents(passages: Sequence[Passage], control: frozenset[str] = frozenset(), *, space: str = "") -> str:

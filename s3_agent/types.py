@@ -5,6 +5,7 @@ Selected passages are fields of an episode; nothing is ever recovered from its t
 """
 
 from enum import StrEnum
+from math import isnan
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -49,7 +50,7 @@ class Task(_Frozen):
     golden_answers: tuple[str, ...] = Field(min_length=1)
     data_source: str = "unknown"
     hops: int | None = None
-    rag_score: float | None = None
+    rag_score: float | None = Field(default=None, allow_inf_nan=False)
     initial_passages: tuple[Passage, ...] | None = None
     prompt: str | None = None
 
@@ -63,6 +64,12 @@ class Task(_Frozen):
         if len(messages) != 1 or messages[0].get("role") != "user":
             raise ValueError("prompt must be a text, or a list of one user message")
         return messages[0]["content"]
+
+    @field_validator("rag_score", mode="before")
+    @classmethod
+    def _unknown_score(cls, score: Any) -> Any:
+        """A missing score is NaN once pandas has read it."""
+        return None if isinstance(score, float) and isnan(score) else score
 
     @field_validator("golden_answers")
     @classmethod
@@ -168,7 +175,7 @@ class Episode(_Frozen):
 
 
 class RewardResult(_Frozen):
-    """The trained scalar and the logged ones."""
+    """The trained scalar, which is finite, and the logged ones."""
 
-    value: float
+    value: float = Field(allow_inf_nan=False)
     metrics: dict[str, float] = Field(default_factory=dict)

@@ -127,6 +127,9 @@ class InProcessLauncher:
     async def start_forked(self, agent_class: str, *, names: tuple[str, ...] = ()) -> _InProcessLink:
         raise AssertionError(f"no processes for {agent_class} here")
 
+    async def retire(self, agent_class: str) -> None:
+        raise AssertionError(f"no processes of {agent_class} here")
+
     async def close(self) -> None:
         await self._worker.close()
 

@@ -120,6 +120,14 @@ def read(path: Path) -> Any:
         ) from cause
 
 
+def blas_threshold(version: str, dimension: int) -> int:
+    """FAISS's `distance_compute_blas_threshold` for a search of `_FEW` queries, in the unit of that release.
+
+    Up to 1.13 it counts queries; from 1.14 on the numbers of all queries together.
+    """
+    return _FEW * dimension if Version(version) >= Version("1.14") else _FEW
+
+
 class FaissEngine:
     """Searches a FAISS index. `vectors` are the stored ones, for the scores of what it finds; None: those in a flat or
     HNSW index, else FAISS's scores. `rows` are the rows of the ids that it answers with; None: ids are rows.
@@ -144,7 +152,7 @@ class FaissEngine:
         self._candidates = 0 if exact or vectors is None else settings.candidates
         if self._candidates:
             self._most = min(self._most, _TIES * max(self._candidates, _FEWEST))
-        faiss.cvar.distance_compute_blas_threshold = _FEW * index.d
+        faiss.cvar.distance_compute_blas_threshold = blas_threshold(faiss.__version__, index.d)
 
     def search(self, queries: Any, *, topk: int) -> list[Hits]:
         """`queries`: float32 (queries, dimension). At most `topk` (row, score) each, best first, ties by row."""

@@ -12,8 +12,9 @@ from s3_agent.agents.base import Limits, normalize_question, search
 from s3_agent.agents.prompted import Calls
 from s3_agent.clients.policy import Policy
 from s3_agent.clients.retriever import Retriever
+from s3_agent.guard import neutral
 from s3_agent.selection import SelectionRule, select_passages
-from s3_agent.tags import bodies, neutral
+from s3_agent.tags import bodies
 from s3_agent.types import Action, ActionKind, Episode, StopReason, Task, Turn, whole_text
 
 PromptName = Literal["instruct", "double_template"]

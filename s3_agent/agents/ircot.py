@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from s3_agent.agents.base import Limits, normalize_question
 from s3_agent.agents.prompted import PromptedAgent
-from s3_agent.tags import documents, neutral
+from s3_agent.guard import neutral, without_control
+from s3_agent.tags import documents
 from s3_agent.types import Action, ActionKind, Passage, Task, Turn
 
 LIMITS = Limits(
@@ -53,7 +54,8 @@ class IrcotAgent(PromptedAgent):
     def message(self, task: Task, initial: Sequence[Passage], turns: Sequence[Turn], control: frozenset[str]) -> str:
         found = [initial, *(turn.passages or () for turn in turns)]
         context = "\n".join(documents(passages, control) for passages in found if passages)
-        steps = "".join(f"{number}. {without_tag(turn.response)}\n" for number, turn in enumerate(turns, 1))
+        thoughts = [without_control(without_tag(turn.response), control) for turn in turns]
+        steps = "".join(f"{number}. {thought}\n" for number, thought in enumerate(thoughts, 1))
         return (
             f"Question: {neutral(normalize_question(task.question), control)}\n\n"
             f"Context:\n{context}\n\n"

@@ -78,7 +78,7 @@ class PromptedAgent(ABC):
 
     @abstractmethod
     def message(self, task: Task, initial: Sequence[Passage], turns: Sequence[Turn], control: frozenset[str]) -> str:
-        """The user message of the next call. `control` are texts that passages must not hold (`tags.neutral`)."""
+        """The user message of the next call. `control` are texts that passages must not hold (`guard.neutral`)."""
 
     @abstractmethod
     def parse(self, reply: str) -> Action:

@@ -10,8 +10,9 @@ from typing import Literal
 from s3_agent.agents.base import Limits, SearchAgent, normalize_question
 from s3_agent.clients.policy import Role
 from s3_agent.errors import ConfigError
+from s3_agent.guard import neutral, without_control
 from s3_agent.selection import SelectionRule
-from s3_agent.tags import INVALID_HINT, QUERY_END, initial_block, neutral, observation, parse, read_initial_block
+from s3_agent.tags import INVALID_HINT, QUERY_END, initial_block, observation, parse, read_initial_block
 from s3_agent.types import Action, Passage, Task
 
 PromptName = Literal["instruct", "bm25", "compact", "data"]
@@ -100,9 +101,9 @@ class S3Protocol:
         self._prompt: PromptName = prompt
 
     def message(self, task: Task, passages: Sequence[Passage], control: frozenset[str] = frozenset()) -> str:
-        return self._instructions(task) + compact_prompt(normalize_question(task.question), passages, control)
+        return self._instructions(task, control) + compact_prompt(normalize_question(task.question), passages, control)
 
-    def _instructions(self, task: Task) -> str:
+    def _instructions(self, task: Task, control: frozenset[str]) -> str:
         if self._prompt == "compact":
             return ""
         if self._prompt != "data":
@@ -113,7 +114,7 @@ class S3Protocol:
                 f"agent.prompt is `data`, but the prompt of task {task.id} does not hold the line {MARKER!r}",
                 remedy="use rows with s3's `prompt` column, or agent.prompt=instruct",
             )
-        return f"{words}{marker}\n\n"
+        return f"{without_control(words, control)}{marker}\n\n"
 
     def passages_in_data(self, task: Task) -> tuple[Passage, ...] | None:
         if self._prompt != "data" or task.prompt is None:

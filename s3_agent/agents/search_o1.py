@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from s3_agent.agents.base import Limits, normalize_question
 from s3_agent.agents.prompted import Ask, PromptedAgent
-from s3_agent.tags import documents, neutral
+from s3_agent.guard import neutral, without_control
+from s3_agent.tags import documents
 from s3_agent.types import Action, ActionKind, Passage, Task, Turn
 
 LIMITS = Limits(
@@ -22,6 +23,7 @@ LIMITS = Limits(
 )
 BEGIN_QUERY, END_QUERY = "<|begin_search_query|>", "<|end_search_query|>"
 BEGIN_RESULT, END_RESULT = "<|begin_search_result|>", "<|end_search_result|>"
+MARKERS = (BEGIN_QUERY, END_QUERY, BEGIN_RESULT, END_RESULT)
 HEADING = "**Final Information**"
 
 _INSTRUCTIONS = f"""\
@@ -82,8 +84,9 @@ def parse(reply: str) -> Action:
     return Action(kind=ActionKind.SEARCH, query=reply[start + len(BEGIN_QUERY) : end].strip())
 
 
-def _grown(turns: Sequence[Turn]) -> str:
-    return "".join(turn.response + turn.observation for turn in turns)
+def _grown(turns: Sequence[Turn], control: frozenset[str]) -> str:
+    text = "".join(turn.response + turn.observation for turn in turns)
+    return without_control(text, control, keep=MARKERS)
 
 
 class SearchO1Agent(PromptedAgent):
@@ -94,7 +97,7 @@ class SearchO1Agent(PromptedAgent):
     def message(self, task: Task, initial: Sequence[Passage], turns: Sequence[Turn], control: frozenset[str]) -> str:
         question = neutral(normalize_question(task.question), control)
         instructions = _INSTRUCTIONS.format(limit=self._limits.max_searches)
-        return f"{instructions}Question: {question}\n\nAssistant:\n{_grown(turns)}"
+        return f"{instructions}Question: {question}\n\nAssistant:\n{_grown(turns, control)}"
 
     def parse(self, reply: str) -> Action:
         return parse(reply)
@@ -104,8 +107,8 @@ class SearchO1Agent(PromptedAgent):
         distilled = await ask(
             _READ.format(
                 heading=HEADING,
-                reasoning=_grown([*turns, found]),
-                query=found.action.query,
+                reasoning=_grown([*turns, found], control),
+                query=neutral(found.action.query or "", control),
                 documents=documents(found.passages or (), control),
             )
         )

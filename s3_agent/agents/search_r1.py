@@ -10,9 +10,11 @@ from typing import Literal
 
 from s3_agent.agents.base import Limits, SearchAgent, normalize_question
 from s3_agent.clients.policy import Role
+from s3_agent.clients.replies import without_thinking
 from s3_agent.errors import ConfigError
+from s3_agent.guard import neutral, without_control
 from s3_agent.selection import SelectionRule
-from s3_agent.tags import bodies, neutral, observation
+from s3_agent.tags import bodies, observation
 from s3_agent.types import Action, ActionKind, Episode, Passage, Task
 
 PromptName = Literal["instruct", "compact", "data"]
@@ -61,19 +63,24 @@ def cut_after_action(response: str) -> str:
 
 
 def own_answer(episode: Episode) -> str:
-    """The first `<answer>` that the policy wrote, else all that it wrote ("(self)" rows, spec §8.3).
+    """The first `<answer>` that the policy wrote, else all that it wrote but its thinking ("(self)" rows, spec §8.3).
 
     Unlike the original's, that is without what it was shown: a document that holds the gold is no answer.
     """
     written = "".join(turn.response for turn in episode.turns)
-    return next((body.strip() for body in bodies(written, "answer")), written)
+    return next((body.strip() for body in bodies(written, "answer")), without_thinking(written))
+
+
+def scored_responses(episode: Episode) -> tuple[str, ...]:
+    """What the policy itself wrote of `scored_text`: its responses, each cut after its action."""
+    return tuple(cut_after_action(turn.response) for turn in episode.turns)
 
 
 def scored_text(episode: Episode) -> str:
-    """What the original's rewards read: responses cut after their action, with the observations between them."""
-    *before, last = episode.turns
-    read = (cut_after_action(turn.response) + turn.observation for turn in before)
-    return "".join(read) + cut_after_action(last.response)
+    """The text whose form is scored: responses cut after their action, with the observations between them."""
+    *before, last = scored_responses(episode)
+    read = (response + turn.observation for response, turn in zip(before, episode.turns, strict=False))
+    return "".join(read) + last
 
 
 class SearchR1Protocol:
@@ -87,9 +94,9 @@ class SearchR1Protocol:
         self.observation_role: Role = "user" if agl_chat else "assistant"
 
     def message(self, task: Task, passages: Sequence[Passage], control: frozenset[str] = frozenset()) -> str:
-        return f"{self._instructions(task)}{_QUESTION}{neutral(normalize_question(task.question), control)}\n"
+        return f"{self._instructions(task, control)}{_QUESTION}{neutral(normalize_question(task.question), control)}\n"
 
-    def _instructions(self, task: Task) -> str:
+    def _instructions(self, task: Task, control: frozenset[str]) -> str:
         if self._prompt == "compact":
             return ""
         if self._prompt == "instruct":
@@ -100,7 +107,7 @@ class SearchR1Protocol:
                 f"agent.prompt is `data`, but the prompt of task {task.id} does not hold {_QUESTION!r}",
                 remedy="use rows with Search-R1's `prompt` column, or agent.prompt=instruct",
             )
-        return words
+        return without_control(words, control)
 
     def passages_in_data(self, task: Task) -> tuple[Passage, ...] | None:
         return None

@@ -13,12 +13,12 @@ import time
 from typing import ClassVar
 from urllib.parse import unquote
 
-import httpx
-
 from s3_agent.agents.settings import AgentName
 from s3_agent.agl.one_task import PREFIX, TIMEOUT, OneTaskSettings, play_one, policy_at, task_from_environment
+from s3_agent.clients.connections import async_client
 from s3_agent.clients.http import bearer, call_json
 from s3_agent.errors import ConfigError, GatewayError, S3AgentError
+from s3_agent.guard import printable
 from s3_agent.rollout.episode_log import EpisodeLog, EpisodeRecord
 from s3_agent.rollout.runner import Outcome
 from s3_agent.types import Task
@@ -67,7 +67,7 @@ class EnvironmentAgent:
         task = task_from_environment()
         policy_url, event_url = _variable("AGL_OPENAI_BASE_URL"), _variable("AGL_EVENT_URL")
         started_at = time.time()
-        async with httpx.AsyncClient(timeout=TIMEOUT, headers=bearer(os.environ.get("AGL_KEY"))) as gateway:
+        async with async_client(timeout=TIMEOUT, headers=bearer(os.environ.get("AGL_KEY"))) as gateway:
             outcome = await play_one(task, settings, policy=policy_at(gateway, settings, policy_url))
             event = {"event_type": "reward", "data": {"value": outcome.reward.value, "source": "agent"}}
             await call_json(gateway, "POST", event_url, error=GatewayError, body=event, patience_s=settings.patience_s)
@@ -102,7 +102,7 @@ def main(arguments: list[str]) -> int:
     try:
         asyncio.run(known[arguments[0]]().run())
     except S3AgentError as error:
-        sys.stderr.write(f"{error.boundary}: {error}\n")
+        sys.stderr.write(printable(f"{error.boundary}: {error}\n"))
         return 1
     return 0
 

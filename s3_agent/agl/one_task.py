@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from s3_agent.agents.settings import AgentName
+from s3_agent.clients.connections import async_client
 from s3_agent.clients.generator import GeneratorSettings, make_generator
 from s3_agent.clients.judge import JudgeSettings, make_judge
 from s3_agent.clients.policy import CompletionsPolicy, Policy
@@ -85,14 +86,18 @@ def task_from_environment(environment: Mapping[str, str] = os.environ) -> Task:
 
 
 def policy_at(client: httpx.AsyncClient, settings: OneTaskSettings, url: str, **sampling: Any) -> CompletionsPolicy:
-    """The policy behind the OpenAI base address `url`. `sampling` holds model, temperature and top_p."""
+    """The policy behind the OpenAI base address `url`. `sampling` holds model, temperature and top_p.
+
+    A call whose answer was lost is repeated: whoever starts this process begins no new attempt, and a rollout that
+    fails would be taught as a zero.
+    """
     tokenizer = load_tokenizer(settings.policy_tokenizer)
-    return CompletionsPolicy(client, url, tokenizer, patience_s=settings.patience_s, **sampling)
+    return CompletionsPolicy(client, url, tokenizer, patience_s=settings.patience_s, repeatable=True, **sampling)
 
 
 async def play_one(task: Task, settings: OneTaskSettings, *, policy: Policy) -> Outcome:
     """Play and score one task. Raises the BoundaryError of whatever could not be reached."""
-    async with httpx.AsyncClient(timeout=TIMEOUT) as client:
+    async with async_client(timeout=TIMEOUT) as client:
         retriever = HttpRetriever(client, settings.retriever_url, patience_s=settings.patience_s)
         generator = make_generator(client, settings.generator_url, settings.generator)
         judge = make_judge(client, settings.generator_url, settings.judge)

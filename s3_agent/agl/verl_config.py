@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from s3_agent.agl import cpu
 from s3_agent.agl.run_files import MODULES_VARIABLE, SEED_VARIABLE, TRACKING
 from s3_agent.errors import ConfigError, nearest
+from s3_agent.names import literal
 from s3_agent.rollout.ray_address import LOCAL, on_loopback_alone
 
 HOOKS = Path(__file__).with_name("seeding.py")
@@ -291,7 +292,7 @@ def _known(config: DictConfig, wanted: Mapping[str, Any], prefix: str = "") -> d
 
 def _layers(settings: TrainerSettings, gateway_key: str) -> list[Any]:
     """What the run's settings say over verl's and AGL's defaults."""
-    layers: list[Any] = [_common(settings, gateway_key)]
+    layers: list[Any] = [literal(_common(settings, gateway_key))]
     if settings.device == "cpu":
         layers.append(_on_cpu())
     if settings.ray_address:

@@ -2,21 +2,26 @@
 
 At temperature 0 the same messages get the same reply, and the siblings of a GRPO group often select the same passages:
 asked once, the reply serves all. One process asks at a time (single-flight); a holder that died is waited for no longer
-than its lease. A failure is never kept. A cache file that can not be used costs its advantage and nothing else.
+than its lease. A failure is never kept. The file is used in a thread, so that a lock on it stops no other rollout; a
+cache that fails a few times is given up for the run, and costs its advantage and nothing else.
 """
 
 import asyncio
 import hashlib
 import json
+import secrets
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
 
 import structlog
 
+from s3_agent.clients.answer_store import ASIDE, AnswerStore
 from s3_agent.clients.chat_model import ChatModel, Message, ModelSettings
 
 log = structlog.get_logger()
@@ -25,6 +30,7 @@ LEASE_S = 10.0
 RENEW_S = 3.0
 POLL_S = 0.05
 LOCK_WAIT_S = 2
+MOST_FAILURES = 3
 
 asked_model: ContextVar[bool] = ContextVar("asked_model", default=True)
 """Whether the last reply that this task waited for was the model's own, and not a kept or shared one."""
@@ -36,6 +42,10 @@ def content_address(settings: ModelSettings, messages: Sequence[Message]) -> str
     return hashlib.sha256(json.dumps(asked, ensure_ascii=False).encode(errors="surrogatepass")).hexdigest()
 
 
+class _Unusable(Exception):
+    """The store failed, or was given up."""
+
+
 class CachedChat:
     """A chat model behind the cache in `folder`, which holds at most about `max_bytes`.
 
@@ -44,16 +54,14 @@ class CachedChat:
     """
 
     def __init__(self, model: ChatModel, settings: ModelSettings, folder: Path, *, max_bytes: int) -> None:
-        from diskcache import Cache, JSONDisk, Timeout
-
         self._model = model
         self._settings = settings
-        self._broken = (sqlite3.Error, OSError, ValueError, Timeout)
-        self._open: Callable[[], Any] = lambda: Cache(
-            str(folder), disk=JSONDisk, size_limit=max_bytes, timeout=LOCK_WAIT_S
-        )
-        self._cache: Any = None
         self._folder = folder
+        self._max_bytes = max_bytes
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="answer-cache")
+        self._store: AnswerStore | None = None  # made and used in the thread alone
+        self._failures = 0
+        self._holder = secrets.token_hex(8)
         self._flying: dict[str, asyncio.Task[tuple[str, bool]]] = {}
         self.counts: Counter[str] = Counter()
 
@@ -77,23 +85,65 @@ class CachedChat:
         if not done.cancelled():
             done.exception()  # seen, also when everyone who waited has gone
 
+    async def _stored[T](self, work: Callable[[AnswerStore], T]) -> T:
+        """What `work` finds in the store. Raises _Unusable when it fails, and at once when it was given up."""
+        if self._failures >= MOST_FAILURES:
+            raise _Unusable
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._in_thread, work)
+
+    def _in_thread[T](self, work: Callable[[AnswerStore], T]) -> T:
+        if self._failures >= MOST_FAILURES:  # given up while this call waited for the thread
+            raise _Unusable
+        try:
+            if self._store is None:
+                self._store = self._opened()
+            written = self._store.written
+            found = work(self._store)
+        except (sqlite3.Error, OSError) as error:
+            self._failed(error)
+            raise _Unusable from error
+        if self._store.written > written:  # reading works beside somebody who holds a lock for good
+            self._failures = 0
+        return found
+
+    def _opened(self) -> AnswerStore:
+        store = AnswerStore(self._folder, max_bytes=self._max_bytes, wait_s=LOCK_WAIT_S)
+        if store.left_aside:
+            log.warning(
+                "replies of an earlier version are left aside and asked for again: reading their store could run code",
+                store=str(self._folder / ASIDE),
+                remedy="delete it when no earlier version needs it",
+            )
+        return store
+
+    def _failed(self, error: Exception) -> None:
+        self._failures += 1
+        if self._failures < MOST_FAILURES:
+            log.warning("the answer cache can not be used", cache=str(self._folder), error=str(error))
+        else:
+            log.error(
+                f"the answer cache failed {MOST_FAILURES} times and is given up for this run: every question is asked",
+                cache=str(self._folder),
+                error=str(error),
+                remedy="end what has its file open or locked, or name another folder (generator.cache, judge.cache)",
+            )
+
     async def _find(self, key: str, messages: Sequence[Message]) -> tuple[str, bool]:
         """The reply, and whether the model was asked for it."""
-        waited = False
+        began = time.time()
         while True:
             try:
-                if self._cache is None:
-                    self._cache = self._open()
-                kept = self._cache.get(key)
-                if kept is not None:
-                    self.counts["shared" if waited else "hits"] += 1
-                    return str(kept), False
-                free = self._cache.add(f"lease {key}", 1, expire=LEASE_S)
-            except self._broken as error:
-                return await self._bypass(messages, error), True
+                kept, free = await self._stored(lambda store: store.kept(key)), False
+                if kept is None:
+                    kept, free = await self._stored(lambda store: store.claim(key, self._holder, seconds=LEASE_S))
+            except _Unusable:
+                self.counts["bypassed"] += 1
+                return await self._model.reply(messages), True
+            if kept is not None:
+                self.counts["shared" if kept.at >= began else "hits"] += 1
+                return kept.reply, False
             if free:
                 return await self._ask(key, messages), True
-            waited = True
             await asyncio.sleep(POLL_S)
 
     async def _ask(self, key: str, messages: Sequence[Message]) -> str:
@@ -105,23 +155,11 @@ class CachedChat:
             return reply
         finally:
             renewing.cancel()
-            try:
-                if reply is not None:
-                    self._cache.set(key, reply)
-                self._cache.delete(f"lease {key}")
-            except self._broken as error:
-                log.warning("a reply could not be kept", cache=str(self._folder), error=str(error))
+            with suppress(_Unusable):  # it was told, and who waits for the lease waits no longer than it lasts
+                await self._stored(lambda store: store.end(key, self._holder, reply))
 
     async def _renew(self, key: str) -> None:
-        while True:
-            await asyncio.sleep(RENEW_S)
-            try:
-                self._cache.touch(f"lease {key}", expire=LEASE_S)
-            except self._broken:  # the lease ends early, and somebody asks a second time
-                return
-
-    async def _bypass(self, messages: Sequence[Message], error: Exception) -> str:
-        if not self.counts["bypassed"]:
-            log.warning("the answer cache can not be used", cache=str(self._folder), error=str(error))
-        self.counts["bypassed"] += 1
-        return await self._model.reply(messages)
+        with suppress(_Unusable):  # the lease ends early, and somebody asks a second time
+            while True:
+                await asyncio.sleep(RENEW_S)
+                await self._stored(lambda store: store.renew(key, self._holder, seconds=LEASE_S))

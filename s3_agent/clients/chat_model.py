@@ -1,6 +1,7 @@
 """A frozen model that is asked by chat messages at temperature 0: what a generator and a judge are made of.
 
-A transport failure raises after retries and is never an empty reply (promise 1).
+A transport failure raises after retries and is never an empty reply (promise 1); nor is a generation that the server
+filtered, aborted or did not finish (`replies`).
 """
 
 from abc import ABC, abstractmethod
@@ -11,7 +12,9 @@ from typing import Any, Literal, Protocol
 import httpx
 from pydantic import BaseModel, ConfigDict, Field
 
+from s3_agent.clients.connections import is_loopback
 from s3_agent.clients.http import call_json
+from s3_agent.clients.replies import content_of, require_answer, was_cut
 from s3_agent.errors import BoundaryError, ConfigError
 
 ModelKind = Literal["openai", "anthropic", "bedrock"]
@@ -41,11 +44,15 @@ class ModelSettings(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class ChatReply:
-    """A reply with the tokens that were read and written for it, None where the server does not count them."""
+    """A reply with the tokens that were read and written for it, None where the server does not count them.
+
+    `cut` says that it ended at its token limit.
+    """
 
     text: str
     prompt_tokens: int | None = None
     response_tokens: int | None = None
+    cut: bool = False
 
 
 class ChatModel(Protocol):
@@ -61,7 +68,7 @@ class ServedModel(ABC):
 
     @abstractmethod
     async def ask(self, messages: Sequence[Message]) -> ChatReply:
-        """The reply and its tokens. Raises the BoundaryError of whoever asks."""
+        """The reply, its tokens, and whether it was cut. Raises the BoundaryError of whoever asks."""
 
     async def reply(self, messages: Sequence[Message]) -> str:
         """The reply's text."""
@@ -93,10 +100,13 @@ class OpenAIChat(ServedModel):
         answer = await call_json(
             self._client, "POST", self._url, error=self._error, body=body, patience_s=self._settings.patience_s
         )
+        where: Any = {"url": self._url, "error": self._error}
         try:
-            text = answer["choices"][0]["message"]["content"] or ""
+            choice = answer["choices"][0]
+            cut = was_cut(choice.get("finish_reason"), **where)
+            text = require_answer(content_of(choice["message"], **where), **where)
             usage = answer.get("usage") or {}
-            return ChatReply(text, usage.get("prompt_tokens"), usage.get("completion_tokens"))
+            return ChatReply(text, usage.get("prompt_tokens"), usage.get("completion_tokens"), cut)
         except (AttributeError, KeyError, IndexError, TypeError) as cause:
             raise self._error(f"{self._url} answered in an unknown form: {str(answer)[:300]}") from cause
 
@@ -117,7 +127,14 @@ class ClaudeChat(ServedModel):
         self._error = error
         make = anthropic.AsyncAnthropicBedrock if settings.kind == "bedrock" else anthropic.AsyncAnthropic
         try:
-            self._client: Any = make(base_url=url, max_retries=CLAUDE_RETRIES, timeout=settings.patience_s)
+            # Without a proxy to this machine; to others the client follows the environment by itself.
+            direct = url is not None and is_loopback(httpx.URL(url).host)
+            # anthropic 2 reads the proxies of the environment whatever `trust_env` says; these go before them.
+            none: dict[str, Any] = dict.fromkeys(("http://", "https://", "all://"))
+            http = anthropic.DefaultAsyncHttpxClient(trust_env=False, mounts=none) if direct else None
+            self._client: Any = make(
+                base_url=url, max_retries=CLAUDE_RETRIES, timeout=settings.patience_s, http_client=http
+            )
         except (anthropic.AnthropicError, ValueError) as cause:
             raise ConfigError(f"{error.boundary}.kind={settings.kind}: {cause}", remedy=_CLAUDE_REMEDY) from cause
 
@@ -139,15 +156,17 @@ class ClaudeChat(ServedModel):
             ) from cause
         except TypeError as cause:  # how the anthropic client says that it has no credentials
             raise ConfigError(f"Claude ({self._settings.kind}): {cause}", remedy=_CLAUDE_REMEDY) from cause
+        where: Any = {"url": f"Claude ({self._settings.kind})", "error": self._error}
+        cut = was_cut(message.stop_reason, **where)
         text = "".join(block.text for block in message.content if block.type == "text")
-        return ChatReply(text, message.usage.input_tokens, message.usage.output_tokens)
+        return ChatReply(require_answer(text, **where), message.usage.input_tokens, message.usage.output_tokens, cut)
 
 
 def window_of(models: Any, model: str) -> int | None:
     """How many tokens `model` takes, by a server's answer to `/models`; None where it does not tell, as vLLM does."""
     listed = models.get("data") if isinstance(models, dict) else None
     for served in listed if isinstance(listed, list) else []:
-        if served.get("id") == model and isinstance(served.get("max_model_len"), int):
+        if isinstance(served, dict) and served.get("id") == model and isinstance(served.get("max_model_len"), int):
             return served["max_model_len"]
     return None
 

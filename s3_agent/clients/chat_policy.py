@@ -12,8 +12,10 @@ import httpx
 from s3_agent.clients.chat_model import window_of
 from s3_agent.clients.http import call_json
 from s3_agent.clients.policy import Reply, Role, seed_of
+from s3_agent.clients.replies import content_of, was_cut
 from s3_agent.clients.tokenizer import BYTES_PER_TOKEN
 from s3_agent.errors import PolicyError
+from s3_agent.guard import without_control
 
 
 def close_stop(before: str, text: str, stop: Sequence[str]) -> str:
@@ -62,7 +64,7 @@ class ChatConversation(_Counted):
         # vLLM says which stop string it met, and None when the policy ended by itself.
         if choice.get("finish_reason") != "length" and choice.get("stop_reason", stop) is not None:
             text = close_stop(self._messages[-1]["content"], text, stop)
-        self._messages.append({"role": "assistant", "content": text})
+        self._messages.append({"role": "assistant", "content": without_control(text)})
         return self._reply(text, usage)
 
     def observe(self, text: str, *, role: Role = "assistant") -> str:
@@ -92,7 +94,7 @@ class TextConversation(_Counted):
 class ChatPolicy:
     """Any OpenAI-compatible chat endpoint. `body` is merged into each request; None takes a field out of it."""
 
-    control: frozenset[str] = frozenset()  # a chat server keeps its control tokens to itself
+    control: frozenset[str] = frozenset()  # a chat server does not name its control tokens
 
     def __init__(
         self,
@@ -151,7 +153,7 @@ class ChatPolicy:
         return await self._first(
             "/chat/completions",
             {"messages": list(messages)},
-            lambda choice: choice["message"]["content"] or "",
+            lambda choice: content_of(choice["message"], url=f"{self._url}/chat/completions", error=PolicyError),
             max_tokens=max_tokens,
             stop=stop,
         )
@@ -168,8 +170,7 @@ class ChatPolicy:
                 raise TypeError("its content is not text")
         except (KeyError, IndexError, TypeError) as cause:
             raise PolicyError(f"{self._url}{path} answered in an unknown form: {str(answer)[:300]}") from cause
-        if choice.get("finish_reason") == "content_filter":
-            raise PolicyError(f"{self._url}{path} withheld the response (content_filter)")
+        was_cut(choice.get("finish_reason"), url=self._url + path, error=PolicyError)
         return choice, answer.get("usage") or {}
 
     async def _call(self, method: str, path: str, body: Any = None) -> Any:

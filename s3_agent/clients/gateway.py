@@ -7,16 +7,16 @@ multiple of its processor time.
 
 import asyncio
 import json
-import random
+import sys
 from typing import Any, Literal, Self
-from urllib.parse import quote, urlsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.parse import quote
 
 import aiohttp
 from pydantic import BaseModel, Field, ValidationError
 from yarl import URL
 
-from s3_agent.clients.http import FIRST_WAIT_S, LONGEST_WAIT_S, bearer
+from s3_agent.clients.connections import proxy_of
+from s3_agent.clients.http import bearer, passes, retry_after_s, retry_wait_s
 from s3_agent.errors import GatewayError
 
 RolloutState = Literal["queuing", "running", "succeeded", "failed"]
@@ -76,7 +76,7 @@ class Gateway:
             connector=aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=60),
             timeout=aiohttp.ClientTimeout(total=300, sock_connect=10),
             headers={"Content-Type": "application/json", **bearer(key)},
-            proxy=_proxy(self.url),
+            proxy=proxy_of(self.url),  # aiohttp's `trust_env` would look for it at every request, in a thread
         )
 
     async def __aenter__(self) -> Self:
@@ -94,23 +94,23 @@ class Gateway:
     async def _call(self, method: str, path: str, body: Any = None) -> tuple[bytes, bool]:
         """The answer's body, and whether an earlier try may have been carried out too."""
         loop = asyncio.get_running_loop()
-        started, tries, wait = loop.time(), 0, 0.0
+        started, tries = loop.time(), 0
         while True:
             try:
                 status, answer, retry_after = await self._once(method, path, body)
                 reason = f"status {status}: {answer[:300].decode(errors='replace')}"
                 if status < 400:
                     return answer, tries > 0
-                if status != 429 and status < 500:
+                if not passes(status):
                     raise GatewayError(
                         f"{method} {self.url}{path} was refused with {reason}",
                         remedy="check the gateway's version and key",
                         status=status,
                         after_retry=tries > 0,
                     )
-                wait = _seconds(retry_after)
+                asked_wait = retry_after_s(retry_after)
             except (aiohttp.ClientError, TimeoutError) as cause:
-                reason, wait = f"{type(cause).__name__} {cause}".strip(), 0.0
+                reason, asked_wait = f"{type(cause).__name__} {cause}".strip(), None
             left = self.patience_s - (loop.time() - started)
             if left <= 0:
                 raise GatewayError(
@@ -118,8 +118,7 @@ class Gateway:
                     remedy="check that the gateway is running at that address, and its log",
                 )
             tries += 1
-            wait = wait or min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**tries) * random.uniform(0.5, 1.0)
-            await asyncio.sleep(min(wait, left))
+            await asyncio.sleep(min(retry_wait_s(tries, asked_wait), left))
 
     async def rollouts(self, state: RolloutState, *, limit: int) -> list[Rollout]:
         """Rollouts in a state, oldest first."""
@@ -166,11 +165,16 @@ class Gateway:
         await self._call("POST", self.event_path(rollout_id, attempt_id), event)
 
     async def reward(self, rollout_id: str) -> float | None:
-        """The value of the last reward event of the rollout's attempt, None when it has none."""
+        """The finite number of the last reward event of the rollout's attempt, None when there is none."""
         answer, _ = await self._call("GET", f"/api/rollouts/{_part(rollout_id)}/events?event_type=reward")
-        events = json.loads(answer)
-        value = events[-1]["data"].get("value") if events else None
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+        try:
+            events = json.loads(answer)
+            value = events[-1]["data"].get("value") if events else None
+        except (TypeError, KeyError, AttributeError, ValueError) as cause:
+            raise GatewayError(f"{self.url} shows events in an unknown form: {answer[:300]!r}") from cause
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return None
+        return float(value) if abs(value) <= sys.float_info.max else None
 
     async def succeed(self, rollout_id: str, attempt_id: str) -> None:
         """End the rollout on the attempt that earned its reward."""
@@ -211,16 +215,3 @@ class Gateway:
         mode = "train" if rollout.is_train else "val"
         path = f"rollout/{_part(rollout.rollout_id)}/attempt/{_part(attempt_id)}/mode/{mode}"
         return f"{self.url}/proxy/{path}/openai/v1"
-
-
-def _proxy(url: str) -> str | None:
-    """The environment's proxy for `url`. aiohttp's `trust_env` would look for it at every request, in a thread."""
-    parts = urlsplit(url)
-    return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
-
-
-def _seconds(retry_after: str | None) -> float:
-    try:
-        return max(0.0, float(retry_after or 0.0))
-    except ValueError:
-        return 0.0

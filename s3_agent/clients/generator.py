@@ -1,6 +1,10 @@
 """The frozen generator: answers a question from passages, over an OpenAI-compatible server or Claude (spec §3)."""
 
+import asyncio
+import json
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,11 +13,11 @@ import structlog
 from pydantic import Field
 
 from s3_agent.clients.answer_cache import CachedChat
-from s3_agent.clients.chat_model import ChatModel, Message, ModelSettings, make_chat_model, window_of
+from s3_agent.clients.chat_model import ChatReply, Message, ModelSettings, ServedModel, make_chat_model, window_of
 from s3_agent.clients.http import call_json
 from s3_agent.clients.prompts import CONTEXT, AnswerPrompt, answer_messages, read_answer
 from s3_agent.clients.tokenizer import BYTES_PER_TOKEN, load_tokenizer
-from s3_agent.errors import BoundaryError, GeneratorError
+from s3_agent.errors import GeneratorError
 from s3_agent.fitting import fit_passages
 from s3_agent.types import Passage
 
@@ -21,6 +25,11 @@ log = structlog.get_logger()
 
 ANSWER_ROOM_TOKENS = 256
 _TRIES = 6
+_ABSENT = (404, 405, 501)
+_REPLY_FORM = "reply 1"
+
+answer_cut: ContextVar[bool] = ContextVar("answer_cut", default=False)
+"""Whether the last answer that this task got ended at the generator's token limit."""
 
 
 class GeneratorSettings(ModelSettings):
@@ -58,7 +67,7 @@ class FrozenGenerator:
 
     def __init__(
         self,
-        model: ChatModel,
+        model: ServedModel,
         settings: GeneratorSettings,
         *,
         client: httpx.AsyncClient,
@@ -72,16 +81,25 @@ class FrozenGenerator:
         self._prompt = prompt
         self._window = settings.context_tokens
         self._asked_window = self._asked_tokenize = self._url is None
+        self._asking_window = asyncio.Lock()
 
     def messages(
         self, question: str, passages: Sequence[Passage], *, prompt: AnswerPrompt | None = None
     ) -> list[Message]:
         """What it is told."""
-        return answer_messages(question, passages, kind=self._settings.kind, prompt=prompt or self._prompt)
+        named = self._settings.tokenizer
+        return answer_messages(
+            question,
+            passages,
+            kind=self._settings.kind,
+            prompt=prompt or self._prompt,
+            control=load_tokenizer(named).control if named else frozenset(),
+        )
 
     async def answer(self, question: str, passages: Sequence[Passage], *, prompt: AnswerPrompt | None = None) -> str:
-        reply = await self._model.reply(self.messages(question, passages, prompt=prompt))
-        return read_answer(reply, (prompt or self._prompt).style)
+        reply = await self._model.ask(self.messages(question, passages, prompt=prompt))
+        answer_cut.set(reply.cut)
+        return read_answer(reply.text, (prompt or self._prompt).style)
 
     async def fit(
         self, question: str, passages: Sequence[Passage], *, prompt: AnswerPrompt | None = None
@@ -114,14 +132,17 @@ class FrozenGenerator:
         )
 
     async def _known_window(self) -> int | None:
-        if self._window is None and not self._asked_window:
-            self._asked_window = True
-            self._window = window_of(await self._optional("GET", f"{self._url}/models"), self._settings.model)
-            if self._window is None:
-                log.warning(
-                    "the generator does not tell its context window; long selections may be refused",
-                    remedy="set generator.context_tokens",
-                )
+        if self._window is not None or self._asked_window:
+            return self._window
+        async with self._asking_window:  # whoever comes meanwhile waits for the answer, or asks if there was none
+            if not self._asked_window:
+                models, settled = await self._optional("GET", f"{self._url}/models")
+                self._window, self._asked_window = window_of(models, self._settings.model), settled
+                if self._window is None:
+                    log.warning(
+                        "the generator does not tell its context window; long selections may be refused",
+                        remedy="set generator.context_tokens",
+                    )
         return self._window
 
     async def _tokens(self, messages: Sequence[Message]) -> int:
@@ -130,22 +151,26 @@ class FrozenGenerator:
             return sum(len(tokenizer.encode(message["content"])) + 16 for message in messages)
         if not self._asked_tokenize and self._url is not None:
             body = {"model": self._settings.model, "messages": list(messages), "add_generation_prompt": True}
-            counted = await self._optional("POST", self._url.removesuffix("/v1") + "/tokenize", body)
+            counted, settled = await self._optional("POST", self._url.removesuffix("/v1") + "/tokenize", body)
             if isinstance(counted, dict) and isinstance(counted.get("count"), int):
                 return counted["count"]
-            self._asked_tokenize = True
+            self._asked_tokenize = settled
         return -(-_bytes(messages) // BYTES_PER_TOKEN) + 16 * len(messages)
 
-    async def _optional(self, method: str, url: str, body: Any = None) -> Any:
-        """An answer that not every server gives, None where it refuses. Raises GeneratorError for one out of reach."""
+    async def _optional(self, method: str, url: str, body: Any = None) -> tuple[Any, bool]:
+        """An answer that not every server gives, and whether that is settled: given, or not known there at all.
+
+        None where the server refuses. Raises GeneratorError for one out of reach.
+        """
         try:
-            return await call_json(
+            answer = await call_json(
                 self._client, method, url, error=GeneratorError, body=body, patience_s=self._settings.patience_s
             )
-        except BoundaryError as error:
+        except GeneratorError as error:
             if error.status is None:
                 raise
-            return None
+            return None, error.status in _ABSENT
+        return answer, True
 
 
 def _bytes(messages: Sequence[Message]) -> int:
@@ -156,9 +181,31 @@ def _scaled(tokens_per_byte: float) -> Callable[[str], int]:
     return lambda text: int(len(text.encode()) * tokens_per_byte) + 1
 
 
-def cached(model: ChatModel, settings: ModelSettings, folder: Path | None, *, max_bytes: int) -> ChatModel:
+class _AsText:
+    """A model whose whole reply is one text: what the answer cache keeps."""
+
+    def __init__(self, model: ServedModel) -> None:
+        self._model = model
+
+    async def reply(self, messages: Sequence[Message]) -> str:
+        return json.dumps(asdict(await self._model.ask(messages)))
+
+
+class KeptReplies(ServedModel):
+    """A model behind the answer cache in `folder`, which keeps of a reply also whether it was cut."""
+
+    def __init__(self, model: ServedModel, settings: ModelSettings, folder: Path, *, max_bytes: int) -> None:
+        # The form belongs to what the kept text depends on: a reply that is kept in another one is not read.
+        settings = settings.model_copy(update={"identity": json.dumps([_REPLY_FORM, settings.identity])})
+        self._cache = CachedChat(_AsText(model), settings, folder, max_bytes=max_bytes)
+
+    async def ask(self, messages: Sequence[Message]) -> ChatReply:
+        return ChatReply(**json.loads(await self._cache.reply(messages)))
+
+
+def cached(model: ServedModel, settings: ModelSettings, folder: Path | None, *, max_bytes: int) -> ServedModel:
     """The model behind the cache in `folder`, or as it is without one."""
-    return model if folder is None else CachedChat(model, settings, folder, max_bytes=max_bytes)
+    return model if folder is None else KeptReplies(model, settings, folder, max_bytes=max_bytes)
 
 
 def make_generator(

@@ -1,7 +1,8 @@
 """One way to call a JSON service: retried while that can help, bounded in time, then an error named by boundary.
 
-429 and 503 are waited out as their `Retry-After` says (the gateway pauses while weights are exchanged), 5xx and
-transport failures with growing jittered waits; any other 4xx is our own fault and fails at once.
+429 and 503 are waited out as their `Retry-After` says (the gateway pauses while weights are exchanged), 408, 425, 5xx
+and transport failures with growing jittered waits; any other 4xx is our own fault and fails at once. A call that must
+not be carried out twice is repeated only after a failure that shows that it was not carried out.
 """
 
 import random
@@ -17,6 +18,13 @@ from s3_agent.errors import BoundaryError
 
 FIRST_WAIT_S = 0.25
 LONGEST_WAIT_S = 8.0
+_NOT_CARRIED_OUT = frozenset({408, 425, 429, 503})
+_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+
+
+def passes(status: int) -> bool:
+    """Whether a request that got this HTTP status can succeed later, unchanged."""
+    return status in _NOT_CARRIED_OUT or status >= 500
 
 
 def bearer(key: str | None) -> dict[str, str]:
@@ -30,24 +38,32 @@ class _Transient(Exception):
         self.retry_after = retry_after
 
 
-def _retry_after(response: httpx.Response) -> float | None:
-    """Seconds, from either form that HTTP allows: a number or a date."""
-    value = response.headers.get("retry-after", "")
+def retry_after_s(value: str | None) -> float | None:
+    """The seconds that a `Retry-After` header asks for, as a number or a date; None where it asks for no wait."""
     try:
-        return max(0.0, float(value))
+        seconds = float(value or "")
     except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
+        try:
+            seconds = parsedate_to_datetime(value or "").timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return None
+    return seconds if seconds > 0 else None
+
+
+def retry_wait_s(tries: int, retry_after: float | None) -> float:
+    """Seconds to wait after `tries` tries: what the service asks for, else growing and jittered.
+
+    A service that asks for next to nothing is not asked without pause.
+    """
+    jitter = random.uniform(0.5, 1.0)
+    if retry_after is not None:
+        return max(retry_after, FIRST_WAIT_S * jitter)
+    return min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(tries, 30)) * jitter
 
 
 def _wait(state: RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
-    if isinstance(error, _Transient) and error.retry_after is not None:
-        return error.retry_after
-    return min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**state.attempt_number) * random.uniform(0.5, 1.0)
+    return retry_wait_s(state.attempt_number, error.retry_after if isinstance(error, _Transient) else None)
 
 
 async def _once(
@@ -57,21 +73,33 @@ async def _once(
     body: Any,
     error: type[BoundaryError],
     headers: Mapping[str, str] | None,
+    repeatable: bool,
 ) -> Any:
+    def failed(reason: str, *, carried_out: bool, retry_after: float | None = None) -> Exception:
+        if repeatable or not carried_out:
+            return _Transient(reason, retry_after=retry_after)
+        return error(
+            f"{method} {url} failed and may have been carried out: {reason}",
+            remedy=f"it is not repeated, since the {error.boundary} would do it twice: start again from the beginning",
+        )
+
     try:
         response = await client.request(method, url, json=body, headers=headers)
     except httpx.RequestError as cause:
-        raise _Transient(f"{type(cause).__name__} {cause}".strip()) from cause
-    if response.status_code == 429 or response.status_code >= 500:
-        raise _Transient(
-            f"status {response.status_code}: {response.text[:300]}",
-            retry_after=_retry_after(response),
+        reason = f"{type(cause).__name__} {cause}".strip()
+        raise failed(reason, carried_out=not isinstance(cause, _NOT_SENT)) from cause
+    status = response.status_code
+    if passes(status):
+        raise failed(
+            f"status {status}: {response.text[:300]}",
+            carried_out=status not in _NOT_CARRIED_OUT,
+            retry_after=retry_after_s(response.headers.get("retry-after")),
         )
     if response.is_error:
         raise error(
-            f"{method} {url} was refused with status {response.status_code}: {response.text[:500]}",
+            f"{method} {url} was refused with status {status}: {response.text[:500]}",
             remedy=f"the {error.boundary} does not accept this request: check its version, model name and key",
-            status=response.status_code,
+            status=status,
         )
     try:
         return response.json()
@@ -88,10 +116,12 @@ async def call_json(
     body: Any = None,
     headers: Mapping[str, str] | None = None,
     patience_s: float = 120.0,
+    repeatable: bool = True,
 ) -> Any:
     """The decoded JSON answer of `url`. `patience_s` bounds the time spent on retries, in seconds.
 
-    Raises `error` when the service refuses the request or is not reachable within the time.
+    Raises `error` when the service refuses the request or is not reachable within the time. A call that is not
+    `repeatable` also raises it when it may have been carried out although no answer came.
     """
 
     def wait(state: RetryCallState) -> float:
@@ -102,7 +132,7 @@ async def call_json(
         retry=retry_if_exception_type(_Transient), wait=wait, stop=stop_after_delay(patience_s), reraise=True
     )
     try:
-        return await attempts(_once, client, method, url, body, error, headers)
+        return await attempts(_once, client, method, url, body, error, headers, repeatable)
     except _Transient as cause:
         raise error(
             f"{method} {url} failed for {patience_s:.0f} s: {cause}",

@@ -14,8 +14,9 @@ from pydantic import Field
 
 from s3_agent.clients.chat_model import ChatModel, Message, ModelSettings, make_chat_model
 from s3_agent.clients.generator import cached
+from s3_agent.clients.replies import without_thinking
 from s3_agent.errors import JudgeError
-from s3_agent.tags import neutral
+from s3_agent.guard import quoted
 
 AccuracyRule = Literal["span", "judge", "span-or-judge"]
 """The span check, the judge, or the judge where the span check finds nothing (GenAcc, the published measure)."""
@@ -56,18 +57,17 @@ class Judge(Protocol):
         ...
 
 
-def _quoted(text: str) -> str:
-    """An answer as it may stand in the prompt: it can not write the headings that follow it."""
-    return re.sub(r"(?i)(golden answers)\s*:", "\\1\u2236", neutral(text))
-
-
 def judge_messages(question: str, answer: str, golds: Sequence[str], prompt: JudgePrompt) -> list[Message]:
-    """The judge's question. Golds are always a Python list (spec §11 C4) in the general prompt."""
+    """The judge's question. Golds are always a Python list (spec §11 C4) in the general prompt.
+
+    Nothing in question, answer and golds can write a heading of the prompt or a control token (`guard.quoted`).
+    """
+    question, answer, golds = quoted(question), quoted(answer), [quoted(gold) for gold in golds]
     if prompt == "mirage":
         listed = "\n".join(f"- {gold}" for gold in golds)
         text = (
             "You evaluate the answers of a question answering system.\n\n"
-            f"Question: {question}\n\nSystem answer: {_quoted(answer)}\n\n{_MIRAGE}\n{listed}\n\n"
+            f"Question: {question}\n\nSystem answer: {answer}\n\n{_MIRAGE}\n{listed}\n\n"
             "The system answer is correct if at least one of these holds: it has the same key information as a golden "
             "answer; it says the same in other words; it agrees with a golden answer in its facts.\n"
             "Answer only with yes or no."
@@ -75,14 +75,18 @@ def judge_messages(question: str, answer: str, golds: Sequence[str], prompt: Jud
     else:
         text = (
             "Check whether the response contains any of the golden answers.\n\n"
-            f"Response: {_quoted(answer)}\n\n{_GENERAL} {list(golds)}\n\n"
+            f"Response: {answer}\n\n{_GENERAL} {list(golds)}\n\n"
             "Answer directly with yes or no."
         )
     return [{"role": "user", "content": text}]
 
 
 def read_verdict(reply: str) -> bool | None:
-    """True for a reply that begins with the word yes, False for no, None for anything else, also for both."""
+    """True for a reply that begins with the word yes, False for no, None for anything else, also for both.
+
+    What the judge thought before it is not read.
+    """
+    reply = without_thinking(reply)
     match = _WORD.match(reply)
     word = match[1].lower() if match else ""
     other = {"yes": "no", "no": "yes"}.get(word)

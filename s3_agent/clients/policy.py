@@ -14,6 +14,7 @@ from typing import Literal, NoReturn, Protocol
 import httpx
 
 from s3_agent.clients.http import call_json
+from s3_agent.clients.replies import was_cut
 from s3_agent.clients.tokenizer import Tokenizer
 from s3_agent.errors import PolicyError
 
@@ -71,7 +72,7 @@ class Policy(Protocol):
 
     @property
     def control(self) -> frozenset[str]:
-        """Texts that must not reach the policy from a passage or a question (`s3_agent.tags.neutral`)."""
+        """Texts that must not reach the policy from a passage or a question (`s3_agent.guard.neutral`)."""
         ...
 
     def converse(self, message: str, *, template: bool = True) -> Conversation:
@@ -161,7 +162,12 @@ class TokenConversation:
 
 
 class CompletionsPolicy(TokenPolicy):
-    """A policy behind an OpenAI-compatible `/completions` that takes and returns token ids (vLLM, AGL's gateway)."""
+    """A policy behind an OpenAI-compatible `/completions` that takes and returns token ids (vLLM, AGL's gateway).
+
+    A call that fails and may have been carried out is not `repeatable` by default: the gateway would have recorded it,
+    and the repeated one would make a second training row. The attempt fails instead, and a new one begins. Whoever
+    records nothing, or can begin no new attempt, repeats it.
+    """
 
     def __init__(
         self,
@@ -174,6 +180,7 @@ class CompletionsPolicy(TokenPolicy):
         top_p: float = 1.0,
         seed: int | None = None,
         patience_s: float = 300.0,
+        repeatable: bool = False,
     ) -> None:
         super().__init__(tokenizer)
         self._client = client
@@ -181,6 +188,7 @@ class CompletionsPolicy(TokenPolicy):
         self._url = url.rstrip("/") + "/completions"
         self._sampling = {"model": model, "temperature": temperature, "top_p": top_p}
         self._patience_s = patience_s
+        self._repeatable = repeatable
 
     async def complete(self, prompt_ids: Sequence[int], *, max_tokens: int, stop: Sequence[str]) -> Completion:
         answer = await call_json(
@@ -189,6 +197,7 @@ class CompletionsPolicy(TokenPolicy):
             self._url,
             error=PolicyError,
             patience_s=self._patience_s,
+            repeatable=self._repeatable,
             body={
                 **self._sampling,
                 **seed_of(self._seed, prompt_ids),
@@ -210,6 +219,8 @@ class CompletionsPolicy(TokenPolicy):
                 remedy="serve the policy with vLLM 0.10.2 or newer, which returns them on `return_token_ids`, "
                 "or talk to it by chat messages (`policy.mode=chat`)",
             ) from cause
+        reason = choice.get("finish_reason")
+        was_cut(reason, url=self._url, error=PolicyError)
         if not token_ids:
             raise PolicyError(f"{self._url} sampled no token", remedy="check max_model_len of the policy server")
-        return Completion(token_ids=token_ids, finish_reason=str(choice.get("finish_reason")))
+        return Completion(token_ids=token_ids, finish_reason=str(reason))

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from s3_agent.clients.chat_model import Message, ModelKind
-from s3_agent.tags import bodies, neutral
+from s3_agent.clients.replies import without_thinking
+from s3_agent.guard import neutral
+from s3_agent.tags import bodies
 from s3_agent.types import Passage
 
 PromptStyle = Literal["context", "zero_shot", "cot"]
@@ -42,17 +44,18 @@ the final answer
 </answer>"""
 
 
-def render_context(passages: Sequence[Passage], layout: ContextLayout = "selected") -> str:
-    """Passages as the generator reads them, numbered from 1; tags in them can not act as an answer's."""
+def render_context(
+    passages: Sequence[Passage], layout: ContextLayout = "selected", control: frozenset[str] = frozenset()
+) -> str:
+    """Passages as the generator reads them, numbered from 1; nothing in them acts as a tag or a control token."""
+
+    def shown(passage: Passage) -> tuple[str, str]:
+        return neutral(passage.title.strip(chr(34)), control), neutral(passage.text, control)
+
+    numbered = [(number, *shown(passage)) for number, passage in enumerate(passages, 1)]
     if layout == "lines":
-        return "".join(
-            f'Doc {number} (Title: "{neutral(passage.title.strip(chr(34)))}") {neutral(passage.text)}\n'
-            for number, passage in enumerate(passages, 1)
-        )
-    return "".join(
-        f"Doc {number} (Title: {neutral(passage.title.strip(chr(34)))})\n{neutral(passage.text)}\n\n"
-        for number, passage in enumerate(passages, 1)
-    )
+        return "".join(f'Doc {number} (Title: "{title}") {text}\n' for number, title, text in numbered)
+    return "".join(f"Doc {number} (Title: {title})\n{text}\n\n" for number, title, text in numbered)
 
 
 def answer_messages(
@@ -61,10 +64,15 @@ def answer_messages(
     *,
     kind: ModelKind = "openai",
     prompt: AnswerPrompt = CONTEXT,
+    control: frozenset[str] = frozenset(),
 ) -> list[Message]:
-    """The answering prompt: instructions from the system and the question from the user, all in one for Claude."""
+    """The answering prompt: instructions from the system and the question from the user, all in one for Claude.
+
+    `control` are the control tokens of the generator's tokenizer, where it is known.
+    """
+    question = neutral(question, control)
     if prompt.style == "context":
-        context = render_context(passages, prompt.layout) or prompt.empty
+        context = render_context(passages, prompt.layout, control) or prompt.empty
         contexts = f"{_LEAD_IN}\n\nContexts:\n{context}\n"
         if kind != "openai":
             return [{"role": "user", "content": f"{contexts}Question: {question}\n\n{_DIRECT}"}]
@@ -77,7 +85,8 @@ def answer_messages(
 
 
 def read_answer(reply: str, style: PromptStyle) -> str:
-    """The answer in a reply: for step-by-step replies the first `<answer>`, else all of it."""
+    """The answer in a reply: for step-by-step replies the first `<answer>`, else all of it; thinking is none."""
+    reply = without_thinking(reply)
     if style != "cot":
         return reply
     return next((body.strip() for body in bodies(reply, "answer")), reply)

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from functools import cache
+from importlib import import_module
 from typing import Any, Protocol
 
 from s3_agent.errors import ConfigError
+from s3_agent.guard import TAGS
 
 BYTES_PER_TOKEN = 3  # an estimate, where no tokenizer is at hand
 _ANSWER = "an-answer-stands-here"
@@ -48,12 +50,23 @@ def _tokenizer_class(path: str) -> Any:
     return AutoTokenizer
 
 
+def _is_mark(text: str) -> bool:
+    """Whether a token that is not declared special acts as one (Qwen's `<tool_call>`): no word and no tag of ours."""
+    return text[:1] in ("<", "[") and text.strip("</>") not in TAGS
+
+
 class HuggingFaceTokenizer:
     """A tokenizer from a model folder or hub name, through transformers."""
 
     def __init__(self, path: str) -> None:
         try:
+            import_module("jinja2")  # which transformers imports with the first chat template, and does not require
             self._tokenizer: Any = _tokenizer_class(path).from_pretrained(path)
+        except ImportError as cause:
+            raise ConfigError(
+                f"the policy's tokenizer needs a package that is not installed: {cause}",
+                remedy='pip install "s3-agent[tokenizer]"',
+            ) from cause
         except (OSError, ValueError) as cause:
             raise ConfigError(
                 f"there is no tokenizer at {path}: {cause}", remedy="give a model folder or the name of a hub model"
@@ -61,7 +74,7 @@ class HuggingFaceTokenizer:
         if not self._tokenizer.chat_template:
             raise ConfigError(f"the tokenizer of {path} has no chat template", remedy="use an instruct model")
         added = self._tokenizer.added_tokens_decoder.values()
-        special = {token.content for token in added if token.special}
+        special = {token.content for token in added if token.special or _is_mark(token.content)}
         self.control = frozenset(filter(str.strip, special | set(self._tokenizer.all_special_tokens)))
 
     def _templated(self, *messages: dict[str, str]) -> str:

@@ -5,6 +5,8 @@ files lie in huggingface_hub's own cache (HF_HOME), found there by every other p
 """
 
 import json
+import os
+import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -112,7 +114,7 @@ class Downloads:
         return {"files": len(files) + len(self._raw), "bytes": total}
 
     def _fetch(self, file: HubFile, moved: Callable[[int], None]) -> None:
-        from huggingface_hub import constants, hf_hub_download, hf_hub_url
+        from huggingface_hub import constants, hf_hub_url
         from huggingface_hub.file_download import repo_folder_name
         from huggingface_hub.utils import build_hf_headers
 
@@ -126,18 +128,11 @@ class Downloads:
             )
         if there is not None:
             _forget(there)
-        blobs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=file.repo, repo_type="dataset") / "blobs"
+        folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=file.repo, repo_type="dataset")
+        blob, pointer = folder / "blobs" / file.oid, folder / "snapshots" / file.commit / file.path
         url = hf_hub_url(file.repo, file.path, repo_type="dataset", revision=file.commit, endpoint=constants.ENDPOINT)
-        fetch(url, blobs / file.oid, size=file.size, headers=build_hf_headers(), moved=moved)
-        # The bytes are where the hub's cache keeps them: this enters them under their name and commit.
-        hf_hub_download(
-            file.repo,
-            file.path,
-            repo_type="dataset",
-            revision=file.commit,
-            cache_dir=constants.HF_HUB_CACHE,
-            endpoint=constants.ENDPOINT,
-        )
+        fetch(url, blob, size=file.size, headers=build_hf_headers(), moved=moved)
+        _enter(blob, pointer)
 
     def _check(self, file: HubFile, report: Report) -> None:
         for last in (False, True):
@@ -165,6 +160,16 @@ class Downloads:
             whole.unlink()
             raise DataError(f"{url} is not JSON: {cause}", remedy="run it again, or name another address") from cause
         whole.replace(path)
+
+
+def _enter(blob: Path, pointer: Path) -> None:
+    """Enter fetched bytes into the hub's cache under their name and commit, without asking the server for either."""
+    pointer.parent.mkdir(parents=True, exist_ok=True)
+    pointer.unlink(missing_ok=True)
+    try:
+        pointer.symlink_to(os.path.relpath(blob, pointer.parent))
+    except OSError:  # a file system without links
+        shutil.copyfile(blob, pointer)
 
 
 def _forget(path: Path) -> None:

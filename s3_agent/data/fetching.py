@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
+from s3_agent.clients.connections import client
 from s3_agent.data.files import partial_of, room_kept
 from s3_agent.errors import DataError
 
@@ -43,7 +44,7 @@ def fetch(url: str, path: Path, *, size: int | None, headers: Mapping[str, str],
             reraise=True,
         )
         try:
-            with httpx.Client(timeout=_TIMEOUT, follow_redirects=True) as http:
+            with client(timeout=_TIMEOUT, follow_redirects=True) as http:
                 tries(_continue, http, url, partial, size, {**headers, "Accept-Encoding": "identity"}, moved)
         except (httpx.HTTPError, _Broken) as cause:
             raise DataError(

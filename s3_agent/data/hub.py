@@ -2,10 +2,12 @@
 
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from s3_agent.errors import DataError
+from s3_agent.names import ContentHash, GitHash, RelativePath
 
 
 class _Frozen(BaseModel):
@@ -21,13 +23,16 @@ class Wanted(_Frozen):
 
 
 class HubFile(_Frozen):
-    """One listed file. `oid` is its SHA-256 where `lfs`, else git's SHA-1."""
+    """One listed file. `oid` is its SHA-256 where `lfs`, else git's SHA-1.
 
-    repo: str
-    commit: str
-    path: str
-    size: int
-    oid: str
+    What a listing says becomes paths in the hub's cache, so anything but hex digits and a path below it is refused.
+    """
+
+    repo: RelativePath
+    commit: GitHash
+    path: RelativePath
+    size: int = Field(ge=0)
+    oid: ContentHash
     lfs: bool
 
     @property
@@ -70,17 +75,30 @@ def listed(wanted: Wanted) -> list[HubFile]:
             f"{constants.ENDPOINT} does not answer: {cause}", remedy="check the connection and HF_ENDPOINT"
         ) from cause
     return [
-        HubFile(
-            repo=wanted.repo,
-            commit=str(info.sha),
+        _described(
+            wanted,
+            constants.ENDPOINT,
+            commit=info.sha,
             path=file.rfilename,
-            size=int(file.size or 0),
-            oid=str(file.lfs.sha256 if file.lfs else file.blob_id),
+            size=file.size or 0,
+            oid=file.lfs.sha256 if file.lfs else file.blob_id,
             lfs=file.lfs is not None,
         )
         for file in sorted(info.siblings or [], key=lambda file: file.rfilename)
         if any(fnmatch(file.rfilename, pattern) for pattern in wanted.patterns)
     ]
+
+
+def _described(wanted: Wanted, where: str, **fields: Any) -> HubFile:
+    """One file as it is listed. Raises DataError for a name or a hash that is none."""
+    try:
+        return HubFile(repo=wanted.repo, **fields)
+    except ValidationError as cause:
+        told = "; ".join(f"{'.'.join(map(str, item['loc']))} {item['input']!r}" for item in cause.errors())
+        raise DataError(
+            f"{where} lists a file of {wanted.repo} that can not be one: {told}",
+            remedy="nothing was written; set HF_ENDPOINT to another mirror, or HF_HOME to a cache that is whole",
+        ) from cause
 
 
 def _in_cache(wanted: Wanted) -> list[HubFile]:
@@ -109,6 +127,6 @@ def _in_cache(wanted: Wanted) -> list[HubFile]:
         if any(fnmatch(name, pattern) for pattern in wanted.patterns):
             size = path.stat().st_size
             files.append(
-                HubFile(repo=wanted.repo, commit=folder.name, path=name, size=size, oid=oid, lfs=len(oid) == 64)
+                _described(wanted, str(folder), commit=folder.name, path=name, size=size, oid=oid, lfs=len(oid) == 64)
             )
     return files

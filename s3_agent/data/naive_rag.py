@@ -4,8 +4,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import structlog
+
 from s3_agent.agents.base import normalize_question, retrieval_query
-from s3_agent.clients.generator import Generator
+from s3_agent.clients.generator import Generator, answer_cut
 from s3_agent.clients.judge import Judge
 from s3_agent.clients.retriever import Retriever
 from s3_agent.data.checkpoint import Checkpoint
@@ -13,6 +15,8 @@ from s3_agent.data.fingerprint import Fingerprint
 from s3_agent.data.rag_cache import RagAnswer, RagCache
 from s3_agent.rollout.scoring import check_answer
 from s3_agent.types import Task
+
+log = structlog.get_logger()
 
 
 async def naive_rag(
@@ -27,14 +31,20 @@ async def naive_rag(
 ) -> None:
     """Answer every task from the top passages of its own question; each answer is handed to `keep` as it comes.
 
-    Raises the first RetrieverError, GeneratorError or JudgeError and gives up the rest.
+    Raises the first RetrieverError, GeneratorError or JudgeError and gives up the rest. Answers that ended at the
+    generator's token limit are scored as they are, and counted in the log.
     """
     waiting = iter(tasks)
+    cut = 0
 
     async def work() -> None:
+        nonlocal cut
         for task in waiting:
             passages = await retriever.retrieve(retrieval_query(task.question), topk=topk)
-            text = await generator.answer(task.question, await generator.fit(task.question, passages))
+            shown = await generator.fit(task.question, passages)
+            answer_cut.set(False)
+            text = await generator.answer(task.question, shown)
+            cut += answer_cut.get()
             accuracy = await check_answer(task, text, judge=judge)
             answer = RagAnswer(
                 question=normalize_question(task.question),
@@ -51,6 +61,8 @@ async def naive_rag(
                 group.create_task(work())
     except ExceptionGroup as failed:
         raise failed.exceptions[0] from failed
+    if cut:
+        log.warning("answers ended at the token limit", answers=cut, of=len(tasks), remedy="raise generator.max_tokens")
 
 
 async def complete_cache(

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
 from pydantic import BaseModel
 
 from retrieval_server.errors import RetrievalError
 from retrieval_server.indexing import expected_manifest, open_corpus
+from s3_agent.clients.connections import get
 from s3_agent.data.fingerprint import Fingerprint
 from s3_agent.data.questions import Dropped
 from s3_agent.data.rag_cache import RagCache, beyond_rag
@@ -53,7 +53,7 @@ def index_identity(recipe: Recipe) -> dict[str, Any]:
         except RetrievalError as cause:
             raise ConfigError(str(cause), remedy="prepare it: s3-agent data all --recipe …") from cause
         return {**expected_manifest(corpus, settings), "settings": settings.answers()}
-    response = httpx.get(recipe.retriever.url + "/readyz", timeout=10.0)
+    response = get(recipe.retriever.url + "/readyz", timeout=10.0)
     if response.status_code == 200 and "corpus" in (manifest := response.json()):
         return manifest
     return {"corpus": "unknown", "backend": recipe.retriever.url, "settings": {}}

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
+from s3_agent.guard import printable
+
 
 class Severity(StrEnum):
     """`error`: the run would fail or train on something else; `warning`: it may, or is slower than it could be."""
@@ -42,10 +44,11 @@ def errors(findings: Sequence[Finding]) -> list[Finding]:
 def as_text(findings: Sequence[Finding]) -> str:
     """The findings, errors first, four lines each."""
     ordered = sorted(findings, key=lambda finding: finding.severity is not Severity.error)
-    return "\n".join(
+    text = "\n".join(
         f"{finding.severity}: {finding.what}  [{finding.id}]\n  why:  {finding.why}\n  mend: {finding.mend}"
         for finding in ordered
     )
+    return printable(text)  # it may hold names out of files
 
 
 def as_rows(findings: Sequence[Finding]) -> list[dict[str, Any]]:

@@ -1,10 +1,12 @@
 """What training runs of several agents, seeds and controls say together, on the same held-out questions.
 
-A question's score is the mean over an agent's seeds, so that intervals and tests are over questions: seeds that share
-their questions are no independent samples of them. The scores are those of each run's own greedy validation passes.
+A question's score is the mean over an agent's seeds, kept as the fraction that it is, so that intervals and tests are
+over questions: seeds that share their questions are no independent samples of them. The scores are those of each run's
+own greedy validation passes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fractions import Fraction
 from itertools import combinations
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from s3_agent.data.tasks import load_tasks, read_jsonl
 from s3_agent.errors import ConfigError
 from s3_agent.evaluation.intervals import Difference, Estimate, difference_of, estimate_means, holm
+from s3_agent.evaluation.statistics import exact
 from s3_agent.evaluation.summary import Summary, accuracies, validation_passes
 from s3_agent.rollout.episode_log import EpisodeRecord
 from s3_agent.types import Task
@@ -22,6 +25,7 @@ MEASURE = "accuracy"
 LEVEL = 0.05
 
 Scores = dict[str, float]
+Shares = dict[str, Fraction]
 
 
 class _Frozen(BaseModel):
@@ -124,15 +128,22 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _over_seeds(runs: Sequence[TrainedRun], side: Callable[[TrainedRun], Scores], keys: Sequence[str]) -> Scores:
-    return {key: _mean([side(run)[key] for run in runs]) for key in keys}
+def _share(values: Iterable[float | Fraction]) -> Fraction:
+    shares = [exact(value) for value in values]
+    return sum(shares, Fraction()) / len(shares)
 
 
-def _estimate(scores: Scores) -> Estimate:
-    return estimate_means([{MEASURE: list(scores.values())}])[MEASURE]
+def _over_seeds(runs: Sequence[TrainedRun], side: Callable[[TrainedRun], Scores], keys: Sequence[str]) -> Shares:
+    return {key: _share(side(run)[key] for run in runs) for key in keys}
 
 
-def _difference(first: tuple[str, Scores], second: tuple[str, Scores]) -> Difference:
+def _estimate(scores: Mapping[str, float | Fraction]) -> Estimate:
+    return estimate_means([{MEASURE: [float(score) for score in scores.values()]}])[MEASURE]
+
+
+def _difference(
+    first: tuple[str, Mapping[str, float | Fraction]], second: tuple[str, Mapping[str, float | Fraction]]
+) -> Difference:
     found = difference_of(MEASURE, first, second)
     assert found is not None, "the questions are the same on both sides"
     return found
@@ -155,7 +166,8 @@ def _row(runs: Sequence[TrainedRun], tasks: Mapping[str, Task], naive: Scores) -
     for hops in sorted({str(tasks[key].hops) for key in keys}):
         those = [key for key in keys if str(tasks[key].hops) == hops]
         rag = _mean([naive[key] for key in those]) if naive else None
-        means = {name: _mean([scores[key] for key in those]) for name, scores in (("before", before), ("after", after))}
+        sides = {"before": before, "after": after}
+        means = {name: _mean([float(scores[key]) for key in those]) for name, scores in sides.items()}
         by_hops.append(HopsRow(hops=hops, n=len(those), naive_rag=rag, **means))
     return AgentRow(
         label=runs[0].label,
@@ -172,7 +184,7 @@ def _row(runs: Sequence[TrainedRun], tasks: Mapping[str, Task], naive: Scores) -
     )
 
 
-def _pairs(rows: Mapping[str, Scores]) -> list[Difference]:
+def _pairs(rows: Mapping[str, Shares]) -> list[Difference]:
     found = [_difference((one, rows[one]), (other, rows[other])) for one, other in combinations(rows, 2)]
     corrected = holm([one.p_value for one in found])
     return [one.model_copy(update={"p_holm": p}) for one, p in zip(found, corrected, strict=True)]

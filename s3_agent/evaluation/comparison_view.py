@@ -11,9 +11,9 @@ from s3_agent.evaluation.intervals import Difference, Estimate
 _NOTE = (
     "Greedy answers to the same held-out questions before and after training. An accuracy is a mean over questions of "
     "the mean over seeds, with its 95 % bootstrap interval over questions; a gain is paired by question, its p of the "
-    "exact McNemar test (one seed) or Wilcoxon's signed-rank test (several). Accuracy is that of each agent's own "
-    "reward: span match of the generator's answer for s3, exact match of its own answer for Search-R1, the reward "
-    "itself for a class of your own."
+    "exact McNemar test (one seed) or Wilcoxon's signed-rank test of the means (several). Accuracy is that of each "
+    "agent's own reward: span match of the generator's answer for s3, exact match of its own answer for Search-R1, the "
+    "reward itself for a class of your own."
 )
 
 

@@ -12,7 +12,16 @@ from s3_agent.types import Task
 SamplingName = Literal["published", "greedy"]
 
 GREEDY = Sampling(temperature=0.0)
-_EPISODE_CODE = ("s3_agent.agents", "s3_agent.tags", "s3_agent.fitting", "s3_agent.selection", "s3_agent.types")
+_EPISODE_CODE = (
+    "s3_agent.agents",
+    "s3_agent.clients.chat_policy",
+    "s3_agent.clients.policy",
+    "s3_agent.clients.replies",
+    "s3_agent.tags",
+    "s3_agent.fitting",
+    "s3_agent.selection",
+    "s3_agent.types",
+)
 
 
 class PolicyUnderTest(BaseModel):

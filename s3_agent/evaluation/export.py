@@ -6,7 +6,6 @@ such an evaluation is refused. The originals count a question without a context 
 """
 
 import json
-import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -16,6 +15,7 @@ from typing import Any, Literal
 from s3_agent.clients.prompts import render_context
 from s3_agent.errors import ConfigError
 from s3_agent.evaluation.records import EvaluatedTask
+from s3_agent.names import file_name
 
 ExportFormat = Literal["s3", "search_r1"]
 Tally = dict[str, Any]
@@ -120,9 +120,9 @@ def export_results(folder: Path, out: Path, *, form: ExportFormat) -> list[Path]
     for result in results:
         by_agent[result.agent].append(result)
     for agent, own in by_agent.items():
-        place = out / re.sub(r"[^\w.-]", "_", agent)
+        place = out / file_name(agent)
         for source, part in _by_source(own).items():
-            write(place / f"{re.sub(r'[^\w.-]', '_', source)}_output_sequences.json", sequences(part))
+            write(place / f"{file_name(source)}_output_sequences.json", sequences(part))
         if form == "s3":
             write(place / "results.json", answers(own))
             write(place / "results_stats.json", statistics(own))

@@ -8,6 +8,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from s3_agent.guard import printable
+
 
 class Grid(NamedTuple):
     """A title, the columns' names, and the rows' cells. The first column is text, the others are numbers."""
@@ -23,9 +25,9 @@ def terminal_grids(grids: Sequence[Grid], *, note: str) -> Group:
     for grid in grids:
         drawn = Table(title=grid.title, title_justify="left", box=box.SIMPLE_HEAD)
         for number, column in enumerate(grid.header):
-            drawn.add_column(column, justify="right" if number else "left", overflow="fold")
+            drawn.add_column(Text(printable(column)), justify="right" if number else "left", overflow="fold")
         for row in grid.rows:
-            drawn.add_row(*map(Text, row))
+            drawn.add_row(*(Text(printable(cell)) for cell in row))
         shown.append(drawn)
     return Group(*shown, Text(note, style="dim"))
 

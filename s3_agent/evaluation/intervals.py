@@ -1,12 +1,14 @@
 """Means with bootstrap intervals and tests of paired differences, by scipy; Holm's correction for many of them."""
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from math import fsum
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from s3_agent.evaluation.records import SCORES
-from s3_agent.evaluation.statistics import compare_paired
+from s3_agent.evaluation.statistics import compare_paired, exact, signed_rank_p
 
 CONFIDENCE = 0.95
 RESAMPLES = 4999
@@ -95,27 +97,36 @@ def estimate_means(samples: Sequence[Mapping[str, Sequence[float]]], *, seed: in
 
 
 def difference_of(
-    measure: str, first: tuple[str, Mapping[str, float]], second: tuple[str, Mapping[str, float]], *, seed: int = 0
+    measure: str,
+    first: tuple[str, Mapping[str, float | Fraction]],
+    second: tuple[str, Mapping[str, float | Fraction]],
+    *,
+    seed: int = 0,
 ) -> Difference | None:
-    """The difference of two agents' values by question id, on the questions of both; None where there is none."""
+    """The difference of two agents' values by question id, on the questions of both; None where there is none.
+
+    Values are compared as the shares of counts that they are, also means over seeds (`statistics.exact`).
+    """
     import numpy as np
-    from scipy.stats import wilcoxon
 
     keys = sorted(first[1].keys() & second[1].keys())
     if not keys:
         return None
-    one, other = ({key: values[key] for key in keys} for values in (first[1], second[1]))
-    if {*one.values(), *other.values()} <= {0.0, 1.0}:
-        paired = compare_paired(one, other)
+    one, other = ({key: exact(values[key]) for key in keys} for values in (first[1], second[1]))
+    exact_gains = [other[key] - one[key] for key in keys]
+    gains = [float(gain) for gain in exact_gains]
+    gain = fsum(gains) / len(keys)
+    if {*one.values(), *other.values()} <= {0, 1}:
+        scores = [{key: float(value) for key, value in values.items()} for values in (one, other)]
+        paired = compare_paired(*scores)
         (low, high), p_value, test = paired.interval, paired.p_value, "mcnemar"
     else:
-        gains = np.array([other[key] - one[key] for key in keys])
-        low = high = float(gains.mean())
-        if gains.any():
-            (low,), (high,) = _bootstrap([gains[None]], lambda drawn, axis: drawn.mean(axis=axis), seed=seed)
-        tested: Any = wilcoxon(gains) if gains.any() else None
-        p_value, test = float(tested.pvalue) if tested else 1.0, "wilcoxon"
-    means = [sum(values.values()) / len(keys) for values in (one, other)]
+        low = high = gain
+        if any(exact_gains):
+            sample = np.array([gains])
+            (low,), (high,) = _bootstrap([sample], lambda drawn, axis: drawn.mean(axis=axis), seed=seed)
+        p_value, test = signed_rank_p(exact_gains), "wilcoxon"
+    means = [fsum(map(float, values.values())) / len(keys) for values in (one, other)]
     return Difference(
         measure=measure,
         first=first[0],
@@ -123,7 +134,7 @@ def difference_of(
         n=len(keys),
         first_mean=means[0],
         second_mean=means[1],
-        gain=means[1] - means[0],
+        gain=gain,
         low=float(low),
         high=float(high),
         test=test,

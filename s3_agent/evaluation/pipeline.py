@@ -25,7 +25,13 @@ from s3_agent.rollout.scoring import check_answer
 from s3_agent.types import Episode, Passage, StopReason, Task
 
 _CONTEXT_CODE = ("s3_agent.clients.generator", "s3_agent.clients.prompts", "s3_agent.fitting", "s3_agent.tags")
-_VERDICT_CODE = ("s3_agent.rewards.answer_match", "s3_agent.clients.judge", "s3_agent.rollout.scoring")
+_REPLY_CODE = ("s3_agent.clients.chat_model", "s3_agent.clients.replies")
+_VERDICT_CODE = (
+    "s3_agent.rewards.answer_match",
+    "s3_agent.clients.judge",
+    "s3_agent.clients.replies",
+    "s3_agent.rollout.scoring",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +133,9 @@ class Pipeline:
                 return {**asdict(reply), "seconds": time.monotonic() - started}
 
             # By the messages themselves: agents that show the same get the same answer.
-            answered = await self.answers.once(key_of(self.conditions.generator, messages), asking(generate))
+            answered = await self.answers.once(
+                key_of(self.conditions.generator, messages, code_of(*_REPLY_CODE)), asking(generate)
+            )
             answer = read_answer(answered["text"], prompt.style)
             timings |= {"context": context["seconds"], "answer": answered["seconds"]}
         scores = {"gen_acc": 0.0, "exact_match": 0.0, "f1": 0.0}

@@ -29,7 +29,8 @@ class EvaluatedTask(_Record):
 
     `shown` are the passages that the generator read; empty where the policy's own answer counts. `scores` has the
     keys of SCORES, each between 0 and 1. `counts` are searches, turns, and tokens by who wrote or read them
-    (`policy_prompt_tokens`, `policy_response_tokens`, `generator_prompt_tokens`, `generator_response_tokens`).
+    (`policy_prompt_tokens`, `policy_response_tokens`, `generator_prompt_tokens`, `generator_response_tokens`), and
+    `answer_cut`, 1 where the generator's answer ended at its token limit.
     `recall_by_turn[i]` says whether a gold answer occurs in what was retrieved up to the i-th retrieval (0 is the
     initial one). `timings` are seconds by stage; `cost_usd` is None where no price is known.
     """

@@ -23,7 +23,10 @@ def recall_by_turn(episode: Episode, golds: Sequence[str]) -> tuple[bool, ...]:
 
 
 def counts_of(episode: Episode, answered: Mapping[str, int | None]) -> dict[str, int]:
-    """Searches, turns and tokens. Tokens that no server counted are left out; every call's prompt counts whole."""
+    """Searches, turns, tokens, and whether the generator's answer was cut at its token limit.
+
+    Tokens that no server counted are left out; every call's prompt counts whole.
+    """
     counts = {
         "searches": episode.searches,
         "turns": len(episode.turns),
@@ -33,6 +36,8 @@ def counts_of(episode: Episode, answered: Mapping[str, int | None]) -> dict[str,
     for name in ("prompt_tokens", "response_tokens"):
         if (tokens := answered.get(name)) is not None:
             counts[f"generator_{name}"] = tokens
+    if (cut := answered.get("cut")) is not None:
+        counts["answer_cut"] = int(cut)
     return counts
 
 

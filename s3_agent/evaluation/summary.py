@@ -23,10 +23,10 @@ class Summary(BaseModel):
     """What `summary.json` holds. Accuracies are shares of questions; `rows_per_rollout` must be 1 in a healthy run.
 
     `val_n` counts the questions scored in both passes, `val_missing` those left out because a rollout of theirs failed.
-    `contexts_cut` counts answers from passages that the generator's window did not hold whole, `judge_unclear` verdicts
-    that were neither yes nor no. `nonfinite_steps` are steps whose gradient norm was not a number; `grad_norm_max` is
-    over the others. `test` is what `p_value` is of (`intervals.Difference`). What compares with naive RAG is None in a
-    run without a naive-RAG cache.
+    `contexts_cut` counts answers from passages that the generator's window did not hold whole, `answers_cut` answers
+    that ended at the generator's token limit, `judge_unclear` verdicts that were neither yes nor no. `nonfinite_steps`
+    are steps whose gradient norm was not a number; `grad_norm_max` is over the others. `test` is what `p_value` is of
+    (`intervals.Difference`). What compares with naive RAG is None in a run without a naive-RAG cache.
     """
 
     steps: int
@@ -56,6 +56,7 @@ class Summary(BaseModel):
     searches_before: float
     searches_after: float
     contexts_cut: int
+    answers_cut: int = 0
     judge_unclear: int
     start_up_seconds: dict[str, float]
     wall_seconds: float
@@ -190,6 +191,7 @@ def summarize(
         searches_before=searches(passes[0]),
         searches_after=searches(passes[-1]),
         contexts_cut=counted("context_cut"),
+        answers_cut=counted("answer_cut"),
         judge_unclear=counted("judge_unclear"),
         start_up_seconds=start_up_seconds,
         wall_seconds=wall_seconds,

@@ -17,12 +17,15 @@ _MEASURES = {
     "tokens": ("tokens", "{:.0f}"),
     "seconds": ("seconds", "{:.2f}"),
     "cost_usd": ("US$ a 1000", "{:.3f}"),
+    "answer_cut": ("answers cut", "{:.3f}"),
 }
+_IF_ANY = frozenset({"answer_cut"})
 _SCALE = {"cost_usd": 1000.0}
 _NOTE = (
     "Means over the questions that have a result, 95 % bootstrap intervals. GenAcc: the answer holds a gold answer (or "
     "the judge says so); recall: what was read holds one; tokens: all that policy and generator read and wrote; "
-    "seconds: from question to answer under this load. p: exact McNemar test on the questions of both agents, "
+    "seconds: from question to answer under this load; answers cut: the share that ended at the generator's token "
+    "limit. p: exact McNemar test on the questions of both agents, "
     "corrected for all pairs (Holm)."
 )
 
@@ -45,7 +48,11 @@ def _coverage(agent: AgentResult) -> str:
 
 
 def _means(table: EvaluationTable) -> Grid:
-    measures = [name for name in _MEASURES if any(name in agent.overall for agent in table.agents)]
+    measures = [
+        name
+        for name in _MEASURES
+        if any(name in agent.overall and (name not in _IF_ANY or agent.overall[name].mean) for agent in table.agents)
+    ]
     header = ["agent", "questions", *(_MEASURES[name][0] for name in measures)]
     rows = [[agent.agent, _coverage(agent), *(_cell(agent, name) for name in measures)] for agent in table.agents]
     return Grid("Evaluation", header, rows)

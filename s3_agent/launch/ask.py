@@ -6,17 +6,19 @@ from pathlib import Path
 
 import httpx
 from rich.console import Console, Group
-from rich.markup import escape
+from rich.markup import escape as escape_markup
 from rich.panel import Panel
 
 from s3_agent.agents.settings import AgentName
 from s3_agent.clients.chat_policy import ChatPolicy
+from s3_agent.clients.connections import async_client
 from s3_agent.clients.generator import make_generator
 from s3_agent.clients.http import bearer, call_json
 from s3_agent.clients.policy import CompletionsPolicy, NoPolicy
 from s3_agent.clients.retriever import HttpRetriever
 from s3_agent.clients.tokenizer import load_tokenizer
 from s3_agent.errors import ConfigError, PolicyError
+from s3_agent.guard import printable
 from s3_agent.launch import commands
 from s3_agent.launch.job import require_external, resolve_ports
 from s3_agent.launch.parts import service_parts
@@ -70,14 +72,16 @@ async def _served_name(http: httpx.AsyncClient, url: str) -> str:
 async def _play(
     recipe: Recipe, task: Task, policy_url: str | None, tokenizer: str, *, name: str | None, key: str | None
 ) -> Outcome:
-    async with httpx.AsyncClient(timeout=300.0) as http, httpx.AsyncClient(timeout=300.0, headers=bearer(key)) as own:
+    async with async_client(timeout=300.0) as http, async_client(timeout=300.0, headers=bearer(key)) as own:
         name = name or (policy_url and await _served_name(own, policy_url))
         if policy_url is None or name is None:
             policy = NoPolicy()
         elif recipe.policy.mode == "chat":
             policy = ChatPolicy(own, policy_url, model=name, temperature=0.0, body=recipe.policy.request)
         else:
-            policy = CompletionsPolicy(own, policy_url, load_tokenizer(tokenizer), model=name, temperature=0.0)
+            policy = CompletionsPolicy(
+                own, policy_url, load_tokenizer(tokenizer), model=name, temperature=0.0, repeatable=True
+            )
         return await run_task(
             task,
             recipe.agent,
@@ -85,6 +89,11 @@ async def _play(
             retriever=HttpRetriever(http, commands.retriever_url(recipe)),
             generator=make_generator(http, commands.generator_url(recipe), recipe.generator.client),
         )
+
+
+def escape(text: str) -> str:
+    """`text` for the terminal: neither rich nor the terminal itself takes anything in it for a command."""
+    return escape_markup(printable(text))
 
 
 def _passages(passages: tuple[Passage, ...]) -> str:
@@ -165,7 +174,7 @@ def ask_job(
             outcome = asyncio.run(_play(recipe, task, policy_url, model, name=policy_name, key=policy_key))
     if as_json:
         shown = {"question": question, "answer": outcome.answer, "episode": outcome.episode.model_dump(mode="json")}
-        Console().print_json(data=shown)
+        Console().print_json(data=shown, ensure_ascii=True)  # no control character but as an escape
     else:
         Console().print(episode_view(question, outcome))
     return 0

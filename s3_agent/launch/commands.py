@@ -13,6 +13,7 @@ from s3_agent.errors import ConfigError
 from s3_agent.launch.ports import HOST
 from s3_agent.launch.run import Run
 from s3_agent.launch.serving import has_cpu_vllm
+from s3_agent.names import hydra_value, literal
 from s3_agent.recipe import Recipe
 
 # Without compilation a small generator is ready in two thirds of the time, answers as fast, and needs no C++ compiler.
@@ -49,9 +50,10 @@ def generator_url(recipe: Recipe) -> str | None:
     return settings.url or (f"http://{HOST}:{settings.port}/v1" if settings.hosted else None)
 
 
-def cpu_serving() -> dict[str, Any]:
-    """What a part that is a vLLM server on the CPU has besides its command."""
-    return {"environment": CPU_ENVIRONMENT, "preload": SERVER_MODULES}
+def cpu_serving(*, threads: int | None = None) -> dict[str, Any]:
+    """What a process that is a vLLM server on the CPU has besides its command. `threads` None: one for each core."""
+    limit = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    return {"environment": {**CPU_ENVIRONMENT, **limit}, "preload": SERVER_MODULES}
 
 
 def own_command(command: str, recipe: Path) -> list[str]:
@@ -75,7 +77,7 @@ def write_backend_file(recipe: Recipe) -> None:
     """Write the settings of the recipe's index beside it."""
     path, settings = backend_file(recipe), recipe.retriever.index.model_dump(mode="json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(settings)), encoding="utf-8")
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(literal(settings))), encoding="utf-8")
 
 
 def generator_model(recipe: Recipe) -> str:
@@ -121,11 +123,11 @@ def gateway_command(recipe: Recipe, *, port: int, folder: Path) -> list[str]:
     return [
         *(sys.executable, "-m", "agentlightning.server", f"host={HOST}", f"port={port}"),
         f"key=${{oc.env:{KEY_VARIABLE}}}",
-        f"default_proxy.model_name='{recipe.policy.model}'",
+        f"default_proxy.model_name={hydra_value(recipe.policy.model)}",
         f"default_proxy.train.temperature={recipe.trainer.temperature}",
         "default_proxy.val.temperature=0.0",
         *(
-            f"hydra.run.dir='{folder}'",
+            f"hydra.run.dir={hydra_value(folder)}",
             "hydra.output_subdir=null",
             "hydra/job_logging=none",
             "hydra/hydra_logging=none",

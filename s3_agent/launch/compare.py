@@ -23,6 +23,7 @@ from s3_agent.errors import ConfigError, LaunchError
 from s3_agent.evaluation.comparison import Comparison, TrainedRun, compare, read_run, unseen
 from s3_agent.evaluation.comparison_view import comparison_markdown, terminal_comparison
 from s3_agent.evaluation.page.render import write_report
+from s3_agent.guard import printable
 from s3_agent.launch import commands
 from s3_agent.launch.doctor import require_sound
 from s3_agent.launch.job import require_external, resolve_ports
@@ -208,4 +209,4 @@ def compare_job(recipe: Recipe, request: ComparisonRequest) -> int:
 
 
 def _say(line: str) -> None:
-    console.print(line, highlight=False, soft_wrap=True)
+    console.print(printable(line), highlight=False, markup=False, soft_wrap=True)

@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
-
+from s3_agent.clients.connections import async_client
 from s3_agent.clients.generator import make_generator
 from s3_agent.clients.judge import make_judge
 from s3_agent.clients.prompts import AnswerPrompt
@@ -103,7 +102,7 @@ class AnswerStages:
 
         async def ask(recipe: Recipe, report: Report) -> dict[str, Any]:
             tasks = self._tasks("train", "validation", "test")
-            async with httpx.AsyncClient(timeout=300.0) as http:
+            async with async_client(timeout=300.0) as http:
                 await retrieve_all(
                     tasks,
                     retriever=HttpRetriever(http, retriever_url(recipe)),
@@ -149,7 +148,7 @@ class AnswerStages:
             }
 
         async def ask(recipe: Recipe, fingerprint: Fingerprint, tasks: list[Task], report: Report) -> RagCache:
-            async with httpx.AsyncClient(timeout=300.0) as http:
+            async with async_client(timeout=300.0) as http:
                 return await complete_cache(
                     tasks,
                     self._cache,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from s3_agent.data.published_rows import Form
+from s3_agent.guard import printable
 from s3_agent.recipe import load_recipe
 
 app = typer.Typer(no_args_is_help=True, help="From nothing, or from your own files, to a training set.")
@@ -20,6 +21,11 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be 
 Verify = Annotated[bool, typer.Option("--verify", help="Read every byte again instead of trusting times of change.")]
 Concurrency = Annotated[int, typer.Option(min=1, help="Questions at a time.")]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Answer every question anew in the RAG cache.")]
+
+
+def _say(line: str) -> None:
+    typer.echo(printable(f"data: {line}"), err=True)  # it may hold names out of the data
+
 
 STAGES = {
     "download": "Fetch what the recipe's `data.sources` name.",
@@ -62,7 +68,7 @@ def prepare(
         worked = run_stages(
             ledger,
             stages,
-            say=lambda line: typer.echo(f"data: {line}", err=True),
+            say=_say,
             report=report,
             dry_run=dry_run,
         )
@@ -112,7 +118,7 @@ def import_command(
         base=recipe,
         overrides=overrides or [],
     ):
-        typer.echo(f"data: {line}", err=True)
+        _say(line)
 
 
 class Kind(StrEnum):
@@ -135,7 +141,7 @@ def read_command(
     from s3_agent.data.exchange import read_published
 
     for line in read_published(kind, source, target, task_files=tasks or [], data_source=data_source):
-        typer.echo(f"data: {line}", err=True)
+        _say(line)
 
 
 @app.command("write")
@@ -150,4 +156,4 @@ def write_command(
     from s3_agent.data.exchange import write_published
 
     for line in write_published(kind, source, target, task_files=tasks or [], form=form):
-        typer.echo(f"data: {line}", err=True)
+        _say(line)

@@ -2,10 +2,12 @@
 
 import asyncio
 import hashlib
+import os
+import secrets
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from rich.console import Console
 
 from s3_agent.clients.chat_model import make_chat_model
 from s3_agent.clients.chat_policy import ChatPolicy
+from s3_agent.clients.connections import async_client, get
 from s3_agent.clients.generator import FrozenGenerator
 from s3_agent.clients.http import bearer
 from s3_agent.clients.judge import make_judge
@@ -78,7 +81,7 @@ def _generator_identity(recipe: Recipe) -> dict[str, Any]:
     if settings.hosted:
         return {**identity, "serve": commands.generator_options(recipe)}
     if settings.kind == "openai":
-        response = httpx.get(f"{settings.url}/models", timeout=10.0)
+        response = get(f"{settings.url}/models", timeout=10.0)
         listed = response.json().get("data") if response.status_code == 200 else None
         for model in listed or []:
             if model.get("id") == settings.model:
@@ -139,9 +142,8 @@ def policy_client(one: Contestant, url: str, *, http: httpx.AsyncClient, recipe:
     name = policy.model if policy.url or policy.at_generator else POLICY_NAME
     if policy.mode == "chat":
         return ChatPolicy(http, url, model=name, seed=recipe.seed, body=policy.request, **sampling)
-    return CompletionsPolicy(
-        http, url, load_tokenizer(_tokenizer(policy, recipe)), model=name, seed=recipe.seed, **sampling
-    )
+    tokenizer = load_tokenizer(_tokenizer(policy, recipe))
+    return CompletionsPolicy(http, url, tokenizer, model=name, seed=recipe.seed, repeatable=True, **sampling)
 
 
 def _tokenizer(policy: PolicyUnderTest, recipe: Recipe) -> str:
@@ -153,8 +155,21 @@ def _tokenizer(policy: PolicyUnderTest, recipe: Recipe) -> str:
 
 
 def services_id(out: Path) -> str:
-    """The mark of the services of evaluations into `out`, by which the next one finds what a `kill -9` left running."""
-    return "evaluation-" + key_of(str(out.resolve()))[:16]
+    """The mark of the services of evaluations into `out`, by which the next one finds what a `kill -9` left running.
+
+    It is drawn by chance and kept there, so that nobody else knows it, and is of this folder alone: a copy has another.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / ".services"
+    with suppress(FileExistsError), open(path, "x", opener=_private) as file:
+        file.write(secrets.token_hex(16))
+    place = out.stat()
+    known = [path.read_text(encoding="utf-8"), str(out.resolve()), place.st_dev, place.st_ino]
+    return "evaluation-" + key_of(*known)[:16]
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, mode=0o600)
 
 
 @contextmanager
@@ -208,8 +223,8 @@ async def _ask(
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=request.concurrency * 2)
     timeout = httpx.Timeout(600.0, connect=10.0)
     async with (
-        httpx.AsyncClient(timeout=timeout, limits=limits) as http,
-        httpx.AsyncClient(timeout=timeout, limits=limits, headers=bearer(request.policy_key)) as own,
+        async_client(timeout=timeout, limits=limits) as http,
+        async_client(timeout=timeout, limits=limits, headers=bearer(request.policy_key)) as own,
     ):
         contestants = {unit.contestant.label: unit.contestant for unit in units}
         policies = {
@@ -305,7 +320,7 @@ def _evaluate(
                 progress(result)
 
             async def kept() -> list[Unit]:
-                async with httpx.AsyncClient() as http:
+                async with async_client(timeout=5.0) as http:
                     return await read_kept(pipeline, units, services_of(recipe, http, {}), done=done)
 
             left = asyncio.run(kept())

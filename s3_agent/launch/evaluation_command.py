@@ -12,6 +12,15 @@ from s3_agent.errors import ConfigError
 ALL = ",".join(name for name in get_args(AgentName) if name != "search_r1_agl_chat")
 
 
+PolicyKey = Annotated[
+    str | None,
+    typer.Option(
+        envvar="S3_AGENT_POLICY_KEY", help="The key of the policy's server; `ps` shows it to others: export it instead."
+    ),
+]
+PolicyKeyFile = Annotated[Path | None, typer.Option(help="A file that holds the key of the policy's server.")]
+
+
 class SamplingOption(StrEnum):
     """How policies are sampled."""
 
@@ -59,9 +68,8 @@ def evaluate(
             "agents, the generator's model for the others."
         ),
     ] = "",
-    policy_key: Annotated[
-        str | None, typer.Option(envvar="S3_AGENT_POLICY_KEY", help="The key of the policies' servers.")
-    ] = None,
+    policy_key: PolicyKey = None,
+    policy_key_file: PolicyKeyFile = None,
     run: Annotated[
         list[Path] | None, typer.Option(help="A finished run: its policy, with its settings, plays its agent.")
     ] = None,
@@ -77,6 +85,7 @@ def evaluate(
     at once when nothing is missing. Services without an address are started and stopped. Exit code 1: some are missing.
     """
     from s3_agent.launch.evaluate import EvaluationRequest, evaluate_job
+    from s3_agent.launch.keys import given_key
     from s3_agent.recipe import load_recipe
 
     request = EvaluationRequest(
@@ -85,7 +94,7 @@ def evaluate(
         limit=limit,
         concurrency=concurrency,
         policies=_named(policy),
-        policy_key=policy_key,
+        policy_key=given_key(policy_key, policy_key_file),
         runs=run or (),
         sampling=sampling.value,
         out=out,

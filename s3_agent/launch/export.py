@@ -14,6 +14,7 @@ from s3_agent.launch import commands
 from s3_agent.launch.resume import STEP_FOLDER, checkpoint_steps, latest_step
 from s3_agent.launch.run import Run
 from s3_agent.launch.stack import last_lines
+from s3_agent.rollout.process import ending_with_parent
 
 
 def has_weights(folder: Path) -> bool:
@@ -47,8 +48,13 @@ def _merge(actor: Path, target: Path, *, log: Path) -> None:
     # The merger works on the CPU; what it sees of a GPU it would only take memory of.
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     with log.open("ab") as output:
+        command = ending_with_parent(commands.merge_command(actor, target))
         done = subprocess.run(
-            commands.merge_command(actor, target), stdout=output, stderr=subprocess.STDOUT, env=environment, check=False
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            check=False,
         )
     if done.returncode or not has_weights(target):
         raise S3AgentError(

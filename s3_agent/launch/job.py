@@ -1,7 +1,6 @@
 """The main job: one recipe, every part it needs, one summary; and going on with it after it was killed."""
 
 import json
-import os
 import platform
 import secrets
 import shutil
@@ -14,17 +13,19 @@ from pathlib import Path
 import httpx
 from rich.console import Console
 
-from s3_agent.agl.train import KEY_VARIABLE
 from s3_agent.agl.verl_config import TrainerRecipe, TrainerSettings
+from s3_agent.clients.connections import get
 from s3_agent.clients.http import bearer
 from s3_agent.data.prepared import prepare_tasks
 from s3_agent.data.tasks import read_jsonl
 from s3_agent.errors import ConfigError, LaunchError
 from s3_agent.evaluation.report import closing_table
 from s3_agent.evaluation.summary import Summary, summarize
+from s3_agent.guard import printable
 from s3_agent.launch import commands
 from s3_agent.launch.contract import agent_class_of, env_map_of
 from s3_agent.launch.export import export_policy
+from s3_agent.launch.keys import KEY_REMEDY, with_gateway_key
 from s3_agent.launch.parts import service_parts, training_parts
 from s3_agent.launch.ports import listening, reserve_port
 from s3_agent.launch.progress import Progress
@@ -66,7 +67,7 @@ def require_external(recipe: Recipe) -> None:
             continue
         try:
             # A refusal is an answer: some servers have no health check, or ask for a key.
-            status = httpx.get(url, timeout=10.0).status_code
+            status = get(url, timeout=10.0).status_code
         except httpx.HTTPError as cause:
             raise LaunchError(
                 f"the {name} at {url} does not answer: {cause}", remedy=f"start it, or leave {name}.url out"
@@ -79,7 +80,7 @@ def require_empty_gateway(recipe: Recipe) -> None:
     """Somebody's own gateway must hold no rollouts of the killed run: our pool would play them. Raises LaunchError."""
     if recipe.gateway.url is None:
         return
-    waiting = httpx.get(
+    waiting = get(
         recipe.gateway.url + "/api/rollouts",
         params={"state_in": ["queuing", "running"], "limit": 1},
         headers=bearer(recipe.gateway.key),
@@ -141,16 +142,14 @@ def resume_job(name: str, overrides: Sequence[str] = ()) -> int:
         raise ConfigError(f"there is no run {name!r}", remedy=f"give the folder of one, or its name below {runs}")
     run = Run(found[0])
     recipe = load_recipe(str(run.recipe), overrides)
-    key = os.environ.get(KEY_VARIABLE)  # a gateway's key is in no file
-    if recipe.gateway.key is None and key:
-        recipe = recipe.model_copy(update={"gateway": recipe.gateway.model_copy(update={"key": key})})
     return _train(recipe, run, resumed=True)
 
 
 def _train(recipe: Recipe, run: Run, *, resumed: bool) -> int:
     started = time.monotonic()
+    recipe = with_gateway_key(recipe)
     if recipe.gateway.url and not recipe.gateway.key:
-        raise ConfigError("a gateway of your own needs its key", remedy=f"set gateway.key=… or {KEY_VARIABLE}")
+        raise ConfigError("a gateway of your own needs its key", remedy=KEY_REMEDY)
     if recipe.policy.mode != "tokens":
         raise ConfigError("chat messages carry no token ids to train on", remedy="leave policy.mode=tokens")
     require_external(recipe)
@@ -234,7 +233,7 @@ def _play(recipe: Recipe, run: Run, *, generation: int) -> dict[str, float]:
 
 
 def _say(line: str) -> None:
-    console.print(line, highlight=False, soft_wrap=True)
+    console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
 
 def _close(run: Run, summary: Summary) -> None:

@@ -1,19 +1,20 @@
 """Somebody's own corpus and questions, made into what the other stages take, with a recipe that names them."""
 
 import random
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from s3_agent.data.corpora import check_corpus, passages_of
 from s3_agent.data.documents import passages_of_folder
-from s3_agent.data.files import write_rows, write_whole
+from s3_agent.data.files import write_rows
 from s3_agent.data.questions import Dropped, own_questions, usable
 from s3_agent.data.splitting import Splitter
 from s3_agent.data.tables import Row, read_rows
 from s3_agent.data.tasks import load_tasks
 from s3_agent.errors import DataError
+from s3_agent.launch.run import write_recipe
+from s3_agent.names import recipe_name
 from s3_agent.recipe import load_recipe
 
 SPLIT_SEED = 0
@@ -77,13 +78,12 @@ def import_own(
     }
     named = Path(base)
     if any(getattr(recipe.data, field) != value for field, value in own.items()):
-        recipe = recipe.model_copy(update={"name": into.name, "data": recipe.data.model_copy(update=own)})
-        values = recipe.model_dump(mode="json", exclude_none=True, exclude={"gateway": {"key"}})
+        recipe = recipe.model_copy(update={"name": recipe_name(into), "data": recipe.data.model_copy(update=own)})
         named = into / "recipe.yaml"
-        write_whole(named, OmegaConf.to_yaml(OmegaConf.create(values)))
+        write_recipe(named, recipe)
     yield f"{count} passages, {len(train)} questions to train on, {len(held_out)} to validate on: {into}"
     if blank:
         yield f"left out {len(blank)} without text, the first: {', '.join(blank[:5])}"
     if dropped.counts:
         yield f"dropped questions: {dropped.text()}"
-    yield f"next: s3-agent data all --recipe {named}"
+    yield f"next: s3-agent data all --recipe {shlex.quote(str(named))}"

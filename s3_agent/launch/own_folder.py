@@ -5,11 +5,13 @@ It is put together from the shipped examples: the recipe is `cpu` with other dat
 """
 
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from s3_agent.errors import ConfigError
+from s3_agent.names import recipe_name
 from s3_agent.shipped import EXAMPLES
 
 AGENT = "my_agent:OneLook"
@@ -69,9 +71,8 @@ def lay_out(folder: Path) -> Iterator[str]:
             path = EXAMPLES / source
             copy = shutil.copytree if path.is_dir() else shutil.copyfile
             copy(path, folder / target)
-        name = re.sub(r"[^A-Za-z0-9_.-]+", "-", folder.resolve().name).strip("-") or "own"
-        (folder / "recipe.yaml").write_text(own_recipe(name), encoding="utf-8")
+        (folder / "recipe.yaml").write_text(own_recipe(recipe_name(folder)), encoding="utf-8")
     except OSError as cause:
         raise ConfigError(f"{folder} can not be written: {cause}", remedy="name a folder of yours") from cause
     yield f"{folder}: recipe.yaml, my_agent.py, documents, questions.jsonl"
-    yield f"next: cd {folder}, and the commands of its README.md"
+    yield f"next: cd {shlex.quote(str(folder))}, and the commands of its README.md"

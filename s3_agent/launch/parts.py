@@ -9,7 +9,7 @@ from s3_agent.agl.train import KEY_VARIABLE
 from s3_agent.launch import commands
 from s3_agent.launch.gpus import gpu_environment, shared_with
 from s3_agent.launch.run import Run
-from s3_agent.launch.serving import has_cpu_vllm
+from s3_agent.launch.serving import generator_threads, has_cpu_vllm
 from s3_agent.launch.stack import Part
 from s3_agent.recipe import Recipe
 
@@ -52,7 +52,7 @@ def service_parts(recipe: Recipe, run: Run) -> list[Part]:
     if recipe.generator.hosted and recipe.asks_generator:
         ready = f"http://127.0.0.1:{recipe.generator.port}/health"
         remedy = "check generator.model and generator.serve, and that memory is left for vLLM"
-        served: dict[str, Any] = commands.cpu_serving() if has_cpu_vllm() else {}
+        served: dict[str, Any] = commands.cpu_serving(threads=generator_threads(recipe)) if has_cpu_vllm() else {}
         parts.append(_own(recipe, run, "generator", "generator", ready, remedy=remedy, **served))
     return parts
 

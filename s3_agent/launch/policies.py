@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from s3_agent.agents.methods import METHODS, named
+from s3_agent.clients.connections import async_client
 from s3_agent.clients.http import bearer, call_json
 from s3_agent.errors import ConfigError, PolicyError
 from s3_agent.evaluation.contestants import Contestant, PolicyUnderTest, SamplingName, sampling_of
@@ -41,7 +40,7 @@ def model_identity(model: str) -> dict[str, Any]:
 
 
 async def _served(url: str, key: str | None) -> dict[str, Any]:
-    async with httpx.AsyncClient(timeout=30.0, headers=bearer(key)) as http:
+    async with async_client(timeout=30.0, headers=bearer(key)) as http:
         models = await call_json(http, "GET", url + "/models", error=PolicyError, patience_s=10.0)
     try:
         return dict(models["data"][0])

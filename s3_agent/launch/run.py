@@ -10,14 +10,16 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from s3_agent.data.files import write_whole
 from s3_agent.errors import ConfigError
+from s3_agent.names import literal
 from s3_agent.recipe import Recipe
 
 
 def write_recipe(path: Path, recipe: Recipe) -> None:
-    """Write a recipe that can be loaded again, without the gateway's key."""
+    """Write a recipe that can be loaded again as it is, without the gateway's key."""
     values = recipe.model_dump(mode="json", exclude={"gateway": {"key"}})
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(values)), encoding="utf-8")
+    write_whole(path, OmegaConf.to_yaml(OmegaConf.create(literal(values))))
 
 
 class Run:

@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 import time
@@ -23,6 +24,7 @@ import httpx
 import psutil
 import structlog
 
+from s3_agent.clients.connections import client, sparing_loopback
 from s3_agent.errors import LaunchError
 from s3_agent.launch.requirements import require_for_process
 from s3_agent.preloaded import VARIABLE, server_command, write_executable
@@ -86,6 +88,26 @@ def scratch_folder(run_id: str) -> Path:
     return Path(tempfile.gettempdir()) / f"s3-{hashlib.blake2b(run_id.encode(), digest_size=4).hexdigest()}"
 
 
+def make_private(folder: Path) -> None:
+    """An empty folder that nobody else can enter, in place of one that an earlier process of ours left.
+
+    Its name may be known to other users of a shared temporary folder. Raises LaunchError when one of them, or a link,
+    was there first.
+    """
+    try:
+        folder.mkdir(mode=0o700)
+        return
+    except FileExistsError:
+        found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        raise LaunchError(
+            f"{folder} is there and is not a folder of this user",
+            remedy="have it removed, or set TMPDIR to a folder of your own",
+        )
+    shutil.rmtree(folder)
+    folder.mkdir(mode=0o700)
+
+
 def _signal(processes: Sequence[psutil.Process], number: int) -> None:
     for process in processes:
         try:
@@ -145,19 +167,19 @@ class Stack:
             require_for_process(part.name, part.command)
         self.run_id = run_id
         self._scratch = scratch_folder(run_id)
-        self._scratch.mkdir(mode=0o700, exist_ok=True)
+        make_private(self._scratch)
         self._parts = {part.name: part for part in _with_preloaded(parts, self._scratch)}
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._ready: dict[str, float] = {}
         self._started: dict[str, float] = {}
-        self._http = httpx.Client(timeout=2.0, trust_env=False)  # no proxy between us and our own parts
+        self._http = client(timeout=2.0)
         unknown = {need for part in parts for need in part.needs} - self._parts.keys()
         assert not unknown, f"needed, but no part of this run: {unknown}"
         self._marks = {
             MARKER: run_id,
             # vLLM renames its processes through setproctitle, which would write over the environment we look at.
             "SPT_NOENV": "1",
-            "NO_PROXY": ",".join(filter(None, (os.environ.get("NO_PROXY"), "127.0.0.1"))),
+            **sparing_loopback(os.environ),
             "TMPDIR": str(self._scratch),  # sockets and sessions of vLLM and Ray go with the run
         }
 

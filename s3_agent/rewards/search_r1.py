@@ -1,4 +1,7 @@
-"""Search-R1's rewards, on what the policy and its environment wrote after the prompt (spec §8.3, §11 E6)."""
+"""Search-R1's rewards, on what the policy and its environment wrote after the prompt (spec §8.3, §11 E6).
+
+The form is that of the whole text. An answer is only what the policy wrote: the environment's hint names the tags too.
+"""
 
 import re
 from collections.abc import Sequence
@@ -24,16 +27,21 @@ _NEXT = {
 _INSIDE = {"think", "search", "information", "answer"}
 
 
-def final_answer(response: str) -> str | None:
-    """The body of the last `<answer>` of the response; None when there is none."""
-    found = list(bodies(response, "answer"))
-    return found[-1].strip() if found else None
+def final_answer(*responses: str) -> str | None:
+    """The body of the last `<answer>` that stands whole in one of the responses; None when there is none."""
+    for response in reversed(responses):
+        if found := list(bodies(response, "answer")):
+            return found[-1].strip()
+    return None
+
+
+def _is_gold(answer: str | None, golds: Sequence[str]) -> bool:
+    return answer is not None and answer_match.exact_match(answer, golds)
 
 
 def exact_match(response: str, golds: Sequence[str]) -> bool:
     """Whether the last `<answer>` of the response is a gold, both normalised."""
-    answer = final_answer(response)
-    return answer is not None and answer_match.exact_match(answer, golds)
+    return _is_gold(final_answer(response), golds)
 
 
 def well_formed(response: str) -> bool:
@@ -56,26 +64,39 @@ def _retrieved(response: str, golds: Sequence[str]) -> bool:
 
 
 def format_reward(
-    response: str, golds: Sequence[str], *, structure: float = 0.2, final: float = 0.1, retrieval: float = 0.0
+    text: str,
+    golds: Sequence[str],
+    *,
+    responses: Sequence[str] | None = None,
+    structure: float = 0.2,
+    final: float = 0.1,
+    retrieval: float = 0.0,
 ) -> float:
-    """Exact match with credit for form (Search-R1 v0.3): 0 to 1.
+    """Exact match with credit for form (Search-R1 v0.3): 0 to 1. `responses` are the policy's own in `text`, None all.
 
     Right and well formed 1, right only 1 - `structure`; well formed only `structure`, and `retrieval` more when some
     information block holds a gold; a wrong answer in no form `final`; none at all 0.
     """
-    formed = well_formed(response)
-    if exact_match(response, golds):
+    answer = final_answer(*((text,) if responses is None else responses))
+    formed = well_formed(text)
+    if _is_gold(answer, golds):
         return 1.0 if formed else 1.0 - structure
     if formed:
-        return structure + (retrieval if _retrieved(response, golds) else 0.0)
-    return 0.0 if final_answer(response) is None else final
+        return structure + (retrieval if _retrieved(text, golds) else 0.0)
+    return 0.0 if answer is None else final
 
 
-def own_answer(task: Task, response: str, *, mode: Literal["exact_match", "format"]) -> RewardResult:
-    """The reward of an agent that answers by itself; `accuracy` is exact match, as in Search-R1's paper."""
-    matched = float(exact_match(response, task.golden_answers))
-    scored = format_reward(response, task.golden_answers)
+def own_answer(
+    task: Task, text: str, *, responses: Sequence[str] | None = None, mode: Literal["exact_match", "format"]
+) -> RewardResult:
+    """The reward of an agent that answers by itself; `accuracy` is exact match, as in Search-R1's paper.
+
+    `responses` are what the policy wrote of `text`; None says all of it.
+    """
+    golds = task.golden_answers
+    matched = float(_is_gold(final_answer(*((text,) if responses is None else responses)), golds))
+    scored = format_reward(text, golds, responses=responses)
     return RewardResult(
         value=matched if mode == "exact_match" else scored,
-        metrics={"accuracy": matched, "exact_match": matched, "format": float(well_formed(response))},
+        metrics={"accuracy": matched, "exact_match": matched, "format": float(well_formed(text))},
     )

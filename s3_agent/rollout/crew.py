@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class Crew:
         self._monitor = monitor
         self._native: dict[int, _Member] = {}
         self._forked: list[_Member] = []
-        self._starting = 0
+        self._starting: Counter[str] = Counter()
         self._changed = asyncio.Condition()
         self._start_slots = asyncio.Semaphore(STARTS_AT_A_TIME)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -111,12 +112,23 @@ class Crew:
             except TimeoutError as cause:
                 raise WorkerLost("a worker for the class did not get ready") from cause
             finally:
-                self._starting -= 1
+                self._starting[agent_class] -= 1
         try:
             yield member.link
         finally:
             member.busy = 0
             await self._notify()
+
+    async def retire(self, agent_class: str) -> None:
+        """End the idle workers of a class that can not be loaded, and what they are forked from with the last."""
+        own = [each for each in self._forked if each.agent_class == agent_class]
+        for idle in (each for each in own if not each.busy):
+            self._forked.remove(idle)
+            idle.link.kill()
+        await self._notify()
+        if not self._starting[agent_class] and all(each.agent_class != agent_class for each in self._forked):
+            del self._starting[agent_class]
+            await self._launcher.retire(agent_class)
 
     async def _free_forked(self, agent_class: str) -> _Member | None:
         """An idle worker of the class; None when one is to be started, for which there is room then."""
@@ -126,8 +138,8 @@ class Crew:
                 if own := next((each for each in idle if each.agent_class == agent_class), None):
                     own.busy = 1
                     return own
-                if len(self._forked) + self._starting < self._processes:
-                    self._starting += 1
+                if len(self._forked) + self._starting.total() < self._processes:
+                    self._starting[agent_class] += 1
                     return None
                 if idle:
                     self._forked.remove(idle[0])

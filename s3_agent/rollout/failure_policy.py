@@ -12,6 +12,7 @@ from s3_agent.rollout.jobs import Failure
 
 WORKER = "worker"
 AGENT = "agent"
+REWARD = "reward"
 TIMEOUT = "timeout"
 DEADLINE = "deadline"
 IMPORT = "agent-import"
@@ -27,7 +28,7 @@ class FailurePolicy(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    retried: frozenset[str] = frozenset({"policy", "retriever", "generator", "judge", "reward", WORKER, AGENT, TIMEOUT})
+    retried: frozenset[str] = frozenset({"policy", "retriever", "generator", "judge", REWARD, WORKER, AGENT, TIMEOUT})
     first_wait_s: float = Field(default=0.5, ge=0)
     longest_wait_s: float = Field(default=30.0, ge=0)
     attempt_timeout_s: float | None = Field(default=None, gt=0)

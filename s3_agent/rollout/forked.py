@@ -222,6 +222,11 @@ class _Lines:
     def __init__(self, source: socket.socket) -> None:
         self.source, self._rest = source, b""
 
+    @property
+    def waiting(self) -> bool:
+        """Whether a message was received already with an earlier one: the socket does not show it."""
+        return b"\n" in self._rest
+
     def next(self) -> dict[str, Any] | None:
         """The next message; None at the end."""
         while b"\n" not in self._rest:
@@ -257,17 +262,20 @@ def _run(job: dict[str, Any], agent_class: str, lines: _Lines) -> dict[str, Any]
     ended = timed_out = cancelled = gone = False
     while not (ended or timed_out or cancelled or gone):
         left = job["seconds"] - (time.monotonic() - started)
-        ready = [descriptor for descriptor, _ in poll.poll(max(0.0, min(left, 3600.0)) * 1000)]
+        patience_s = 0.0 if lines.waiting else max(0.0, min(left, 3600.0))
+        ready = [descriptor for descriptor, _ in poll.poll(patience_s * 1000)]
         if output in ready and not reader.read():
             poll.unregister(output)
-        if worker.fileno() in ready:
+        if lines.waiting or worker.fileno() in ready:
             message = lines.next()
             gone = message is None
             cancelled = message is not None and message.get("cancel") == job["attempt_id"]
         ended = process in ready
         timed_out = not ended and left <= 0
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)  # before it is reaped: its id can not be anybody else's yet
+    # Before it is reaped: its id can not be anybody else's yet. By itself, too: it may not lead its group yet.
+    for kill in (os.killpg, os.kill):
+        with contextlib.suppress(ProcessLookupError):
+            kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
     kill_children()
     os.close(process)

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from s3_agent.errors import ConfigError
 
 
 class _Message(BaseModel):
@@ -28,6 +30,16 @@ class Job(_Message):
     environment: dict[str, str] = {}
     log_path: str | None = None
 
+    def as_json(self) -> str:
+        """What a worker reads. Raises ConfigError for an input that is no text in UTF-8."""
+        try:
+            return self.model_dump_json()
+        except ValueError as cause:
+            raise ConfigError(
+                f"the input of rollout {self.rollout_id} can not be sent to a worker: {cause}",
+                remedy="correct that row of the data set: half a surrogate pair is no character",
+            ) from cause
+
 
 class Failure(_Message):
     """Why an attempt failed, by boundary. Not `retried`: the same attempt would fail in the same way again."""
@@ -36,16 +48,22 @@ class Failure(_Message):
     message: str
     retried: bool = True
 
+    @field_validator("message", mode="before")
+    @classmethod
+    def _can_be_sent(cls, message: Any) -> Any:
+        """What failed may hold half a surrogate pair, and must be reported all the same."""
+        return message.encode(errors="backslashreplace").decode() if isinstance(message, str) else message
+
 
 class Report(_Message):
-    """What came of an attempt: a reward for the supervisor to post, or a failure.
+    """What came of an attempt: a finite reward for the supervisor to post, or a failure.
 
     `record` holds fields of the rollout's EpisodeRecord; `output` is the end of what an env-contract class printed,
     which posts its reward itself.
     """
 
     attempt_id: str
-    reward: float | None = None
+    reward: float | None = Field(default=None, allow_inf_nan=False)
     failure: Failure | None = None
     record: dict[str, Any] = {}
     output: str = ""

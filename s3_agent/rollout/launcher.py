@@ -36,7 +36,10 @@ class Link(Protocol):
     name: str
 
     async def play(self, job: Job) -> Report:
-        """Play one attempt. Raises WorkerLost when the process dies first. Cancelling gives the attempt up."""
+        """Play one attempt. Raises WorkerLost when the process dies first, ConfigError for a job that can not be sent.
+
+        Cancelling gives the attempt up.
+        """
         ...
 
     async def wait_lost(self) -> str:
@@ -62,6 +65,10 @@ class Launcher(Protocol):
         """
         ...
 
+    async def retire(self, agent_class: str) -> None:
+        """End what workers of the class are forked from: there are none of them left."""
+        ...
+
     async def close(self) -> None:
         """End everything that was started."""
         ...
@@ -82,13 +89,20 @@ class SocketLink:
         self._reading = asyncio.create_task(self._read(reader))
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
-        with contextlib.suppress(ConnectionError):
+        garbled = ""
+        try:
             while line := await reader.readline():
                 report = Report.model_validate_json(line)
                 if (waiting := self._waiting.get(report.attempt_id)) and not waiting.done():
                     waiting.set_result(report)
+        except ConnectionError:
+            pass
+        except ValueError as cause:  # no report can be told from the next one any more
+            garbled = f"it sent what is no report: {str(cause)[:300]}"
+            self.kill()
         self._writer.close()
         reason = await self._zygote.reason(self.pid)
+        reason = garbled or reason
         self._lost.set_result(reason)
         for waiting in self._waiting.values():
             if not waiting.done():
@@ -97,9 +111,10 @@ class SocketLink:
     async def play(self, job: Job) -> Report:
         if self._lost.done() or self._writer.is_closing():
             raise WorkerLost("it had ended already")
+        sent = job.as_json().encode() + b"\n"
         future = self._waiting[job.attempt_id] = asyncio.get_running_loop().create_future()
         try:
-            self._writer.write(job.model_dump_json().encode() + b"\n")
+            self._writer.write(sent)
             return await future
         except asyncio.CancelledError:
             self._writer.write(json.dumps({"cancel": job.attempt_id}).encode() + b"\n")
@@ -268,6 +283,10 @@ class LocalLauncher:
             self._unsafe.add(agent_class)
             return await self._forked_zygote(agent_class, names)
         return zygote
+
+    async def retire(self, agent_class: str) -> None:
+        if zygote := self._zygotes.pop(agent_class, None):
+            await zygote.close()
 
     async def _replace(self, key: str | None, zygote: Zygote) -> Zygote:
         if old := self._zygotes.get(key):

@@ -14,6 +14,7 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field
 
 from s3_agent.agents.settings import AgentName
+from s3_agent.clients.connections import async_client
 from s3_agent.clients.generator import GeneratorSettings, make_generator
 from s3_agent.clients.judge import JudgeSettings, make_judge
 from s3_agent.clients.policy import CompletionsPolicy
@@ -52,7 +53,7 @@ class WorkerSettings(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """A scored attempt. `record` holds fields of the rollout's EpisodeRecord."""
+    """A scored attempt: a finite reward, and in `record` fields of the rollout's EpisodeRecord, which JSON can hold."""
 
     reward: float
     record: dict[str, Any] = field(default_factory=dict)
@@ -62,7 +63,10 @@ class NativeAgent(Protocol):
     """An agent made once in each worker process as `Class(settings)`, which plays many jobs at a time."""
 
     async def play(self, job: Job) -> Played | float:
-        """Play and score one attempt. Raises BoundaryError for what could not be reached: then it is tried again."""
+        """Play and score one attempt. Raises BoundaryError for what could not be reached: then it is tried again.
+
+        An attempt that returns anything but a finite Python number or Played with one fails, and is tried again.
+        """
         ...
 
     async def close(self) -> None:
@@ -79,7 +83,7 @@ def _tls() -> ssl.SSLContext:
 def http_client(settings: WorkerSettings, headers: dict[str, str] | None = None) -> httpx.AsyncClient:
     """A client for as many calls at a time as a worker plays rollouts."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=settings.concurrency * 2)
-    return httpx.AsyncClient(timeout=httpx.Timeout(300.0, connect=10.0), limits=limits, headers=headers, verify=_tls())
+    return async_client(timeout=httpx.Timeout(300.0, connect=10.0), limits=limits, headers=headers, verify=_tls())
 
 
 class RecipeAgent:
@@ -98,6 +102,8 @@ class RecipeAgent:
     def preload(settings: WorkerSettings) -> None:
         """Load what all worker processes share."""
         load_tokenizer(settings.policy_tokenizer)
+        if settings.generator.tokenizer:
+            load_tokenizer(settings.generator.tokenizer)
         _tls()
 
     async def play(self, job: Job) -> Played:

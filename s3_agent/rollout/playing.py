@@ -7,7 +7,7 @@ failed attempt is tried again under a new id, on another worker, as the failure 
 import asyncio
 import time
 from collections.abc import Awaitable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -21,7 +21,7 @@ from s3_agent.errors import ConfigError, GatewayError, S3AgentError
 from s3_agent.rollout.contract import class_path, environment_of
 from s3_agent.rollout.crew import Crew
 from s3_agent.rollout.episode_log import EpisodeLog
-from s3_agent.rollout.failure_policy import DEADLINE, NOT_ALLOWED, TIMEOUT, WORKER
+from s3_agent.rollout.failure_policy import DEADLINE, IMPORT, NOT_ALLOWED, REWARD, TIMEOUT, WORKER
 from s3_agent.rollout.jobs import Failure, Job, Report
 from s3_agent.rollout.launcher import Link, WorkerLost
 from s3_agent.rollout.monitor import Monitor
@@ -104,11 +104,12 @@ class Player:
                 run.attempt_id = self.new_attempt_id()
                 await self._gateway.new_attempt(run.rollout_id, run.attempt_id)
             started = time.monotonic()
-            attempt = await self._attempt(run, run.attempt_id, policy.seconds(run.left))
+            attempt = await self._attempt(run, run.attempt_id)
             run.worker = attempt.worker
-            failure, output = attempt.report.failure, attempt.report.output
+            report = await self._rewarded(run, attempt.report)
+            failure, output = report.failure, report.output
             if failure is None:
-                await self._succeed(run, run.attempt_id, attempt.report)
+                await self._succeed(run, run.attempt_id, report)
                 return
             self._note(run, failure, seconds=time.monotonic() - started)
             run.attempt_id = None
@@ -150,32 +151,63 @@ class Player:
             message = f"the rollout's {run.seconds:.0f} s passed in attempt {run.attempts}; {message}"
         return Failure(boundary=told.boundary, message=message)
 
-    async def _attempt(self, run: Run, attempt_id: str, seconds: float) -> _Attempt:
-        """Have one attempt played. A worker that neither answers in time nor dies is killed."""
+    async def _attempt(self, run: Run, attempt_id: str) -> _Attempt:
+        """Have one attempt played. A worker that neither answers in time nor dies is killed.
+
+        The attempt's time begins when it has a worker; it waits for one until the rollout's deadline.
+        """
         if not run.native and not self._allowed(run.agent_class or ""):
             message = f"{run.agent_class} is not among the classes that this pool may run (--allow-agent)"
             return _refused(attempt_id, NOT_ALLOWED, message)
         try:
-            job = self._job(run, attempt_id, seconds)
+            job = self._job(run, attempt_id)
         except ConfigError as cause:
             return _refused(attempt_id, cause.boundary, cause.message)
         link: Link | None = None
+        waited = run.left
         try:
-            async with asyncio.timeout(seconds + HUNG_AFTER_S) as limit, self._worker(run, job) as link:
-                try:
-                    return _Attempt(await link.play(job), link.name)
-                except asyncio.CancelledError:
-                    if limit.expired():
-                        link.kill()
-                    raise
+            async with AsyncExitStack() as held:
+                async with asyncio.timeout(waited):
+                    link = await held.enter_async_context(self._worker(run, job))
+                seconds = self._settings.failure_policy.seconds(max(0.0, run.left))
+                report = await self._play_on(link, job.model_copy(update={"seconds": seconds}))
+            if report.failure and report.failure.boundary == IMPORT:
+                await self._crew.retire(run.agent_class or "")
+            return _Attempt(report, link.name)
         except TimeoutError:
-            what = "the worker hung and was killed" if link else "no worker became free"
-            failure = Failure(boundary=TIMEOUT, message=f"{what} after {seconds:.0f} s")
+            failure = Failure(boundary=TIMEOUT, message=f"no worker became free within {waited:.0f} s")
         except WorkerLost as cause:
             failure = Failure(boundary=WORKER, message=f"{link.name if link else 'a worker'} was lost: {cause}")
         except S3AgentError as cause:
             failure = Failure(boundary=cause.boundary, message=str(cause), retried=False)
         return _Attempt(Report(attempt_id=attempt_id, failure=failure), link.name if link else "")
+
+    @staticmethod
+    async def _play_on(link: Link, job: Job) -> Report:
+        """The worker's report; one that says so of a worker that had to be killed. Raises WorkerLost."""
+        try:
+            async with asyncio.timeout(job.seconds + HUNG_AFTER_S) as limit:
+                try:
+                    return await link.play(job)
+                except asyncio.CancelledError:
+                    if limit.expired():
+                        link.kill()
+                    raise
+        except TimeoutError:
+            message = f"the worker hung and was killed after {job.seconds:.0f} s"
+            return Report(attempt_id=job.attempt_id, failure=Failure(boundary=TIMEOUT, message=message))
+
+    async def _rewarded(self, run: Run, report: Report) -> Report:
+        """The report with its reward. An attempt without one has failed: the trainer would fill in a zero."""
+        if report.failure is not None or report.reward is not None:
+            return report
+        reward, message = None, "the worker reported neither a reward nor a failure"
+        if not run.native:  # it has posted the reward itself
+            reward = await self._gateway.reward(run.rollout_id)
+            message = "the class exited with code 0 and posted no reward that is a finite number"
+        if reward is None:
+            return report.model_copy(update={"failure": Failure(boundary=REWARD, message=message)})
+        return report.model_copy(update={"reward": reward})
 
     def _worker(self, run: Run, job: Job) -> AbstractAsyncContextManager[Link]:
         if run.native:
@@ -186,7 +218,8 @@ class Player:
         allowed, path = self._settings.allowed, class_path(agent_class) or ""
         return not allowed or any(fnmatchcase(path, pattern) for pattern in allowed)
 
-    def _job(self, run: Run, attempt_id: str, seconds: float) -> Job:
+    def _job(self, run: Run, attempt_id: str) -> Job:
+        """The job, whose time is not set yet. Raises ConfigError."""
         rollout, log_path, environment = run.rollout, None, {}
         policy_url = self._gateway.policy_url(rollout, attempt_id)
         event_url = self._gateway.url + self._gateway.event_path(rollout.rollout_id, attempt_id)
@@ -201,7 +234,7 @@ class Player:
             input=rollout.input,
             policy_url=policy_url,
             event_url=event_url,
-            seconds=seconds,
+            seconds=0.0,
             seed=rollout.metadata.seed,
             agent_class=run.agent_class,
             environment=environment,
@@ -210,12 +243,9 @@ class Player:
 
     async def _succeed(self, run: Run, attempt_id: str, report: Report) -> None:
         reward, reporting = report.reward, time.monotonic()
-        if reward is not None:
+        assert reward is not None, "an attempt without a reward has failed"
+        if run.native:  # a class has posted its own
             await self._gateway.post_reward(run.rollout_id, attempt_id, reward)
-        else:  # an env-contract class has posted it
-            reward = await self._gateway.reward(run.rollout_id)
-            if reward is None:
-                log.warning("the class posted no reward: the trainer will fill in its own", rollout_id=run.rollout_id)
         reported = await self._report(self._gateway.succeed(run.rollout_id, attempt_id))
         record = dict(report.record)
         record["timings"] = {**record.get("timings", {}), "report_s": time.monotonic() - reporting}

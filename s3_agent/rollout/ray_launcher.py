@@ -80,9 +80,12 @@ class RayLink:
             return str(cause)
 
     async def play(self, job: Job) -> Report:
-        reference = self._actor.play.remote(job.model_dump_json())
+        reference = self._actor.play.remote(job.as_json())
         try:
             return Report.model_validate_json(await self._answer(reference))
+        except ValueError as cause:
+            self.kill()
+            raise WorkerLost(f"it sent what is no report: {str(cause)[:300]}") from cause
         except asyncio.CancelledError:
             self._ray.cancel(reference)
             raise
@@ -138,6 +141,9 @@ class RayLauncher:
     async def start_forked(self, agent_class: str, *, names: tuple[str, ...] = ()) -> RayLink:
         self._number += 1
         return await self._start(_ForkedActor, f"{agent_class}-{self._number}", agent_class, names, concurrency=3)
+
+    async def retire(self, agent_class: str) -> None:
+        """Nothing is left: each actor ends with what it forks from."""
 
     async def close(self) -> None:
         for link in self._links:

@@ -27,7 +27,7 @@ class AgentSettings(AgentChoice):
     """
 
     reward: RewardName = "accuracy"
-    search_cost: float = Field(default=0.0, ge=0)
+    search_cost: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -105,7 +105,7 @@ async def run_task(
     answer, reward = await score_episode(task, episode, settings, generator=generator, judge=judge)
     if settings.search_cost:
         charged = reward.value - settings.search_cost * episode.searches
-        reward = reward.model_copy(update={"value": charged})
+        reward = RewardResult(value=charged, metrics=reward.metrics)
     return Outcome(
         episode=episode,
         answer=answer,

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from s3_agent.agents.search_r1 import scored_text
+from s3_agent.agents.search_r1 import scored_responses, scored_text
 from s3_agent.clients.answer_cache import asked_model
-from s3_agent.clients.generator import Generator
+from s3_agent.clients.generator import Generator, answer_cut
 from s3_agent.clients.judge import Judge
 from s3_agent.clients.prompts import AnswerPrompt
 from s3_agent.rewards.answer_match import exact_match, span_match, token_f1
@@ -53,10 +53,11 @@ async def score_generated(
     """The generator's answer from the selected passages, and its reward. Raises GeneratorError and JudgeError."""
     shown = await generator.fit(task.question, episode.selected, prompt=prompt)
     asked_model.set(True)
+    answer_cut.set(False)
     answer = await generator.answer(task.question, shown, prompt=prompt)
     kept = {"answer_kept": float(not asked_model.get())}
+    cut = {"context_cut": float(shown != episode.selected), "answer_cut": float(answer_cut.get())}
     reward = await score_answer(task, answer, mode=mode, judge=judge)
-    cut = {"context_cut": float(shown != episode.selected)}
     return answer, reward.model_copy(update={"metrics": {**reward.metrics, **cut, **kept}})
 
 
@@ -69,4 +70,5 @@ async def score_answer(task: Task, answer: str | None, *, mode: RewardMode, judg
 
 def score_own(task: Task, episode: Episode, *, form: bool) -> tuple[str | None, RewardResult]:
     """The policy's own answer, None when it gave none, and Search-R1's reward for it."""
-    return episode.answer, own_answer(task, scored_text(episode), mode="format" if form else "exact_match")
+    mode = "format" if form else "exact_match"
+    return episode.answer, own_answer(task, scored_text(episode), responses=scored_responses(episode), mode=mode)

@@ -39,6 +39,7 @@ def _of(records: Sequence[EpisodeRecord]) -> dict[str, float]:
         "invalid_actions": _mean(turn.action is None or turn.action.kind is ActionKind.INVALID for turn in turns),
         "answers_kept": _mean(record.metrics.get("answer_kept") for record in ended),
         "contexts_cut": _mean(record.metrics.get("context_cut") for record in ended),
+        "answers_cut": _mean(record.metrics.get("answer_cut") for record in ended),
         "judge_unclear": _mean(record.metrics.get("judge_unclear") for record in ended),
     }
     counts = {

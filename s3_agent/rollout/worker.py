@@ -1,9 +1,12 @@
 """A native worker process: plays many attempts at a time and reports what came of each. It never patches a rollout.
 
-It ends when its socket does, so that no worker of a killed supervisor goes on reporting.
+It ends when its socket does, so that no worker of a killed supervisor goes on reporting. Every attempt gets a report,
+whatever its agent returns or raises: the supervisor would wait for a missing one until the rollout's deadline.
 """
 
 import asyncio
+import json
+import math
 import os
 import socket
 import traceback
@@ -13,7 +16,8 @@ from typing import Any
 import structlog
 
 from s3_agent.errors import BoundaryError, S3AgentError
-from s3_agent.rollout.failure_policy import AGENT, TIMEOUT
+from s3_agent.logs import set_up_log
+from s3_agent.rollout.failure_policy import AGENT, REWARD, TIMEOUT
 from s3_agent.rollout.jobs import Failure, Job, Report
 from s3_agent.rollout.native import NativeAgent, Played, RecipeAgent, WorkerSettings, native_class
 
@@ -37,30 +41,61 @@ class NativeWorker:
         return self._agents[kind]
 
     async def play(self, job: Job) -> Report:
-        """Play one attempt; whatever goes wrong is in the report."""
+        """Play one attempt; whatever goes wrong is in the report. Raises CancelledError when it is given up."""
         limit = asyncio.timeout(job.seconds)
         try:
             async with limit:
                 played = await self._agent(job.agent_class).play(job)
+            return _report(job, played)
         except BoundaryError as cause:
             # Refused, not unreachable: the same request would be refused again.
             return _failed(job, cause.boundary, str(cause), retried=cause.status is None)
         except S3AgentError as cause:
             return _failed(job, cause.boundary, f"{cause.boundary}: {cause}", retried=False)
-        except Exception as cause:
+        except asyncio.CancelledError as cause:
+            if (playing := asyncio.current_task()) and playing.cancelling():
+                raise
+            return _raised(job, cause)
+        except (Exception, SystemExit) as cause:  # an agent that exits must not take its neighbours along
             if limit.expired():
                 return _failed(job, TIMEOUT, f"the attempt did not end within {job.seconds:.1f} s")
-            where = traceback.format_exc(limit=-3)
-            log.warning("the agent raised", rollout_id=job.rollout_id, error=where)
-            return _failed(job, AGENT, f"{type(cause).__name__}: {cause}")
-        if not isinstance(played, Played):
-            played = Played(reward=float(played))
-        return Report(attempt_id=job.attempt_id, reward=played.reward, record=played.record)
+            return _raised(job, cause)
 
     async def close(self) -> None:
         """Close the agents."""
         for agent in self._agents.values():
             await agent.close()
+
+
+def _report(job: Job, played: Any) -> Report:
+    """The report of an attempt that ended by itself: a reward, or what is wrong with it."""
+    reward, record = (played.reward, played.record) if isinstance(played, Played) else (played, {})
+    if not isinstance(reward, int | float):
+        kind = f"{type(reward).__module__}.{type(reward).__qualname__}".removeprefix("builtins.")
+        return _failed(
+            job, REWARD, f"the agent returned {kind} for a reward: return a Python number, or Played with one"
+        )
+    try:
+        value = float(reward)
+    except OverflowError:
+        value = math.inf
+    if not math.isfinite(value):
+        return _failed(job, REWARD, f"the agent's reward is {value}: it must be a finite number")
+    report = Report(attempt_id=job.attempt_id, reward=value, record=record)
+    try:
+        report.model_dump_json()
+    except Exception as cause:
+        return _failed(job, AGENT, f"the agent's record can not be written as JSON: {_described(cause)}")
+    return report
+
+
+def _described(cause: BaseException) -> str:
+    return "".join(traceback.format_exception_only(cause)).strip()
+
+
+def _raised(job: Job, cause: BaseException) -> Report:
+    log.warning("the agent raised", rollout_id=job.rollout_id, error=traceback.format_exc(limit=-3))
+    return _failed(job, AGENT, _described(cause))
 
 
 def _failed(job: Job, boundary: str, message: str, *, retried: bool = True) -> Report:
@@ -72,25 +107,25 @@ async def _serve(worker: NativeWorker, connection: socket.socket) -> None:
     playing: dict[str, asyncio.Task[None]] = {}
 
     async def play(job: Job) -> None:
-        try:
-            report = await worker.play(job)
-            writer.write(report.model_dump_json().encode() + b"\n")
-            await writer.drain()
-        finally:
-            del playing[job.attempt_id]
+        report = await worker.play(job)
+        writer.write(report.model_dump_json().encode() + b"\n")
+        await writer.drain()
 
     while line := await reader.readline():
         if line.startswith(b'{"cancel"'):
-            if task := playing.get(line.decode().split('"')[3]):
+            if task := playing.get(json.loads(line)["cancel"]):
                 task.cancel()
             continue
         job = Job.model_validate_json(line)
-        playing[job.attempt_id] = asyncio.create_task(play(job))
+        task = playing[job.attempt_id] = asyncio.create_task(play(job))
+        # By a callback: a task that is cancelled before it has begun runs none of its own code.
+        task.add_done_callback(lambda _, attempt_id=job.attempt_id: playing.pop(attempt_id))
     os._exit(SUPERVISOR_LOST)
 
 
 def prepare_native(settings_json: str) -> Callable[[socket.socket], None]:
     """Load what the workers share; the body of each. Raises ConfigError for what none of them could work with."""
+    set_up_log()
     settings = WorkerSettings.model_validate_json(settings_json)
     RecipeAgent.preload(settings)
     for agent_class in settings.native_agents:

@@ -1,8 +1,13 @@
 """Native agents that fail once, which a file marks, since each attempt may have a process of its own; and a witness."""
 
+import asyncio
 import fcntl
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import numpy
 
 from s3_agent.rollout.jobs import Job
 from s3_agent.rollout.native import Played, RecipeAgent
@@ -39,6 +44,56 @@ class RaisesOnce(_Once):
         if self.first(job):
             raise RuntimeError("once")
         return 0.5
+
+
+ODD_RESULTS: dict[str, Callable[[], Any]] = {
+    "None": lambda: None,
+    "nan": lambda: float("nan"),
+    "infinite": lambda: Played(reward=float("-inf")),
+    "too large": lambda: 10**400,
+    "numpy": lambda: numpy.float32(0.5),
+    "numpy in the record": lambda: Played(reward=0.5, record={"metrics": {"a": numpy.int64(1)}}),
+    "text": lambda: "1.0",
+    "half a surrogate": lambda: Played(reward=0.5, record={"answer": "\ud800"}),
+    "no record": lambda: Played(reward=0.5, record=None),  # pyright: ignore[reportArgumentType]
+    "itself": lambda: Played(reward=0.5, record=_circle()),
+}
+ODD_ENDS: dict[str, Callable[[], BaseException]] = {
+    "half a surrogate raised": lambda: RuntimeError("\ud800"),
+    "raised without words": lambda: _Wordless(),
+    "exited": lambda: SystemExit(0),
+    "cancelled itself": lambda: asyncio.CancelledError(),
+}
+
+
+class _Wordless(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+def _circle() -> dict[str, Any]:
+    circle: dict[str, Any] = {}
+    circle["itself"] = circle
+    return circle
+
+
+class EndsOddly(_Once):
+    """Returns or raises at its first try what no agent may (`input["odd"]`), and 0.5 afterwards.
+
+    A neighbour, which has no `odd`, plays until the file `input["until"]` is there.
+    """
+
+    async def play(self, job: Job) -> Any:
+        if "odd" not in job.input:
+            while not Path(job.input["until"]).exists():
+                await asyncio.sleep(0.01)
+            return 1.0
+        if not self.first(job):
+            return 0.5
+        await asyncio.sleep(0)
+        if make := ODD_RESULTS.get(job.input["odd"]):
+            return make()
+        raise ODD_ENDS[job.input["odd"]]()
 
 
 class OneAtATime(RecipeAgent):

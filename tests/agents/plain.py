@@ -90,10 +90,21 @@ class FailsOnce:
 
 
 class EndsWithoutReward:
-    """Leaves the reward to the trainer's hooks."""
+    """Exits as one that succeeded, and posts no reward that is a finite number."""
 
     def run(self) -> None:
+        if reward := os.environ.get("REWARD"):
+            content = f'{{"event_type": "reward", "data": {{"value": {reward}}}}}'
+            headers = {"Authorization": f"Bearer {os.environ['AGL_KEY']}", "Content-Type": "application/json"}
+            httpx.post(os.environ["AGL_EVENT_URL"], content=content, headers=headers).raise_for_status()
         sys.exit(0)
+
+
+class Sleeps:
+    """Sleeps for as many seconds as it is told to."""
+
+    def run(self) -> None:
+        time.sleep(float(os.environ["SECONDS"]))
 
 
 not_a_class = 1

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,12 @@ spawning.set_forkserver_preload(["s3_agent.launch.data_stages", "retrieval_serve
 
 
 def hub_at(url: str) -> dict[str, str]:
-    """What huggingface_hub takes from HF_ENDPOINT when it is imported."""
+    """What huggingface_hub takes from HF_ENDPOINT when it is imported, by where it keeps it."""
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
     return {
-        "ENDPOINT": url,
-        "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}",
+        "constants.ENDPOINT": url,
+        "constants.HUGGINGFACE_CO_URL_TEMPLATE": template,
+        "file_download.HUGGINGFACE_CO_URL_TEMPLATE": template,  # which releases before 1.0 read
     }
 
 
@@ -81,7 +84,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         retriever = stack.enter_context(serve(retriever_app(Finder())))
         answering = stack.enter_context(serve(generator_app(generator)))
         for name, value in hub_at(url).items():
-            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+            monkeypatch.setattr(f"huggingface_hub.{name}", value, raising=False)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
         monkeypatch.setattr("s3_agent.data.fetching.WAIT_S", 0.0)
         recipe = tmp_path / "recipe.yaml"
@@ -154,8 +157,9 @@ def _child(recipe: str, overrides: list[str], url: str, cache: str, events: int 
     from s3_agent.data.stages import Ledger, run_stages
     from s3_agent.launch.data_stages import DataStages
 
-    for name, value in hub_at(url).items():
-        setattr(constants, name, value)
+    for place, value in hub_at(url).items():
+        module, name = place.split(".")
+        setattr(import_module(f"huggingface_hub.{module}"), name, value)
     constants.HF_HUB_CACHE, fetching.WAIT_S = cache, 0.0
     resolved = load_recipe(recipe, overrides)
     count = 0
@@ -478,3 +482,24 @@ def test_two_at_once_are_refused(world: World, tmp_path: Path) -> None:
 
     with Ledger(tmp_path / "data").held(), pytest.raises(DataError, match="another process prepares"):
         prepare(world, tmp_path / "data")
+
+
+def test_a_mirror_that_names_other_folders_writes_nothing(world: World, tmp_path: Path) -> None:
+    class Mirror(FakeHub):
+        def listing(self, repo: str) -> dict[str, Any]:
+            listing = super().listing(repo)
+            for sibling in listing["siblings"]:
+                if "lfs" in sibling:
+                    sibling["lfs"]["sha256"] = "../../../../outside"
+            return listing
+
+    mirror = fake_hub()
+    with (
+        serve(hub_app(Mirror(data_sets=mirror.data_sets, raw=mirror.raw))) as url,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in hub_at(url).items():
+            patch.setattr(f"huggingface_hub.constants.{name}", value)
+        with pytest.raises(DataError, match="can not be one"):
+            prepare(world, tmp_path / "data", wanted="download")
+    assert not list(tmp_path.rglob("outside*")) and not (tmp_path / "hf").exists()

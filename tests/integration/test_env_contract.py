@@ -15,7 +15,7 @@ from benchmarks.real_gateway import KEY, GatewayApi
 from s3_agent.rollout.failure_policy import FailurePolicy
 from s3_agent.rollout.native import WorkerSettings
 from s3_agent.rollout.settings import PoolSettings
-from tests.pool_harness import ROOT, gone, pool_settings, records, started, task, until
+from tests.pool_harness import QUICK, ROOT, gone, pool_settings, records, started, task, until
 
 PLAIN = "tests.agents.plain"
 ENV_MAP = {
@@ -146,6 +146,26 @@ def test_a_class_that_fails_is_tried_again_and_its_reward_does_not_count(
     assert "about to fail" in (logs / f"{failure.attempt_id}.log").read_text()
 
 
+def test_a_class_that_ends_well_without_a_finite_reward_has_failed(
+    gateway: GatewayApi, settings: PoolSettings, worker: WorkerSettings
+) -> None:
+    rewards = ["", "NaN", "Infinity", "-1e999", "1" + "0" * 400, "true", "null", '"1.0"']
+    rollouts = [play(gateway, f"{PLAIN}:EndsWithoutReward", task(1), REWARD=reward)[0] for reward in rewards]
+    twice = settings.model_copy(update={"failure_policy": QUICK.model_copy(update={"most_attempts": 2})})
+    with started(twice, worker) as pool:
+        until(lambda: ended(gateway, rollouts))
+        assert pool.stop() == 0
+    for rollout_id in rollouts:
+        status, record = gateway.status(rollout_id), records(settings)[rollout_id]
+        assert status["state"] == "failed" and "posted no reward" in status["error_message"]
+        assert gateway.events(rollout_id) == []
+        assert (record.attempts, record.reward, {failure.boundary for failure in record.failures}) == (
+            2,
+            None,
+            {"reward"},
+        )
+
+
 def test_a_class_that_does_not_load_fails_its_rollout_and_not_the_pool(
     gateway: GatewayApi, settings: PoolSettings, worker: WorkerSettings
 ) -> None:
@@ -161,6 +181,8 @@ def test_a_class_that_does_not_load_fails_its_rollout_and_not_the_pool(
     [good] = play(gateway, f"{PLAIN}:AsksThePolicy", task(1))
     with started(settings, worker) as pool:
         until(lambda: ended(gateway, [*bad.values(), good]))
+        # The processes that fork: one for native agents, one for the class that loads.
+        until(lambda: len(pool.zygotes()) == 2)
         assert pool.stop() == 0
     for agent_class, rollout_id in bad.items():
         status = gateway.status(rollout_id)
@@ -185,13 +207,13 @@ def test_only_allowed_classes_run_and_a_missing_field_is_named(
     gateway: GatewayApi, settings: PoolSettings, worker: WorkerSettings
 ) -> None:
     [refused] = play(gateway, "os:system", task(1))
-    [other] = play(gateway, f"{PLAIN}.EndsWithoutReward", task(1))
+    [other] = play(gateway, f"{PLAIN}.AsksThePolicy", task(1))
     [unmapped] = play(gateway, f"{PLAIN}:AsksThePolicy", task(1), WRONG="input.no.such")
     with started(settings.model_copy(update={"allowed": ("tests.agents.*:*",)}), worker) as pool:
         until(lambda: ended(gateway, [refused, other, unmapped]))
         assert pool.stop() == 0
     assert "os:system is not among the classes" in gateway.status(refused)["error_message"]
-    assert gateway.status(other)["state"] == "succeeded" and gateway.rewards(other) == []
+    assert gateway.status(other)["state"] == "succeeded" and gateway.rewards(other) == [1.0]
     assert "local.env_map path not found: input.no.such" in gateway.status(unmapped)["error_message"]
 
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -15,8 +16,9 @@ import pytest
 
 from s3_agent.errors import LaunchError
 from s3_agent.launch import stack as stack_module
+from s3_agent.launch.evaluate import services_id
 from s3_agent.launch.ports import listening
-from s3_agent.launch.stack import Part, Stack, own_processes
+from s3_agent.launch.stack import Part, Stack, own_processes, scratch_folder
 
 ROOT = Path(__file__).parents[2]
 SERVER = """
@@ -253,7 +255,13 @@ def test_a_signal_to_the_launcher_leaves_nothing(
     assert own_processes(run_id) == []
 
 
-@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs util-linux")
+def until_gone(part: int) -> None:
+    deadline = time.monotonic() + 20
+    while alive(part):
+        assert time.monotonic() < deadline, "the part outlives its launcher"
+        time.sleep(0.05)
+
+
 def test_a_launcher_that_is_killed_takes_its_parts_along(tmp_path: Path, run_id: str) -> None:
     pid_file = tmp_path / "pid"
     writes = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(300)"
@@ -262,10 +270,78 @@ def test_a_launcher_that_is_killed_takes_its_parts_along(tmp_path: Path, run_id:
     part = wait_for(pid_file)
     launcher.kill()
     launcher.wait()
-    deadline = time.monotonic() + 20
-    while alive(part):
-        assert time.monotonic() < deadline, "the part outlives its launcher"
-        time.sleep(0.05)
+    until_gone(part)
+
+
+def test_a_launcher_that_is_killed_needs_no_setpriv(tmp_path: Path, run_id: str) -> None:
+    """With nothing on PATH but what the test puts there."""
+    pid_file = tmp_path / "pid"
+    writes = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(300)"
+    arguments = [writes, str(pid_file), str(tmp_path / "part.log"), run_id]
+    command = [sys.executable, "-c", LAUNCHER, *arguments]
+    launcher = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PATH": str(tmp_path)})
+    part = wait_for(pid_file)
+    launcher.kill()
+    launcher.wait()
+    until_gone(part)
+
+
+def test_a_part_has_the_signals_of_a_fresh_process(tmp_path: Path, run_id: str) -> None:
+    shell = shutil.which("sh")
+    assert shell
+    part = Part(name="part", command=[shell, "-c", "grep SigIgn /proc/self/status"], log=tmp_path / "log")
+    with Stack([part], run_id=run_id) as stack:
+        stack.run("part")
+    ignored = int((tmp_path / "log").read_text().split()[1], 16)
+    assert not ignored & (1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1)
+
+
+def test_a_scratch_folder_is_for_its_user_alone_and_empty(tmp_path: Path, run_id: str) -> None:
+    folder = scratch_folder(run_id)
+    folder.mkdir(mode=0o777)
+    (folder / "python.socket").touch()  # as a killed launcher leaves it
+    with Stack([server(tmp_path, "own")], run_id=run_id):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert list(folder.iterdir()) == []
+    assert not folder.exists()
+
+
+def test_a_scratch_folder_that_is_a_link_is_refused(tmp_path: Path, run_id: str) -> None:
+    target = tmp_path / "of-another"
+    target.mkdir()
+    (target / "file").touch()
+    folder = scratch_folder(run_id)
+    folder.symlink_to(target)
+    try:
+        with pytest.raises(LaunchError, match=r"(?s)not a folder of this user.*TMPDIR"):
+            Stack([server(tmp_path, "own")], run_id=run_id)
+        assert (target / "file").exists()
+    finally:
+        folder.unlink()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+def test_a_scratch_folder_of_another_user_is_refused(tmp_path: Path, run_id: str) -> None:
+    folder = scratch_folder(run_id)
+    folder.mkdir(mode=0o700)
+    os.chown(folder, 65534, 65534)
+    try:
+        with pytest.raises(LaunchError, match="not a folder of this user"):
+            Stack([server(tmp_path, "own")], run_id=run_id)
+        assert folder.stat().st_uid == 65534
+    finally:
+        folder.rmdir()
+
+
+def test_evaluations_have_a_mark_that_nobody_can_guess_and_a_copy_has_another(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    mark = services_id(out)
+    assert services_id(out) == mark
+    assert stat.S_IMODE((out / ".services").stat().st_mode) == 0o600
+    shutil.copytree(out, tmp_path / "copy")
+    assert services_id(tmp_path / "copy") != mark
+    shutil.rmtree(out)
+    assert services_id(out) != mark
 
 
 def test_a_missing_command_names_the_part(tmp_path: Path, run_id: str) -> None:

@@ -1,6 +1,7 @@
 """What an installation brings: a light core, the shipped assets, and a lock that any machine can use."""
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -37,6 +38,9 @@ PINS = {
 
 def toml(name: str) -> dict[str, Any]:
     return tomllib.loads((ROOT / name).read_text(encoding="utf-8"))
+
+
+VERSION = toml("pyproject.toml")["project"]["version"]
 
 
 @pytest.fixture(scope="module")
@@ -140,15 +144,47 @@ def test_an_editable_installation_has_no_copies() -> None:
     assert not (Path(sysconfig.get_path("purelib")) / "s3_agent").exists()
 
 
-def test_a_wheel_built_from_the_sdist_is_the_same(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)]
-    subprocess.run(build, cwd=ROOT, capture_output=True, check=True, timeout=60)
-    [sdist] = tmp_path.glob("s3_agent-*.tar.gz")
-    with tarfile.open(sdist) as archive:
-        archive.extractall(tmp_path, filter="data")
-    [source] = [path for path in tmp_path.iterdir() if path.is_dir()]
-    (tmp_path / "made").mkdir()
-    made = zipfile.ZipFile(build_wheel(tmp_path / "made", root=source))
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """What is uploaded: sdist and, built from it, the wheel, by `python -m build`."""
+    folder = tmp_path_factory.mktemp("release")
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder)]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {"".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix: path for path in folder.iterdir()}
+
+
+def test_the_release_is_one_that_an_index_takes(release: dict[str, Path]) -> None:
+    check = [sys.executable, "-m", "twine", "check", "--strict", *map(str, release.values())]
+    done = subprocess.run(check, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(path.name.split("-")[1].removesuffix(".tar.gz") for path in release.values()) == [VERSION] * 2
+
+
+def test_a_wheel_built_from_the_sdist_is_the_same(wheel: zipfile.ZipFile, release: dict[str, Path]) -> None:
+    made = zipfile.ZipFile(release[".whl"])
     assert {entry.filename: entry.CRC for entry in made.infolist()} == {
         entry.filename: entry.CRC for entry in wheel.infolist()
     }
+
+
+def test_the_sdist_holds_everything_that_git_does(release: dict[str, Path]) -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("no git checkout")
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    with tarfile.open(release[".tar.gz"]) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    assert {name for name in tracked.split("\0") if name and (ROOT / name).exists()} <= packed
+
+
+def test_the_version_is_the_same_wherever_it_is_named() -> None:
+    images = [path.read_text(encoding="utf-8") for path in (ROOT / "examples/s3/k8s").iterdir()]
+    assert {tag for text in images for tag in re.findall(r"s3-agent:([\w.]+)", text)} == {VERSION}
+    unreleased, newest = re.findall(
+        r"^## \[([^]]+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE
+    )[:2]
+    assert (unreleased, newest) == ("Unreleased", VERSION)
+    printed = subprocess.run(
+        [sys.executable, "-m", "s3_agent.cli", "--version"], capture_output=True, text=True, timeout=60
+    )
+    assert printed.stdout.split() == [VERSION]

@@ -23,6 +23,7 @@ from s3_agent.rollout.failure_policy import FailurePolicy
 from s3_agent.rollout.native import WorkerSettings
 from s3_agent.rollout.pool import GATEWAY_LOST, only_pool_of
 from s3_agent.rollout.settings import PoolSettings
+from tests.agents.native import ODD_ENDS, ODD_RESULTS
 from tests.pool_harness import (
     NORWAY,
     QUICK,
@@ -301,6 +302,20 @@ async def test_a_lost_answer_loses_no_rollout_and_no_line(
     assert (record.state, record.reported, record.attempts) == ("succeeded", True, 1)
 
 
+async def test_a_policy_call_whose_answer_was_lost_makes_no_second_row(
+    gateway: GatewayApi, settings: PoolSettings, worker: WorkerSettings
+) -> None:
+    [rollout_id] = gateway.enqueue(task(1))
+    with unreliable(gateway, ["v1/completions"]) as url:
+        through = settings.model_copy(update={"gateway_url": url})
+        await work(gateway, [rollout_id], make_supervisor(through, worker))
+    record = records(settings)[rollout_id]
+    assert (record.state, record.attempts) == ("succeeded", 2)
+    assert [failure.boundary for failure in record.failures] == ["policy"]
+    kinds = [event["event_type"] for event in gateway.events(rollout_id)]
+    assert kinds == ["model_request", "model_request", "reward"], "the agent has seen every call of its attempt"
+
+
 async def test_a_rollout_that_somebody_else_ended_is_written_down_as_that(
     gateway: GatewayApi, settings: PoolSettings, worker: WorkerSettings
 ) -> None:
@@ -414,6 +429,31 @@ def test_a_native_agent_that_raises_is_tried_again(
     [failure] = records(settings)[rollout_id].failures
     assert (failure.boundary, failure.message) == ("agent", "RuntimeError: once")
     assert gateway.rewards(rollout_id) == [0.5]
+
+
+def test_whatever_an_agent_returns_or_raises_ends_its_attempt_alone(
+    gateway: GatewayApi, settings: PoolSettings, worker: WorkerSettings, tmp_path: Path
+) -> None:
+    agent, gate = "tests.agents.native:EndsOddly", tmp_path / "gate"
+    odd = {
+        name: gateway.enqueue({"odd": name, "mark": str(tmp_path / name)}, agent_class=agent)[0]
+        for name in (*ODD_RESULTS, *ODD_ENDS)
+    }
+    [neighbour] = gateway.enqueue({"until": str(gate)}, agent_class=agent)
+    own = worker.model_copy(update={"native_agents": (agent,), "concurrency": len(odd) + 1})
+    with started(settings, own) as pool:
+        until(lambda: gateway.states([*odd.values()]) <= {"succeeded", "failed"})
+        gate.touch()
+        until(lambda: gateway.states([neighbour]) <= {"succeeded", "failed"})
+        assert pool.stop() == 0
+    ended = records(settings)
+    assert (ended[neighbour].attempts, ended[neighbour].reward, ended[neighbour].failures) == (1, 1.0, [])
+    for name, rollout_id in odd.items():
+        assert gateway.rewards(rollout_id) == [0.5], name
+        [failure] = ended[rollout_id].failures
+        unrewarded = name in ("None", "nan", "infinite", "too large", "numpy", "text")
+        assert failure.boundary == ("reward" if unrewarded else "agent"), name
+        assert failure.message
 
 
 def test_settings_that_no_worker_could_use_end_the_pool_with_the_reason(

@@ -4,14 +4,20 @@ import asyncio
 import json
 import multiprocessing
 import os
+import pickle
 import sqlite3
+import threading
+import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from s3_agent.clients import answer_cache
-from s3_agent.clients.answer_cache import CachedChat, asked_model, content_address
+from s3_agent.clients.answer_cache import MOST_FAILURES, CachedChat, asked_model, content_address
+from s3_agent.clients.answer_store import ASIDE, AnswerStore
 from s3_agent.clients.chat_model import Message, ModelSettings
 from s3_agent.errors import GeneratorError
 
@@ -153,6 +159,129 @@ async def test_a_locked_cache_is_passed_by(tmp_path: Path, monkeypatch: pytest.M
         assert await chat.reply(ASKED) == "reply 2"
         lock.execute("ROLLBACK")
     assert chat.counts["bypassed"] == 1
+
+
+class Harmless:
+    """Unpickling it makes a file, and does nothing else."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def store_of_an_earlier_version(folder: Path, value: object) -> None:
+    """As diskcache lays it out: mode 4 has its reader unpickle the value."""
+    with closing(sqlite3.connect(folder / "cache.db")) as file:
+        file.execute("CREATE TABLE Settings (key TEXT NOT NULL UNIQUE, value)")
+        file.execute("CREATE TABLE Cache (rowid INTEGER PRIMARY KEY, key BLOB, raw INTEGER, mode INTEGER, value BLOB)")
+        key = content_address(SETTINGS, ASKED)
+        file.execute("INSERT INTO Cache (key, raw, mode, value) VALUES (?, 1, 4, ?)", (key, pickle.dumps(value)))
+        file.commit()
+
+
+async def test_a_store_of_an_earlier_version_is_left_aside_and_runs_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = tmp_path / "made-by-unpickling"
+    store_of_an_earlier_version(tmp_path, Harmless(made))
+    before = (tmp_path / "cache.db").read_bytes()
+    model = Model()
+    chats = [cached(model, tmp_path) for _ in range(3)]
+    assert await asyncio.gather(*(chat.reply(ASKED) for chat in chats)) == ["reply 1"] * 3
+    assert not made.exists()
+    assert (tmp_path / ASIDE).read_bytes() == before
+    assert f"store={tmp_path / ASIDE}" in capsys.readouterr().out
+
+
+PICKLED = pickle.dumps("x")
+
+
+@pytest.mark.parametrize("value", [PICKLED, "no JSON", "[" * 5000, "9" * 5000, '["x"]', 3, '{"a": "b"}'])
+async def test_a_row_that_holds_no_reply_is_none(value: Any, tmp_path: Path) -> None:
+    chat = cached(Model(), tmp_path)
+    await chat.reply([{"role": "user", "content": "opens the file"}])
+    with closing(sqlite3.connect(tmp_path / "cache.db")) as file:
+        row = (content_address(SETTINGS, ASKED), value, time.time())
+        file.execute("INSERT OR IGNORE INTO replies (key, reply, kept) VALUES (?, ?, ?)", row)
+        file.commit()
+    assert [await chat.reply(ASKED) for _ in range(2)] == ["reply 2"] * 2
+    assert chat.counts["bypassed"] == 0
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        "CREATE TRIGGER t AFTER INSERT ON leases BEGIN DELETE FROM replies; END",
+        "CREATE VIEW v AS SELECT * FROM replies",
+        "CREATE TABLE more (x)",
+    ],
+)
+async def test_a_store_with_tables_of_others_is_not_used(foreign: str, tmp_path: Path) -> None:
+    await cached(Model(), tmp_path).reply(ASKED)
+    with closing(sqlite3.connect(tmp_path / "cache.db")) as file:
+        file.execute(foreign)
+    chat = cached(Model(), tmp_path)
+    assert await chat.reply(ASKED) == "reply 1"
+    assert chat.counts == {"bypassed": 1}
+
+
+async def test_a_locked_store_stops_no_other_work_and_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    released = threading.Event()
+    waiting: list[str] = []
+
+    class Locked(AnswerStore):
+        """Waits like a locked file, for as long as the test wants."""
+
+        def claim(self, key: str, holder: str, *, seconds: float) -> Any:
+            waiting.append(key)
+            assert released.wait(60)
+            raise sqlite3.OperationalError("database is locked")
+
+    monkeypatch.setattr(answer_cache, "AnswerStore", Locked)
+    chat = cached(Model(), tmp_path)
+    asking = [
+        asyncio.create_task(chat.reply([{"role": "user", "content": str(number)}]))
+        for number in range(MOST_FAILURES + 5)
+    ]
+    while not waiting:
+        await asyncio.sleep(0)  # the loop runs while the store waits in its thread
+    released.set()
+    assert len(set(await asyncio.gather(*asking))) == len(asking)
+    assert len(waiting) == MOST_FAILURES
+    assert chat.counts == {"bypassed": len(asking)}
+    assert capsys.readouterr().out.count("given up for this run") == 1
+    assert await chat.reply(ASKED) and len(waiting) == MOST_FAILURES
+
+
+async def test_a_lock_that_passes_is_no_reason_to_give_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answer_cache, "LOCK_WAIT_S", 0)
+    chat = cached(Model(), tmp_path)
+    await chat.reply(ASKED)
+    for number in range(MOST_FAILURES + 1):
+        with closing(sqlite3.connect(tmp_path / "cache.db", isolation_level=None)) as lock:
+            lock.execute("BEGIN EXCLUSIVE")
+            await chat.reply([{"role": "user", "content": f"locked {number}"}])
+        await chat.reply([{"role": "user", "content": f"free {number}"}])
+    assert (chat.counts["bypassed"], chat.counts["calls"]) == (MOST_FAILURES + 1, MOST_FAILURES + 2)
+
+
+async def test_the_oldest_replies_give_way(tmp_path: Path) -> None:
+    store = AnswerStore(tmp_path, max_bytes=1 << 20, wait_s=1)
+    for number in range(700):
+        store.end(str(number), "holder", "x" * 4000)
+    assert store.kept("0") is None and store.kept("699") is not None
+    assert sum(file.stat().st_size for file in tmp_path.glob("cache.db")) < 3 << 20
+
+
+async def test_a_reply_with_half_a_surrogate_pair_is_kept(tmp_path: Path) -> None:
+    store = AnswerStore(tmp_path, max_bytes=1 << 20, wait_s=1)
+    store.end("key", "holder", "a\ud800")
+    kept = store.kept("key")
+    assert kept is not None and kept.reply == "a\ud800"
 
 
 @pytest.mark.parametrize(

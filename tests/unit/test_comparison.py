@@ -62,11 +62,49 @@ def test_an_agents_score_is_the_mean_of_its_seeds_question_by_question(validatio
     assert s3.after.n == QUESTIONS == found.naive_rag.n if found.naive_rag else False
     assert s3.after.mean == pytest.approx(sum(means.values()) / QUESTIONS)
     assert s3.after_by_seed == pytest.approx([sum(one.after.values()) / QUESTIONS for one in runs])
-    tested: Any = wilcoxon([means[key] - NAIVE[key] for key in NAIVE])
+    tested: Any = wilcoxon([round(3 * (means[key] - NAIVE[key])) for key in NAIVE])
     assert s3.gain.p_value == pytest.approx(float(tested.pvalue))
     assert s3.gain.low < s3.gain.gain < s3.gain.high
     assert [(part.hops, part.n) for part in s3.by_hops] == [("1", 20), ("2", 40)]
     assert [part.naive_rag for part in s3.by_hops] == [1.0, 0.0]
+
+
+def steps(label: str, *, before: list[int], after: list[int]) -> list[TrainedRun]:
+    """Runs of three seeds that are right on a question as often as told."""
+    return [
+        run(label, seed, after=0.0).model_copy(
+            update={
+                side: {key: float(seed < count) for key, count in zip(NAIVE, counts, strict=True)}
+                for side, counts in (("before", before), ("after", after))
+            }
+        )
+        for seed in range(3)
+    ]
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+@pytest.mark.parametrize("down", [1, 2, 3])
+def test_steps_of_one_seed_are_ties_wherever_they_begin(validation: Path, at: int, down: int) -> None:
+    still = [1] * (QUESTIONS - 32)
+    before = [at] * 20 + [down] * 12 + still
+    after = [at + 1] * 20 + [down - 1] * 12 + still
+    [row] = compare(
+        steps("s3", before=before, after=after), validation=validation, shuffled=None, frozen=None, split=unseen([], [])
+    ).agents
+    assert (row.gain.test, row.gain.p_value) == ("wilcoxon", pytest.approx(0.1573, abs=5e-5))
+    assert row.gain.gain == pytest.approx(8 / 3 / QUESTIONS)
+
+
+def test_as_many_steps_up_as_down_are_no_gain_at_all(validation: Path) -> None:
+    counts = [0, 1, 2, 3] * (QUESTIONS // 4)
+    found = compare(
+        steps("s3", before=counts, after=counts[::-1]),
+        validation=validation,
+        shuffled=None,
+        frozen=None,
+        split=unseen([], []),
+    )
+    assert (found.agents[0].gain.gain, found.agents[0].gain.p_value) == (0.0, 1.0)
 
 
 def test_the_same_agent_twice_is_no_difference(validation: Path) -> None:

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from benchmarks.untrained_encoder import save_untrained_bert
 from retrieval_server.backends.boolean import parse
+from retrieval_server.backends.faiss_index import blas_threshold
 from retrieval_server.backends.ordering import fetch_ties, ordered
 from retrieval_server.config import DenseSettings, EncoderSettings, ServerSettings, read_index_settings
 from retrieval_server.corpus import Corpus
@@ -34,6 +35,19 @@ torch = pytest.importorskip("torch")
 
 WORDS = ["river", "bank", "city", "norway", "krone", "castle", "bridge", "music", "theory", "field", "water", "stone"]
 DIMENSION = 32
+
+
+@pytest.mark.parametrize(("version", "threshold"), [("1.13.2", 3), ("1.14.0", 3 * 768), ("1.15.1", 3 * 768)])
+def test_faiss_is_given_its_threshold_in_the_unit_of_its_release(version: str, threshold: int) -> None:
+    assert blas_threshold(version, 768) == threshold
+
+
+def test_the_installed_faiss_counts_in_the_unit_that_we_take_it_for() -> None:
+    """Its own default is 20 queries, or 128,000 numbers."""
+    code = "import faiss; print(faiss.__version__, faiss.cvar.distance_compute_blas_threshold)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    version, default = done.stdout.split()
+    assert (int(default) > 1000) == (blas_threshold(version, 768) > 3)
 
 
 @pytest.fixture(scope="module")

@@ -97,6 +97,15 @@ def test_graded_scores_are_compared_by_the_signed_rank_test() -> None:
     assert (same.gain, same.low, same.high, same.p_value) == (0.0, 0.0, 0.0, 1.0)
 
 
+@pytest.mark.parametrize("down", [(1, 0), (2, 1), (3, 2)])
+def test_means_over_seeds_are_compared_as_the_counts_that_they_are(down: tuple[int, int]) -> None:
+    steps = np.array([(1, 2)] * 20 + [down] * 12) / 3
+    found = difference(steps[:, 0], steps[:, 1])
+    assert (found.test, found.p_value) == ("wilcoxon", pytest.approx(0.1573, abs=5e-5))
+    even = difference(steps[:, 0], steps[::-1, 0])
+    assert (even.gain, even.first_mean) == (0.0, even.second_mean)
+
+
 def test_only_questions_of_both_are_compared() -> None:
     found = difference_of("gen_acc", ("a", {"x": 1.0, "y": 0.0}), ("b", {"y": 1.0, "z": 0.0}))
     assert found is not None

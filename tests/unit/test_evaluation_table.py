@@ -53,6 +53,15 @@ def test_what_an_episode_took() -> None:
         **{"searches": 2, "turns": 3, "policy_prompt_tokens": 60, "policy_response_tokens": 9},
         "generator_prompt_tokens": 100,
     }
+    assert [counts_of(EPISODE, {"cut": cut}).get("answer_cut") for cut in (True, False, None)] == [1, 0, None]
+
+
+def test_answers_that_were_cut_are_shown_where_there_are_any() -> None:
+    whole = [Numbers("rag", f"q{n}", "nq", None, {"gen_acc": 1.0, "answer_cut": 0.0}) for n in range(4)]
+    cut = [Numbers("s3", f"q{n}", "nq", None, {"gen_acc": 1.0, "answer_cut": float(n == 0)}) for n in range(4)]
+    assert "answers cut |" not in markdown(table_of(whole, ["rag"]))
+    shown = markdown(table_of([*whole, *cut], ["rag", "s3"]))
+    assert "answers cut |" in shown and "| 0.250 |" in shown
 
 
 def test_a_cost_needs_every_price_and_every_count() -> None:

@@ -260,7 +260,7 @@ async def test_styles_without_passages() -> None:
     assert (read_answer(reply, "cot"), read_answer("krone", "cot"), read_answer(reply, "context")) == (
         "krone",
         "krone",
-        reply,
+        "<answer> krone </answer><answer>b</answer>",
     )
 
 

@@ -10,8 +10,10 @@ from typing import Any
 import httpx
 import pytest
 import tenacity
+from hypothesis import given
+from hypothesis import strategies as st
 
-from s3_agent.clients.http import LONGEST_WAIT_S, _retry_after, call_json
+from s3_agent.clients.http import FIRST_WAIT_S, LONGEST_WAIT_S, call_json, retry_after_s, retry_wait_s
 from s3_agent.errors import RetrieverError
 
 URL = "http://service/x"
@@ -73,9 +75,62 @@ async def test_a_strange_retry_after_does_not_hurt(clock: Clock, value: str) -> 
 
 def test_retry_after_may_be_a_date() -> None:
     later = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
-    assert 80 < (_retry_after(httpx.Response(503, headers={"Retry-After": later})) or 0) <= 90
-    assert _retry_after(httpx.Response(503, headers={"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"})) == 0.0
-    assert _retry_after(httpx.Response(503)) is None
+    assert 80 < (retry_after_s(later) or 0) <= 90
+    assert [retry_after_s(value) for value in ("Wed, 21 Oct 2015 07:28:00 GMT", "0", "nan", "", None)] == [None] * 5
+
+
+@pytest.mark.parametrize("value", ["0", "0.0", "-1", "1e-9", "Wed, 21 Oct 2015 07:28:00 GMT"])
+async def test_a_service_that_asks_for_no_wait_is_not_asked_without_pause(clock: Clock, value: str) -> None:
+    asked = 0
+
+    def busy(_: httpx.Request) -> httpx.Response:
+        nonlocal asked
+        asked += 1
+        return httpx.Response(429, headers={"Retry-After": value})
+
+    with pytest.raises(RetrieverError, match="status 429"):
+        await call(busy, patience_s=60.0)
+    assert asked <= 60.0 / (FIRST_WAIT_S / 2) + 2
+    assert min(clock.waits[:-1]) >= FIRST_WAIT_S / 2, "the last wait ends with the patience"
+
+
+@given(st.integers(1, 10**9), st.none() | st.floats(0, 1e300))
+def test_a_wait_is_never_next_to_nothing(tries: int, asked: float | None) -> None:
+    wait = retry_wait_s(tries, asked)
+    assert wait >= FIRST_WAIT_S / 2
+    assert wait >= (asked or 0.0)
+    assert asked is not None or wait <= LONGEST_WAIT_S
+
+
+CUT = [
+    httpx.ReadTimeout("slow"),
+    httpx.ReadError("cut"),
+    httpx.WriteError("cut"),
+    httpx.RemoteProtocolError("cut"),
+    httpx.DecodingError("not gzip"),
+    httpx.Response(500),
+    httpx.Response(502),
+    httpx.Response(504),
+]
+
+
+@pytest.mark.parametrize("failure", CUT, ids=repr)
+async def test_what_may_have_been_carried_out_is_not_done_twice(clock: Clock, failure: Any) -> None:
+    with pytest.raises(RetrieverError, match="may have been carried out") as caught:
+        await call([failure, OK], repeatable=False)
+    assert caught.value.status is None, "an attempt that failed by it is tried again"
+    assert clock.waits == []
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [httpx.ConnectError("refused"), httpx.ConnectTimeout("slow"), httpx.PoolTimeout("busy")]
+    + [httpx.Response(status) for status in (408, 425, 429, 503)],
+    ids=repr,
+)
+async def test_what_was_not_carried_out_is_asked_again(clock: Clock, failure: Any) -> None:
+    assert await call([failure, failure, OK], repeatable=False) == {"ok": True}
+    assert len(clock.waits) == 2
 
 
 @pytest.mark.parametrize("value", ["inf", "1e9", "3600"])
@@ -88,6 +143,8 @@ async def test_a_service_can_not_make_us_wait_beyond_our_patience(clock: Clock, 
 @pytest.mark.parametrize(
     "failure",
     [
+        httpx.Response(408),
+        httpx.Response(425),
         httpx.Response(500),
         httpx.Response(502),
         httpx.ConnectError("refused"),

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -236,3 +237,25 @@ def test_half_a_surrogate_pair_in_a_passage_is_imported_as_a_question_mark(tmp_p
         [passage] = passages_of(read_rows(path))
         assert json.dumps(passage, ensure_ascii=False).encode() and "?" in passage["text"] and "?" in passage["title"]
         assert check_corpus(path) == 1
+
+
+def test_an_explicit_null_stays_one(tmp_path: Path) -> None:
+    corpus, questions = tmp_path / "corpus.jsonl", tmp_path / "questions.jsonl"
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    questions.write_text("".join(json.dumps({"question": f"{n}?", "answer": "x"}) + "\n" for n in range(5)))
+    nulls = ["agent.limits.max_observation_tokens=null", "judge.max_tokens=null", "trainer.validate_every=null"]
+    assert load_recipe("cpu").judge.max_tokens is not None
+    *_, told = import_own(
+        corpus,
+        questions,
+        tmp_path / "it's mine",
+        validation=None,
+        validation_share=0.2,
+        words=180,
+        base="cpu",
+        overrides=nulls,
+    )
+    recipe = load_recipe(str(tmp_path / "it's mine" / "recipe.yaml"))
+    assert recipe.agent.limits.max_observation_tokens is None
+    assert recipe.judge.max_tokens is None and recipe.trainer.validate_every is None
+    assert shlex.split(told)[-1] == str(tmp_path / "it's mine" / "recipe.yaml")

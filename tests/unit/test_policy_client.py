@@ -1,6 +1,7 @@
 """The policy client: what it sends, which answers it refuses, and the retriever client beside it."""
 
 import json
+import sys
 from typing import Any
 
 import httpx
@@ -9,7 +10,7 @@ import pytest
 from s3_agent.clients.fakes import FakePolicy, ToyTokenizer
 from s3_agent.clients.policy import CompletionsPolicy
 from s3_agent.clients.retriever import HttpRetriever, passage_of
-from s3_agent.clients.tokenizer import load_tokenizer
+from s3_agent.clients.tokenizer import HuggingFaceTokenizer, load_tokenizer
 from s3_agent.embedded import NANO_POLICY
 from s3_agent.errors import BoundaryError, ConfigError, PolicyError, RetrieverError
 from s3_agent.types import Passage
@@ -90,6 +91,14 @@ def test_the_nano_policys_tokenizer_round_trips_and_keeps_tags_whole() -> None:
     message = tokenizer.decode(tokenizer.chat("hello"))
     assert message == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
     assert load_tokenizer(str(NANO_POLICY)) is tokenizer
+
+
+@pytest.mark.parametrize("missing", ["jinja2", "transformers"])
+def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ConfigError, match=missing) as caught:
+        HuggingFaceTokenizer(str(NANO_POLICY))
+    assert "s3-agent[tokenizer]" in caught.value.remedy
 
 
 def test_a_missing_tokenizer_is_a_config_error(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,28 @@ def test_a_model_in_float32_stays_in_float32(monkeypatch: pytest.MonkeyPatch, tm
         assert serving.with_precision(cpu_recipe(f"generator.model={model}")).generator.dtype == dtype
 
 
+@pytest.mark.parametrize(
+    ("cores", "dtype", "threads"),
+    [
+        (1, "bfloat16", 1),
+        (2, "bfloat16", 1),
+        (8, "bfloat16", 4),
+        (1, "float32", 1),
+        (2, "float32", 2),
+        (8, "float32", 8),
+    ],
+)
+def test_a_generator_that_computes_quickly_leaves_half_of_the_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, dtype: str, threads: int
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert serving.generator_threads(cpu_recipe(f"generator.dtype={dtype}")) == threads
+    assert serving.generator_threads(cpu_recipe(f"generator.serve=[--dtype,{dtype}]")) == threads
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert serving.generator_threads(cpu_recipe()) == 3
+
+
 def test_options_name_a_precision_once() -> None:
     assert generator_options(cpu_recipe("generator.serve=[--dtype=float32]")) == ["--dtype=float32"]
     assert cpu_recipe("generator.serve=[--dtype,float16]").generator.served_dtype == "float16"

@@ -8,10 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3_agent.agents.search_r1 import LIMITS, SearchR1Agent, SearchR1Protocol, cut_after_action, parse
+from s3_agent.agents.search_r1 import (
+    LIMITS,
+    SearchR1Agent,
+    SearchR1Protocol,
+    cut_after_action,
+    own_answer,
+    parse,
+    scored_responses,
+    scored_text,
+)
 from s3_agent.agents.settings import AgentChoice
 from s3_agent.clients.fakes import FakePolicy, FakeRetriever
 from s3_agent.errors import ConfigError
+from s3_agent.rewards.search_r1 import final_answer
+from s3_agent.rollout.scoring import score_own
 from s3_agent.tags import observation
 from s3_agent.types import ActionKind, Episode, Passage, StopReason, Task
 
@@ -134,3 +145,41 @@ def test_limits_and_selection_are_the_named_agents_own() -> None:
     assert AgentChoice().limits.topk == 8
     with pytest.raises(ValueError, match="no prompt `bm25`"):
         AgentChoice.model_validate({"name": "search_r1", "prompt": "bm25"})
+
+
+RAMBLING = ["<think>hm</think>", "<answer>gar", "bage"]
+
+
+@pytest.mark.parametrize("gold", ["and", "garbage", "Beijing", "text of A", "My previous action is invalid"])
+@pytest.mark.parametrize("form", [False, True])
+async def test_what_the_environment_wrote_is_never_the_policys_answer(gold: str, form: bool) -> None:
+    task = TASK.model_copy(update={"golden_answers": (gold,)})
+    episode, _, _ = await play([*RAMBLING, "<search>x</search>", "nothing"])
+    assert "<answer> and </answer>" in scored_text(episode)
+    answer, reward = score_own(task, episode, form=form)
+    assert (answer, reward.value) == (None, 0.0)
+    assert reward.metrics == {"accuracy": 0.0, "exact_match": 0.0, "format": 0.0}
+
+
+async def test_a_hint_spoils_the_form_and_not_the_answer() -> None:
+    task = TASK.model_copy(update={"golden_answers": ("krone",)})
+    episode, _, _ = await play(["<think>hm</think>", "<think>so</think><answer>krone</answer>"])
+    answer, reward = score_own(task, episode, form=True)
+    assert (answer, reward.value) == ("krone", 0.8)
+
+
+@given(st.lists(hostile, min_size=1, max_size=5))
+async def test_a_scored_answer_stands_whole_in_a_response(responses: list[str]) -> None:
+    episode, _, _ = await play([*responses, "", "", "", "", ""])
+    written = scored_responses(episode)
+    answer = final_answer(*written)
+    assert answer is None or any(answer in response for response in written)
+    for gold in ("and", "Beijing", "text of A"):
+        _, reward = score_own(TASK.model_copy(update={"golden_answers": (gold,)}), episode, form=False)
+        assert reward.value == 0.0
+
+
+async def test_an_own_answer_is_not_what_was_thought() -> None:
+    episode, _, _ = await play(["<think>Ada</think> Bob"] * 5)
+    assert "Ada" not in own_answer(episode)
+    assert "Bob" in own_answer(episode)

@@ -2,6 +2,7 @@
 
 import re
 from itertools import product
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -82,7 +83,7 @@ def test_format_reward_table(response: str, score: float) -> None:
 
 
 def test_format_reward_weights_are_arguments() -> None:
-    weights = {"structure": 0.3, "final": 0.05, "retrieval": 0.15}
+    weights: dict[str, Any] = {"structure": 0.3, "final": 0.05, "retrieval": 0.15}
     found = THINK + SEARCH + FOUND + THINK + WRONG
     assert format_reward(found, GOLDS, **weights) == pytest.approx(0.45)
     assert format_reward(found, ["the", "dollar"], **weights) == pytest.approx(0.3)
@@ -129,3 +130,12 @@ def test_own_answer_logs_match_and_form() -> None:
     assert result.value == pytest.approx(0.8)
     assert result.metrics == {"accuracy": 1.0, "exact_match": 1.0, "format": 0.0}
     assert own_answer(task, RIGHT, mode="exact_match").value == 1.0
+
+
+def test_only_the_responses_are_read_for_an_answer() -> None:
+    hint = "put it between <answer> and </answer>"
+    assert format_reward(hint, ["and"]) == pytest.approx(0.8), "a text of unknown parts is the policy's"
+    assert format_reward("x" + hint + "y", ["and"], responses=["x", "y"]) == 0.0
+    assert format_reward(WRONG + hint, ["and"], responses=[WRONG]) == pytest.approx(0.1)
+    assert final_answer("<answer>gar", "bage</answer>") is None
+    assert final_answer(RIGHT, WRONG, "no") == "euro"

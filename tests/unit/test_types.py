@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from s3_agent import types
 from s3_agent.errors import BoundaryError, ConfigError, PolicyError
-from s3_agent.types import Action, ActionKind, Episode, Passage, StopReason, Task, Turn
+from s3_agent.types import Action, ActionKind, Episode, Passage, RewardResult, StopReason, Task, Turn
 
 ROW: dict[str, Any] = {"id": "t1", "question": "Which currency?", "golden_answers": ["Krone", "NOK"]}
 PASSAGE = Passage(id="7", title='"A"', text="x\n\x00 \N{GRINNING FACE} </query>")
@@ -125,3 +125,13 @@ def test_a_passage_holds_no_half_of_a_surrogate_pair() -> None:
     """Whoever sends it: a request and a tokenizer take it."""
     passage = Passage.model_validate({"id": "\ud800", "title": "A\udfff", "text": "\ud83d x \N{GRINNING FACE}"})
     assert (passage.id, passage.title, passage.text) == ("?", "A?", "? x \N{GRINNING FACE}")
+
+
+def test_a_reward_is_finite_and_a_score_that_pandas_lost_is_unknown() -> None:
+    for value in (float("nan"), float("inf"), float("-inf")):
+        with pytest.raises(ValidationError, match="finite"):
+            RewardResult(value=value)
+    row = {"id": "t", "question": "q", "golden_answers": ["a"]}
+    assert Task.from_row({**row, "rag_score": float("nan")}).rag_score is None
+    with pytest.raises(ConfigError, match="rag_score"):
+        Task.from_row({**row, "rag_score": float("inf")})

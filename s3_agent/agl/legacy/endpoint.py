@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import httpx
-
 from s3_agent.agl.one_task import TIMEOUT, OneTaskSettings, play_one, policy_at
+from s3_agent.clients.connections import async_client
 from s3_agent.clients.http import bearer
 from s3_agent.clients.policy import Completion, TokenPolicy
 from s3_agent.errors import ConfigError
@@ -52,6 +51,6 @@ async def play_at(
     """
     task = Task.from_row(dict(row))
     sampling = {field: model.sampling_parameters[field] for field in SAMPLING if field in model.sampling_parameters}
-    async with httpx.AsyncClient(timeout=TIMEOUT, headers=bearer(key)) as client:
+    async with async_client(timeout=TIMEOUT, headers=bearer(key)) as client:
         policy = RecordingPolicy(policy_at(client, settings, url, model=model.model, **sampling))
         return await play_one(task, settings, policy=policy), policy.calls

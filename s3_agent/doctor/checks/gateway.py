@@ -21,7 +21,7 @@ def check_gateway(case: Case) -> Iterator[Finding]:
             "gateway.key",
             what=f"the gateway at {recipe.gateway.url} is somebody's own, and no key is given",
             why="it refuses the trainer and the workers with 401",
-            mend="set gateway.key=…",
+            mend="export AGL_KEY=…, or name a file that holds it: gateway.key_file=…",
         )
     if training is None:
         return

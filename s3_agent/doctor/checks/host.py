@@ -67,8 +67,8 @@ def _proxies(environment: Mapping[str, str]) -> Iterator[Finding]:
         yield warning(
             "host.proxy",
             what=f"{', '.join(through)} is set, and NO_PROXY does not name 127.0.0.1 and localhost",
-            why="our parts are told to leave loopback alone; what you start beside them (an agent, curl) is not, and "
-            "would ask the proxy for your own gateway",
+            why="what we start and our own clients leave loopback alone; what you start beside them (an agent, curl) "
+            "does not, and would ask the proxy for your own gateway",
             mend="export NO_PROXY=127.0.0.1,localhost",
         )
 

@@ -1,0 +1,1 @@
+"""Benchmarks of s3-agent: each module prints JSON (`python benchmarks/NAME.py`)."""

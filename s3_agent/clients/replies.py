@@ -1,0 +1,64 @@
+"""What a server's answer says of a generation: how it ended, and which of its text is meant for the reader.
+
+Status 200 does not say that a generation succeeded. One that was filtered, aborted or only thought is a failure of its
+boundary, so that it is neither scored nor kept.
+"""
+
+import re
+from typing import Any
+
+from s3_agent.errors import BoundaryError
+
+_WHOLE = frozenset({None, "", "stop", "eos", "eos_token", "end_turn", "stop_sequence"})
+_CUT = frozenset({"length", "max_tokens", "model_context_window_exceeded"})
+_NOT_SAID = ("reasoning_content", "reasoning", "refusal", "tool_calls")
+_PAIR = re.compile(r"<(think(?:ing)?)>.*?(?:</\1>|\Z)|\[THINK\].*?(?:\[/THINK\]|\Z)", re.DOTALL | re.IGNORECASE)
+_END = re.compile(r"</think(?:ing)?>|\[/THINK\]", re.IGNORECASE)
+
+
+def was_cut(reason: Any, *, url: str, error: type[BoundaryError]) -> bool:
+    """Whether a generation ended at its token limit, by its `finish_reason` (Claude: `stop_reason`).
+
+    A server that gives no reason is believed to have finished. Raises `error` for any other end than a whole one.
+    """
+    name = reason.lower() if isinstance(reason, str) else reason
+    if not isinstance(name, str | None) or name not in _WHOLE | _CUT:
+        raise error(
+            f"{url} did not finish its generation: finish_reason is {str(reason)[:100]!r}",
+            remedy=f"read the log of the {error.boundary}: it filtered, aborted or failed this generation",
+        )
+    return name in _CUT
+
+
+def content_of(message: Any, *, url: str, error: type[BoundaryError]) -> str:
+    """The text of a chat message; empty where the model wrote nothing.
+
+    Raises `error` for a message that holds something else instead; TypeError or KeyError for one of an unknown form.
+    """
+    content = message["content"]
+    if content is not None and not isinstance(content, str):
+        raise TypeError("its content is not text")
+    if not (content or "").strip() and (instead := next((name for name in _NOT_SAID if message.get(name)), None)):
+        raise error(
+            f"{url} gave no content, only {instead}: {str(message[instead])[:200]!r}",
+            remedy=f"turn thinking off for the {error.boundary}, or raise its max_tokens so that it ends in an answer",
+        )
+    return content or ""
+
+
+def without_thinking(text: str) -> str:
+    """`text` without what stands between thinking tags; a chat template may have written the opening one."""
+    kept = _PAIR.sub("", text)
+    if kept == text and not _END.search(text):
+        return text
+    return _END.split(kept)[-1].strip()
+
+
+def require_answer(text: str, *, url: str, error: type[BoundaryError]) -> str:
+    """`text` as it is. Raises `error` when all of it is thinking."""
+    if text.strip() and not without_thinking(text).strip():
+        raise error(
+            f"{url} thought and gave no answer: {text[:200]!r}",
+            remedy=f"turn thinking off for the {error.boundary}, or raise its max_tokens so that it ends in an answer",
+        )
+    return text

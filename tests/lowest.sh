@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# The tests with the oldest releases that pyproject.toml admits, in .venv-lowest: `bash tests/lowest.sh [--all] [ARGUMENT…]`.
+# Without --all: the unit tests, and without torch, which is most of the download. With it: the integration tests too.
+# What the training stack decides is left out, since its releases are pinned. Further arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash scripts/setup.sh --dev
+
+pinned=(compare_job cpu_backend doctor doctor_memory plan precision preloaded recipe_configs seeding setup_command
+    swap_agent verl_config)
+tests=(tests/unit)
+for name in "${pinned[@]}"; do tests+=("--ignore=tests/unit/test_$name.py"); done
+left_out=("torch ; sys_platform == 'never'")
+arguments=()
+for argument in "$@"; do
+    if [[ $argument == --all ]]; then
+        left_out=()
+        tests+=(tests/integration/test_{ask,data_pipeline,evaluation,every_agent,report_page,retrieval_server_faults,retrieval_server_http}.py)
+    else
+        arguments+=("$argument")
+    fi
+done
+
+uv=$(command -v uv || printf '%s\n' "$PWD/.uv/bin/uv") root=$PWD
+"$uv" venv --quiet --clear --python .venv/bin/python .venv-lowest
+# From another folder, since the overrides in pyproject.toml are for the pinned stack.
+(cd / && "$uv" pip install --quiet --resolution lowest-direct --python "$root/.venv-lowest/bin/python" \
+    --override <(printf '%s\n' ${left_out[@]+"${left_out[@]}"}) --group "$root/pyproject.toml:dev" \
+    --editable "$root[retriever,dense,evaluation,data,metrics,claude,tokenizer]")
+exec .venv-lowest/bin/python -m pytest -m "not slow" "${tests[@]}" ${arguments[@]+"${arguments[@]}"}

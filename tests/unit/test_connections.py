@@ -1,0 +1,176 @@
+"""No client of ours asks a proxy for this machine, and all follow the environment for others."""
+
+import ast
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import s3_agent
+from s3_agent.clients.chat_model import ClaudeChat, ModelSettings
+from s3_agent.clients.connections import (
+    LOOPBACK,
+    async_client,
+    client,
+    get,
+    is_loopback,
+    proxy_of,
+    sparing_loopback,
+)
+from s3_agent.clients.gateway import Gateway
+from s3_agent.errors import GeneratorError
+
+PACKAGE = Path(s3_agent.__file__).parent
+
+
+class FakeServer:
+    """Answers every GET with its name, and keeps what it was asked; as a proxy it is asked for whole addresses."""
+
+    def __init__(self, name: str) -> None:
+        self.asked: list[str] = []
+        asked = self.asked
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                asked.append(self.path)
+                body = name.encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def do_POST(self) -> None:
+                asked.append(self.path)
+                self.send_response(400)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self._server.server_port
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FakeServer, FakeServer]]:
+    """A service on this machine, and the proxy that the environment names."""
+    own, proxy = FakeServer("own"), FakeServer("proxy")
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    for name in ("http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
+    yield own, proxy
+    own.close()
+    proxy.close()
+
+
+def by_async_client(url: str) -> str:
+    async def ask() -> str:
+        async with async_client(timeout=10.0) as http:
+            return (await http.get(url)).text
+
+    return asyncio.run(ask())
+
+
+def by_client(url: str) -> str:
+    with client(timeout=10.0) as http:
+        return http.get(url).text
+
+
+@pytest.mark.parametrize("ask", [by_async_client, by_client, lambda url: get(url, timeout=10.0).text])
+def test_this_machine_is_asked_itself_and_another_through_the_proxy(
+    ask: Callable[[str], str], servers: tuple[FakeServer, FakeServer]
+) -> None:
+    own, proxy = servers
+    assert ask(f"http://127.0.0.1:{own.port}/secret") == "own"
+    assert ask(f"http://localhost:{own.port}/secret") == "own"
+    assert proxy.asked == []
+    assert ask("http://elsewhere.invalid/x") == "proxy"
+    assert proxy.asked == ["http://elsewhere.invalid/x"] and own.asked == ["/secret"] * 2
+
+
+async def test_the_gateways_client_asks_this_machine_itself(servers: tuple[FakeServer, FakeServer]) -> None:
+    own, proxy = servers
+    async with Gateway(f"http://127.0.0.1:{own.port}", "key", patience_s=0.0) as gateway:
+        with pytest.raises(Exception, match="unknown form"):
+            await gateway.rollouts("queuing", limit=1)
+    assert len(own.asked) == 1 and proxy.asked == []
+
+
+async def test_claudes_client_asks_this_machine_itself(
+    servers: tuple[FakeServer, FakeServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("anthropic")
+    own, proxy = servers
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "key")
+    settings = ModelSettings(kind="anthropic", model="claude")
+    chat = ClaudeChat(settings, url=f"http://127.0.0.1:{own.port}", error=GeneratorError)
+    with pytest.raises(GeneratorError):
+        await chat.ask([{"role": "user", "content": "q"}])
+    assert len(own.asked) == 1 and proxy.asked == []
+
+
+def test_the_environments_exceptions_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("https_proxy", "proxy:3128")
+    monkeypatch.setenv("no_proxy", "inside.example")
+    assert proxy_of("https://outside.example/v1") == "http://proxy:3128"
+    assert proxy_of("https://inside.example/v1") is None
+    assert proxy_of("http://outside.example/v1") is None
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("127.0.0.1", "127.1", "127.8.8.8", "localhost", "LOCALHOST.", "a.localhost", "::1", "[::1]", "0.0.0.0"),
+        *("::ffff:127.0.0.1", "0:0:0:0:0:0:0:1", "::", "2130706433"),
+    ],
+)
+def test_this_machine_in_every_form(host: str) -> None:
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["", "example.com", "10.0.0.1", "128.0.0.1", "localhost.x", "::2", "fe80::1%eth0"])
+def test_another_machine(host: str) -> None:
+    assert not is_loopback(host)
+
+
+@given(st.text(max_size=20))
+def test_any_text_is_a_host_or_not(host: str) -> None:
+    assert is_loopback(host) in (True, False)
+
+
+def test_both_spellings_name_this_machine_and_what_either_named() -> None:
+    spared = sparing_loopback({"NO_PROXY": "a, b", "no_proxy": "c,a"})
+    assert spared["NO_PROXY"] == spared["no_proxy"] == "a,b,c," + ",".join(LOOPBACK)
+    assert sparing_loopback(spared) == spared
+
+
+def test_no_client_is_made_elsewhere() -> None:
+    """httpx's own clients and calls follow the environment's proxy to wherever it leads."""
+    makers = {"AsyncClient", "Client", "get", "post", "put", "patch", "delete", "head", "request", "stream"}
+    found = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno}"
+        for path in PACKAGE.rglob("*.py")
+        if path.name != "connections.py"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and isinstance(node.func.value, ast.Name)
+        and node.func.value.id in ("httpx", "requests")
+        and node.func.attr in makers
+    ]
+    assert found == []
