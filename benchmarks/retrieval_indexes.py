@@ -27,8 +27,8 @@ import psutil
 from synthetic_vectors import Generator
 
 from retrieval_server.backends.base import Hits
-from retrieval_server.backends.faiss_index import EXACT, FaissEngine, make, read
-from retrieval_server.config import DenseSettings, EncoderSettings
+from retrieval_server.backends.faiss_index import FaissEngine, make, read
+from retrieval_server.config import COMPRESSED, DenseSettings, EncoderSettings
 
 KINDS = ("flat", "hnsw", "sq8", "rabitq", "pq", "ivf_flat", "ivf_sq8", "ivf_pq", "ivf_rabitq")
 QUICK = tuple(kind for kind in KINDS if kind != "hnsw")  # which is built by one thread: measured when asked for
@@ -111,7 +111,7 @@ def _index(kind: str, vectors: Any, queries: Any, truth: Any, folder: Path) -> d
     began = time.perf_counter()
     faiss.write_index(make(vectors, ways[0]), str(path))
     built = time.perf_counter() - began
-    stored = None if kind in EXACT else vectors
+    stored = vectors if kind in COMPRESSED else None
     size, flat = path.stat().st_size, 4 * vectors.size
     searches = [_searched(path, way, queries, truth, stored=stored) for way in ways]
     by_candidates = {}

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from retrieval_server.errors import QueryError
 from retrieval_server.metrics import Metrics
 
 log = structlog.get_logger()
@@ -38,6 +39,14 @@ class Overloaded(Exception):
 
 class SearchFailed(Exception):
     """The backend raised for this query."""
+
+
+class BadQuery(SearchFailed):
+    """The backend raised for this query, and the query is why."""
+
+
+# What a query's text can make any backend raise, beside its own words for it.
+_BY_THE_QUERY = (QueryError, UnicodeError, RecursionError)
 
 
 @dataclass(slots=True, eq=False)
@@ -170,6 +179,9 @@ class Batcher:
                 raise RuntimeError(f"the backend answered {len(found)} lists for {len(batch)} queries")
             return list(found)
         except BaseException as error:  # a panic in a Rust tokenizer is no Exception; nothing interrupts this thread
+            if len(batch) == 1 and isinstance(error, _BY_THE_QUERY):
+                log.warning("a query was refused", error=repr(error))
+                return [BadQuery(str(error))]
             log.error("a search failed", queries=len(batch), error=repr(error))
             if len(batch) == 1:
                 return [SearchFailed(repr(error))]

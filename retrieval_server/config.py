@@ -17,14 +17,16 @@ class HttpSettings(BaseModel):
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=3000, ge=0, le=65535, description="port to listen on")
     topk: int = Field(default=3, ge=1, description="passages a query when the request names none")
-    max_topk: int = Field(default=100, ge=1, description="passages a query at most")
-    max_queries: int = Field(default=1024, ge=1, description="queries in a request at most")
-    max_query_characters: int = Field(default=8192, ge=1, description="characters in a query at most")
-    max_body_bytes: int = Field(default=8 << 20, ge=1, description="bytes in a request's body at most")
-    max_queued: int = Field(default=4096, ge=1, description="queries that may wait for a search; others get 429")
+    # The limits are above what the original clients send: Search-R1's asks 2,560 queries at once and never again.
+    max_topk: int = Field(default=1000, ge=1, description="passages a query at most")
+    max_queries: int = Field(default=16384, ge=1, description="queries in a request at most")
+    max_query_characters: int = Field(default=8192, ge=1, description="characters that are read of a query")
+    max_body_bytes: int = Field(default=64 << 20, ge=1, description="bytes in a request's body at most")
+    max_queued: int = Field(default=65536, ge=1, description="queries that may wait for a search; others get 429")
     max_batch_queries: int = Field(default=512, ge=1, description="queries searched together at most; 1: no batching")
     max_batch_tokens: int = Field(default=16384, ge=1, description="tokens in a batch at most")
     cache_mb: float = Field(default=64.0, ge=0, description="memory for the cache of queries, in MB; 0: no cache")
+    request_s: float = Field(default=30.0, gt=0, description="seconds that a request may take to arrive")
     shutdown_s: float = Field(default=30.0, ge=0, description="seconds that accepted requests have after SIGTERM")
 
 
@@ -95,6 +97,9 @@ class EncoderSettings(BaseModel):
 Layout = Literal["flat", "hnsw", "ivf_flat", "ivf_sq8", "ivf_pq", "ivf_rabitq", "sq8", "pq", "rabitq"]
 
 
+COMPRESSED = ("ivf_sq8", "ivf_pq", "ivf_rabitq", "sq8", "pq", "rabitq")  # their scores are not those of the vectors
+
+
 class DenseSettings(BaseModel):
     """Vectors of an encoder, searched by inner product.
 
@@ -127,7 +132,20 @@ class DenseSettings(BaseModel):
     def _torch_is_flat(self) -> Self:
         if self.engine == "torch" and self.layout != "flat":
             raise ValueError("the torch engine searches exactly: its layout is flat")
+        if self.engine == "torch" and self.file is not None:
+            raise ValueError(
+                "the torch engine reads no FAISS file: leave `file` out, after `python -m retrieval_server index "
+                "convert`, or set `engine: faiss`"
+            )
         return self
+
+    def check_topk(self, topk: int) -> None:
+        """Raise ValueError when so many passages are wanted of a compressed layout that fewer are re-ranked."""
+        if self.file is None and self.layout in COMPRESSED and 0 < self.candidates < topk:
+            raise ValueError(
+                f"`candidates` is {self.candidates}, below the {topk} passages that are asked for: raise it, or set it "
+                "to 0 for the index's own order"
+            )
 
     def identity(self) -> dict[str, Any]:
         """The settings that an index is built with; the engine is not one, both read a flat index."""
@@ -162,3 +180,9 @@ class ServerSettings(HttpSettings):
     corpus: Path
     index: Path
     backend: IndexSettings | None = None
+
+    @model_validator(mode="after")
+    def _enough_candidates(self) -> Self:
+        if isinstance(self.backend, DenseSettings):
+            self.backend.check_topk(self.topk)
+        return self

@@ -1,4 +1,4 @@
-"""What can go wrong before a server is ready."""
+"""What can go wrong before a server is ready, and what is wrong with a query."""
 
 
 class RetrievalError(Exception):
@@ -6,3 +6,7 @@ class RetrievalError(Exception):
 
     def __init__(self, message: str, *, remedy: str = "") -> None:
         super().__init__(f"{message}\n  What to do: {remedy}" if remedy else message)
+
+
+class QueryError(ValueError):
+    """A query that can not be searched for, whatever the index: raised by a backend, it costs that query alone."""

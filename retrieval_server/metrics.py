@@ -28,6 +28,10 @@ class Metrics:
         self._outcomes = {outcome: self._cache.labels(outcome) for outcome in ("hit", "wait", "miss")}
         self._batch = Histogram("retrieval_batch_queries", "Queries a search", buckets=QUERIES, registry=registry)
         self._search = Histogram("retrieval_search_seconds", "Time of a search", buckets=SECONDS, registry=registry)
+        self._cut = Counter("retrieval_queries_cut", "Queries cut to the longest that is read", registry=registry)
+        self._refused = Counter(
+            "retrieval_queries_refused", "Queries that could not be searched for, by their own fault", registry=registry
+        )
         self._gone = Counter("retrieval_disconnected", "Requests whose client left early", registry=registry)
 
     def watch(self, name: str, about: str, value: Callable[[], float]) -> None:
@@ -47,6 +51,14 @@ class Metrics:
         """A batch was searched."""
         self._batch.observe(queries)
         self._search.observe(seconds)
+
+    def cut(self, queries: int) -> None:
+        """So many queries were longer than what is read of one."""
+        self._cut.inc(queries)
+
+    def refused(self, queries: int) -> None:
+        """So many queries could not be searched for."""
+        self._refused.inc(queries)
 
     def disconnected(self) -> None:
         """A client left before its answer."""

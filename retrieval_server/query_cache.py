@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from cachetools import LRUCache
 
-from retrieval_server.batcher import Batcher, Hits
+from retrieval_server.batcher import BadQuery, Batcher, Hits
 from retrieval_server.metrics import Metrics
 
 # What an entry takes beside its characters, in bytes, measured on CPython 3.12 (tuple 56 + float 24 + int 32 a hit).
@@ -40,6 +40,11 @@ class _Search:
     waiters: int = 0
 
 
+def _outcome(future: asyncio.Future[Hits], topk: int) -> Hits | BadQuery:
+    error = future.exception()
+    return error if isinstance(error, BadQuery) else future.result()[:topk]
+
+
 class QueryCache:
     """Answers queries from the cache, from a search that already runs, or from a new one. Lives in one event loop."""
 
@@ -51,12 +56,12 @@ class QueryCache:
         self._ignores_whitespace = ignores_whitespace
         self._metrics = metrics
 
-    async def answer(self, queries: Sequence[str], *, topk: int) -> list[Hits]:
-        """The hits of each query. Raises Overloaded before any is queued, or what the search of one raised.
+    async def answer(self, queries: Sequence[str], *, topk: int) -> list[Hits | BadQuery]:
+        """The hits of each query, or what is wrong with it. Raises Overloaded before any is queued, or SearchFailed.
 
         Cancelled, it gives up the searches that nobody else waits for.
         """
-        found: dict[Hashable, Hits] = {}
+        found: dict[Hashable, Hits | BadQuery] = {}
         shared: dict[Hashable, _Search] = {}
         new: dict[Hashable, str] = {}
         keys = [self._key(query) for query in queries]
@@ -80,7 +85,7 @@ class QueryCache:
             shared[key] = self._begin(key, query, topk)
         if shared:
             await self._finish(list(shared.values()))
-            found |= {key: search.future.result()[:topk] for key, search in shared.items()}
+            found |= {key: _outcome(search.future, topk) for key, search in shared.items()}
         return [found[key] for key in keys]
 
     def __len__(self) -> int:

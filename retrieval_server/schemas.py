@@ -1,19 +1,76 @@
 """The wire contract of `POST /retrieve` (spec §7.1). Clients may import this module: it needs pydantic alone."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 KEY_VARIABLE = "RETRIEVAL_SERVER_KEY"
 """The environment variable with the key that a server asks for and a client sends."""
 
 
+CUT_HEADER = "X-Queries-Cut"
+"""The header of an answer that says how many of its queries were cut to the server's longest."""
+
+REFUSED_HEADER = "X-Queries-Refused"
+"""The header of an answer that says how many of its queries could not be searched for; their lists are empty."""
+
+
 class RetrieveRequest(BaseModel):
-    """Queries to search for. `topk` null or 0 means the server's default."""
+    """What our client sends: queries to search for. `topk` null or 0 means the server's default."""
 
-    model_config = ConfigDict(extra="ignore")
-
-    queries: list[str] = Field(min_length=1)
+    queries: list[str]
     topk: int | None = Field(default=None, ge=0)
     return_scores: bool = False
+
+
+class SearchRequest(BaseModel):
+    """What the server takes: either `queries`, or `query` (one text or a list), as different clients write them.
+
+    `topk` or `top_k` null or 0 means the server's default.
+    """
+
+    model_config = ConfigDict(
+        extra="ignore",
+        json_schema_extra={
+            "oneOf": [{"required": ["queries"]}, {"required": ["query"]}],
+            "not": {"required": ["topk", "top_k"]},
+        },
+    )
+
+    queries: list[str] | SkipJsonSchema[None] = None
+    query: str | list[str] | SkipJsonSchema[None] = None
+    topk: int | None = Field(default=None, ge=0)
+    top_k: int | None = Field(default=None, ge=0)
+    return_scores: bool | None = None
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> Self:
+        if (self.queries is None) == (self.query is None):
+            raise ValueError("give either `queries` or `query`")
+        if self.topk and self.top_k and self.topk != self.top_k:
+            raise ValueError("`topk` and `top_k` differ: give one of them")
+        return self
+
+    @property
+    def texts(self) -> list[str]:
+        """The queries."""
+        if self.queries is not None:
+            return self.queries
+        return [self.query] if isinstance(self.query, str) else self.query or []
+
+    @property
+    def wanted(self) -> int | None:
+        """Passages a query; None: the server's default."""
+        return self.topk or self.top_k or None
+
+    @property
+    def flat(self) -> bool:
+        """Whether the client expects one flat list: BrowseComp-Plus's sends one `query` and no word about scores.
+
+        SkyRL's sends one `query` too, but always with `return_scores`, and expects a list for each query.
+        """
+        return isinstance(self.query, str) and self.return_scores is None and self.top_k is None
 
 
 class Document(BaseModel):
@@ -32,10 +89,19 @@ class Hit(BaseModel):
     score: float
 
 
-class RetrieveResponse(BaseModel):
-    """One list per query, best first; bare documents when scores were not asked for."""
+class FlatHit(BaseModel):
+    """One found passage in the flat form."""
 
-    result: list[list[Hit]] | list[list[Document]]
+    document: Document
+    docid: str
+
+
+class RetrieveResponse(BaseModel):
+    """One list per query, best first; bare documents when scores were not asked for. One flat list for a `query` that
+    is one text, without `return_scores` or `top_k`.
+    """
+
+    result: list[list[Hit]] | list[list[Document]] | list[FlatHit]
 
 
 class ErrorBody(BaseModel):

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from yaml import YAMLError
 
-from retrieval_server.config import Bm25Settings, IndexSettings
+from retrieval_server.config import Bm25Settings, DenseSettings, IndexSettings
 from s3_agent import embedded
 from s3_agent.agents.methods import METHODS, named
 from s3_agent.agents.settings import AgentName
@@ -320,6 +320,13 @@ class Recipe(_Section):
                 f"agent.limits.max_context_tokens ({limits.max_context_tokens}) is more than trainer.response_tokens "
                 f"({trainer.response_tokens}): the training rows of long episodes would be cut"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _enough_candidates(self) -> Self:
+        index, limits = self.retriever.index, self.agent.limits
+        if self.retriever.url is None and isinstance(index, DenseSettings):
+            index.check_topk(max(limits.topk, limits.initial_topk, self.data.retrieved_topk))
         return self
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from s3_agent.guard import neutral
-from s3_agent.types import Action, ActionKind, Passage
+from s3_agent.types import Action, ActionKind, Passage, whole_text
 
 QUERY_END = "</query>"
 INVALID_HINT = (
@@ -91,8 +91,7 @@ def parse_query(body: str) -> str:
     query = value.get("query") if isinstance(value, dict) else None
     if isinstance(query, list) and query:
         query = query[0]
-    # JSON can escape half a surrogate pair, which no UTF-8 text and so no request can hold.
-    return query.encode(errors="replace").decode() if isinstance(query, str) else body
+    return whole_text(query) if isinstance(query, str) else body
 
 
 def marks(response: str) -> Iterator[tuple[int, ...]]:

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from retrieval_server.passages import whole_text
 from s3_agent.errors import ConfigError
 
 SCHEMA_VERSION = 1
@@ -44,6 +45,11 @@ class Passage(_Frozen):
     id: str
     title: str
     text: str
+
+    @field_validator("id", "title", "text")
+    @classmethod
+    def _whole(cls, text: str) -> str:
+        return whole_text(text)
 
 
 class Task(_Frozen):

@@ -1,40 +1,63 @@
 """The FastAPI application: it answers health checks at once and searches when the index is loaded."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
+from pydantic import ValidationError
 
-from retrieval_server.app.guard import Guard
-from retrieval_server.app.refusals import RESPONSES, Refused, answer_errors
+from retrieval_server.app.guard import CLIENT_GONE, Guard
+from retrieval_server.app.refusals import RESPONSES, Refused, answer_errors, invalid
 from retrieval_server.app.service import Opener, Service, opener
 from retrieval_server.config import ServerSettings
 from retrieval_server.metrics import Metrics
-from retrieval_server.schemas import NotReady, Ready, RetrieveRequest, RetrieveResponse
+from retrieval_server.schemas import (
+    CUT_HEADER,
+    REFUSED_HEADER,
+    NotReady,
+    Ready,
+    RetrieveResponse,
+    SearchRequest,
+)
 
 log = structlog.get_logger()
 
-CLIENT_GONE = 499
+
+REQUEST_BODY = {"required": True, "content": {"application/json": {"schema": SearchRequest.model_json_schema()}}}
 
 
-def _checked(settings: ServerSettings, request: RetrieveRequest) -> list[str]:
-    """The queries, as text that every tokenizer takes. Raises Refused beyond a limit."""
-    count, limit = len(request.queries), settings.max_queries
-    if count > limit:
-        raise Refused(413, "too_many_queries", f"{count} queries", f"send at most {limit} a request")
-    longest, limit = max(map(len, request.queries)), settings.max_query_characters
-    if longest > limit:
-        raise Refused(413, "query_too_long", f"a query has {longest} characters", f"send at most {limit}")
-    if request.topk and request.topk > settings.max_topk:
-        raise Refused(422, "topk_too_large", f"topk is {request.topk}", f"ask for at most {settings.max_topk}")
-    return [query.encode("utf-8", "replace").decode() for query in request.queries]
+async def _asked(request: Request) -> SearchRequest:
+    """The request in a body, whatever content type its client names: several name none. Raises Refused or
+    RequestValidationError."""
+    try:
+        body = json.loads(await request.body())
+    except (ValueError, RecursionError) as error:
+        raise invalid(f"the body is not JSON: {error}") from error
+    try:
+        return SearchRequest.model_validate(body)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from error
 
 
-async def _unless_gone(request: Request, work: asyncio.Task[bytes]) -> bytes | None:
+def _checked(settings: ServerSettings, asked: SearchRequest) -> tuple[list[str], int]:
+    """The queries, as text that every tokenizer takes, and how many of them were cut. Raises Refused beyond a limit."""
+    texts, longest = asked.texts, settings.max_query_characters
+    if len(texts) > settings.max_queries:
+        remedy = f"send at most {settings.max_queries} a request"
+        raise Refused(413, "too_many_queries", f"{len(texts)} queries", remedy)
+    if asked.wanted and asked.wanted > settings.max_topk:
+        raise Refused(422, "topk_too_large", f"topk is {asked.wanted}", f"ask for at most {settings.max_topk}")
+    cut = sum(len(text) > longest for text in texts)
+    return [text[:longest].encode("utf-8", "replace").decode() for text in texts], cut
+
+
+async def _unless_gone[T](request: Request, work: asyncio.Task[T]) -> T | None:
     """What `work` returns; None, and `work` given up, when the client leaves before that."""
 
     async def gone() -> None:
@@ -104,18 +127,28 @@ def create_app(
         """Prometheus's text format."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.post("/retrieve", response_model=RetrieveResponse, responses=RESPONSES)
-    async def retrieve(body: RetrieveRequest, request: Request) -> Response:
+    @app.post(
+        "/retrieve",
+        response_model=RetrieveResponse,
+        responses=RESPONSES,
+        openapi_extra={"requestBody": REQUEST_BODY},
+    )
+    async def retrieve(request: Request) -> Response:
         """The best passages of each query, best first."""
         if service.manifest is None:
             await readyz()
-        queries = _checked(settings, body)
-        topk = min(body.topk or settings.topk, settings.max_topk)
-        work = asyncio.create_task(service.retrieve(queries, topk=topk, scores=body.return_scores))
-        answer = await _unless_gone(request, work)
-        if answer is None:
+        asked = await _asked(request)
+        queries, cut = _checked(settings, asked)
+        metrics.cut(cut)
+        topk = min(asked.wanted or settings.topk, settings.max_topk)
+        form = "flat" if asked.flat else "scored" if asked.return_scores else "bare"
+        found = await _unless_gone(request, asyncio.create_task(service.retrieve(queries, topk=topk, form=form)))
+        if found is None:
             metrics.disconnected()
             return Response(status_code=CLIENT_GONE)
-        return Response(answer, media_type="application/json")
+        answer, refused = found
+        counts = {CUT_HEADER: cut, REFUSED_HEADER: refused}
+        headers = {name: str(count) for name, count in counts.items() if count}
+        return Response(answer, media_type="application/json", headers=headers)
 
     return app

@@ -11,6 +11,7 @@ from retrieval_server.app.refusals import Refused
 from retrieval_server.metrics import Metrics
 
 OPEN = ("/healthz", "/readyz")
+CLIENT_GONE = 499
 
 
 class Guard:
@@ -26,7 +27,7 @@ class Guard:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         begin = time.perf_counter()
-        status = 500
+        status = CLIENT_GONE  # what nothing was sent for
 
         async def counted(message: Message) -> None:
             nonlocal status
@@ -51,6 +52,8 @@ class Guard:
         size = 0
         while not messages or messages[-1].get("more_body"):
             messages.append(await receive())
+            if messages[-1]["type"] == "http.disconnect":
+                return None  # gone, or too slow, before the request was whole
             size += len(messages[-1].get("body", b""))
             if size > self._limit:
                 refusal = Refused(413, "body_too_large", "the body is too large", f"send at most {self._limit} bytes")

@@ -1,12 +1,60 @@
 """How the application is served: the HTTP server's settings, in one place for every process that starts one."""
 
+import asyncio
+from functools import partial
+from typing import Any
+
+import h11
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from retrieval_server.config import HttpSettings
 
 # Longer than clients keep an idle connection (httpx 5 s, aiohttp 15 s): it is they who close it, between requests.
 KEEP_ALIVE_S = 75
+
+
+class TimedProtocol(H11Protocol):
+    """uvicorn's HTTP/1.1 over h11, which bounds the size of a head, with a limit of time for a request to arrive.
+
+    uvicorn itself waits for ever for the rest of a head or of a body: clients that die half way would stay, each with
+    a file descriptor, until none is left for a health check.
+    """
+
+    def __init__(self, *arguments: Any, request_s: float, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self._request_s = request_s
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        super().connection_made(transport)
+        self._time()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._time()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.conn.trailing_data[0]:  # a piece of the next request, which came with the last one
+            self._time()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop()
+        super().connection_lost(exc)
+
+    def _time(self) -> None:
+        """The time runs from the first byte that is waited for to the last, however slowly they come."""
+        if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
+            self._stop()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._request_s, self.transport.close)
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 def http_server(app: FastAPI, settings: HttpSettings) -> uvicorn.Server:
@@ -15,7 +63,7 @@ def http_server(app: FastAPI, settings: HttpSettings) -> uvicorn.Server:
         app,
         host=settings.host,
         port=settings.port,
-        http="h11",  # bounds the size of a head, which httptools does not
+        http=partial(TimedProtocol, request_s=settings.request_s),  # pyright: ignore[reportArgumentType]
         log_level="warning",
         access_log=False,
         server_header=False,

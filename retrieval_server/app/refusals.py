@@ -8,7 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from retrieval_server.batcher import Overloaded, SearchFailed
+from retrieval_server.batcher import BadQuery, Overloaded, SearchFailed
 from retrieval_server.schemas import ErrorBody, ErrorResponse
 
 log = structlog.get_logger()
@@ -18,7 +18,7 @@ EXAMPLE = 'send {"queries": ["…"], "topk": 3, "return_scores": true} as applic
 RESPONSES: dict[int | str, dict[str, Any]] = {
     401: {"model": ErrorResponse, "description": "No key, or a wrong one"},
     413: {"model": ErrorResponse, "description": "More than one request may ask for"},
-    422: {"model": ErrorResponse, "description": "Not a request"},
+    422: {"model": ErrorResponse, "description": "Not a request, or a query that can not be searched for"},
     429: {"model": ErrorResponse, "description": "The queue is full; see Retry-After"},
     500: {"model": ErrorResponse, "description": "The search failed"},
     503: {"model": ErrorResponse, "description": "The index is loading; see Retry-After"},
@@ -41,7 +41,8 @@ class Refused(Exception):
         return JSONResponse(self.body, status_code=self.status, headers=self.headers)
 
 
-def _invalid(problems: str) -> Refused:
+def invalid(problems: str) -> Refused:
+    """A body that is not a request."""
     # A request can hold half a surrogate pair, and the framework's message may quote it.
     return Refused(422, "invalid_request", problems.encode("utf-8", "replace").decode(), EXAMPLE)
 
@@ -54,14 +55,17 @@ async def _refused(_: Request, error: Exception) -> JSONResponse:
             after = {"Retry-After": str(error.retry_after_s)}
             return Refused(429, "overloaded", str(error), "try again after Retry-After", headers=after).response()
         case RequestValidationError():
-            problems = (f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-            return _invalid("; ".join(problems)).response()
+            problems = (": ".join(filter(None, (".".join(map(str, at["loc"])), at["msg"]))) for at in error.errors())
+            return invalid("; ".join(problems)).response()
         case HTTPException(status_code=400):
-            return _invalid(str(error.detail)).response()
+            return invalid(str(error.detail)).response()
         case HTTPException():
             refusal = Refused(error.status_code, "http_error", str(error.detail), "see /openapi.json")
             refusal.headers = dict(error.headers or {})
             return refusal.response()
+        case BadQuery():
+            remedy = "change the query; in a request with others it costs its own list alone"
+            return Refused(422, "bad_query", str(error).encode("utf-8", "replace").decode(), remedy).response()
         case SearchFailed():
             return Refused(500, "search_failed", str(error), "see the server's log").response()
     log.error("a request failed", error=repr(error))
@@ -70,5 +74,5 @@ async def _refused(_: Request, error: Exception) -> JSONResponse:
 
 def answer_errors(app: FastAPI) -> None:
     """Install the one shape for everything that the application can raise."""
-    for kind in (Refused, Overloaded, RequestValidationError, HTTPException, SearchFailed, Exception):
+    for kind in (Refused, Overloaded, RequestValidationError, HTTPException, BadQuery, SearchFailed, Exception):
         app.add_exception_handler(kind, _refused)

@@ -8,26 +8,31 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import structlog
 from pydantic import TypeAdapter
 
 from retrieval_server.backends.base import Backend
-from retrieval_server.batcher import Batcher, Hits
+from retrieval_server.batcher import BadQuery, Batcher, Hits
 from retrieval_server.config import ServerSettings
 from retrieval_server.corpus import Report
 from retrieval_server.indexing import open_backend, open_corpus
 from retrieval_server.metrics import Metrics
 from retrieval_server.query_cache import QueryCache
-from retrieval_server.schemas import Document, Hit, Progress
+from retrieval_server.schemas import Document, FlatHit, Hit, Progress
 
 log = structlog.get_logger()
 
 # Reading passages waits for the disk, not for a core.
 READERS = 4
-_with_scores: TypeAdapter[Any] = TypeAdapter(list[list[Hit]])
-_bare: TypeAdapter[Any] = TypeAdapter(list[list[Document]])
+Form = Literal["scored", "bare", "flat"]
+"""The shape of an answer: lists of hits with scores, lists of documents, or the first query's hits with their ids."""
+_FORMS: dict[Form, TypeAdapter[Any]] = {
+    "scored": TypeAdapter(list[list[Hit]]),
+    "bare": TypeAdapter(list[list[Document]]),
+    "flat": TypeAdapter(list[FlatHit]),
+}
 
 
 class Stopped(Exception):
@@ -132,26 +137,39 @@ class Service:
             raise Stopped
         self.progress = Progress(stage=stage, done=done, total=total)
 
-    async def retrieve(self, queries: Sequence[str], *, topk: int, scores: bool) -> bytes:
-        """The JSON answer to a request. Raises Overloaded, or SearchFailed. Cancelled, it gives its searches up."""
-        assert self._cache is not None, "not loaded"
-        found = await self._cache.answer(queries, topk=topk)
-        return await asyncio.get_running_loop().run_in_executor(self._readers, self._written, found, scores)
+    async def retrieve(self, queries: Sequence[str], *, topk: int, form: Form) -> tuple[bytes, int]:
+        """The JSON answer to a request, and of how many queries it is empty because they can not be searched for.
 
-    def _written(self, found: Sequence[Hits], scores: bool) -> bytes:
+        Raises Overloaded, SearchFailed, and BadQuery when it is so of all. Cancelled, it gives its searches up.
+        """
+        assert self._cache is not None, "not loaded"
+        outcomes = await self._cache.answer(queries, topk=topk)
+        bad = [outcome for outcome in outcomes if isinstance(outcome, BadQuery)]
+        self._metrics.refused(len(bad))
+        if bad and len(bad) == len(outcomes):
+            raise bad[0]
+        found = [[] if isinstance(outcome, BadQuery) else outcome for outcome in outcomes]
+        answer = await asyncio.get_running_loop().run_in_executor(self._readers, self._written, found, form)
+        return answer, len(bad)
+
+    def _written(self, found: Sequence[Hits], form: Form) -> bytes:
         passages = self._passages
         assert passages is not None, "not loaded"
-        if scores:
-            wire = _with_scores
-            hit = Hit.model_construct
-            result = [[hit(document=passages[row], score=score) for row, score in hits] for hits in found]
-        else:
-            wire = _bare
-            result = [[passages[row] for row, _ in hits] for hits in found]
+        result: list[Any]
+        match form:
+            case "scored":
+                hit = Hit.model_construct
+                result = [[hit(document=passages[row], score=score) for row, score in hits] for hits in found]
+            case "bare":
+                result = [[passages[row] for row, _ in hits] for hits in found]
+            case "flat":
+                documents = [passages[row] for row, _ in found[0]]
+                result = [FlatHit.model_construct(document=document, docid=document.id) for document in documents]
         try:
-            return b'{"result":%b}' % wire.dump_json(result)
-        except ValueError:  # a passage holds half a surrogate pair: UTF-8 can not, an escape can
-            return json.dumps({"result": wire.dump_python(result)}).encode()
+            return b'{"result":%b}' % _FORMS[form].dump_json(result)
+        except ValueError:  # half a surrogate pair, which no text of a corpus holds: other passages may
+            text = json.dumps({"result": _FORMS[form].dump_python(result)}, ensure_ascii=False)
+            return text.encode("utf-8", "replace")
 
     async def close(self) -> None:
         """Stop loading, or searching."""

@@ -6,6 +6,7 @@ boundaries of Unicode's UAX 29 as far as scripts with spaces need them; an ideog
 
 import re
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 # The stop words of Lucene's EnglishAnalyzer.
@@ -29,10 +30,69 @@ _WORD = re.compile(
     rf"(?:{_LETTER}|\d|_|{_MARK}|(?<={_LETTER}){_JOINS_LETTERS}(?={_LETTER})|(?<=\d){_JOINS_DIGITS}(?=\d))*"
 )
 _ALNUM = re.compile(r"[^\W_]")
+# Words whose doubled consonant Lucene's Porter makes single and Snowball's does not ("trekking"). A pair of UTF-16's
+# units is not a doubled one.
+_DOUBLED = re.compile(r"(.*([^aeioulszbdfgmnprt\U00010000-\U0010ffff]))\2(?:ed|ing)s?", re.DOTALL)
+# Words that Porter's first two steps leave with the ending -logi or -bli: Lucene's makes -log and -ble of it.
+_LOGI_OR_BLI = re.compile(r"(.*)(log|bl)(?:ies|[iy](?:ed|ing)?s?)", re.DOTALL)
+
+
+def stemmer_release(stemmer: str) -> str:
+    """The library that stems, with its release; "" for no stemmer."""
+    return f"PyStemmer {version('PyStemmer')}" if stemmer else ""
+
+
+def _consonants(word: str) -> list[bool]:
+    """Whether each letter is a consonant to Porter: `y` is one at the start and after a vowel."""
+    found: list[bool] = []
+    for letter in word:
+        found.append(letter not in "aeiou" and (letter != "y" or not found or not found[-1]))
+    return found
+
+
+def _measured(stem: str) -> bool:
+    """Whether a consonant comes after a vowel: Porter's condition m > 0."""
+    found = _consonants(stem)
+    return False in found and any(found[found.index(False) :])
+
+
+def _like_lucene(word: str) -> str:
+    """A word whose Snowball `porter` stem is the Lucene stem of the given one."""
+    if word.endswith(("ed", "ing", "eds", "ings")) and (found := _DOUBLED.fullmatch(word)):
+        consonants = _consonants(found[1] + found[2])
+        if consonants[-1] and not all(consonants):
+            word = found[1]
+    if ("log" in word or "bl" in word) and (found := _LOGI_OR_BLI.fullmatch(word)) and _measured(found[1]):
+        return found[1] + ("log" if found[2] == "log" else "ble")
+    return word
+
+
+class LucenePorter:
+    """Snowball's `porter` with the rules that Lucene's PorterStemFilter has beside it.
+
+    -logi becomes -log and -bli becomes -ble before the later steps, so that "psychology" finds "psychological"; any
+    doubled consonant but l, s and z becomes single before -ed and -ing; words of one or two characters stay ("us").
+    """
+
+    def __init__(self) -> None:
+        import Stemmer
+
+        self._stem: Any = Stemmer.Stemmer("porter")
+
+    def stemWords(self, words: Sequence[str]) -> list[str]:
+        """The term of each word; the name is Snowball's."""
+        stems = self._stem.stemWords([_like_lucene(word) for word in words])
+        return [word if self._short(word) else stem for word, stem in zip(words, stems, strict=True)]
+
+    @staticmethod
+    def _short(word: str) -> bool:
+        return len(word) < 3 and len(word) + sum(letter > "\uffff" for letter in word) < 3
 
 
 class EnglishAnalyzer:
-    """Terms of a text. `stemmer` is a name of Snowball's (`porter` is Lucene's), "" for none; likewise `stopwords`."""
+    """Terms of a text. `stemmer` is `porter` (Lucene's), another of Snowball's names, or "" for none; `stopwords` is
+    `english` or "".
+    """
 
     def __init__(self, *, stemmer: str = "porter", stopwords: str = "english") -> None:
         import Stemmer
@@ -40,7 +100,7 @@ class EnglishAnalyzer:
         if stopwords not in ("english", ""):
             raise ValueError(f"stopwords is {stopwords!r}; it can be 'english' or ''")
         self._stop = STOP_WORDS if stopwords else frozenset()
-        self._stem: Any = Stemmer.Stemmer(stemmer) if stemmer else None
+        self._stem: Any = LucenePorter() if stemmer == "porter" else Stemmer.Stemmer(stemmer) if stemmer else None
 
     def words(self, text: str) -> list[str]:
         """Lower-case words without stop words, not stemmed."""

@@ -2,7 +2,7 @@
 
 Lucene's bag-of-words search gives these signs no effect, and so does ours by default. Words side by side are
 alternatives, as in the bag. The index keeps no positions: a quoted phrase needs all its words, in any order. What can
-not be parsed, like an open parenthesis, is read as far as it makes sense; a query never fails.
+not be parsed, like an open parenthesis, is read as far as it makes sense; only nesting deeper than DEEPEST is refused.
 """
 
 import re
@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Literal
 
+from retrieval_server.errors import QueryError
+
+DEEPEST = 50
 _TOKEN = re.compile(r'"([^"]*)"|([()])|([^\s()"]+)')
 Analyse = Callable[[str], list[str]]
 
@@ -35,7 +38,7 @@ class Clause:
         """The rows that match, a boolean array like those that `mask` gives for a term."""
         if self.kind == "term":
             return mask(self.term)
-        parts = [part.matches(mask) for part in self.parts]
+        parts = (part.matches(mask) for part in self.parts)  # one at a time: each is as long as the corpus
         if self.kind == "all":
             return reduce(lambda left, right: left & right, parts)
         either = reduce(lambda left, right: left | right, parts)
@@ -53,6 +56,7 @@ class _Parser:
         self._tokens = [match.groups() for match in _TOKEN.finditer(query)]
         self._analyse = analyse
         self._at = 0
+        self._depth = 0
 
     def _sees(self, word: str) -> bool:
         if self._at < len(self._tokens):
@@ -86,13 +90,8 @@ class _Parser:
         return _group("all", parts)
 
     def operand(self) -> Clause | None:
-        if self._takes("NOT"):
-            part = self.operand()
-            return None if part is None else Clause("none", parts=(part,))
-        if self._takes("("):
-            inner = self.alternatives() if not self._sees(")") else None
-            self._takes(")")
-            return inner
+        if self._sees("NOT") or self._sees("("):
+            return self._nested()
         if self._at >= len(self._tokens) or self._sees(")") or self._takes("OR") or self._takes("AND"):
             return None
         quoted, _, plain = self._tokens[self._at]
@@ -100,7 +99,24 @@ class _Parser:
         terms = [Clause("term", term) for term in self._analyse(quoted if quoted is not None else plain)]
         return _group("all" if quoted is not None else "any", terms)
 
+    def _nested(self) -> Clause | None:
+        self._depth += 1
+        if self._depth > DEEPEST:
+            raise QueryError(f"parentheses and NOT are nested deeper than {DEEPEST}")
+        if self._takes("NOT"):
+            part = self.operand()
+            found = None if part is None else Clause("none", parts=(part,))
+        else:
+            self._takes("(")
+            found = self.alternatives() if not self._sees(")") else None
+            self._takes(")")
+        self._depth -= 1
+        return found
+
 
 def parse(query: str, analyse: Analyse) -> Clause:
-    """The query's clause; one that matches nothing when it holds no term. `a NOT b` is `a AND NOT b`."""
+    """The query's clause; one that matches nothing when it holds no term. `a NOT b` is `a AND NOT b`.
+
+    Raises QueryError for one that is nested too deeply.
+    """
     return _Parser(query, analyse).whole() or Clause("term", "")

@@ -1,23 +1,32 @@
 """FAISS indexes: making one of each layout, and searching one, memory-mapped where FAISS can.
 
-Scores are inner products. A compressed layout finds candidates; their order comes from the stored vectors. Ids of -1,
-which FAISS gives when it has found fewer than k, are dropped.
+Scores are inner products, or negated squared distances of an index of others that measures these. A compressed layout
+finds candidates; their order comes from the stored vectors. Ids of -1, which FAISS gives when it finds fewer than k,
+are dropped.
 """
 
 import math
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from packaging.version import Version
 
 from retrieval_server.backends.base import Hits
-from retrieval_server.config import DenseSettings
+from retrieval_server.backends.ordering import fetch_ties, ordered
+from retrieval_server.config import COMPRESSED, DenseSettings
 from retrieval_server.corpus import Report, silent
 from retrieval_server.errors import RetrievalError
 
-EXACT = ("flat", "hnsw", "ivf_flat")  # layouts whose scores are those of the vectors
 _STEP = 16384
+_GPU_MOST = 2048  # FAISS selects no more on a GPU
+_TIES, _FEWEST = 16, 64  # how many times the candidates may be fetched among ties of compressed scores
 _FEW = 3  # from this many queries on one matrix product, which reads the index once for all, beats a thread a query
+
+
+Rows = Callable[[Any], Any]
+"""Takes ids that an index answers with; gives the corpus's rows, both int64 arrays."""
 
 
 def factory(settings: DenseSettings, *, dimension: int, passages: int) -> str:
@@ -73,6 +82,29 @@ def make(vectors: Any, settings: DenseSettings, *, report: Report = silent) -> A
     return index
 
 
+def write(index: Any, path: Path) -> None:
+    """Write an index. Raises OSError, also where a last piece finds no room: FAISS's own writer only prints that."""
+    import faiss
+
+    failed: list[OSError] = []
+    with path.open("wb") as file:
+
+        def take(piece: Any) -> int:
+            try:
+                return file.write(piece)
+            except OSError as error:  # FAISS would make a RuntimeError of it
+                failed.append(error)
+                return 0
+
+        try:
+            faiss.write_index(index, faiss.PyCallbackIOWriter(take))  # pyright: ignore[reportAttributeAccessIssue]
+        except RuntimeError:
+            if not failed:
+                raise
+    if failed:
+        raise failed[0]
+
+
 def read(path: Path) -> Any:
     """The FAISS index in a file, memory-mapped. Raises RetrievalError."""
     import faiss
@@ -97,44 +129,84 @@ def blas_threshold(version: str, dimension: int) -> int:
 
 
 class FaissEngine:
-    """Searches a FAISS index. `vectors` are the stored ones, for the order of the candidates; None: FAISS's order."""
+    """Searches a FAISS index. `vectors` are the stored ones, for the scores of what it finds; None: those in a flat or
+    HNSW index, else FAISS's scores. `rows` are the rows of the ids that it answers with; None: ids are rows.
+    """
 
-    def __init__(self, index: Any, settings: DenseSettings, *, vectors: Any = None) -> None:
+    def __init__(self, index: Any, settings: DenseSettings, *, vectors: Any = None, rows: Rows | None = None) -> None:
         import faiss
 
+        exact = settings.file is not None or settings.layout not in COMPRESSED
+        self._most: int = index.ntotal
+        self._sign = -1.0 if index.metric_type == faiss.METRIC_L2 else 1.0
+        self._flat: Any = None
         if settings.engine == "faiss_gpu":
             index = _on_gpus(index)
+            self._most = min(self._most, _GPU_MOST)
         else:
-            ivf = faiss.try_extract_index_ivf(index)
-            if ivf is not None:
-                ivf.nprobe = min(settings.probes, ivf.nlist)
-            plain: Any = faiss.downcast_index(index)
-            if hasattr(plain, "hnsw"):
-                plain.hnsw.efSearch = settings.ef_search
+            _set_effort(index, settings)
+            self._flat = _flat_inside(index)
         self._index = index
-        self._vectors: Any = vectors if settings.candidates else None
-        self._candidates = settings.candidates
+        self._rows = rows
+        self._vectors: Any = vectors if exact or settings.candidates else None
+        self._candidates = 0 if exact or vectors is None else settings.candidates
+        if self._candidates:
+            self._most = min(self._most, _TIES * max(self._candidates, _FEWEST))
         faiss.cvar.distance_compute_blas_threshold = blas_threshold(faiss.__version__, index.d)
 
     def search(self, queries: Any, *, topk: int) -> list[Hits]:
-        """`queries`: float32 (queries, dimension). At most `topk` (row, score) each, best first."""
+        """`queries`: float32 (queries, dimension). At most `topk` (row, score) each, best first, ties by row."""
         import numpy as np
 
-        wanted = topk if self._vectors is None else max(topk, self._candidates)
-        scores, rows = self._index.search(np.ascontiguousarray(queries), min(wanted, self._index.ntotal))
-        if self._vectors is not None:
-            return [self._ranked(query, found[found >= 0], topk) for query, found in zip(queries, rows, strict=True)]
-        return [
-            [(int(row), float(score)) for row, score in zip(found, of, strict=True) if row >= 0][:topk]
-            for found, of in zip(rows, scores, strict=True)
-        ]
+        queries = np.ascontiguousarray(queries)
+        wanted = max(topk, self._candidates)
+        most = min(max(self._most, wanted), self._index.ntotal)
+        found = fetch_ties(self._fetch, queries, wanted, most=most)
+        return [self._ranked(query, *pair, topk) for query, pair in zip(queries, found, strict=True)]
 
-    def _ranked(self, query: Any, found: Any, topk: int) -> Hits:
+    def _fetch(self, queries: Any, wanted: int) -> tuple[Any, Any]:
+        scores, ids = self._index.search(queries, wanted)
+        return self._sign * scores, ids
+
+    def _ranked(self, query: Any, ids: Any, scores: Any, topk: int) -> Hits:
         import numpy as np
 
-        found = np.sort(found)  # ascending, as the file lies on the disk
-        scores = self._vectors[found].astype(np.float32) @ query
-        return [(int(found[at]), float(scores[at])) for at in np.argsort(-scores, kind="stable")[:topk]]
+        ids = np.sort(ids) if self._vectors is not None or self._flat is not None else ids  # as they lie on the disk
+        if self._flat is not None:
+            scores = self._scores(query, self._flat.reconstruct_batch(ids)) if len(ids) else scores
+        elif self._vectors is not None:
+            scores = self._scores(query, self._vectors[ids].astype(np.float32))
+        return ordered(ids if self._rows is None else self._rows(ids), scores, topk)
+
+    def _scores(self, query: Any, vectors: Any) -> Any:
+        """Each vector's score by itself: the same for copies, whatever the batch. (A matrix product's are not.)"""
+        import numpy as np
+
+        if self._sign < 0:
+            vectors, query = query - vectors, None
+            return -np.einsum("kd,kd->k", vectors, vectors)
+        return np.einsum("kd,d->k", vectors, query)
+
+
+def _set_effort(index: Any, settings: DenseSettings) -> None:
+    """How far a search looks, set wherever in the index's layers it belongs."""
+    import faiss
+
+    ivf = faiss.try_extract_index_ivf(index)
+    efforts = {"nprobe": min(settings.probes, ivf.nlist)} if ivf is not None else {"efSearch": settings.ef_search}
+    for name, effort in efforts.items():
+        with suppress(RuntimeError):  # of a kind of index without it
+            faiss.ParameterSpace().set_index_parameter(index, name, effort)
+
+
+def _flat_inside(index: Any) -> Any:
+    """The index itself, or an HNSW graph's storage, when it holds whole vectors by row; else None."""
+    import faiss
+
+    plain: Any = faiss.downcast_index(index)
+    if isinstance(plain, faiss.IndexHNSW):
+        plain = faiss.downcast_index(plain.storage)
+    return plain if isinstance(plain, faiss.IndexFlat) else None
 
 
 def _on_gpus(index: Any) -> Any:

@@ -1,14 +1,19 @@
 """An existing Lucene index, searched by pyserini's LuceneSearcher, for those who have one and Java (spec §7.3).
 
-A hit's docid is taken for its row in the corpus: Search-R1's indexes are made of passages whose ids are row numbers.
+A hit's docid is the id of its passage. In Search-R1's corpora ids are row numbers; of another corpus the ids are read
+when the index is opened.
 """
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from retrieval_server.backends.base import Hits
+from retrieval_server.backends.ordering import SPARE
 from retrieval_server.config import LuceneSettings
+from retrieval_server.corpus import Corpus, Report, silent
 from retrieval_server.errors import RetrievalError
+
+_PROBES = 100
 
 
 class Lucene:
@@ -16,7 +21,7 @@ class Lucene:
 
     ignores_whitespace: ClassVar[bool] = True
 
-    def __init__(self, settings: LuceneSettings, *, passages: int) -> None:
+    def __init__(self, settings: LuceneSettings, corpus: Corpus, *, report: Report = silent) -> None:
         try:
             from pyserini.search.lucene import LuceneSearcher  # pyright: ignore[reportMissingImports]
 
@@ -27,16 +32,50 @@ class Lucene:
                 f"the Lucene index {settings.path} can not be opened: {cause}",
                 remedy="install pyserini and its Java (pip install pyserini), or use `kind: bm25`, which needs neither",
             ) from cause
-        if self._searcher.num_docs != passages:
+        if self._searcher.num_docs != len(corpus):
             raise RetrievalError(
-                f"the Lucene index {settings.path} holds {self._searcher.num_docs} passages, the corpus {passages}",
+                f"the Lucene index {settings.path} holds {self._searcher.num_docs} passages, the corpus {len(corpus)}",
                 remedy="give the corpus that it was made of",
             )
+        self._corpus = corpus
+        self._rows: dict[str, int] | None = None
+        docids = [self._searcher.doc(number).docid() for number in range(0, len(corpus), 1 + len(corpus) // _PROBES)]
+        if any(self._row_by_number(docid) is None for docid in docids):
+            self._rows = {}
+            for row, document in enumerate(corpus):
+                if row % 10_000 == 0:
+                    report("reading the corpus's ids", row, len(corpus))
+                self._rows[document.id] = row
+        for docid in docids:
+            self._row(docid)
+
+    def _row_by_number(self, docid: str) -> int | None:
+        row = int(docid) if docid.isascii() and docid.isdecimal() else -1
+        return row if 0 <= row < len(self._corpus) and self._corpus[row].id == docid else None
+
+    def _row(self, docid: str) -> int:
+        row = self._row_by_number(docid) if self._rows is None else self._rows.get(docid)
+        if row is None:
+            raise RetrievalError(
+                f"the Lucene index answers with the id {docid!r}, which no passage of {self._corpus.path} has",
+                remedy="give the corpus that it was made of",
+            )
+        return row
 
     def cost(self, query: str) -> int:
         """Every query is one search."""
         return 1
 
     def search(self, queries: Sequence[str], *, topk: int) -> list[Hits]:
-        """For each query at most `topk` (row, score), best first."""
-        return [[(int(hit.docid), float(hit.score)) for hit in self._searcher.search(query, topk)] for query in queries]
+        """For each query at most `topk` (row, score), best first, ties by row."""
+        return [self._search(query, topk) for query in queries]
+
+    def _search(self, query: str, topk: int) -> Hits:
+        fetched = topk + SPARE
+        while True:
+            hits = self._searcher.search(query, fetched)
+            if len(hits) < fetched or hits[-1].score < hits[topk - 1].score:
+                break
+            fetched *= 4  # more passages than were fetched score as the last wanted one
+        found = [(self._row(hit.docid), float(hit.score)) for hit in hits]
+        return sorted(found, key=lambda hit: (-hit[1], hit[0]))[:topk]

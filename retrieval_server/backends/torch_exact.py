@@ -4,6 +4,7 @@ int8 (one scale a vector), a chunk of vectors at a time."""
 from typing import Any
 
 from retrieval_server.backends.base import Hits
+from retrieval_server.backends.ordering import HALF, SINGLE, fetch_ties, ordered
 from retrieval_server.config import DenseSettings
 
 
@@ -17,6 +18,7 @@ class TorchEngine:
         self._device = torch.device(settings.torch_device)
         # bfloat16 and fp16 products are sums in float32 on every device that is worth using; a CPU has no fast fp16.
         self._compute = torch.float32 if self._device.type == "cpu" else torch.float16
+        self._passages = len(vectors)
         self._scales: list[Any] = []
         self._chunks: list[Any] = []
         for start in range(0, len(vectors), settings.chunk):
@@ -39,17 +41,17 @@ class TorchEngine:
         import torch
 
         with torch.inference_mode():
-            asked = torch.as_tensor(queries).to(self._device, self._compute)
-            scores, rows = self._best(asked, topk)
-            order = torch.argsort(rows, dim=1)
-            scores, rows = scores.gather(1, order), rows.gather(1, order)
-            order = torch.argsort(scores, dim=1, descending=True, stable=True)
-            found = zip(rows.gather(1, order).tolist(), scores.gather(1, order).tolist(), strict=True)
-            return [list(zip(*pair, strict=True)) for pair in found]
+            near = SINGLE if self._compute == torch.float32 else HALF
+            found = fetch_ties(self._best, queries, topk, most=self._passages, near=near)
+            return [
+                ordered(rows, self._scores(query, rows), topk) for query, (rows, _) in zip(queries, found, strict=True)
+            ]
 
-    def _best(self, asked: Any, topk: int) -> tuple[Any, Any]:
+    def _best(self, queries: Any, topk: int) -> tuple[Any, Any]:
+        """The scores and rows of the best, as arrays of numpy; of ties at the end, any."""
         import torch
 
+        asked = torch.as_tensor(queries).to(self._device, self._compute)
         best: tuple[Any, Any] | None = None
         first = 0
         for number, chunk in enumerate(self._chunks):
@@ -63,4 +65,20 @@ class TorchEngine:
             values, at = values.topk(min(topk, values.shape[1]), dim=1)
             best, first = (values, rows.gather(1, at)), first + len(chunk)
         assert best is not None, "a corpus has at least one passage"
-        return best
+        return best[0].cpu().numpy(), best[1].cpu().numpy()
+
+    def _scores(self, query: Any, rows: Any) -> Any:
+        """The scores of these passages, each computed alone: the same for copies, whatever the batch."""
+        import numpy as np
+        import torch
+
+        scores = np.empty(len(rows), dtype=np.float32)
+        asked = torch.as_tensor(query).to(self._device, torch.float64)
+        for number in np.unique(rows // self._settings.chunk):
+            here = rows // self._settings.chunk == number
+            local = torch.as_tensor(rows[here] - number * self._settings.chunk, device=self._device)
+            products = (self._chunks[number][local].double() * asked).sum(dim=1)
+            if self._scales:
+                products *= self._scales[number][local]
+            scores[here] = products.float().cpu().numpy()
+        return scores

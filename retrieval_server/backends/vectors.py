@@ -42,6 +42,13 @@ def _finished(folder: Path) -> dict[int, str]:
     return finished
 
 
+def _reserve(path: Path) -> None:
+    """Take the file's room on the disk now. Raises OSError; a page that finds none later would end the process."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
 def fill(
     folder: Path,
     *,
@@ -61,6 +68,7 @@ def fill(
         (folder / RECORD).unlink(missing_ok=True)
         finished = {}
         vectors = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(passages, dimension))
+    _reserve(path)
     with (folder / RECORD).open("a", encoding="utf-8") as record:
         record.write("\n" if record.tell() else "")  # ends a line that a kill has cut
         for start in range(0, passages, SHARD):

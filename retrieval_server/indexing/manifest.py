@@ -1,27 +1,40 @@
 """What an index says of itself, so that no server searches another corpus's index, or one that was cut short.
 
-The expected part holds what an index must have been made of; releases of libraries are no part of it, the number of our
-own format is. The rest describes the files: sizes are checked at each load, hashes by `index verify`.
+The expected part holds what an index must have been made of: of libraries only a stemmer whose terms change with its
+release, and the number of our own format for each kind of index. The rest describes the files: sizes are checked at
+each load, hashes by `index verify`.
 """
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from retrieval_server.backends.analysis import stemmer_release
 from retrieval_server.config import Bm25Settings, DenseSettings, LuceneSettings, index_settings
 from retrieval_server.corpus import LINES_RECORD, Corpus, Report, silent
 from retrieval_server.errors import RetrievalError
 
 MANIFEST = "manifest.json"
-FORMAT = 2
+FORMATS = {"bm25": 3, "dense": 2, "lucene": 2}
+# Tested word by word to be Lucene's, and the same from PyStemmer 2.2 to 3.1: an index need not be built again.
+FIXED_STEMMER = "porter"
 Settings = Bm25Settings | DenseSettings | LuceneSettings
+
+
+def made_with(settings: Settings) -> dict[str, Any]:
+    """The number of the index's format, and the release of a stemmer whose terms change with it."""
+    made: dict[str, Any] = {"format": FORMATS[settings.kind]}
+    if isinstance(settings, Bm25Settings) and settings.stemmer not in ("", FIXED_STEMMER):
+        made["stemmer"] = stemmer_release(settings.stemmer)
+    return made
 
 
 def expected_manifest(corpus: Corpus, settings: Settings) -> dict[str, Any]:
     """What an index over this corpus with these settings must say of itself."""
     return {
-        "format": FORMAT,
+        **made_with(settings),
         "backend": settings.kind,
         "corpus": corpus.sha256(),
         "passages": len(corpus),
@@ -47,15 +60,22 @@ def _sha256(path: Path, report: Report) -> str:
     return digest.hexdigest()
 
 
-def write_manifest(folder: Path, expected: dict[str, Any], described: dict[str, Any], report: Report = silent) -> None:
-    """The manifest of a folder whose other files are finished.
+def write_manifest(
+    folder: Path,
+    expected: dict[str, Any],
+    described: dict[str, Any],
+    report: Report = silent,
+    *,
+    besides: Sequence[str] = (),
+) -> None:
+    """The manifest of a folder whose other files are finished, without the files `besides`.
 
     The record of the corpus's lines holds a time of change and is no part of it: the same index has the same manifest.
     """
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path, report)}
         for path in sorted(folder.iterdir())
-        if path.is_file() and path.name not in (MANIFEST, LINES_RECORD)
+        if path.is_file() and path.name not in (MANIFEST, LINES_RECORD, *besides)
     }
     text = json.dumps({**expected, **described, "files": files}, indent=1)
     partial = folder / (MANIFEST + ".partial")
@@ -89,6 +109,9 @@ def check(manifest: dict[str, Any], folder: Path, expected: dict[str, Any], *, r
         for key, value in expected.items()
         if manifest.get(key) != value
     ]
+    if (made := manifest.get("format")) != expected["format"]:
+        message = f"the index {folder} has the format {made} of another release; this one reads {expected['format']}"
+        raise RetrievalError(message, remedy=remedy)
     if different:
         raise RetrievalError(f"the index {folder} is another's: " + "; ".join(different), remedy=remedy)
     for name, recorded in dict(manifest.get("files", {})).items():

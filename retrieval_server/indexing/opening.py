@@ -32,7 +32,8 @@ def load_index(corpus: Corpus, folder: Path, settings: Settings | None = None, *
     """Open the index in `folder`; without settings, as its manifest says.
 
     Raises RetrievalError when it is missing, cut short, or was made for another corpus or with other settings. An index
-    that others have made (a FAISS file, a Lucene folder) has no manifest of ours: its number of passages is checked.
+    that others have made (a FAISS file, a Lucene folder) has no manifest of ours: its number of passages is checked,
+    and what its ids mean.
     """
     remedy = mend(corpus.path, folder)
     if settings is None:
@@ -53,9 +54,9 @@ def _load(corpus: Corpus, folder: Path, settings: Settings, report: Report) -> B
         case Bm25Settings():
             return Bm25.load(folder, settings)
         case LuceneSettings():
-            return Lucene(settings, passages=len(corpus))
+            return Lucene(settings, corpus, report=report)
         case DenseSettings():
-            engine, dimension = _engine(corpus, folder, settings)
+            engine, dimension = _engine(corpus, folder, settings, report)
             report("loading the encoder", 0, 0)
             from retrieval_server.backends.encoder import Encoder
 
@@ -69,22 +70,21 @@ def _load(corpus: Corpus, folder: Path, settings: Settings, report: Report) -> B
             return Dense(encoder, engine, settings)
 
 
-def _engine(corpus: Corpus, folder: Path, settings: DenseSettings) -> tuple[Engine, int]:
+def _engine(corpus: Corpus, folder: Path, settings: DenseSettings, report: Report) -> tuple[Engine, int]:
     if settings.engine == "torch":
         from retrieval_server.backends.torch_exact import TorchEngine
 
         vectors = open_vectors(folder)
         return TorchEngine(vectors, settings), vectors.shape[1]
-    from retrieval_server.backends.faiss_index import EXACT, FaissEngine, read
+    from retrieval_server.backends.faiss_index import FaissEngine, read
 
-    index = read(settings.file or folder / FAISS_FILE)
-    if index.ntotal != len(corpus):
-        raise RetrievalError(
-            f"the index holds {index.ntotal} vectors, the corpus {len(corpus)} passages",
-            remedy="give the corpus that it was made of, or build it again: python -m retrieval_server index build",
-        )
-    exact = settings.file is not None or settings.layout in EXACT
-    return FaissEngine(index, settings, vectors=None if exact else open_vectors(folder)), index.d
+    if settings.file is not None:
+        from retrieval_server.backends.foreign_faiss import ForeignIndex
+
+        foreign = ForeignIndex(read(settings.file), corpus, settings.file, report=report)
+        return FaissEngine(foreign.index, settings, rows=foreign.rows), foreign.index.d
+    index = read(folder / FAISS_FILE)
+    return FaissEngine(index, settings, vectors=open_vectors(folder)), index.d
 
 
 def open_backend(

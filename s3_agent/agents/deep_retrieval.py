@@ -15,7 +15,7 @@ from s3_agent.clients.retriever import Retriever
 from s3_agent.guard import neutral
 from s3_agent.selection import SelectionRule, select_passages
 from s3_agent.tags import bodies
-from s3_agent.types import Action, ActionKind, Episode, StopReason, Task, Turn
+from s3_agent.types import Action, ActionKind, Episode, StopReason, Task, Turn, whole_text
 
 PromptName = Literal["instruct", "double_template"]
 
@@ -66,8 +66,7 @@ def parse(response: str) -> Action:
     query = value.get("query") if isinstance(value, dict) else None
     if not isinstance(query, str) or not query.strip():
         return Action(kind=ActionKind.INVALID)
-    # JSON can escape half a surrogate pair, which no UTF-8 text and so no request can hold.
-    return Action(kind=ActionKind.SEARCH, query=query.encode(errors="replace").decode())
+    return Action(kind=ActionKind.SEARCH, query=whole_text(query))
 
 
 class DeepRetrievalAgent:

@@ -60,8 +60,9 @@ def index_identity(recipe: Recipe) -> dict[str, Any]:
 
 
 def retriever_text(index: Mapping[str, Any]) -> str:
-    """The index and its search in one line, the number of its format included: it changes when its answers do."""
-    return json.dumps({"backend": index["backend"], "format": index.get("format"), **index["settings"]})
+    """The index and its search in one line: the number of its format, and a stemmer's release, change its answers."""
+    made = {"backend": index["backend"], "format": index.get("format"), **index["settings"]}
+    return json.dumps(made | ({"stemmer_release": index["stemmer"]} if "stemmer" in index else {}))
 
 
 def rag_fingerprint(recipe: Recipe) -> Fingerprint:

@@ -9,7 +9,7 @@ from retrieval_server.corpus import LINES_RECORD, Corpus
 from retrieval_server.errors import RetrievalError
 from retrieval_server.indexing import build_index, expected_manifest, open_corpus
 from retrieval_server.indexing.build import convert_index
-from retrieval_server.indexing.manifest import FORMAT, check, read_manifest
+from retrieval_server.indexing.manifest import check, made_with, read_manifest
 from s3_agent.data.corpora import check_corpus, convert_corpus
 from s3_agent.data.downloads import Downloads
 from s3_agent.data.files import Report, join_parts
@@ -83,7 +83,7 @@ class CorpusStages:
             identity = {**settings.identity(), "path": None} if settings.kind == "lucene" else settings.identity()
             parts = [file.oid for file in self.downloads.of({INDEXES[published].repo})] if published else []
             ours = {"corpus": self.ledger.hash(path), "kind": settings.kind, "settings": identity, "parts": parts}
-            return {**ours, "format": FORMAT}
+            return ours | made_with(settings)
 
         def outputs() -> Mapping[str, Path]:
             if isinstance(settings, DenseSettings) and settings.file is not None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from retrieval_server.backends.analysis import EnglishAnalyzer
 from retrieval_server.backends.bm25 import Bm25
 from retrieval_server.backends.lucene import Lucene
 from retrieval_server.config import Bm25Settings, LuceneSettings
@@ -44,6 +45,25 @@ def test_the_first_ten_are_lucenes() -> None:
     assert figures["same_terms"] >= 0.98
 
 
+@pytest.mark.skipif(
+    shutil.which("java") is None or _jar() is None, reason="needs Java and S3_AGENT_ANSERINI_JAR, or pyserini"
+)
+def test_every_word_has_lucenes_term() -> None:
+    """Words of the embedded corpus with the endings that Porter's rules are about."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from retrieval_lucene import lucene  # pyright: ignore[reportMissingImports]
+
+    endings = ["", "s", "ed", "ing", "y", "ly", "logy", "logies", "bly", "blies", "ness", "king", "kked", "ical"]
+    text = " ".join(row["text"] for row in read_jsonl(CORPUS))
+    stems = sorted(set(EnglishAnalyzer(stemmer="").words(text)))[::3]
+    words = [stem + ending for stem in stems for ending in endings if stem.isalpha()]
+    jar = _jar()
+    assert jar is not None and len(words) > 3000
+    theirs = [found["terms"] for found in lucene(jar, ["text"], words)]
+    ours = EnglishAnalyzer()
+    assert [(word, ours.terms(word)) for word in words] == list(zip(words, theirs, strict=True))
+
+
 @pytest.mark.skipif(shutil.which("java") is None or find_spec("pyserini") is None, reason="needs Java and pyserini")
 def test_an_existing_lucene_index_is_served(tmp_path: Path) -> None:
     """The index is made as Search-R1's was, by Anserini; our own BM25 finds the same first passages."""
@@ -66,5 +86,7 @@ def test_an_existing_lucene_index_is_served(tmp_path: Path) -> None:
     assert all(len(hits) == 10 for hits in found)
     overlap = [len({row for row, _ in a} & {row for row, _ in b}) for a, b in zip(found, expected, strict=True)]
     assert sum(overlap) >= 0.9 * 10 * len(queries)
+    (tmp_path / "fewer.jsonl").write_text("\n".join(lines[1:]), encoding="utf-8")
+    fewer = Corpus(tmp_path / "fewer.jsonl")
     with pytest.raises(RetrievalError, match="holds"):
-        Lucene(LuceneSettings(path=lucene), passages=len(rows) + 1)
+        Lucene(LuceneSettings(path=lucene), fewer)

@@ -1,11 +1,8 @@
 """The retrieval server as its clients meet it: a process of its own, spoken to over HTTP."""
 
 import asyncio
-import json
 import socket
 import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,58 +10,21 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.served_corpus import DEADLINE_S, await_status, command, free_port, serving_rows, write_corpus
+
 ROWS = [
     {"id": "0", "contents": '"Norway"\nThe currency of Norway is the krone.'},
     {"id": "1", "title": "Sweden", "text": "The currency of Sweden is the krona."},
     {"id": "2", "contents": '"Oslo"\nOslo is a city in Norway.'},
     {"id": "3", "contents": '"Nile"\nThe Nile is a river.'},
 ]
-DEADLINE_S = 90.0
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def command(folder: Path, *, port: int, options: tuple[str, ...] = ("--build",)) -> list[str]:
-    own = ["--corpus", str(folder / "corpus.jsonl"), "--index", str(folder / "index"), "--port", str(port)]
-    return [sys.executable, "-m", "retrieval_server", *own, *options]
-
-
-def write_corpus(folder: Path, rows: list[Any]) -> None:
-    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def await_status(url: str, status: int, process: subprocess.Popen[bytes]) -> httpx.Response:
-    """The first answer of `url` with that status."""
-    deadline = time.monotonic() + DEADLINE_S
-    while time.monotonic() < deadline:
-        assert process.poll() is None, f"the server ended with {process.returncode}"
-        try:
-            response = httpx.get(url)
-        except httpx.TransportError:
-            response = None
-        if response is not None and response.status_code == status:
-            return response
-        time.sleep(0.1)
-    raise AssertionError(f"{url} did not answer {status} within {DEADLINE_S:.0f} s")
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a ready server over ROWS."""
-    folder = tmp_path_factory.mktemp("server")
-    write_corpus(folder, ROWS)
-    port = free_port()
-    process = subprocess.Popen(command(folder, port=port, options=("--build", "--topk", "2")))
-    try:
-        await_status(f"http://127.0.0.1:{port}/readyz", 200, process)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
+    with serving_rows(tmp_path_factory.mktemp("server"), ROWS, "--topk", "2") as url:
+        yield url
 
 
 @pytest.fixture
@@ -126,14 +86,14 @@ def test_half_a_character_is_a_query_without_hits(server: str) -> None:
 @pytest.mark.parametrize(
     ("body", "status", "code"),
     [
-        ({"queries": []}, 422, "invalid_request"),
         ({"queries": "text"}, 422, "invalid_request"),
+        ({"queries": ["a"], "query": "a"}, 422, "invalid_request"),
+        ({"query": "a", "topk": 1, "top_k": 2}, 422, "invalid_request"),
         ({}, 422, "invalid_request"),
         ({"queries": [None]}, 422, "invalid_request"),
         ({"queries": ["a"], "topk": -1}, 422, "invalid_request"),
         ({"queries": ["a"], "topk": 10**6}, 422, "topk_too_large"),
-        ({"queries": ["a"] * 2000}, 413, "too_many_queries"),
-        ({"queries": ["a" * 10_000]}, 413, "query_too_long"),
+        ({"queries": ["a"] * 20_000}, 413, "too_many_queries"),
     ],
 )
 def test_a_refusal_says_what_is_wrong_and_what_to_do(
@@ -161,10 +121,10 @@ def test_a_wrong_address_is_refused_in_the_same_shape(server: str, method: str, 
 
 def test_a_body_is_read_to_its_limit_only(server: str) -> None:
     def chunks() -> Iterator[bytes]:
-        for _ in range(9):
+        for _ in range(65):
             yield b" " * (1 << 20)
 
-    for content in (b" " * (9 << 20), chunks()):
+    for content in (b" " * (65 << 20), chunks()):
         response = httpx.post(f"{server}/retrieve", content=content, timeout=30)
         assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
 

@@ -14,12 +14,14 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from benchmarks.untrained_encoder import save_untrained_bert
 from retrieval_server.backends.boolean import parse
 from retrieval_server.backends.faiss_index import blas_threshold
-from retrieval_server.config import DenseSettings, EncoderSettings, read_index_settings
+from retrieval_server.backends.ordering import fetch_ties, ordered
+from retrieval_server.config import DenseSettings, EncoderSettings, ServerSettings, read_index_settings
 from retrieval_server.corpus import Corpus
 from retrieval_server.errors import RetrievalError
 from retrieval_server.indexing import build_index, load_index, open_backend, open_corpus, verify_index
@@ -203,6 +205,251 @@ def test_an_existing_faiss_file_is_opened_as_it_is(vectors: Any, corpus: Corpus,
             load_index(corpus, tmp_path / "none", settings)
 
 
+def given_index(path: Path, vectors: Any, kind: str, *, ids: Any = None, metric: int | None = None) -> Path:
+    """A FAISS file as others make it."""
+    index = faiss.index_factory(DIMENSION, kind, faiss.METRIC_INNER_PRODUCT if metric is None else metric)
+    index.train(vectors)
+    if ids is None:
+        index.add(vectors)
+    else:
+        index.add_with_ids(vectors, np.asarray(ids, dtype=np.int64))
+    faiss.write_index(index, str(path))
+    return path
+
+
+def named_corpus(path: Path, ids: Any) -> Corpus:
+    rows = ({"id": str(one), "title": "T", "text": f"passage {one}"} for one in ids)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return Corpus(path)
+
+
+def engine_of(corpus: Corpus, settings: DenseSettings) -> Any:
+    backend: Any = load_index(corpus, Path("none"), settings)
+    return backend._engine
+
+
+SHUFFLED = np.random.default_rng(5).permutation(300)
+
+
+@pytest.mark.parametrize("kind", ["IDMap,Flat", "IDMap2,HNSW16", "IVF4,Flat", "PCA32,IVF4,Flat", "IDMap,IVF4,Flat"])
+@pytest.mark.parametrize(
+    ("ids", "names"),
+    [
+        (np.arange(300), np.arange(300)),
+        (np.arange(300), [f"doc{number}" for number in range(300)]),
+        (np.arange(300) + 1, np.arange(300) + 1),
+        (np.arange(300) * 7 + 1000, np.arange(300) * 7 + 1000),
+    ],
+    ids=["rows", "rows, other names", "from 1", "far"],
+)
+def test_a_given_id_is_a_row_or_the_id_of_a_passage(
+    vectors: Any, model: Path, tmp_path: Path, kind: str, ids: Any, names: Any
+) -> None:
+    path = given_index(tmp_path / "given.index", vectors, kind, ids=ids)
+    settings = e5(model, file=path, probes=4)
+    corpus = named_corpus(tmp_path / "c.jsonl", names)
+    found = engine_of(corpus, settings).search(vectors, topk=1)
+    assert [row for [(row, _)] in found] == list(range(300))
+    convert_index(corpus, path, tmp_path / "converted", e5(model, vectors="float32"))
+    np.testing.assert_allclose(np.load(tmp_path / "converted" / "vectors.npy"), vectors, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["IDMap,Flat", "IVF4,Flat"])
+def test_ids_in_another_order_are_those_of_the_passages(vectors: Any, model: Path, tmp_path: Path, kind: str) -> None:
+    """The index's vectors lie in another order than the corpus's passages; ids tell which is which."""
+    names = 1000 + np.arange(300)
+    path = given_index(tmp_path / "given.index", vectors[SHUFFLED], kind, ids=names[SHUFFLED])
+    corpus = named_corpus(tmp_path / "c.jsonl", names)
+    found = engine_of(corpus, e5(model, file=path, probes=4)).search(vectors, topk=1)
+    assert [row for [(row, _)] in found] == list(range(300))
+    convert_index(corpus, path, tmp_path / "converted", e5(model, vectors="float32"))
+    np.testing.assert_allclose(np.load(tmp_path / "converted" / "vectors.npy"), vectors, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["IDMap,Flat", "IDMap2,Flat", "IVF4,Flat"])
+@pytest.mark.parametrize("ids", [np.arange(300) + 1, np.arange(300) + 1000, np.zeros(300), np.arange(300) - 1])
+def test_ids_that_are_neither_are_refused(
+    vectors: Any, corpus: Corpus, model: Path, tmp_path: Path, kind: str, ids: Any
+) -> None:
+    path = given_index(tmp_path / "given.index", vectors, kind, ids=ids)
+    with pytest.raises(RetrievalError, match=r"neither the numbers of the corpus's rows(.|\n)*What to do"):
+        load_index(corpus, tmp_path / "none", e5(model, file=path))
+    with pytest.raises(RetrievalError, match="neither the numbers of the corpus's rows"):
+        convert_index(corpus, path, tmp_path / "converted", e5(model))
+
+
+@pytest.mark.parametrize("kind", ["Flat", "HNSW16", "IVF4,Flat", "IDMap,Flat"])
+def test_distances_are_scores_with_the_nearest_best(
+    vectors: Any, corpus: Corpus, model: Path, tmp_path: Path, kind: str
+) -> None:
+    ids = np.arange(300) if "IDMap" in kind else None
+    path = given_index(tmp_path / "l2.index", vectors, kind, ids=ids, metric=faiss.METRIC_L2)
+    found = engine_of(corpus, e5(model, file=path, probes=4)).search(vectors[:20], topk=5)
+    assert rows_of(found) == exact(vectors, vectors[:20], 5)
+    for hits in found:
+        scores = [score for _, score in hits]
+        assert scores == sorted(scores, reverse=True) and scores[0] == pytest.approx(0, abs=1e-5) and scores[4] < -0.1
+
+
+def test_another_metric_is_refused(vectors: Any, corpus: Corpus, model: Path, tmp_path: Path) -> None:
+    path = given_index(tmp_path / "l1.index", vectors, "Flat", metric=faiss.METRIC_L1)
+    with pytest.raises(RetrievalError, match=r"FAISS's metric 2(.|\n)*What to do"):
+        load_index(corpus, tmp_path / "none", e5(model, file=path))
+
+
+def test_distances_between_vectors_of_unlike_lengths_are_not_converted(
+    vectors: Any, corpus: Corpus, model: Path, tmp_path: Path
+) -> None:
+    convert = [corpus, tmp_path / "l2.index", tmp_path / "converted", e5(model)]
+    given_index(tmp_path / "l2.index", vectors, "Flat", metric=faiss.METRIC_L2)
+    convert_index(*convert)
+    given_index(tmp_path / "l2.index", vectors * (1 + np.arange(300)[:, None]), "Flat", metric=faiss.METRIC_L2)
+    with pytest.raises(RetrievalError, match=r"unlike lengths(.|\n)*What to do"):
+        convert_index(*convert)
+
+
+@pytest.mark.parametrize(
+    "kind", ["LSH", "IDMap,LSH", "PQ8x4", "IDMap,PQ8x4fs", "SQ8", "IVF4,SQ8", "PCA16,Flat", "RaBitQ", "IVF4,PQ8x4fs"]
+)
+def test_compressed_vectors_are_not_converted(
+    vectors: Any, corpus: Corpus, model: Path, tmp_path: Path, kind: str
+) -> None:
+    ids, metric = np.arange(300) if "IDMap" in kind else None, faiss.METRIC_L2 if "LSH" in kind else None
+    path = given_index(tmp_path / "g.index", vectors, kind, ids=ids, metric=metric)
+    with pytest.raises(RetrievalError, match=r"holds compressed vectors(.|\n)*What to do"):
+        convert_index(corpus, path, tmp_path / "converted", e5(model))
+
+
+@pytest.mark.parametrize("kind", ["SQfp16", "HNSW16", "HNSW16,RFlat", "IVF4,Flat", "IVF4,SQfp16"])
+def test_whole_vectors_are_converted(vectors: Any, corpus: Corpus, model: Path, tmp_path: Path, kind: str) -> None:
+    path = given_index(tmp_path / "g.index", vectors, kind)
+    convert_index(corpus, path, tmp_path / "converted", e5(model))
+    np.testing.assert_allclose(np.load(tmp_path / "converted" / "vectors.npy"), vectors, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["HNSW16", "IDMap,HNSW16", "PCA16,HNSW16", "IDMap2,PCA16,HNSW16", "HNSW16,RFlat"])
+def test_the_effort_of_a_search_reaches_through_every_layer(
+    vectors: Any, corpus: Corpus, model: Path, tmp_path: Path, kind: str
+) -> None:
+    ids = np.arange(300) if "IDMap" in kind else None
+    path = given_index(tmp_path / "given.index", vectors, kind, ids=ids)
+    engine = engine_of(corpus, e5(model, file=path, ef_search=77))  # lives as long as what is taken out of it
+    layer = engine._index
+    while not hasattr(layer := faiss.downcast_index(layer), "hnsw"):
+        layer = layer.base_index if hasattr(layer, "base_index") else layer.index
+    assert layer.hnsw.efSearch == 77
+
+
+@pytest.mark.parametrize("kind", ["IVF8,Flat", "IDMap,IVF8,Flat", "PCA16,IVF8,Flat", "IDMap,PCA16,IVF8,SQ8"])
+def test_so_do_probes(vectors: Any, corpus: Corpus, model: Path, tmp_path: Path, kind: str) -> None:
+    ids = np.arange(300) if "IDMap" in kind else None
+    path = given_index(tmp_path / "given.index", vectors, kind, ids=ids)
+    for probes, wanted in ((3, 3), (64, 8)):
+        engine = engine_of(corpus, e5(model, file=path, probes=probes))
+        assert faiss.extract_index_ivf(engine._index).nprobe == wanted
+
+
+def test_the_torch_engine_refuses_a_faiss_file(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match=r"reads no FAISS file.*index convert"):
+        e5(model, engine="torch", file=tmp_path / "e5_Flat.index")
+
+
+@pytest.mark.parametrize(
+    ("layout", "candidates", "fits"), [("pq", 7, False), ("pq", 8, True), ("pq", 0, True), ("flat", 7, True)]
+)
+def test_candidates_below_topk_are_refused(model: Path, layout: Any, candidates: int, fits: bool) -> None:
+    backend = e5(model, layout=layout, candidates=candidates)
+    values = {"corpus": "c", "index": "i", "backend": backend, "topk": 8}
+    if fits:
+        assert ServerSettings.model_validate(values)
+    else:
+        with pytest.raises(ValidationError, match="`candidates` is 7, below the 8 passages"):
+            ServerSettings.model_validate(values)
+
+
+COPIES = 60
+
+
+@pytest.fixture(scope="module")
+def copied(vectors: Any) -> Any:
+    """Rows 100 … 159 are one passage, and so are rows 200 … 202 and the first."""
+    rows = vectors.copy()
+    rows[100 : 100 + COPIES] = rows[100]
+    rows[200:203] = rows[0]
+    return rows
+
+
+@pytest.mark.parametrize("engine", ["faiss", "torch"])
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_copies_come_in_the_order_of_their_rows_whatever_else_is_asked(
+    copied: Any, model: Path, engine: Any, dtype: Any
+) -> None:
+    from retrieval_server.backends.faiss_index import FaissEngine, make
+    from retrieval_server.backends.torch_exact import TorchEngine
+
+    settings = e5(model, chunk=37, torch_dtype=dtype)
+    found: Any = FaissEngine(make(copied, settings), settings) if engine == "faiss" else TorchEngine(copied, settings)
+    noise = np.random.default_rng(3).standard_normal((70, DIMENSION)).astype(np.float32)
+    for count in (1, 2, 21, 70):
+        for topk in (1, 3, 7, 8, 9, 30, COPIES, COPIES + 5):
+            batch = noise[:count].copy()
+            batch[count // 2] = copied[100]
+            hits = found.search(batch, topk=topk)[count // 2]
+            assert [row for row, _ in hits][:COPIES] == list(range(100, 100 + COPIES))[:topk]
+            assert len({score for _, score in hits[:COPIES]}) == 1
+            batch[count // 2] = copied[0]
+            assert [row for row, _ in found.search(batch, topk=topk)[count // 2]][:4] == [0, 200, 201, 202][:topk]
+
+
+@pytest.mark.parametrize("layout", ["hnsw", "sq8", "pq", "rabitq", "ivf_flat", "ivf_sq8", "ivf_pq", "ivf_rabitq"])
+@pytest.mark.parametrize("candidates", [20, 0])
+def test_copies_come_in_the_order_of_their_rows_in_every_layout(
+    copied: Any, corpus: Corpus, model: Path, tmp_path: Path, layout: Any, candidates: int
+) -> None:
+    settings = e5(model, layout=layout, lists=4, probes=4, candidates=candidates, vectors="float32")
+    build_from_vectors(corpus, tmp_path / "i", settings, rows=lambda start, end: copied[start:end], dimension=DIMENSION)
+    engine: Any = load_index(corpus, tmp_path / "i", settings)
+    [all_hits] = engine._engine.search(copied[100:101], topk=len(copied))
+    assert all_hits == sorted(all_hits, key=lambda hit: (-hit[1], hit[0]))
+    for topk in (1, 3, 9):
+        [hits] = engine._engine.search(copied[100:101], topk=topk)
+        assert hits == all_hits[:topk]
+        assert not candidates or [row for row, _ in hits] == list(range(100, 100 + topk))
+
+
+@pytest.mark.parametrize("kind", ["Flat", "HNSW16", "IDMap,Flat", "IVF4,Flat", "SQ8", "L2"])
+def test_copies_of_a_given_index_too(copied: Any, corpus: Corpus, model: Path, tmp_path: Path, kind: str) -> None:
+    ids = np.arange(300) if "IDMap" in kind else None
+    metric = faiss.METRIC_L2 if kind == "L2" else None
+    path = given_index(tmp_path / "g.index", copied, "Flat" if kind == "L2" else kind, ids=ids, metric=metric)
+    engine = engine_of(corpus, e5(model, file=path, probes=4))
+    for topk in (1, 3, 9):
+        [hits] = engine.search(copied[100:101], topk=topk)
+        assert [row for row, _ in hits] == list(range(100, 100 + topk))
+
+
+@given(
+    scores=st.lists(
+        st.lists(st.sampled_from([0.0, 0.5, 0.5000001, 1.0]), min_size=40, max_size=40), min_size=1, max_size=4
+    ),
+    topk=st.integers(1, 45),
+    seed=st.integers(0, 99),
+)
+def test_ties_are_fetched_to_their_end_by_whatever_chance_an_engine_picks(
+    scores: list[list[float]], topk: int, seed: int
+) -> None:
+    table, rng = np.array(scores), np.random.default_rng(seed)
+
+    def fetch(queries: Any, wanted: int) -> tuple[Any, Any]:
+        order = np.stack([np.lexsort((rng.random(40), -table[query])) for query in queries])[:, :wanted]
+        return np.take_along_axis(table[queries], order, axis=1), order
+
+    found = fetch_ties(fetch, np.arange(len(table)), topk, most=40)
+    for at, (rows, got) in enumerate(found):
+        wanted = sorted(range(40), key=lambda row: (-table[at][row], row))[:topk]
+        assert [row for row, _ in ordered(rows, got, topk)] == wanted
+
+
 def test_a_cut_index_is_refused(corpus: Corpus, model: Path, tmp_path: Path) -> None:
     build_index(corpus, tmp_path / "i", e5(model))
     assert load_index(corpus, tmp_path / "i").search(["river"], topk=2)
@@ -264,6 +511,76 @@ def test_a_killed_build_goes_on_to_the_same_bytes(corpus: Corpus, model: Path, t
     for name in ("vectors.npy", "index.faiss", "corpus.lines", MANIFEST):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     assert load_index(corpus, tmp_path / "killed", read_index_settings(settings)).search(["river"], topk=1)
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing of the build runs after it."""
+
+
+@pytest.mark.parametrize(
+    "stage", ["adding vectors", "reading corpus.lines", "reading index.faiss", "reading vectors.npy", "put in place"]
+)
+def test_a_kill_at_any_stage_loses_no_vectors(
+    corpus: Corpus, model: Path, tmp_path: Path, vectors: Any, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def rows(start: int, end: int) -> Any:
+        asked.append(start)
+        return vectors[start:end]
+
+    def report(now: str, done: int, total: int) -> None:
+        if now == stage:
+            raise Killed
+
+    def build(report: Any) -> None:
+        build_from_vectors(corpus, tmp_path / "i", e5(model), rows=rows, dimension=DIMENSION, report=report)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        if stage == "put in place":
+            patched.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(Killed()))
+        build(report)
+    assert asked == [0] and not (tmp_path / "i").exists()
+    build(lambda *_: None)
+    assert asked == [0]
+    assert verify_index(corpus, tmp_path / "i")["vectors"] == 300
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["i"]
+    assert not {"vectors.jsonl", "building.json"} & {path.name for path in (tmp_path / "i").iterdir()}
+
+
+WITHOUT_ROOM = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from retrieval_server.config import DenseSettings, EncoderSettings
+from retrieval_server.corpus import Corpus
+from retrieval_server.errors import RetrievalError
+from retrieval_server.indexing.build import build_from_vectors
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)
+def rows(start, end):
+    print("asked", start, flush=True)
+    return np.ones((end - start, 32), dtype=np.float32)
+try:
+    settings = DenseSettings(encoder=EncoderSettings(model="none"))
+    build_from_vectors(Corpus(Path(sys.argv[1])), Path(sys.argv[2]), settings, rows=rows, dimension=32)
+except RetrievalError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_is_an_error_that_loses_no_vectors(corpus: Corpus, tmp_path: Path) -> None:
+    """300 vectors take 19 kB, the index 38 kB: the limit of a file's size stands for the end of the disk."""
+
+    def built(room: int) -> str:
+        command = [sys.executable, "-c", WITHOUT_ROOM, str(corpus.path), str(tmp_path / "i"), str(room)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    for room, asked in ((10_000, 0), (25_000, 1), (25_000, 0), (10**9, 0)):
+        said = built(room)
+        assert said.count("asked") == asked
+        assert ("can not be written" in said and "make room" in said) is (room < 10**6)
+    assert verify_index(corpus, tmp_path / "i")["vectors"] == 300
 
 
 def test_a_corpus_opens_by_its_saved_lines_without_being_read(corpus: Corpus, model: Path, tmp_path: Path) -> None:

@@ -386,6 +386,15 @@ def test_a_heading_that_opens_a_document_is_its_title(tmp_path: Path, text: str,
     assert read_document(tmp_path / "x.md") == (title, rest)
 
 
+def test_half_a_surrogate_pair_in_a_passage_is_imported_as_a_question_mark(tmp_path: Path) -> None:
+    rows = [{"id": "x\ud800", "title": "A\udfff", "text": "b\ud83d"}, {"id": "y", "contents": "C\ud800\nd\ud800"}]
+    for row in rows:
+        path = written(tmp_path, ".jsonl", [row])
+        [(_, passage)] = passages_of(read_rows(path))
+        assert json.dumps(passage, ensure_ascii=False).encode() and "?" in passage["text"] and "?" in passage["title"]
+        assert check_corpus(path) == 1
+
+
 def test_an_explicit_null_stays_one(tmp_path: Path) -> None:
     corpus, questions = tmp_path / "corpus.jsonl", tmp_path / "questions.jsonl"
     corpus.write_text("".join(json.dumps(row) + "\n" for row in ROWS))

@@ -41,7 +41,7 @@ def cache_over(searches: Any, **options: Any) -> QueryCache:
     return QueryCache(searches, **({"max_bytes": 10**6, "ignores_whitespace": True, "metrics": Metrics()} | options))
 
 
-async def answered(cache: QueryCache, searches: Searches, *queries: str, topk: int = 3) -> list[Hits]:
+async def answered(cache: QueryCache, searches: Searches, *queries: str, topk: int = 3) -> list[Any]:
     asking = asyncio.create_task(cache.answer(queries, topk=topk))
     await asyncio.sleep(0)
     searches.settle()
@@ -66,7 +66,8 @@ async def test_siblings_share_the_search_that_runs() -> None:
     await asyncio.sleep(0)
     assert searches.queries == ["q"] and searches.admitted == 1
     searches.settle()
-    assert [[len(hits) for hits in found] for found in await asyncio.gather(*siblings)] == [[3, 3], [3, 3], [2, 2]]
+    found: list[list[Any]] = await asyncio.gather(*siblings)
+    assert [[len(hits) for hits in of] for of in found] == [[3, 3], [3, 3], [2, 2]]
 
 
 async def test_a_search_is_given_up_when_the_last_who_waits_leaves() -> None:

@@ -2,8 +2,13 @@
 
 import json
 import math
+import sys
+import threading
 from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,11 +18,12 @@ from pydantic import ValidationError
 
 from retrieval_server.backends.analysis import EnglishAnalyzer
 from retrieval_server.backends.bm25 import Bm25
-from retrieval_server.config import Bm25Settings, ServerSettings
+from retrieval_server.backends.lucene import Lucene
+from retrieval_server.config import Bm25Settings, LuceneSettings, ServerSettings
 from retrieval_server.corpus import Corpus
-from retrieval_server.errors import RetrievalError
+from retrieval_server.errors import QueryError, RetrievalError
 from retrieval_server.indexing import MANIFEST, build_index, load_index, open_backend
-from retrieval_server.schemas import RetrieveRequest
+from retrieval_server.schemas import SearchRequest
 
 BM25 = Bm25Settings()
 # Analysed by hand, so that the formula is checked against terms that no tokenizer of ours has made:
@@ -196,15 +202,39 @@ def test_a_failed_build_leaves_the_old_index(corpus: Corpus, tmp_path: Path) -> 
     assert load_index(corpus, folder, BM25)
 
 
-@pytest.mark.parametrize("body", [{}, {"queries": []}, {"queries": "text"}, {"queries": ["a"], "topk": -1}])
-def test_a_request_needs_queries(body: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"queries": None},
+        {"queries": "text"},
+        {"queries": ["a"], "query": "a"},
+        {"queries": ["a"], "topk": -1},
+        {"query": "a", "topk": 1, "top_k": 2},
+        {"query": 1},
+    ],
+)
+def test_a_request_says_once_what_is_searched_for(body: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        RetrieveRequest.model_validate(body)
+        SearchRequest.model_validate(body)
 
 
-def test_a_request_defaults_to_bare_documents_and_the_servers_topk() -> None:
-    request = RetrieveRequest.model_validate({"queries": ["a"], "unknown": 1})
-    assert (request.topk, request.return_scores) == (None, False)
+@pytest.mark.parametrize(
+    ("body", "texts", "wanted", "flat"),
+    [
+        ({"queries": ["a"], "unknown": 1}, ["a"], None, False),
+        ({"queries": [], "topk": 0}, [], None, False),
+        ({"query": "a", "topk": 3, "return_scores": True}, ["a"], 3, False),
+        ({"query": ["a", "b"], "top_k": 2}, ["a", "b"], 2, False),
+        ({"query": "a", "top_k": 2, "topk": 2}, ["a"], 2, False),
+        ({"query": "a"}, ["a"], None, True),
+        ({"query": "a", "topk": 5}, ["a"], 5, True),
+    ],
+)
+def test_every_clients_spelling_is_one_request(body: Any, texts: list[str], wanted: int | None, flat: bool) -> None:
+    request = SearchRequest.model_validate(body)
+    assert (request.texts, request.wanted, request.flat) == (texts, wanted, flat)
+    assert not request.return_scores or body["return_scores"]
 
 
 def test_settings_are_frozen_and_name_no_unknown_field() -> None:
@@ -228,3 +258,162 @@ def test_settings_are_frozen_and_name_no_unknown_field() -> None:
 def test_terms_are_those_of_lucenes_english_analyzer(text: str, terms: list[str]) -> None:
     """Expected terms: Lucene 9's EnglishAnalyzer, by `benchmarks/LuceneBm25.java`."""
     assert EnglishAnalyzer().terms(text) == terms
+
+
+# Lucene 9.5's PorterStemFilter. Snowball's `porter` gives other terms for all of the first and none of the second.
+LUCENES = """
+psychology psycholog, analogy analog, apologies apolog, technologies technolog, topology topolog, etymology etymolog,
+assembly assembl, possibly possibl, compatibly compat, incredibly incred, plausibly plausibl, horribly horribl,
+reversibly revers, visibly visibl, forcibly forcibl, ostensibly ostens, trekking trek, trekked trek, revving rev,
+byyed by, us us, as as, is is, ys ys, oy oy
+"""
+BOTH = """
+psychological psycholog, ology ologi, bly bly, abli abli, probably probabl, blogs blog, blogging blog,
+mythologiness mythologi, logistics logist, running run,
+falling fall, hissing hiss, fizzed fizz, hopping hop, hoping hope, university univers,
+organization organ, ed ed, ying ying, sky sky, enjoy enjoi, relational relat, adjustable adjust, formaliti formal,
+\u00e9\u00e9s \u00e9\u00e9, 22ed 22ed, \U0001d4b3s \U0001d4b3
+"""
+
+
+@pytest.mark.parametrize("pair", [*LUCENES.split(","), *BOTH.split(",")])
+def test_stems_are_lucenes(pair: str) -> None:
+    word, term = pair.split()
+    assert EnglishAnalyzer(stopwords="").terms(word) == [term]
+
+
+@pytest.mark.parametrize("pair", LUCENES.split(","))
+def test_and_not_snowballs(pair: str) -> None:
+    import Stemmer
+
+    word, term = pair.split()
+    assert Stemmer.Stemmer("porter").stemWord(word) != term
+
+
+def test_a_subject_is_found_by_its_adjective(tmp_path: Path) -> None:
+    path = write_corpus(tmp_path / "c.jsonl", [{"title": "A", "text": "psychology"}, {"title": "B", "text": "law"}])
+    [[(row, _)]] = Bm25.build(Corpus(path), BM25).search(["psychological"], topk=2)
+    assert row == 0
+
+
+def test_an_index_of_an_older_format_is_refused_and_built_again(corpus: Corpus, tmp_path: Path) -> None:
+    folder = tmp_path / "index"
+    build_index(corpus, folder, BM25)
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    assert manifest["stemmer"].startswith("PyStemmer ")
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"format": 2}), encoding="utf-8")
+    with pytest.raises(RetrievalError, match=r"format 2 of another release; this one reads 3(.|\n)*--build"):
+        load_index(corpus, folder)
+    assert open_backend(corpus, folder, build=True)[1]["format"] == 3
+    assert json.loads((folder / MANIFEST).read_text(encoding="utf-8")) == manifest
+
+
+@pytest.mark.parametrize(("stemmer", "refused"), [("english", True), ("porter", False), ("", False)])
+def test_a_stemmer_whose_terms_change_with_its_release_is_known_by_it(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stemmer: str, refused: bool
+) -> None:
+    settings = Bm25Settings(stemmer=stemmer)
+    build_index(corpus, tmp_path / "index", settings)
+    monkeypatch.setattr("retrieval_server.backends.analysis.version", lambda _: "2.2.0.3")
+    if refused:
+        with pytest.raises(RetrievalError, match=r"stemmer is 'PyStemmer .*, not 'PyStemmer 2\.2\.0\.3'"):
+            load_index(corpus, tmp_path / "index")
+        assert open_backend(corpus, tmp_path / "index", build=True)[1]["stemmer"] == "PyStemmer 2.2.0.3"
+    else:
+        assert load_index(corpus, tmp_path / "index")
+
+
+@pytest.mark.parametrize("half", [rb"\ud800", rb"\uDFFF", b"\xed\xa0\x80"])
+def test_half_a_surrogate_pair_in_a_passage_becomes_a_question_mark(tmp_path: Path, half: bytes) -> None:
+    path = tmp_path / "c.jsonl"
+    path.write_bytes(b'{"id": "x%b", "title": "A%b", "text": "b%b \\ud83d\\ude00"}\n' % (half, half, half))
+    [document] = Corpus(path)
+    for text in document.model_dump().values():
+        assert text.encode() and "?" in text
+    assert document.text.endswith("\U0001f600") or b"xed" in repr(half).encode()
+    assert Bm25.build(Corpus(path), BM25).search(["a"], topk=1)
+
+
+def builds_at_once(corpus: Corpus, folder: Path) -> list[BaseException | None]:
+    """What two builds of one folder raised; the second begins while the first reads the corpus."""
+    begun, waits = threading.Event(), threading.Event()
+
+    def first(stage: str, done: int, total: int) -> None:
+        if stage == "reading passages":
+            begun.set()
+            assert waits.wait(30)
+
+    def second(stage: str, done: int, total: int) -> None:
+        if stage.startswith("waiting"):
+            waits.set()
+
+    def run(report: Any) -> BaseException | None:
+        try:
+            build_index(corpus, folder, BM25, report=report)
+        except BaseException as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(run, first)
+        assert begun.wait(30)
+        two = pool.submit(run, second)
+        return [one.result(), two.result()]
+
+
+def test_a_second_build_of_an_index_waits_for_the_first(corpus: Corpus, tmp_path: Path) -> None:
+    assert builds_at_once(corpus, tmp_path / "index") == [None, None]
+    assert load_index(corpus, tmp_path / "index")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index"]
+
+
+def test_a_query_nested_too_deeply_is_its_own_fault(tmp_path: Path) -> None:
+    path = write_corpus(tmp_path / "c.jsonl", [{"title": "A", "text": "word"}])
+    backend = Bm25.build(Corpus(path), Bm25Settings(boolean=True))
+    for query in ("(" * 3000 + "word", "NOT " * 2000 + "word", "word (word " * 900):
+        with pytest.raises(QueryError, match="nested deeper"):
+            backend.search([query], topk=1)
+    assert backend.search(["(" * 40 + "word" + ")" * 40], topk=1)[0]
+
+
+class FakeLucene:
+    """Stands for pyserini's LuceneSearcher over passages with these ids, all scored alike but the first."""
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        self.num_docs = len(ids)
+        self._ids = ids
+
+    def __call__(self, path: str) -> "FakeLucene":
+        return self
+
+    def set_bm25(self, k1: float, b: float) -> None:
+        assert (k1, b) == (BM25.k1, BM25.b)
+
+    def doc(self, number: int) -> Any:
+        return SimpleNamespace(docid=lambda: self._ids[number])
+
+    def search(self, query: str, k: int) -> list[Any]:
+        found = [SimpleNamespace(docid=docid, score=1.0) for docid in reversed(self._ids)]
+        found[-1].score = 2.0
+        return sorted(found, key=lambda hit: -hit.score)[:k]
+
+
+def lucene_over(monkeypatch: pytest.MonkeyPatch, corpus: Corpus, ids: Sequence[str]) -> Lucene:
+    module = SimpleNamespace(LuceneSearcher=FakeLucene(ids))
+    monkeypatch.setitem(sys.modules, "pyserini", SimpleNamespace(search=SimpleNamespace(lucene=module)))
+    monkeypatch.setitem(sys.modules, "pyserini.search", SimpleNamespace(lucene=module))
+    monkeypatch.setitem(sys.modules, "pyserini.search.lucene", module)
+    return Lucene(LuceneSettings(path=Path("lucene")), corpus)
+
+
+@pytest.mark.parametrize("name", ["{}", "doc{}", "{}000", "Zürich {}"])
+def test_a_lucene_docid_is_the_id_of_a_passage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    ids = [name.format(number) for number in range(40)]
+    path = write_corpus(tmp_path / "c.jsonl", [{"id": one, "title": "A", "text": one} for one in ids])
+    lucene = lucene_over(monkeypatch, Corpus(path), ids)
+    for topk in (1, 3, 40):
+        [hits] = lucene.search(["q"], topk=topk)
+        assert [row for row, _ in hits] == list(range(topk))
+    for wrong in ([*ids[:-1], "unknown"], [one + "x" for one in ids], [str(number + 1) for number in range(40)]):
+        with pytest.raises(RetrievalError, match=r"which no passage of (.|\n)*What to do"):
+            lucene_over(monkeypatch, Corpus(path), wrong).search(["q"], topk=40)

@@ -135,6 +135,12 @@ def test_errors_say_what_to_do_and_name_their_boundary() -> None:
     assert str(ConfigError("wrong")) == "wrong"
 
 
+def test_a_passage_holds_no_half_of_a_surrogate_pair() -> None:
+    """Whoever sends it: a request and a tokenizer take it."""
+    passage = Passage.model_validate({"id": "\ud800", "title": "A\udfff", "text": "\ud83d x \N{GRINNING FACE}"})
+    assert (passage.id, passage.title, passage.text) == ("?", "A?", "? x \N{GRINNING FACE}")
+
+
 def test_a_reward_is_finite_and_a_score_that_pandas_lost_is_unknown() -> None:
     for value in (float("nan"), float("inf"), float("-inf")):
         with pytest.raises(ValidationError, match="finite"):
