@@ -108,10 +108,10 @@ def end_leftovers(run: Run) -> int:
 def rewind(run: Run, *, keep: int | None) -> int:
     """Make the folder say what it would if the run had stopped at its newest whole checkpoint; that step.
 
-    `keep` bounds the whole checkpoints, which the trainer does not remember when it is started again. Records and logs
-    of the generation go to a folder of its own, and so does a checkpoint that is not whole but still holds a policy.
-    Raises LaunchError, and changes nothing, when there are policies and no run can go on from any of them, or when
-    the records can not be read.
+    `keep` bounds the whole checkpoints, which the trainer does not remember when it is started again. Records, logs and
+    a summary of the generation go to a folder of its own, and so does a checkpoint that is not whole but still holds a
+    policy. Raises LaunchError, and changes nothing, when there are policies and no run can go on from any of them, or
+    when the records can not be read.
     """
     step, earlier = latest_step(run), run.folder / f"generation-{len(run.started_ids()) - 1}"
     if not step and (policy := exportable_step(run)):
@@ -120,7 +120,8 @@ def rewind(run: Run, *, keep: int | None) -> int:
             remedy=f"`s3-agent export-policy {run.folder} --step {policy} -o …` may still give its policy; to train "
             f"again from the beginning, move {run.checkpoints} away",
         )
-    kept = [path for path in (run.metrics, run.episodes, run.logs) if path.exists() and not _in(earlier, path).exists()]
+    left = (run.metrics, run.episodes, run.logs, run.summary)
+    kept = [path for path in left if path.exists() and not _in(earlier, path).exists()]
     metrics = list(_rows(run.metrics if run.metrics in kept else _in(earlier, run.metrics)))
     until = _counts_until(metrics, step, run.metrics)
     episodes = run.episodes if run.episodes in kept else _in(earlier, run.episodes)

@@ -164,6 +164,7 @@ def test_a_run_without_times_is_refused_and_nothing_is_changed(killed: Run) -> N
 
 
 def test_only_what_came_before_the_checkpoint_counts(killed: Run) -> None:
+    killed.summary.write_text('{"steps": 3}')
     assert rewind(killed, keep=None) == 2
     assert [json.loads(row)["step"] for row in killed.metrics.read_text().splitlines()] == [0, 1, 2]
     assert rollouts(killed) == ["a", "b"]
@@ -171,6 +172,7 @@ def test_only_what_came_before_the_checkpoint_counts(killed: Run) -> None:
     before = killed.folder / "generation-0"
     assert len((before / "episodes.jsonl").read_text().splitlines()) == 3
     assert (before / "logs" / "trainer.log").read_text() == "killed"
+    assert (before / "summary.json").exists() and not killed.finished, "a run that is given more steps is not done"
     assert list(killed.logs.iterdir()) == []
 
 
