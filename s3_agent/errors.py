@@ -1,7 +1,7 @@
 """Every failure that this project raises on purpose, named by the boundary at which it happened.
 
 One base class carries what went wrong and what to do about it, so that the command line, the launcher and a failed
-rollout all tell the same story. A boundary error fails the attempt: it never becomes a reward (design: promise 1).
+rollout all tell the same story. A boundary error fails the attempt: it never becomes a reward (docs/promises.md, 1).
 """
 
 import difflib

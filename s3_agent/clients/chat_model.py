@@ -1,7 +1,7 @@
 """A frozen model that is asked by chat messages at temperature 0: what a generator and a judge are made of.
 
-A transport failure raises after retries and is never an empty reply (promise 1); nor is a generation that the server
-filtered, aborted or did not finish (`replies`).
+A transport failure raises after retries and is never an empty reply (docs/promises.md, 1); nor is a generation that the
+server filtered, aborted or did not finish (`replies`).
 """
 
 from abc import ABC, abstractmethod

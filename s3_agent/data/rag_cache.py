@@ -1,7 +1,7 @@
 """Naive-RAG answers of every task, stored with the fingerprint of what produced them (spec §4.3, §4.4).
 
 s3 trains on what naive RAG can not answer and reports the gain beyond it, so a cache of another corpus, index,
-generator or prompt would silently change the task: it is refused, with the part that differs (promise 4).
+generator or prompt would silently change the task: it is refused, with the part that differs (docs/promises.md, 4).
 """
 
 from collections.abc import Sequence

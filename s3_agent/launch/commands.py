@@ -1,4 +1,4 @@
-"""The command line of each part of a run, from the recipe. Everything we start binds 127.0.0.1 (promise 7)."""
+"""The command line of each part of a run, from the recipe. Everything binds 127.0.0.1 (docs/promises.md, 7)."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The pool against the real gateway over real HTTP; policy, retriever and generator are fakes (promises 1, 2 and 3)."""
+"""The pool against the real gateway over real HTTP; the services are fakes (docs/promises.md, 1 to 3)."""
 
 import asyncio
 import signal
