@@ -104,6 +104,7 @@ class Corpus:
 
     def save_lines(self, folder: Path) -> None:
         """Write the offsets and the file's hash into an existing folder, the record last."""
+        (folder / LINES_RECORD).unlink(missing_ok=True)  # it is about other lines
         (folder / LINES).write_bytes(memoryview(self._offsets))  # pyright: ignore[reportArgumentType]
         record = {"passages": len(self), "sha256": self.sha256(), **self._identity()}
         (folder / LINES_RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")

@@ -104,6 +104,12 @@ def train(
     allow_mismatch: Annotated[
         bool, typer.Option("--allow-mismatch", help="Take a RAG cache that other parts made; the run records it.")
     ] = False,
+    allow_changes: Annotated[
+        bool,
+        typer.Option(
+            "--allow-changes", help="With --resume: go on though policy, reward, … are others; it is recorded."
+        ),
+    ] = False,
 ) -> None:
     """Train a search agent end to end: retriever, generator, gateway, workers and trainer, each a process of its own.
 
@@ -121,7 +127,7 @@ def train(
         require_training_stack("training")
         from s3_agent.launch.job import resume_job
 
-        raise typer.Exit(resume_job(resume, overrides))
+        raise typer.Exit(resume_job(resume, overrides, allow_changes=allow_changes))
     settings = load_twin(recipe, overrides) if twin else load_recipe(recipe, overrides)
     if agent is not None:
         settings = settings.of_agent(agent)

@@ -114,10 +114,19 @@ class GeneratorRecipe(GeneratorSettings):
     @property
     def served_dtype(self) -> str | None:
         """The precision that `serve` asks for; None where it leaves it open."""
+        return self._served("--dtype")
+
+    @property
+    def served_window(self) -> int | None:
+        """The context in tokens that `serve` asks for; None where it leaves it open, or not as a plain number."""
+        served = self._served("--max-model-len")
+        return int(served) if served and served.isdecimal() else None
+
+    def _served(self, name: str) -> str | None:
         for option, following in zip_longest(self.serve, self.serve[1:]):
-            if option == "--dtype":
+            if option == name:
                 return following
-            if option.startswith("--dtype="):
+            if option.startswith(f"{name}="):
                 return option.partition("=")[2]
         return None
 

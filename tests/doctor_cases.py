@@ -58,7 +58,12 @@ def training(name: str, *overrides: str) -> Training:
 
 
 def rag_cache(tasks: tuple[Task, ...], **fingerprint: Any) -> RagCache:
-    answers = {task.id: RagAnswer(question=task.question, answer="Bob", score=0, em_score=0) for task in tasks}
+    answers = {
+        task.id: RagAnswer(
+            question=task.question, answer="Bob", score=0, em_score=0, golden_answers=task.golden_answers
+        )
+        for task in tasks
+    }
     made = {"corpus": "c", "retriever": "r", "topk": 3, "generator": "g", "max_tokens": None, "prompt": "p"}
     return RagCache(fingerprint=Fingerprint(**{**made, **fingerprint}), answers=answers)
 

@@ -15,7 +15,8 @@ import orjson
 import verl.utils.tracking as verl_tracking
 
 from s3_agent.agl.run_files import EPISODES_VARIABLE, METRICS_VARIABLE
-from s3_agent.rollout.episode_log import EpisodeRecord, GrowingFile
+from s3_agent.data.appended import AppendedLines
+from s3_agent.rollout.episode_log import GrowingFile, read_record
 from s3_agent.rollout.step_metrics import step_metrics
 
 PATIENCE_S = 10.0
@@ -23,19 +24,23 @@ POLL_S = 0.1
 
 
 class AppendedJsonl:
-    """verl's `file` tracker opens its file anew; this one adds to it."""
+    """verl's `file` tracker overwrites its file; this one adds to it.
+
+    `at` is the time of the row in Unix seconds. A step is logged when its checkpoint is whole and before the next one
+    begins, so that it separates the step's rollouts from later ones (`s3_agent.launch.resume`).
+    """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("ab", buffering=0)
+        self._lines = AppendedLines(path)
 
     def log(self, data: Mapping[str, Any], step: int) -> None:
-        """One line a step."""
-        row = {"step": step, "data": data}
-        self._file.write(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n")
+        """One line a step. Raises DataError when it has no room."""
+        row = {"step": step, "at": time.time(), "data": data}
+        self._lines.write(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n")
 
     def finish(self) -> None:
         """Close the file."""
-        self._file.close()
+        self._lines.close()
 
 
 def _without_key(config: Any) -> Any:
@@ -73,7 +78,7 @@ class RunTracking(verl_tracking.Tracking):
         while len(lines) < expected and time.monotonic() < deadline:
             time.sleep(POLL_S)
             lines += self._episodes.lines()
-        return step_metrics([EpisodeRecord.model_validate_json(line) for line in lines])
+        return step_metrics([read_record(line, where=f"a line of {self._episodes.path}") for line in lines])
 
 
 verl_tracking.Tracking = RunTracking

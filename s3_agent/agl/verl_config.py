@@ -1,13 +1,13 @@
 """From a run's settings to the configuration that Agent Lightning's `run_ppo` takes. Pure: it starts nothing."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from omegaconf import DictConfig, OmegaConf
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from s3_agent.agl import cpu
 from s3_agent.agl.run_files import MODULES_VARIABLE, SEED_VARIABLE, TRACKING
@@ -17,6 +17,41 @@ from s3_agent.rollout.ray_address import LOCAL, on_loopback_alone
 
 HOOKS = Path(__file__).with_name("seeding.py")
 Tracker = Literal["console", "tensorboard", "wandb"]
+
+_OF_RESUME = "a resumed run, and the export of its policy, rely on how s3-agent sets it"
+REFUSED = {
+    **dict.fromkeys(
+        (
+            "trainer.resume_mode",
+            "trainer.resume_from_path",
+            "trainer.default_local_dir",
+            "trainer.default_hdfs_dir",
+            "trainer.del_local_ckpt_after_load",
+            "trainer.remove_previous_ckpt_in_save",
+            "trainer.total_epochs",
+            "actor_rollout_ref.actor.checkpoint.async_save",
+            "actor_rollout_ref.actor.checkpoint.load_contents",
+        ),
+        f"{_OF_RESUME}: leave it out",
+    ),
+    "actor_rollout_ref.actor.checkpoint.save_contents": f"{_OF_RESUME}: set trainer.checkpoint_policy",
+    "trainer.total_training_steps": "set trainer.steps",
+    "trainer.save_freq": "set trainer.checkpoint_every",
+    "trainer.max_actor_ckpt_to_keep": "set trainer.checkpoints_kept",
+    "trainer.test_freq": "set trainer.validate_every",
+    "trainer.val_before_train": "a summary compares with the validation before the first step: leave it out",
+    "trainer.logger": "set trainer.trackers",
+}
+"""Keys of `trainer.verl` that a recipe can not set, with what to do instead."""
+
+
+def _paths(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted paths of all keys, sections included, without the `+` of new keys."""
+    for key, value in values.items():
+        path = prefix + str(key).lstrip("+")
+        yield path
+        if isinstance(value, Mapping):
+            yield from _paths(value, f"{path}.")
 
 
 class TrainerRecipe(BaseModel):
@@ -82,6 +117,14 @@ class TrainerRecipe(BaseModel):
     def rollouts_per_step(self) -> int:
         """Training rollouts a step."""
         return self.questions_per_step * self.rollouts_per_question
+
+    @field_validator("verl")
+    @classmethod
+    def _refused(cls, verl: dict[str, Any]) -> dict[str, Any]:
+        problems = [f"{path} can not be set: {REFUSED[path]}" for path in _paths(verl) if path in REFUSED]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return verl
 
     @model_validator(mode="after")
     def _batches_divide(self) -> Self:

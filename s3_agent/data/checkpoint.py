@@ -10,44 +10,47 @@ from collections.abc import Iterable, Iterator, KeysView, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from s3_agent.data.files import cut_torn_line, dump, room_kept
+from s3_agent.data.appended import AppendedLines
+from s3_agent.data.files import dump
+from s3_agent.errors import DataError
 
 
 class Checkpoint:
-    """Rows by id beside `path`, a context manager. Begun anew when those there have another `made_of`."""
+    """Rows by id beside `path`, a context manager. Begun again when those there have another `made_of`."""
 
     def __init__(self, path: Path, *, made_of: Mapping[str, Any]) -> None:
         self._path = path.with_name(path.name + ".partial.jsonl")
-        self._header = dump(made_of) + "\n"
+        self._header = (dump(made_of) + "\n").encode(errors="surrogatepass")
         self._offsets: dict[str, int] = {}
 
     def __enter__(self) -> Self:
-        with room_kept(self._path.parent):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            cut_torn_line(self._path)
-            self._file = self._path.open("a+", encoding="utf-8")
-            self._file.seek(0)
-            if self._file.readline() != self._header:
-                self._file.truncate(0)
-                self._write(self._header)
-            self._index()
+        self._lines = AppendedLines(self._path)
+        try:
+            with self._path.open("rb") as lines:
+                same = lines.readline() == self._header
+                if same:
+                    self._index(lines)
+            if not same:
+                self._lines.clear()
+                self._lines.write(self._header)
+        except BaseException:
+            self._lines.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._lines.close()
 
-    def _write(self, line: str) -> None:
-        with room_kept(self._path):
-            self._file.write(line)
-            self._file.flush()
-
-    def _index(self) -> None:
-        self._file.seek(0)
-        offset = len(self._file.readline().encode())
-        while line := self._file.readline():
-            self._offsets[json.loads(line)["id"]] = offset
-            offset += len(line.encode())
-        self._end = offset
+    def _index(self, lines: Iterable[bytes]) -> None:
+        offset = len(self._header)
+        for number, line in enumerate(lines, 2):
+            try:
+                self._offsets[json.loads(line)["id"]] = offset
+            except (ValueError, KeyError, TypeError) as cause:
+                raise DataError(
+                    f"{self._path}:{number} is no kept answer: {cause}", remedy="take this line out; the others count"
+                ) from cause
+            offset += len(line)
 
     @property
     def ids(self) -> KeysView[str]:
@@ -58,20 +61,18 @@ class Checkpoint:
         return len(self._offsets)
 
     def add(self, name: str, row: Mapping[str, Any]) -> None:
-        """Keep one answer. Raises DataError when there is no room for it."""
-        line = dump({"id": name, **row}) + "\n"
-        self._write(line)
-        self._offsets[name] = self._end
-        self._end += len(line.encode())
+        """Keep one answer. Raises DataError when there is no room for it, and keeps nothing of it."""
+        line = (dump({"id": name, **row}) + "\n").encode(errors="surrogatepass")
+        self._offsets[name] = self._lines.write(line)
 
     def rows(self, ids: Iterable[str]) -> Iterator[dict[str, Any]]:
         """The rows of these ids, in their order."""
         with self._path.open("rb") as file:
             for name in ids:
                 file.seek(self._offsets[name])
-                yield json.loads(file.readline())
+                yield json.loads(file.readline().decode(errors="surrogatepass"))
 
     def remove(self) -> None:
         """Forget the rows, once they are elsewhere."""
-        self._file.close()
+        self._lines.close()
         os.unlink(self._path)

@@ -19,7 +19,11 @@ def _digest(messages: Sequence[Message]) -> str:
 
 
 class Fingerprint(BaseModel):
-    """What a naive-RAG answer depends on."""
+    """What a naive-RAG answer depends on, besides the question and its golden answers.
+
+    `window` is the generator's context in tokens, counted with `tokenizer`: passages that do not fit are cut. None is
+    not known, or the server's own way to count.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,6 +34,8 @@ class Fingerprint(BaseModel):
     max_tokens: int | None
     prompt: str
     judge: str = "span"
+    window: int | None = None
+    tokenizer: str | None = None
 
     @classmethod
     def of(
@@ -41,14 +47,18 @@ class Fingerprint(BaseModel):
         generator: GeneratorSettings,
         layout: ContextLayout = "selected",
         judge: JudgeSettings | None = None,
+        window: int | None = None,
     ) -> Self:
-        """The fingerprint for a corpus hash, an index description, a generator and what checks its answers."""
+        """The fingerprint for a corpus hash, an index description, a generator and what checks its answers.
+
+        `window` is that of the generator's server, where the settings give none.
+        """
         probe = [Passage(id="0", title="title", text="text")]
         prompt = _digest(answer_messages("question", probe, kind=generator.kind, prompt=AnswerPrompt(layout=layout)))
         checked = "span"
         if judge is not None and judge.rule != "span":
             asked = _digest(judge_messages("question", "answer", ["gold"], judge.prompt))
-            checked = f"{judge.rule}:{judge.kind}:{judge.model}:{asked}"
+            checked = f"{judge.rule}:{judge.kind}:{judge.model}:{judge.max_tokens}:{asked}"
         return cls(
             corpus=corpus,
             retriever=retriever,
@@ -57,7 +67,16 @@ class Fingerprint(BaseModel):
             max_tokens=generator.max_tokens,
             prompt=prompt,
             judge=checked,
+            window=generator.context_tokens or window,
+            tokenizer=generator.tokenizer,
         )
+
+    def differences(self, wanted: Self) -> list[str]:
+        """The fields that are not as `wanted`, for people. A window that one of them does not know is none."""
+        mine, other = self.model_dump(), wanted.model_dump()
+        unknown = {"window"} if self.window is None or wanted.window is None else set()
+        different = [key for key in other if mine[key] != other[key] and key not in unknown]
+        return [f"{key} is {mine[key]!r}, not {other[key]!r}" for key in different]
 
     @property
     def digest(self) -> str:

@@ -52,6 +52,7 @@ async def naive_rag(
                 score=int(accuracy.value),
                 em_score=int(accuracy.metrics["exact_match"]),
                 data_source=task.data_source,
+                golden_answers=task.golden_answers,
             )
             keep(task.id, answer)
 

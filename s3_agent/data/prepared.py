@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
 from pydantic import BaseModel
 
 from retrieval_server.errors import RetrievalError
 from retrieval_server.indexing import expected_manifest, open_corpus
+from s3_agent.clients.chat_model import window_of
 from s3_agent.clients.connections import get
 from s3_agent.data.fingerprint import Fingerprint
 from s3_agent.data.questions import Dropped
@@ -64,6 +66,18 @@ def retriever_text(index: Mapping[str, Any]) -> str:
     return json.dumps({"backend": index["backend"], "format": index.get("format"), **index["settings"]})
 
 
+def generator_window(recipe: Recipe) -> int | None:
+    """The context of the generator in tokens: the recipe's, or what a running server says; None: not known."""
+    settings = recipe.generator
+    if settings.context_tokens is not None or settings.hosted or settings.kind != "openai":
+        return settings.context_tokens or settings.served_window
+    try:
+        response = get(f"{settings.url}/models", timeout=10.0)
+        return window_of(response.json(), settings.model) if response.status_code == 200 else None
+    except (httpx.HTTPError, ValueError):  # it is not needed for what is answered
+        return None
+
+
 def rag_fingerprint(recipe: Recipe) -> Fingerprint:
     """What this recipe's naive-RAG answers depend on."""
     index = index_identity(recipe)
@@ -74,6 +88,7 @@ def rag_fingerprint(recipe: Recipe) -> Fingerprint:
         generator=recipe.generator.client,
         layout=recipe.data.rag_layout,
         judge=recipe.judge,
+        window=generator_window(recipe),
     )
 
 

@@ -24,8 +24,9 @@ REBUILD = "build it for these parts: s3-agent rag-cache build --recipe …"
 class RagAnswer(BaseModel):
     """The naive-RAG answer of one task; scores are 0 or 1.
 
-    `question` is normalised. `answer` is None in published caches where the original got none: that is no answer, and
-    its score no score. `data_source` is the task's.
+    `question` is normalised; `golden_answers` are those that the scores are by, None in published caches, which do not
+    say. `answer` is None in published caches where the original got none: that is no answer, and its score no score.
+    `data_source` is the task's.
     """
 
     question: str
@@ -33,10 +34,15 @@ class RagAnswer(BaseModel):
     score: int
     em_score: int
     data_source: str = ""
+    golden_answers: tuple[str, ...] | None = None
 
     def answers(self, task: Task) -> bool:
         """Whether this is an answer to the task, which may have been reworded since."""
         return self.answer is not None and self.question == normalize_question(task.question)
+
+    def scores(self, task: Task) -> bool:
+        """Whether its scores are by the golden answers of the task, which may have been corrected since."""
+        return self.golden_answers is not None and sorted(self.golden_answers) == sorted(task.golden_answers)
 
 
 class RagCache(BaseModel):
@@ -76,22 +82,26 @@ class RagCache(BaseModel):
         """The fields in which the cache was made with other parts than are `expected`, for people."""
         if self.fingerprint is None:
             return ["it is a published file, which does not say what made it"]
-        stored, wanted = self.fingerprint.model_dump(), expected.model_dump()
-        return [f"{key} is {stored[key]!r}, not {wanted[key]!r}" for key in wanted if stored[key] != wanted[key]]
+        return self.fingerprint.differences(expected)
 
     def save(self, path: Path) -> None:
         """Write the cache; an interrupted write leaves the old file. Raises DataError for a full disk."""
         write_whole(path, self.model_dump_json(indent=1))
 
     def missing(self, tasks: Sequence[Task]) -> list[Task]:
-        """The tasks that have no answer here."""
-        return [task for task in tasks if (hit := self.answers.get(task.id)) is None or not hit.answers(task)]
+        """The tasks that have no answer here, or one whose scores are by other golden answers."""
+        return [task for task in tasks if not self._has(task)]
+
+    def _has(self, task: Task) -> bool:
+        hit = self.answers.get(task.id)
+        return hit is not None and hit.answers(task) and (self.fingerprint is None or hit.scores(task))
 
     def scored(self, tasks: Sequence[Task]) -> list[Task]:
         """The tasks with their naive-RAG score. Raises RagCacheError for a task that is not in the cache."""
         if missing := self.missing(tasks):
             raise RagCacheError(
-                f"{len(missing)} of {len(tasks)} tasks are not in the RAG cache, the first is {missing[0].id!r}",
+                f"{len(missing)} of {len(tasks)} tasks are not in the RAG cache with this question and these golden "
+                f"answers, the first is {missing[0].id!r}",
                 remedy="answer them too: s3-agent rag-cache build --recipe …",
             )
         return [task.model_copy(update={"rag_score": float(self.answers[task.id].score)}) for task in tasks]

@@ -95,18 +95,19 @@ class Ledger:
         manifest = self.read(stage.name)
         if manifest is None:
             return "not done"
-        made_of = stage.made_of()
-        for key in {*made_of, *manifest["made_of"]}:
-            if manifest["made_of"].get(key) != made_of.get(key):
-                return f"{key} has changed"
+        if changed := _changed(manifest["made_of"], stage.made_of()):
+            return f"{changed[0]} has changed"
         for name, path in stage.outputs().items():
             recorded = manifest["outputs"].get(name)
             if recorded is None or self.hashes.of(path, report) != recorded["sha256"]:
                 return f"{name} is not what was written" if path.exists() else f"{name} is missing"
         return None
 
-    def finish(self, stage: Stage, told: Mapping[str, Any], report: Report) -> None:
-        """Write the manifest of a stage whose files are whole."""
+    def finish(self, stage: Stage, made_of: Mapping[str, Any], told: Mapping[str, Any], report: Report) -> list[str]:
+        """Write the manifest of a stage whose files are whole; the inputs that have changed since `made_of` was taken.
+
+        `made_of` is from before the work, so that a stage whose inputs changed under it has work to do again.
+        """
         outputs = {
             name: {"bytes": path.stat().st_size, "sha256": self.hash(path, report)}
             for name, path in sorted(stage.outputs().items())
@@ -114,11 +115,17 @@ class Ledger:
         manifest = {
             "format": FORMAT,
             "stage": stage.name,
-            "made_of": stage.made_of(),
+            "made_of": made_of,
             "outputs": outputs,
             "told": dict(told),
         }
         write_whole(self.path(stage.name), json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+        return _changed(made_of, stage.made_of())
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The inputs that differ, by name."""
+    return sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
 
 
 def size_text(count: int) -> str:
@@ -206,7 +213,10 @@ def run_stages(ledger: Ledger, stages: Sequence[Stage], *, say: Say, report: Rep
                     f"the stage {stage.name} needs {waiting[0]}", remedy="run the stages before it: s3-agent data all"
                 )
             ledger.path(stage.name).unlink(missing_ok=True)
+            made_of = stage.made_of()
             told = stage.work(report)
-            ledger.finish(stage, told, report)
+            changed = ledger.finish(stage, made_of, told, report)
             say(f"{stage.name}: done ({told_text(told)})")
+            if changed:
+                say(f"{stage.name}: {', '.join(changed)} changed meanwhile; run the same command again for it")
         return worked

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from s3_agent.data.tasks import load_tasks, read_jsonl
+from s3_agent.data.tasks import load_tasks
 from s3_agent.errors import ConfigError
 from s3_agent.evaluation.intervals import Difference, Estimate, difference_of, estimate_means, holm
 from s3_agent.evaluation.statistics import exact
 from s3_agent.evaluation.summary import Summary, accuracies, validation_passes
-from s3_agent.rollout.episode_log import EpisodeRecord
+from s3_agent.rollout.episode_log import read_records
 from s3_agent.types import Task
 
 NAIVE_RAG = "naive RAG"
@@ -106,7 +106,7 @@ def read_run(folder: Path, *, label: str, seed: int, moved: float) -> TrainedRun
         summary = Summary.model_validate_json((folder / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as cause:
         raise ConfigError(f"{folder} is no finished run: {cause}", remedy="go on with the comparison") from cause
-    passes = validation_passes([EpisodeRecord.model_validate(row) for row in read_jsonl(folder / "episodes.jsonl")])
+    passes = validation_passes(read_records(folder / "episodes.jsonl"))
     played = any(record.episode is not None for record in passes[-1].values())
     return TrainedRun(
         name=folder.name,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from s3_agent.clients.prompts import render_context
+from s3_agent.data.files import write_whole
 from s3_agent.errors import ConfigError
 from s3_agent.evaluation.records import EvaluatedTask
 from s3_agent.names import file_name
@@ -113,7 +114,7 @@ def export_results(folder: Path, out: Path, *, form: ExportFormat) -> list[Path]
 
     def write(path: Path, content: Any) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=4, ensure_ascii=False), encoding="utf-8")
+        write_whole(path, json.dumps(content, indent=4, ensure_ascii=False))
         written.append(path)
 
     by_agent: dict[str, list[EvaluatedTask]] = defaultdict(list)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from s3_agent.data.files import partial_of
 from s3_agent.errors import S3AgentError
 from s3_agent.evaluation.contestants import Contestant
 from s3_agent.evaluation.pipeline import Pipeline, Services
@@ -86,16 +87,9 @@ async def evaluate_all(
 @contextmanager
 def results_file(path: Path) -> Iterator[IO[str]]:
     """`results.jsonl`, which replaces the old one when the block has ended well."""
-    partial = path.with_name(path.name + ".partial")
+    partial = partial_of(path)
     with partial.open("w", encoding="utf-8", errors="surrogatepass") as file:
         yield file
-    partial.replace(path)
-
-
-def write_json(path: Path, text: str) -> None:
-    """Write a small file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 
 

@@ -5,7 +5,6 @@ kept is never made again, and what depends on something that changed is never fo
 """
 
 import asyncio
-import errno
 import fcntl
 import hashlib
 import json
@@ -19,6 +18,7 @@ from typing import Any
 
 import structlog
 
+from s3_agent.data.appended import AppendedLines
 from s3_agent.errors import ConfigError
 
 log = structlog.get_logger()
@@ -71,17 +71,13 @@ class Stage:
     """The append-only JSONL file of one stage. What a kill left of a last line is cut off when it is opened."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        self._lines = AppendedLines(path)
         self._kept: dict[str, tuple[int, int]] = {}
         self._making: dict[str, asyncio.Task[Made]] = {}
         self._end = 0
         foreign = 0
         with path.open("rb") as lines:
             for line in lines:
-                if not line.endswith(b"\n"):
-                    os.ftruncate(self._file, self._end)
-                    break
                 foreign += not self._note(line)
         if foreign:
             log.warning("lines that are not ours were passed over", file=str(path), lines=foreign)
@@ -106,7 +102,7 @@ class Stage:
         if key not in self._kept:
             raise NotKept(key)
         at, size = self._kept[key]
-        return json.loads(os.pread(self._file, size, at))
+        return json.loads(os.pread(self._lines.fd, size, at))
 
     async def once(self, key: str, make: Callable[[], Awaitable[Made]] | None) -> Made:
         """What is kept under `key`, or else is made now, once for all who ask.
@@ -126,9 +122,7 @@ class Stage:
         value = await make()
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(errors="surrogatepass")
         line = _HEAD + key.encode() + b'","value":' + text + b"}\n"
-        if os.write(self._file, line) != len(line):  # the disk is full
-            os.ftruncate(self._file, self._end)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._lines.write(line)
         self._note(line)
         return value
 
@@ -139,4 +133,4 @@ class Stage:
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._file)
+        self._lines.close()

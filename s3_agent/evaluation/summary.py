@@ -26,7 +26,8 @@ class Summary(BaseModel):
     `contexts_cut` counts answers from passages that the generator's window did not hold whole, `answers_cut` answers
     that ended at the generator's token limit, `judge_unclear` verdicts that were neither yes nor no. `nonfinite_steps`
     are steps whose gradient norm was not a number; `grad_norm_max` is over the others. `test` is what `p_value` is of
-    (`intervals.Difference`). What compares with naive RAG is None in a run without a naive-RAG cache.
+    (`intervals.Difference`). What compares with naive RAG is None in a run without a naive-RAG cache. `changes` names
+    what was changed when the run was resumed, and after which step.
     """
 
     steps: int
@@ -61,6 +62,7 @@ class Summary(BaseModel):
     start_up_seconds: dict[str, float]
     wall_seconds: float
     versions: dict[str, str]
+    changes: list[str] = []
 
 
 def training_rows(metrics: Sequence[MetricRow]) -> list[dict[str, Any]]:
@@ -119,6 +121,7 @@ def summarize(
     wall_seconds: float,
     start_up_seconds: dict[str, float],
     versions: dict[str, str],
+    changes: Sequence[str] = (),
 ) -> Summary:
     """The summary of a finished run. Raises S3AgentError when there are not two whole validation passes to compare."""
     passes = validation_passes(records)
@@ -196,4 +199,5 @@ def summarize(
         start_up_seconds=start_up_seconds,
         wall_seconds=wall_seconds,
         versions=versions,
+        changes=list(changes),
     )

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from s3_agent.agl.cpu import BRIEF_SPINNING, SEEDED_WORKER
 from s3_agent.agl.train import KEY_VARIABLE
+from s3_agent.data.files import write_whole
 from s3_agent.embedded import generator as embedded_generator
 from s3_agent.errors import ConfigError
 from s3_agent.launch.ports import HOST
@@ -76,8 +77,7 @@ def backend_file(recipe: Recipe) -> Path:
 def write_backend_file(recipe: Recipe) -> None:
     """Write the settings of the recipe's index beside it."""
     path, settings = backend_file(recipe), recipe.retriever.index.model_dump(mode="json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(literal(settings))), encoding="utf-8")
+    write_whole(path, OmegaConf.to_yaml(OmegaConf.create(literal(settings))))
 
 
 def generator_model(recipe: Recipe) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from s3_agent.data.files import write_whole
 from s3_agent.data.tasks import read_jsonl
 from s3_agent.errors import ConfigError, LaunchError
 from s3_agent.evaluation.comparison import Comparison, TrainedRun, compare, read_run, unseen
@@ -105,8 +106,7 @@ def _require_same_plan(jobs: Sequence[_Job], out: Path) -> None:
         raise ConfigError(
             f"{out} holds a comparison with other agents, seeds or settings", remedy="give --out another folder"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(plan, encoding="utf-8")
+    write_whole(path, plan)
 
 
 def _command(job: _Job, services: Recipe, out: Path) -> list[str]:
@@ -129,7 +129,7 @@ def _command(job: _Job, services: Recipe, out: Path) -> list[str]:
 
 async def _train(job: _Job, services: Recipe, out: Path, slots: asyncio.Semaphore) -> None:
     run = Run(job.recipe.runs / job.name)
-    if run.summary.exists():
+    if run.finished:
         _say(f"{job.label}, seed {job.recipe.seed}: is there")
         return
     async with slots:
@@ -180,7 +180,7 @@ def compare_job(recipe: Recipe, request: ComparisonRequest) -> int:
             raise ConfigError(f"an agent or a seed is named twice: {named}", remedy="name each once")
     jobs, shuffled, frozen = _jobs(recipe, request)
     _require_same_plan(jobs, request.out)
-    left = [job for job in jobs if not Run(job.recipe.runs / job.name).summary.exists()]
+    left = [job for job in jobs if not Run(job.recipe.runs / job.name).finished]
     if left:
         require_external(recipe)
         for base in {job.label: job.recipe for job in left}.values():
@@ -199,8 +199,8 @@ def compare_job(recipe: Recipe, request: ComparisonRequest) -> int:
             _say(f"stopped by {interrupted}; what has ended is kept in {request.out}, the same command goes on")
             return interrupted.code
     comparison = _result(jobs, recipe, shuffled, frozen)
-    (request.out / "comparison.json").write_text(comparison.model_dump_json(indent=1), encoding="utf-8")
-    (request.out / "comparison.md").write_text(comparison_markdown(comparison), encoding="utf-8")
+    write_whole(request.out / "comparison.json", comparison.model_dump_json(indent=1))
+    write_whole(request.out / "comparison.md", comparison_markdown(comparison))
     write_report([job.recipe.runs / job.name for job in jobs], request.out / "report.html")
     Console(width=None if sys.stdout.isatty() else WIDE).print(terminal_comparison(comparison))
     minutes = (time.monotonic() - started) / 60

@@ -101,6 +101,7 @@ class AnswerStages:
             }
 
         async def ask(recipe: Recipe, report: Report) -> dict[str, Any]:
+            inputs = made_of()  # before the questions are read: they may change at any time
             tasks = self._tasks("train", "validation", "test")
             async with async_client(timeout=300.0) as http:
                 await retrieve_all(
@@ -108,7 +109,7 @@ class AnswerStages:
                     retriever=HttpRetriever(http, retriever_url(recipe)),
                     topk=self.data.retrieved_topk,
                     path=self.retrieved,
-                    made_of=made_of(),
+                    made_of=inputs,
                     concurrency=AT_A_TIME,
                     done=lambda done, total: report("retrieving", done, total),
                 )

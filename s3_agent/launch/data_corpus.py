@@ -45,7 +45,7 @@ class CorpusStages:
         if self.sources is None:
             return Stage(
                 name="corpus",
-                made_of=lambda: {"corpus": "the recipe's own"},
+                made_of=lambda: {"corpus": self.ledger.hash(path)},
                 outputs=lambda: {"corpus.jsonl": path},
                 work=lambda report: {"passages": check_corpus(path, report=report)},
                 missing=lambda: missing(path),

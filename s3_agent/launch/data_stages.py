@@ -58,7 +58,7 @@ class DataStages:
 
             return Stage(
                 name="questions",
-                made_of=lambda: {"questions": "the recipe's own"},
+                made_of=lambda: {"train": self.ledger.hash(train), "validation": self.ledger.hash(validation)},
                 outputs=lambda: {"train.jsonl": train, "validation.jsonl": validation},
                 work=check,
                 missing=lambda: missing(train, validation),

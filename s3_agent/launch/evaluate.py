@@ -25,13 +25,14 @@ from s3_agent.clients.policy import CompletionsPolicy, NoPolicy, Policy
 from s3_agent.clients.prompts import answer_messages
 from s3_agent.clients.retriever import HttpRetriever
 from s3_agent.clients.tokenizer import load_tokenizer
+from s3_agent.data.files import write_whole
 from s3_agent.data.prepared import index_identity
 from s3_agent.data.tasks import load_tasks
 from s3_agent.errors import GeneratorError
 from s3_agent.evaluation.contestants import Contestant, PolicyUnderTest, SamplingName
 from s3_agent.evaluation.pipeline import Conditions, Pipeline, Services
 from s3_agent.evaluation.records import EvaluatedTask, EvaluationSetting
-from s3_agent.evaluation.run import Unit, evaluate_all, read_json, read_kept, results_file, units_of, write_json
+from s3_agent.evaluation.run import Unit, evaluate_all, read_json, read_kept, results_file, units_of
 from s3_agent.evaluation.stages import key_of, only_one
 from s3_agent.evaluation.table import EvaluationTable, Numbers, numbers_of, table_of
 from s3_agent.evaluation.table_view import markdown, terminal_tables
@@ -280,7 +281,7 @@ def evaluate_job(recipe: Recipe, request: EvaluationRequest) -> int:
             table = EvaluationTable.model_validate(kept)
         else:
             setting = _setting(recipe, contestants, conditions, data)
-            write_json(out / "evaluation.json", setting.model_dump_json(indent=1))
+            write_whole(out / "evaluation.json", setting.model_dump_json(indent=1))
             try:
                 table = _evaluate(recipe, request, pipeline, contestants, tasks, out, key)
             except Interrupted as interrupted:
@@ -333,6 +334,6 @@ def _evaluate(
     table = table_of(numbers, [one.label for one in contestants])
     complete = not any(agent.failed for agent in table.agents)
     # Only a table without gaps is printed again as it is; else what failed is tried anew.
-    write_json(out / "table.json", table.model_copy(update={"key": key if complete else ""}).model_dump_json(indent=1))
-    write_json(out / "table.md", markdown(table))
+    write_whole(out / "table.json", table.model_copy(update={"key": key if complete else ""}).model_dump_json(indent=1))
+    write_whole(out / "table.md", markdown(table))
     return table

@@ -11,7 +11,14 @@ from pathlib import Path
 
 from s3_agent.errors import ConfigError, S3AgentError
 from s3_agent.launch import commands
-from s3_agent.launch.resume import STEP_FOLDER, checkpoint_steps, latest_step
+from s3_agent.launch.resume import (
+    checkpoint_steps,
+    exportable_step,
+    has_whole_actor,
+    holds_policy,
+    is_whole,
+    step_folder,
+)
 from s3_agent.launch.run import Run
 from s3_agent.launch.stack import last_lines
 from s3_agent.rollout.process import ending_with_parent
@@ -26,21 +33,48 @@ def export_policy(run: Run, target: Path, *, step: int | None = None) -> int:
     """Write the policy after `step` (the last checkpoint's by default) to `target`; its step. Raises S3AgentError."""
     if target.exists():
         raise ConfigError(f"{target} exists", remedy="give another folder, or remove it")
-    wanted = step or latest_step(run)
-    actor = run.checkpoints / f"{STEP_FOLDER}{wanted}" / "actor"
+    wanted = step or exportable_step(run)
+    folder = step_folder(run, wanted)
+    actor = folder / "actor"
     if not actor.is_dir():
         steps = ", ".join(map(str, checkpoint_steps(run))) or "none"
         raise ConfigError(
             f"{run.folder} has no checkpoint of step {wanted}", remedy=f"there are: {steps}; read logs/trainer.log"
         )
+    if not holds_policy(folder):
+        raise ConfigError(f"the checkpoint {folder} was cut short", remedy="export the policy of another step")
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    if has_weights(actor / "huggingface"):
-        shutil.copytree(actor / "huggingface", partial)
+    # The copy is written after the shards, and `data.pt` after both.
+    if has_weights(actor / "huggingface") and (has_whole_actor(folder) is None or is_whole(folder)):
+        _copy(actor / "huggingface", partial)
     else:
         _merge(actor, partial, log=run.logs / "export.log")
     partial.replace(target)
     return wanted
+
+
+def replace_policy(run: Run) -> None:
+    """Export the policy of the newest checkpoint into the run; one that is there stays until it is whole.
+
+    Raises S3AgentError.
+    """
+    new = run.policy.with_name(run.policy.name + ".new")
+    shutil.rmtree(new, ignore_errors=True)
+    export_policy(run, new)
+    shutil.rmtree(run.policy, ignore_errors=True)
+    new.replace(run.policy)
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        shutil.copytree(source, target)
+    except (OSError, shutil.Error) as cause:
+        shutil.rmtree(target, ignore_errors=True)
+        raise S3AgentError(
+            f"{source} could not be copied to {target}: {cause}",
+            remedy="make room on the disk, then `s3-agent export-policy` again",
+        ) from cause
 
 
 def _merge(actor: Path, target: Path, *, log: Path) -> None:

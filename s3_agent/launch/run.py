@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -14,6 +15,8 @@ from s3_agent.data.files import write_whole
 from s3_agent.errors import ConfigError
 from s3_agent.names import literal
 from s3_agent.recipe import Recipe
+
+METRICS = "metrics.jsonl"
 
 
 def write_recipe(path: Path, recipe: Recipe) -> None:
@@ -29,7 +32,7 @@ class Run:
         self.folder = folder
         self.logs = folder / "logs"
         self.recipe = folder / "recipe.yaml"
-        self.metrics = folder / "metrics.jsonl"
+        self.metrics = folder / METRICS
         self.episodes = folder / "episodes.jsonl"
         self.summary = folder / "summary.json"
         self.checkpoints = folder / "checkpoints"
@@ -40,6 +43,8 @@ class Run:
         self.trainer = folder / "trainer.json"
         self.sockets = folder / "sockets.json"
         self.generations = folder / "generations.json"
+        self.conditions = folder / "conditions.json"
+        self.changes = folder / "changes.json"
 
     def create(self) -> None:
         """Make the folder. Raises ConfigError when a run of that name exists."""
@@ -70,15 +75,58 @@ class Run:
                 raise ConfigError(f"the run {self.folder} is at work", remedy="wait for it, or stop it") from cause
             yield
 
+    @property
+    def finished(self) -> bool:
+        """Whether the run has a summary that was written to its end."""
+        return isinstance(_json(self.summary), dict)
+
+    def _generations(self) -> list[dict[str, Any]]:
+        if not self.generations.exists():
+            return []
+        try:
+            return [{"id": str(one["id"]), "folder": one["folder"]} for one in _json(self.generations)]
+        except (KeyError, TypeError) as cause:
+            raise ConfigError(
+                f"{self.generations} can not be read",
+                remedy="write [] into it when nothing of the run is left running, then resume again",
+            ) from cause
+
     def started_ids(self) -> list[str]:
-        """The marks of every generation's processes, in order."""
-        return json.loads(self.generations.read_text(encoding="utf-8")) if self.generations.exists() else []
+        """The marks of every generation's processes, in order, those of a run that this folder is a copy of included.
+
+        Raises ConfigError when they can not be read.
+        """
+        return [one["id"] for one in self._generations()]
+
+    def own_ids(self) -> list[str]:
+        """The marks of what was started from this very folder: a copy has nothing to do with its original's."""
+        return [one["id"] for one in self._generations() if one["folder"] == folder_identity(self.folder)]
+
+    def moved_ids(self) -> list[str]:
+        """The marks of what was started from this folder when it was somewhere else."""
+        here = folder_identity(self.folder)
+        places = [(one["id"], one["folder"]) for one in self._generations()]
+        return [run_id for run_id, there in places if there != here and {**there, "path": here["path"]} == here]
 
     def start_generation(self, run_id: str) -> None:
         """Write down the mark of this generation's processes, before any of them is started."""
-        partial = self.generations.with_suffix(".partial")
-        partial.write_text(json.dumps([*self.started_ids(), run_id]), encoding="utf-8")
-        partial.replace(self.generations)
+        started = {"id": run_id, "folder": folder_identity(self.folder)}
+        write_whole(self.generations, json.dumps([*self._generations(), started], indent=1))
+
+
+def folder_identity(folder: Path) -> dict[str, Any]:
+    """What tells a folder from a copy of it, also from one that was put in its place: real path, device and inode."""
+    real = folder.resolve()
+    stat = real.stat()
+    return {"path": str(real), "device": stat.st_dev, "inode": stat.st_ino}
+
+
+def _json(path: Path) -> Any:
+    """What a JSON file says; None where there is none, or not a whole one."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 @contextmanager

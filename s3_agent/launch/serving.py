@@ -96,6 +96,21 @@ def generator_identity(recipe: Recipe) -> str | None:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
+def with_served_identity(recipe: Recipe) -> Recipe:
+    """A killed run's recipe with what its generator's replies depend on today: weights and packages may be others.
+
+    Replies that can no longer be told apart are not kept where other runs look for theirs.
+    """
+    settings = recipe.generator
+    if not settings.hosted or settings.identity is None:
+        return recipe
+    unsettled = recipe.model_copy(update={"generator": settings.model_copy(update={"identity": None})})
+    if (identity := generator_identity(unsettled)) == settings.identity:
+        return recipe
+    served = {"identity": identity, "cache": settings.cache if identity else None}
+    return recipe.model_copy(update={"generator": settings.model_copy(update=served)})
+
+
 def with_answer_cache(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe with places for replies: those of a known generator outlive the run, others are kept in `folder`."""
     identity = generator_identity(recipe)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 
+from s3_agent.data.files import write_whole
 from s3_agent.data.tasks import in_training_order
 from s3_agent.errors import ConfigError
 from s3_agent.launch.run import Run
@@ -26,7 +27,7 @@ def write_tasks(recipe: Recipe, run: Run, train: Sequence[Task], validation: Seq
     for path, tasks in ((run.train, ordered), (run.validation, validation)):
         rows = [task.model_dump_json(exclude={"initial_passages"}) for task in tasks]
         _refuse_another(path, rows)
-        path.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
+        write_whole(path, "".join(row + "\n" for row in rows))
 
 
 def _refuse_another(path: Path, rows: Sequence[str]) -> None:

@@ -1,12 +1,14 @@
 """One JSON line per ended rollout, written whole by one append: the pool's memory of what it played."""
 
 import json
-import os
+from collections import deque
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from s3_agent.data.appended import AppendedLines
+from s3_agent.errors import DataError
 from s3_agent.types import Episode, Task
 
 
@@ -51,41 +53,87 @@ class EpisodeRecord(BaseModel):
 
 
 class EpisodeLog:
-    """An append-only JSONL file. `None` as path keeps nothing."""
+    """An append-only JSONL file. `None` as path keeps nothing.
+
+    A record that the disk has no room for stays in memory, and is written before the next one or when the log is
+    closed: the gateway has its rollout as ended, and nobody would play it again. Raises DataError.
+    """
 
     def __init__(self, path: str | None) -> None:
-        self._file = None if path is None else os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self._lines = None if path is None else AppendedLines(Path(path))
+        self._waiting: deque[bytes] = deque()
 
     @property
     def kept(self) -> bool:
         """Whether there is a file: a record that nobody keeps need not be made."""
-        return self._file is not None
+        return self._lines is not None
+
+    @property
+    def waiting(self) -> int:
+        """Records that are not in the file yet."""
+        return len(self._waiting)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append the fields of one EpisodeRecord; episodes come as JSON from a worker and are not parsed again here."""
-        if self._file is not None:
-            os.write(self._file, json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+        """Append the fields of one EpisodeRecord; episodes come as JSON from a worker and are not parsed again here.
+
+        Raises DataError when there is no room: then it waits for the next call.
+        """
+        if self._lines is not None:
+            self._waiting.append(json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+            self._write_waiting(self._lines)
+
+    def _write_waiting(self, lines: AppendedLines) -> None:
+        while self._waiting:
+            lines.write(self._waiting[0])
+            self._waiting.popleft()
 
     def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            os.close(self._file)
+        """Write what waits and close the file. Raises DataError when that has no room."""
+        if self._lines is None:
+            return
+        try:
+            self._write_waiting(self._lines)
+        finally:
+            self._lines.close()
+
+
+def read_record(line: bytes | str, *, where: str) -> EpisodeRecord:
+    """One line of an episode log. Raises DataError that says `where` it is."""
+    try:
+        return EpisodeRecord.model_validate_json(line)
+    except ValueError as cause:
+        reason = str(cause).splitlines()[0]
+        raise DataError(
+            f"{where} is no record of a rollout: {reason}",
+            remedy="look at the line: what is not a whole record can be taken out, its rollout then counts as lost",
+        ) from cause
+
+
+def read_records(path: Path) -> list[EpisodeRecord]:
+    """The records of a whole log, without the line that is being written. Raises DataError with the line at fault."""
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except OSError as cause:
+        raise DataError(
+            f"{path} can not be read: {cause.strerror}", remedy="it is written by the worker pool"
+        ) from cause
+    return [read_record(line, where=f"{path}:{number}") for number, line in enumerate(lines, 1)]
 
 
 class GrowingFile:
     """New whole lines of a file that another process appends to, from byte `at` on; it need not exist yet."""
 
     def __init__(self, path: Path, *, at: int = 0) -> None:
-        self._path = path
+        self.path = path
         self._at = at
 
     def lines(self) -> list[bytes]:
         """What was appended since the last call."""
-        if not self._path.exists():
+        if not self.path.exists():
             return []
-        with self._path.open("rb") as file:
+        with self.path.open("rb") as file:
             file.seek(self._at)
             new = file.read()
         whole, _, _ = new.rpartition(b"\n")
         self._at += len(whole) + bool(whole)
-        return whole.splitlines()
+        return whole.split(b"\n") if whole else []

@@ -17,7 +17,7 @@ from uuid import uuid4
 import structlog
 
 from s3_agent.clients.gateway import Gateway, Rollout
-from s3_agent.errors import ConfigError, GatewayError, S3AgentError
+from s3_agent.errors import ConfigError, DataError, GatewayError, S3AgentError
 from s3_agent.rollout.contract import class_path, environment_of
 from s3_agent.rollout.crew import Crew
 from s3_agent.rollout.episode_log import EpisodeLog
@@ -31,6 +31,7 @@ from s3_agent.types import Task
 log = structlog.get_logger()
 
 HUNG_AFTER_S = 5.0
+MOST_WAITING = 1000  # episodes that are kept in memory while the disk is full
 NO_DEADLINE_S = 10 * 365 * 86_400.0
 
 
@@ -294,19 +295,24 @@ class Player:
         self._monitor.ended(timings, reward=fields.get("reward"), boundary=boundary)
         if not self._episodes.kept:
             return
-        self._episodes.write(
-            {
-                "rollout_id": rollout.rollout_id,
-                "attempts": run.attempts,
-                "is_train": rollout.is_train,
-                "task": _task_row(rollout.input),
-                "agent_class": run.agent_class,
-                "worker": run.worker or None,
-                "failures": run.failures,
-                "started_at": run.started_at,
-                "finished_at": finished_at,
-                "timings": {name: round(seconds, 4) for name, seconds in timings.items()},
-                **record,
-                **fields,
-            }
-        )
+        row = {
+            "rollout_id": rollout.rollout_id,
+            "attempts": run.attempts,
+            "is_train": rollout.is_train,
+            "task": _task_row(rollout.input),
+            "agent_class": run.agent_class,
+            "worker": run.worker or None,
+            "failures": run.failures,
+            "started_at": run.started_at,
+            "finished_at": finished_at,
+            "timings": {name: round(seconds, 4) for name, seconds in timings.items()},
+            **record,
+            **fields,
+        }
+        try:
+            self._episodes.write(row)
+        except DataError as error:
+            # Its rollout has ended at the gateway: the record waits in memory for room on the disk.
+            if self._episodes.waiting > MOST_WAITING:
+                raise
+            log.error("an episode could not be written", error=str(error), waiting=self._episodes.waiting)

@@ -81,6 +81,7 @@ def test_each_step_has_the_metrics_of_its_own_rollouts(logged: Path) -> None:
     assert first["data"]["s3/train/rollouts"] == 2.0, "not the generation before, and the late one too"
     assert first["data"]["s3/train/accuracy"] == 0.5
     assert first["data"]["training/reward"] == 0.5
+    assert 0 < first["at"] <= second["at"], "by which records of the steps are known from later ones"
     assert second["data"]["s3/val/rollouts"] == 1.0
     assert "s3/train/rollouts" not in second["data"]
 

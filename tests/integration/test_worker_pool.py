@@ -17,13 +17,15 @@ from benchmarks.real_gateway import GatewayApi, real_gateway
 from s3_agent.clients.fake_servers import generator_app, serve
 from s3_agent.clients.fakes import FakeGenerator
 from s3_agent.clients.tokenizer import load_tokenizer
+from s3_agent.data.appended import AppendedLines
 from s3_agent.embedded import NANO_POLICY
-from s3_agent.errors import ConfigError
+from s3_agent.errors import ConfigError, DataError
 from s3_agent.rollout.failure_policy import FailurePolicy
 from s3_agent.rollout.native import WorkerSettings
 from s3_agent.rollout.pool import GATEWAY_LOST, only_pool_of
 from s3_agent.rollout.settings import PoolSettings
 from tests.agents.native import ODD_ENDS, ODD_RESULTS
+from tests.full_disk import cut_short, small_disk
 from tests.pool_harness import (
     NORWAY,
     QUICK,
@@ -65,6 +67,44 @@ async def test_every_rollout_ends_with_one_reward_event(
     assert record.task is not None and record.task.id == "t0"
     assert record.worker == "worker-0" and record.failures == []
     assert set(record.timings) == {"queued_s", "search_s", "answer_s", "report_s", "total_s"}
+
+
+async def test_a_disk_that_is_full_for_a_while_loses_no_episode(
+    gateway: GatewayApi, settings: PoolSettings, worker: WorkerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first episodes find a full disk; room is made while the pool works."""
+    whole, full = AppendedLines.write, 3
+
+    def write(lines: AppendedLines, line: bytes) -> int:
+        nonlocal full
+        if full:
+            full -= 1
+            with monkeypatch.context() as disk:
+                cut_short(disk, after=40)
+                return whole(lines, line)
+        return whole(lines, line)
+
+    monkeypatch.setattr(AppendedLines, "write", write)
+    ids = gateway.enqueue(*map(task, range(6)))
+    await work(gateway, ids, make_supervisor(settings, worker))
+    assert gateway.states(ids) == {"succeeded"}
+    assert [gateway.rewards(rollout_id) for rollout_id in ids] == [[1.0]] * 6
+    assert records(settings).keys() == set(ids) and full == 0
+
+
+async def test_a_pool_whose_disk_stays_full_says_so_at_its_end(
+    gateway: GatewayApi, settings: PoolSettings, worker: WorkerSettings, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", size="4k") as disk:
+        full = settings.model_copy(update={"episodes": str(disk / "episodes.jsonl")})
+        ids = gateway.enqueue(*map(task, range(4)))
+        with pytest.raises(DataError, match=r"episodes\.jsonl can not be written: No space left"):
+            await work(gateway, ids, make_supervisor(full, worker))
+        assert gateway.states(ids) == {"succeeded"}
+        kept = records(full)  # every line is whole
+        assert len(kept) < 4
+        with (disk / "episodes.jsonl").open("rb") as file:
+            assert file.read()[-1:] in (b"\n", b"")
 
 
 async def test_the_rollout_says_which_of_our_agents_plays(

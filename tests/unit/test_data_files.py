@@ -5,7 +5,8 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s3_agent.data.files import cut_torn_line, grow_rows, join_parts, partial_of, silent, write_rows
+from s3_agent.data.files import Report, cut_torn_line, grow_rows, join_parts, partial_of, silent, write_rows
 from s3_agent.data.stages import Ledger, Need, Stage, check_room, run_stages
-from s3_agent.errors import DataError
+from s3_agent.embedded import CORPUS, TRAIN, VALIDATION
+from s3_agent.errors import DataError, S3AgentError
+from s3_agent.launch.data_stages import DataStages
+from s3_agent.recipe import load_recipe
 
 ROWS = [{"id": str(number), "text": "é\u2028" * number} for number in range(20)]
 WHOLE = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
@@ -111,11 +115,13 @@ class Worker:
         self.settings: dict[str, Any] = {"n": 1}
         self.count, self._need = 0, need
         self.folder = folder
+        self.meanwhile: Callable[[], Any] = lambda: None
 
     def stage(self) -> Stage:
         def work(_: Any) -> Mapping[str, Any]:
             self.count += 1
             write_rows(self.target, [{"copied": self.source.read_text()}])
+            self.meanwhile()
             return {"rows": 1}
 
         return Stage(
@@ -154,6 +160,47 @@ def test_a_stage_works_again_when_what_it_is_made_of_changes(worker: Worker) -> 
     worker.settings["n"] = 2
     worker.run()
     assert worker.count == 3
+
+
+def test_a_stage_whose_input_changed_while_it_worked_works_again(worker: Worker) -> None:
+    worker.meanwhile = lambda: worker.source.write_text("b")
+    assert worker.run() == [
+        "copy: done (rows 1)",
+        "copy: text changed meanwhile; run the same command again for it",
+    ]
+    worker.meanwhile = lambda: None
+    assert worker.run() == ["copy: done (rows 1)"]
+    assert json.loads(worker.target.read_text()) == {"copied": "b"}
+    assert worker.run() == ["copy: nothing to do (rows 1)"]
+
+
+@pytest.mark.parametrize("name", ["corpus", "train", "validation"])
+def test_a_file_of_the_users_own_that_changed_while_it_was_checked_is_checked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    files = {"corpus": CORPUS, "train": TRAIN, "validation": VALIDATION}
+    for file, source in files.items():
+        (tmp_path / f"{file}.jsonl").write_bytes(source.read_bytes())
+    overrides = [f"data.{file}={tmp_path}/{file}.jsonl" for file in files]
+    stages = DataStages(load_recipe("cpu", [*overrides, f"data.folder={tmp_path}/data"]), Ledger(tmp_path / "data"))
+    stage = stages.all()[0] if name == "corpus" else stages.questions()
+    changed = tmp_path / f"{name}.jsonl"
+
+    def work_and_change(report: Report) -> dict[str, Any]:
+        told = stage.work(report)
+        changed.write_bytes(changed.read_bytes() + b"not JSON\n")
+        return told
+
+    def run(one: Stage) -> list[str]:
+        said: list[str] = []
+        run_stages(stages.ledger, [one], say=said.append, dry_run=False)
+        return said
+
+    assert run(replace(stage, work=work_and_change))[1] == (
+        f"{stage.name}: {name} changed meanwhile; run the same command again for it"
+    )
+    with pytest.raises(S3AgentError, match="JSON"):
+        run(stage)
 
 
 def test_a_stage_works_again_when_its_output_is_gone_or_changed(worker: Worker) -> None:

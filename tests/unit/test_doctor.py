@@ -240,6 +240,7 @@ FOLLOWS = {
     "memory.trainer": {"memory.retriever", "memory.policy-cache"},
     "batch.micro-batch": {"memory.trainer"},
     "lengths.first-prompt": {"lengths.prompt-dropped"},
+    "data.no-answers": {"rag-cache.tasks"},
 }
 
 

@@ -4,17 +4,22 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import respx
 
 from s3_agent.clients.fakes import FakeGenerator, FakeRetriever
 from s3_agent.clients.generator import GeneratorSettings
+from s3_agent.clients.judge import JudgeSettings
 from s3_agent.data import fingerprint as fingerprints
 from s3_agent.data.checkpoint import Checkpoint
 from s3_agent.data.fingerprint import Fingerprint
 from s3_agent.data.naive_rag import complete_cache, naive_rag
+from s3_agent.data.prepared import generator_window
 from s3_agent.data.rag_cache import RagAnswer, RagCache, beyond_rag
 from s3_agent.embedded import RAG_CACHE, TRAIN, VALIDATION
 from s3_agent.errors import GeneratorError, RagCacheError, RetrieverError
+from s3_agent.recipe import load_recipe
 from s3_agent.types import Passage, Task
 
 GENERATOR = GeneratorSettings(model="m", max_tokens=24)
@@ -30,7 +35,7 @@ def task(name: str, *golds: str, rag_score: float | None = None) -> Task:
 
 
 def answer(question: str, score: int) -> RagAnswer:
-    return RagAnswer(question=question, answer="x", score=score, em_score=0)
+    return RagAnswer(question=question, answer="x", score=score, em_score=0, golden_answers=("krone",))
 
 
 CACHE = RagCache(fingerprint=fingerprint(), answers={"a": answer("a?", 1), "b": answer("b?", 0)})
@@ -226,3 +231,84 @@ def test_the_embedded_cache_covers_the_embedded_tasks() -> None:
     cache = RagCache.model_validate_json(RAG_CACHE.read_text(encoding="utf-8"))
     tasks = cache.scored(load_tasks(TRAIN) + load_tasks(VALIDATION))
     assert 0 < len(beyond_rag(tasks)) < len(tasks)
+
+
+async def test_scores_of_golds_that_were_corrected_are_not_kept(path: Path) -> None:
+    corrected = task("b", "The krone")
+    with pytest.raises(RagCacheError, match=r"1 of 2 tasks .* these golden answers, the first is 'b'"):
+        CACHE.scored([task("a"), corrected])
+    generator = FakeGenerator("The krone")
+    cache = await complete([task("a"), corrected], path, generator)
+    assert [question for question, _ in generator.calls] == ["b?"]
+    assert cache.answers["b"].score == 1 and cache.answers["a"] == CACHE.answers["a"]
+    assert cache.scored([task("a"), corrected])[1].rag_score == 1.0
+
+
+def test_the_order_of_the_golds_does_not_matter() -> None:
+    both = answer("a?", 1).model_copy(update={"golden_answers": ("x", "y")})
+    assert both.scores(task("a", "y", "x")) and not both.scores(task("a", "y"))
+
+
+def test_our_own_answers_without_golds_are_asked_again() -> None:
+    unsaid = RagAnswer(question="a?", answer="x", score=1, em_score=0)
+    assert RagCache(fingerprint=fingerprint(), answers={"a": unsaid}).missing([task("a")])
+    published = RagCache(fingerprint=None, answers={"a": unsaid})
+    assert published.missing([task("a")]) == [], "a published file never says them"
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"window": 1024}, "window is 2048, not 1024"),
+        ({"generator": GENERATOR.model_copy(update={"context_tokens": 512})}, "window is 2048, not 512"),
+        ({"generator": GENERATOR.model_copy(update={"tokenizer": "t"})}, "tokenizer is None, not 't'"),
+    ],
+    ids=["served", "told", "tokenizer"],
+)
+def test_what_cuts_the_passages_belongs_to_the_key(tmp_path: Path, changes: dict[str, Any], field: str) -> None:
+    path = tmp_path / "cache.json"
+    RagCache(fingerprint=fingerprint(window=2048), answers={}).save(path)
+    parts = {"window": 2048, **changes}
+    with pytest.raises(RagCacheError) as caught:
+        RagCache.load(path, expected=fingerprint(**parts))
+    assert caught.value.message.endswith(f"other parts: {field}")
+
+
+def test_a_window_that_nobody_knows_is_not_held_against_a_cache(path: Path) -> None:
+    assert RagCache.load(path, expected=fingerprint(window=2048)) == CACHE
+    RagCache(fingerprint=fingerprint(window=2048), answers={}).save(path)
+    assert RagCache.load(path, expected=fingerprint()).answers == {}
+
+
+def test_the_bounds_of_the_judge_belong_to_the_key() -> None:
+    judge = JudgeSettings(model="j", rule="judge")
+    longer = judge.model_copy(update={"max_tokens": 99})
+    assert fingerprint(judge=judge).judge != fingerprint(judge=longer).judge
+
+
+@pytest.mark.parametrize(
+    ("overrides", "window"),
+    [
+        ([], 2048),
+        (["generator.context_tokens=512"], 512),
+        (["generator.serve=[--max-model-len=777]"], 777),
+        (["generator.serve=[]"], None),
+    ],
+    ids=str,
+)
+def test_the_window_is_the_recipes_or_the_servers(overrides: list[str], window: int | None) -> None:
+    assert generator_window(load_recipe("cpu", overrides)) == window
+
+
+@respx.mock
+def test_the_window_of_a_running_server_is_asked() -> None:
+    recipe = load_recipe("cpu", ["generator.url=http://generator:1/v1"])
+    served = {"data": [{"id": recipe.generator.model, "max_model_len": 999}]}
+    asked = respx.get("http://generator:1/v1/models")
+    asked.mock(return_value=httpx.Response(200, json=served))
+    assert generator_window(recipe) == 999
+    for answer_of in (httpx.Response(404), httpx.Response(200, text="no JSON"), httpx.Response(200, json=[])):
+        asked.mock(return_value=answer_of)
+        assert generator_window(recipe) is None
+    asked.mock(side_effect=httpx.ConnectError("down"))
+    assert generator_window(recipe) is None

@@ -1,30 +1,46 @@
-"""A killed run's folder is brought back to its last whole checkpoint; records of later steps are kept apart."""
+"""A killed run's folder is brought back to its newest whole checkpoint; nothing whole is deleted."""
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from s3_agent.errors import ConfigError
-from s3_agent.launch.resume import checkpoint_steps, end_leftovers, latest_step, rewind
+from s3_agent.errors import ConfigError, LaunchError
+from s3_agent.launch.resume import checkpoint_steps, end_leftovers, exportable_step, latest_step, rewind
 from s3_agent.launch.run import Run
 from s3_agent.launch.stack import MARKER, scratch_folder
 
 SAVED = 1000.0
+LATEST = "latest_checkpointed_iteration.txt"
 
 
-def checkpoint(run: Run, step: int, *, whole: bool = True) -> None:
-    actor = run.checkpoints / f"global_step_{step}" / "actor"
-    actor.mkdir(parents=True)
-    if whole:
-        (actor.parent / "data.pt").touch()
-        latest = run.checkpoints / "latest_checkpointed_iteration.txt"
-        latest.write_text(str(step))
-        os.utime(latest, (SAVED, SAVED))
+def saved(path: Path) -> None:
+    """A file as torch saves it: a zip archive."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("data", b"weights" * 100)
+
+
+def cut(path: Path) -> None:
+    """What a full disk leaves of a file."""
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def checkpoint(run: Run, step: int, *, ranks: int = 2) -> Path:
+    folder = run.checkpoints / f"global_step_{step}"
+    for kind in ("model", "optim", "extra_state"):
+        for rank in range(ranks):
+            saved(folder / "actor" / f"{kind}_world_size_{ranks}_rank_{rank}.pt")
+    saved(folder / "data.pt")
+    (run.checkpoints / LATEST).write_text(str(step))
+    return folder
 
 
 @pytest.fixture
@@ -35,8 +51,9 @@ def killed(tmp_path: Path) -> Run:
     run.start_generation("run-aaaa")
     for step in (1, 2):
         checkpoint(run, step)
-    checkpoint(run, 3, whole=False)
-    rows = [json.dumps({"step": step, "data": {}}) for step in range(4)]
+    saved(run.checkpoints / "global_step_3" / "actor" / "model_world_size_2_rank_0.pt")
+    times = {0: SAVED - 50, 1: SAVED - 9, 2: SAVED, 3: SAVED + 9}
+    rows = [json.dumps({"step": step, "at": at, "data": {}}) for step, at in times.items()]
     run.metrics.write_text("\n".join(rows) + '\n{"step": 4, "da')
     ends = [("a", SAVED - 9), ("b", SAVED), ("c", SAVED + 5)]
     run.episodes.write_text("".join(json.dumps({"rollout_id": i, "finished_at": t}) + "\n" for i, t in ends))
@@ -44,14 +61,118 @@ def killed(tmp_path: Path) -> Run:
     return run
 
 
+def rollouts(run: Run) -> list[str]:
+    return [json.loads(row)["rollout_id"] for row in run.episodes.read_text().splitlines()]
+
+
+def whole_files(run: Run) -> set[Path]:
+    return {path for path in run.folder.rglob("*.pt") if zipfile.is_zipfile(path)}
+
+
+@pytest.mark.parametrize("marker", ["", "\n", "2", "3", "9", "x", "\0", None], ids=repr)
+def test_the_newest_whole_checkpoint_counts_whatever_the_marker_says(killed: Run, marker: str | None) -> None:
+    path, before = killed.checkpoints / LATEST, whole_files(killed)
+    path.unlink()
+    if marker is not None:
+        path.write_text(marker)
+    assert rewind(killed, keep=None) == 2
+    assert checkpoint_steps(killed) == [1, 2]
+    assert path.read_text() == "2", "verl goes on from what it names"
+    assert {file for file in before if "global_step_3" not in str(file)} == whole_files(killed)
+    assert rollouts(killed) == ["a", "b"]
+
+
+def test_a_checkpoint_that_was_whole_before_the_marker_was_written_counts(killed: Run) -> None:
+    checkpoint(killed, 3)
+    (killed.checkpoints / LATEST).write_text("2")
+    assert rewind(killed, keep=None) == 3
+    assert (killed.checkpoints / LATEST).read_text() == "3"
+    assert rollouts(killed) == ["a", "b", "c"]
+
+
+def test_a_kill_between_the_checkpoint_and_the_log_of_its_step_loses_no_record(killed: Run) -> None:
+    checkpoint(killed, 3)
+    rows = killed.metrics.read_text().splitlines(keepends=True)
+    killed.metrics.write_text("".join(rows[:3]))
+    assert rewind(killed, keep=None) == 3
+    assert rollouts(killed) == ["a", "b", "c"], "no step had begun after it"
+
+
+@pytest.mark.parametrize(
+    "file", ["data.pt", "actor/optim_world_size_2_rank_1.pt", "actor/model_world_size_2_rank_0.pt"]
+)
+@pytest.mark.parametrize("harm", [Path.unlink, cut, lambda path: path.write_bytes(b"")], ids=["gone", "cut", "empty"])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
+    killed: Run, file: str, harm: Callable[[Path], None]
+) -> None:
+    harm(killed.checkpoints / "global_step_2" / file)
+    assert latest_step(killed) == 1
+    assert rewind(killed, keep=2) == 1
+    assert (killed.checkpoints / LATEST).read_text() == "1"
+    assert rollouts(killed) == ["a"]
+    assert (killed.checkpoints / "global_step_1" / "data.pt").exists()
+    moved = killed.folder / "generation-0" / "checkpoints" / "global_step_2" / "actor"
+    assert moved.exists() == (file == "data.pt"), "its policy is whole, and is kept"
+
+
+def test_policies_that_no_run_can_go_on_from_are_not_deleted(killed: Run) -> None:
+    for step in (1, 2):
+        (killed.checkpoints / f"global_step_{step}" / "data.pt").unlink()
+    before = sorted(killed.folder.rglob("*"))
+    with pytest.raises(LaunchError, match=r"no checkpoint in .* is whole") as caught:
+        rewind(killed, keep=1)
+    assert "export-policy" in caught.value.remedy and "--step 2" in caught.value.remedy
+    assert sorted(killed.folder.rglob("*")) == before
+    assert exportable_step(killed) == 2
+
+
+def test_a_checkpoint_of_another_engine_is_never_deleted(killed: Run) -> None:
+    other = killed.checkpoints / "global_step_2" / "actor"
+    shutil.rmtree(other)
+    (other / "dist_ckpt").mkdir(parents=True)
+    (other / "dist_ckpt" / "weights.distcp").write_bytes(b"weights")
+    assert rewind(killed, keep=None) == 2
+    (killed.checkpoints / "global_step_2" / "data.pt").unlink()
+    assert rewind(killed, keep=None) == 1
+    assert (killed.folder / "generation-0" / "checkpoints" / "global_step_2" / "actor" / "dist_ckpt").is_dir()
+
+
+def test_a_copy_counts_what_its_original_counted(killed: Run, tmp_path: Path) -> None:
+    copy = Run(tmp_path / "copy")
+    shutil.copytree(killed.folder, copy.folder)  # every file has the time of the copy or of its original
+    for path in copy.folder.rglob("*"):
+        os.utime(path, (SAVED + 500, SAVED + 500))
+    assert rewind(copy, keep=None) == rewind(killed, keep=None) == 2
+    assert rollouts(copy) == rollouts(killed) == ["a", "b"]
+
+
+def test_records_that_can_not_be_read_are_named_and_nothing_is_changed(killed: Run) -> None:
+    with killed.episodes.open("a") as file:
+        file.write('{"rollout_id": "d", "fini{"rollout_id": "e", "finished_at": 1}\n')
+    before = sorted(killed.folder.rglob("*"))
+    with pytest.raises(LaunchError, match=r"episodes\.jsonl:4"):
+        rewind(killed, keep=None)
+    assert sorted(killed.folder.rglob("*")) == before
+
+
+def test_a_run_without_times_is_refused_and_nothing_is_changed(killed: Run) -> None:
+    killed.metrics.write_text('{"step": 2, "data": {}}\n')
+    before = sorted(killed.folder.rglob("*"))
+    with pytest.raises(LaunchError, match="step 2 has no time"):
+        rewind(killed, keep=None)
+    assert sorted(killed.folder.rglob("*")) == before
+
+
 def test_only_what_came_before_the_checkpoint_counts(killed: Run) -> None:
+    killed.summary.write_text('{"steps": 3}')
     assert rewind(killed, keep=None) == 2
     assert [json.loads(row)["step"] for row in killed.metrics.read_text().splitlines()] == [0, 1, 2]
-    assert [json.loads(row)["rollout_id"] for row in killed.episodes.read_text().splitlines()] == ["a", "b"]
+    assert rollouts(killed) == ["a", "b"]
     assert checkpoint_steps(killed) == [1, 2], "the one that was cut short is gone"
     before = killed.folder / "generation-0"
     assert len((before / "episodes.jsonl").read_text().splitlines()) == 3
     assert (before / "logs" / "trainer.log").read_text() == "killed"
+    assert (before / "summary.json").exists() and not killed.finished, "a run that is given more steps is not done"
     assert list(killed.logs.iterdir()) == []
 
 
@@ -94,11 +215,6 @@ def test_older_checkpoints_go_when_few_are_kept(killed: Run) -> None:
     assert checkpoint_steps(killed) == [2]
 
 
-def test_a_checkpoint_that_is_named_but_gone_is_none(killed: Run) -> None:
-    (killed.checkpoints / "global_step_2" / "data.pt").unlink()
-    assert latest_step(killed) == 0
-
-
 def test_leftovers_of_the_killed_run_are_ended_and_others_are_not(killed: Run) -> None:
     sleep = [sys.executable, "-c", "import time; time.sleep(300)"]
     own = subprocess.Popen(sleep, env={**os.environ, MARKER: "run-aaaa"})
@@ -119,3 +235,60 @@ def test_two_launchers_do_not_share_a_run(killed: Run) -> None:
         pass
     with killed.held():
         pass
+
+
+def sleeping(mark: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"], env={**os.environ, MARKER: mark})
+
+
+def test_resuming_a_copy_leaves_the_processes_of_the_live_original_alone(killed: Run, tmp_path: Path) -> None:
+    copy = Run(tmp_path / "copy")
+    shutil.copytree(killed.folder, copy.folder, copy_function=shutil.copy2)
+    live = sleeping("run-aaaa")
+    scratch_folder("run-aaaa").mkdir()
+    try:
+        assert end_leftovers(copy) == 0
+        assert scratch_folder("run-aaaa").exists()
+        copy.start_generation("copy-bbbb")
+        assert (copy.started_ids(), copy.own_ids()) == (["run-aaaa", "copy-bbbb"], ["copy-bbbb"])
+        assert end_leftovers(copy) == 0
+        assert live.poll() is None
+        link = tmp_path / "link"
+        link.symlink_to(killed.folder)
+        assert end_leftovers(Run(link)) == 1, "another name of the folder itself"
+    finally:
+        live.kill()
+        live.wait()
+        shutil.rmtree(scratch_folder("run-aaaa"), ignore_errors=True)
+
+
+def test_a_copy_in_the_place_of_its_original_is_not_the_original(killed: Run, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    killed.folder.rename(moved)
+    shutil.copytree(moved, killed.folder)
+    live = sleeping("run-aaaa")
+    try:
+        assert end_leftovers(killed) == 0
+        with pytest.raises(LaunchError, match=f"was moved.*{live.pid}"):
+            end_leftovers(Run(moved))
+        assert live.poll() is None
+    finally:
+        live.kill()
+        live.wait()
+    assert end_leftovers(Run(moved)) == 0
+
+
+@pytest.mark.parametrize("content", ["", "{", "null", "[]", '"x"'])
+def test_a_summary_that_is_not_whole_is_none(killed: Run, content: str) -> None:
+    assert not killed.finished
+    killed.summary.write_text(content)
+    assert not killed.finished
+    killed.summary.write_text('{"steps": 1}')
+    assert killed.finished
+
+
+@pytest.mark.parametrize("content", ["", "{", '["run-aaaa"]'])
+def test_marks_that_can_not_be_read_are_named(killed: Run, content: str) -> None:
+    killed.generations.write_text(content)
+    with pytest.raises(ConfigError, match=r"generations\.json"):
+        end_leftovers(killed)

@@ -7,7 +7,11 @@ import pytest
 import respx
 
 from s3_agent.errors import ConfigError, LaunchError
+from s3_agent.launch import serving
+from s3_agent.launch.changes import changes, changes_of, record_changes, require_same, write_conditions
 from s3_agent.launch.job import require_empty_gateway, resume_job
+from s3_agent.launch.run import Run
+from s3_agent.launch.serving import with_answer_cache, with_served_identity
 from s3_agent.recipe import load_recipe
 
 GATEWAY = "http://gateway:1"
@@ -42,3 +46,100 @@ def test_a_gateway_that_holds_rollouts_of_the_killed_run_is_refused(answer: http
 
 def test_our_own_gateway_is_new_and_not_asked() -> None:
     require_empty_gateway(load_recipe("cpu"))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run of the recipe `cpu` that was killed before its first step."""
+    run = Run(tmp_path / "runs" / "a-run")
+    run.create()
+    recipe = load_recipe("cpu", [f"runs={tmp_path / 'runs'}"])
+    write_conditions(run, recipe)
+    run.write_recipe(recipe)
+    return run
+
+
+def found(run: Run, *overrides: str) -> list[str]:
+    recorded = load_recipe(str(run.recipe))
+    return changes(run, recorded, load_recipe(str(run.recipe), overrides))
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("trainer.learning_rate=0.1", "trainer.learning_rate was "),
+        ("trainer.temperature=0.5", "trainer.temperature was 1.0, is 0.5"),
+        ("agent.reward=gbr", "agent.reward was "),
+        ("agent.search_cost=0.1", "agent.search_cost was 0.0, is 0.1"),
+        ("policy.model=another/policy", "policy.model was "),
+        ("generator.model=another/generator", "generator.model was "),
+        ("trainer.verl.algorithm.gamma=0.9", "trainer.verl.algorithm.gamma was None, is 0.9"),
+        ("local.agent_class=a:B", "local.agent_class was None, is 'a:B'"),
+        ("retriever.index.k1=1.5", "retriever.index.k1 was 0.9, is 1.5"),
+    ],
+)
+def test_another_policy_reward_or_learning_rate_is_told_and_needs_a_word(run: Run, override: str, told: str) -> None:
+    before = sorted(run.folder.rglob("*"))
+    with pytest.raises(ConfigError, match="was played with other settings") as caught:
+        resume_job(str(run.folder), [override])
+    assert told in caught.value.message and "--allow-changes" in caught.value.remedy
+    assert sorted(run.folder.rglob("*")) == before
+    require_same(run, found(run, override), allowed=True)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["trainer.steps=99", "gateway.port=1", "workers.concurrency=2", "trainer.micro_batch=1", "trainer.threads=1"],
+)
+def test_more_steps_and_other_places_need_no_word(run: Run, override: str) -> None:
+    assert found(run, override) == []
+
+
+def test_a_recipe_that_was_edited_by_hand_is_noticed(run: Run) -> None:
+    run.write_recipe(load_recipe(str(run.recipe), ["trainer.learning_rate=0.1"]))
+    [change] = found(run)
+    assert change.startswith("trainer.learning_rate was ")
+
+
+def test_other_weights_in_the_folder_of_the_policy_are_noticed(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "policy"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"a" * 1000)
+    recipe = load_recipe(str(run.recipe), [f"policy.model={folder}"])
+    write_conditions(run, recipe)
+    run.write_recipe(recipe)
+    assert found(run) == []
+    (folder / "model.safetensors").write_bytes(b"a" * 999 + b"b")
+    [change] = found(run)
+    assert change.startswith("policy.weights was ")
+
+
+def test_a_run_without_a_record_is_compared_with_its_recipe(run: Run) -> None:
+    run.conditions.unlink()
+    assert found(run) == []
+    assert len(found(run, "trainer.temperature=0.5")) == 1
+
+
+def test_a_record_that_is_not_whole_is_named(run: Run) -> None:
+    run.conditions.write_text("{")
+    with pytest.raises(ConfigError, match=r"conditions\.json can not be read"):
+        found(run)
+
+
+def test_what_was_changed_is_kept_with_its_step(run: Run) -> None:
+    record_changes(run, [], after_step=1)
+    assert changes_of(run) == []
+    record_changes(run, ["a was 1, is 2"], after_step=3)
+    record_changes(run, ["b was 1, is 2"], after_step=5)
+    assert changes_of(run) == ["after step 3: a was 1, is 2", "after step 5: b was 1, is 2"]
+
+
+def test_replies_of_another_generator_of_the_same_name_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = with_answer_cache(load_recipe("cpu"), Path("a-run"))
+    assert recipe.generator.identity and with_served_identity(recipe) == recipe
+    monkeypatch.setattr(serving, "_weights", lambda _: {"package": "another"})
+    served = with_served_identity(recipe)
+    assert served.generator.identity not in (None, recipe.generator.identity)
+    monkeypatch.setattr(serving, "_weights", lambda _: None)
+    unknown = with_answer_cache(with_served_identity(recipe), Path("a-run"))
+    assert unknown.generator.identity is None and unknown.generator.cache == Path("a-run/answers").absolute()

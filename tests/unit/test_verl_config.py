@@ -9,8 +9,9 @@ from pydantic import ValidationError
 
 from s3_agent.agl import cpu
 from s3_agent.agl.run_files import MODULES_VARIABLE, TRACKING
-from s3_agent.agl.verl_config import TrainerRecipe, TrainerSettings, environment, trainer_config
+from s3_agent.agl.verl_config import REFUSED, TrainerRecipe, TrainerSettings, environment, trainer_config
 from s3_agent.errors import ConfigError
+from s3_agent.recipe import load_recipe
 
 KEY = "a gateway key"
 SETTINGS: dict[str, Any] = {
@@ -250,3 +251,21 @@ def test_settings_survive_their_file() -> None:
 def test_wrong_settings_are_refused_by_name(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         TrainerRecipe(**wrong)
+
+
+@pytest.mark.parametrize("path", sorted(REFUSED))
+@pytest.mark.parametrize("new", ["", "+"])
+def test_keys_that_break_resume_or_export_are_refused_by_the_recipe(path: str, new: str) -> None:
+    *sections, key = path.split(".")
+    verl: dict[str, Any] = {new + key: "x"}
+    for section in reversed(sections):
+        verl = {section: verl}
+    with pytest.raises(ValidationError, match=f"{path} can not be set: ".replace(".", r"\.")):
+        TrainerRecipe(verl=verl)
+
+
+def test_a_recipe_names_the_key_and_what_to_do_instead() -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.save_freq can not be set: set trainer\.checkpoint_every"):
+        load_recipe("cpu", ["trainer.verl.trainer.save_freq=1"])
+    with pytest.raises(ConfigError, match="async_save"):
+        load_recipe("cpu", ["trainer.verl.actor_rollout_ref.actor.checkpoint.async_save=true"])

@@ -15,7 +15,7 @@ from s3_agent.evaluation.records import EvaluatedTask, EvaluationSetting
 from s3_agent.evaluation.scores import counts_of, recall_by_turn
 from s3_agent.evaluation.summary import validation_passes
 from s3_agent.evaluation.table import Numbers, numbers_of, table_of
-from s3_agent.rollout.episode_log import EpisodeRecord
+from s3_agent.rollout.episode_log import read_records
 from s3_agent.types import Episode, Passage, Task
 
 Outcome = str
@@ -158,7 +158,7 @@ def _evaluation(folder: Path, name: str, episodes: Episodes) -> dict[str, Any]:
 
 
 def _run(folder: Path, name: str, episodes: Episodes) -> dict[str, Any]:
-    records = [EpisodeRecord.model_validate(row) for row in read_jsonl(folder / "episodes.jsonl")]
+    records = read_records(folder / "episodes.jsonl")
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8")) if _has(folder, "summary") else None
     steps = [{"step": row["step"], **row["data"]} for row in read_jsonl(folder / "metrics.jsonl")]
     passes = validation_passes(records)
