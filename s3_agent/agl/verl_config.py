@@ -351,6 +351,12 @@ def settings_alone(settings: TrainerSettings) -> DictConfig:
     return config
 
 
+def ranks_of(settings: TrainerSettings) -> int:
+    """How many ranks train, each of which writes a shard of every checkpoint."""
+    trainer = settings_alone(settings).trainer
+    return trainer.n_gpus_per_node * trainer.nnodes
+
+
 def trainer_config(settings: TrainerSettings, *, gateway_key: str) -> DictConfig:
     """verl's and AGL's own defaults, the run's settings over them, and the recipe's `verl` overrides over all.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 from rich.console import Console
 
-from s3_agent.agl.verl_config import TrainerRecipe, TrainerSettings
+from s3_agent.agl.verl_config import TrainerRecipe, TrainerSettings, ranks_of
 from s3_agent.clients.connections import get
 from s3_agent.clients.http import bearer
 from s3_agent.data.files import write_whole
@@ -30,7 +30,7 @@ from s3_agent.launch.keys import KEY_REMEDY, with_gateway_key
 from s3_agent.launch.parts import service_parts, training_parts
 from s3_agent.launch.ports import listening, reserve_port
 from s3_agent.launch.progress import Progress
-from s3_agent.launch.resume import end_leftovers, rewind
+from s3_agent.launch.resume import end_leftovers, require_ranks, rewind
 from s3_agent.launch.run import Run
 from s3_agent.launch.serving import with_answer_cache, with_precision, with_served_identity
 from s3_agent.launch.stack import Interrupted, Stack
@@ -163,6 +163,7 @@ def _train(recipe: Recipe, run: Run, *, resumed: bool, changed: Sequence[str] = 
         if resumed:
             held.enter_context(run.held())
             left = end_leftovers(run)
+            require_ranks(run, ranks_of(trainer_settings(recipe, run, validation_size=len(validation))))
             recipe = resolve_ports(recipe, any_free=True)
             require_empty_gateway(recipe)
             done = rewind(run, keep=recipe.trainer.checkpoints_kept)

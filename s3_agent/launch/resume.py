@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from s3_agent.data.files import partial_of, room_kept, write_whole
-from s3_agent.errors import LaunchError
+from s3_agent.errors import ConfigError, LaunchError
 from s3_agent.launch.run import METRICS, Run
 from s3_agent.launch.stack import own_processes, scratch_folder
 
@@ -103,6 +103,18 @@ def end_leftovers(run: Run) -> int:
     for run_id in run.own_ids():
         shutil.rmtree(scratch_folder(run_id), ignore_errors=True)
     return len(left)
+
+
+def require_ranks(run: Run, ranks: int) -> None:
+    """Raises ConfigError when the newest whole checkpoint has another number of ranks: verl can not load that."""
+    step = latest_step(run)
+    names = (_SHARD.fullmatch(path.name) for path in (step_folder(run, step) / "actor").glob("*.pt"))
+    worlds = sorted({int(named["world"]) for named in names if named})
+    if worlds and ranks not in worlds:
+        raise ConfigError(
+            f"the checkpoint of step {step} was written by {worlds[-1]} ranks, and the recipe asks for {ranks}",
+            remedy="resume with the `trainer.gpus` that the run was started with",
+        )
 
 
 def rewind(run: Run, *, keep: int | None) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from s3_agent.errors import ConfigError, LaunchError
-from s3_agent.launch.resume import checkpoint_steps, end_leftovers, exportable_step, latest_step, rewind
+from s3_agent.launch.resume import checkpoint_steps, end_leftovers, exportable_step, latest_step, require_ranks, rewind
 from s3_agent.launch.run import Run
 from s3_agent.launch.stack import MARKER, scratch_folder
 
@@ -124,6 +124,23 @@ def test_policies_that_no_run_can_go_on_from_are_not_deleted(killed: Run) -> Non
     assert "export-policy" in caught.value.remedy and "--step 2" in caught.value.remedy
     assert sorted(killed.folder.rglob("*")) == before
     assert exportable_step(killed) == 2
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_a_checkpoint_of_another_number_of_gpus_is_refused_before_anything_starts(killed: Run, ranks: int) -> None:
+    before = sorted(killed.folder.rglob("*"))
+    with pytest.raises(ConfigError, match=f"step 2 was written by 2 ranks, .* asks for {ranks}") as caught:
+        require_ranks(killed, ranks)
+    assert "trainer.gpus" in caught.value.remedy
+    assert sorted(killed.folder.rglob("*")) == before
+    require_ranks(killed, 2)
+
+
+def test_a_run_without_a_checkpoint_may_begin_again_on_any_number_of_gpus(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.create()
+    assert latest_step(run) == 0
+    require_ranks(run, 4)
 
 
 def test_a_checkpoint_of_another_engine_is_never_deleted(killed: Run) -> None:

@@ -1,5 +1,6 @@
 """What a run is not resumed with, before anything is started or changed."""
 
+import zipfile
 from pathlib import Path
 
 import httpx
@@ -143,3 +144,18 @@ def test_replies_of_another_generator_of_the_same_name_are_not_taken(monkeypatch
     monkeypatch.setattr(serving, "_weights", lambda _: None)
     unknown = with_answer_cache(with_served_identity(recipe), Path("a-run"))
     assert unknown.generator.identity is None and unknown.generator.cache == Path("a-run/answers").absolute()
+
+
+def test_a_checkpoint_of_other_ranks_is_refused_before_the_folder_is_changed(run: Run) -> None:
+    actor = run.checkpoints / "global_step_2" / "actor"
+    for folder, names in ((actor, ("model", "optim", "extra_state")), (actor.parent, ("data",))):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            file = f"{name}_world_size_1_rank_0.pt" if folder == actor else f"{name}.pt"
+            with zipfile.ZipFile(folder / file, "w") as archive:
+                archive.writestr("data", b"weights")
+    run.metrics.write_text('{"step": 2, "at": 1.0, "data": {}}\n')
+    before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*") if path.name != ".lock"}
+    with pytest.raises(ConfigError, match="step 2 was written by 1 ranks, and the recipe asks for 2"):
+        resume_job(str(run.folder), ["trainer.gpus=2", "trainer.micro_batch=1"])
+    assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*") if path.name != ".lock"} == before

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from s3_agent.agl import cpu
 from s3_agent.agl.run_files import MODULES_VARIABLE, TRACKING
-from s3_agent.agl.verl_config import REFUSED, TrainerRecipe, TrainerSettings, environment, trainer_config
+from s3_agent.agl.verl_config import REFUSED, TrainerRecipe, TrainerSettings, environment, ranks_of, trainer_config
 from s3_agent.errors import ConfigError
 from s3_agent.recipe import load_recipe
 
@@ -269,3 +269,11 @@ def test_a_recipe_names_the_key_and_what_to_do_instead() -> None:
         load_recipe("cpu", ["trainer.verl.trainer.save_freq=1"])
     with pytest.raises(ConfigError, match="async_save"):
         load_recipe("cpu", ["trainer.verl.actor_rollout_ref.actor.checkpoint.async_save=true"])
+
+
+@pytest.mark.parametrize(
+    ("verl", "ranks"),
+    [({}, 5), ({"trainer": {"nnodes": 2}}, 10), ({"trainer": {"n_gpus_per_node": 2, "nnodes": 3}}, 6)],
+)
+def test_ranks_are_counted_over_all_machines_with_the_recipes_overrides(verl: dict[str, Any], ranks: int) -> None:
+    assert ranks_of(settings(device="cuda", gpus=5, tokens_per_gpu=1000, verl=verl)) == ranks
