@@ -2,13 +2,13 @@
 # semantic-text-splitter's MarkdownSplitter returns a heading as a chunk of its own when the section below it is longer than
 # the limit, so that the text of the section loses its heading, and the heading is searched as a passage without text.
 #
-# Seen with semantic-text-splitter 0.30.1, Python 3.12, Linux x86-64. Fails when that changes. Needs Python 3.12 and PyPI;
+# Seen with semantic-text-splitter 0.33.1, Python 3.12, Linux x86-64. Fails when that changes. Needs Python 3.12 and PyPI;
 # installs into a temporary folder.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 "${PYTHON:-python3.12}" -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet "semantic-text-splitter==VERSION"
+"$folder/venv/bin/pip" install --quiet "semantic-text-splitter==0.33.1"
 "$folder/venv/bin/python" - <<'PYTHON'
 from importlib.metadata import version
 
