@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,11 @@ SPAIN = Passage(id="2", title="Spain", text="The currency of Spain is Euro.")
 QUICK = FailurePolicy(first_wait_s=0.05, longest_wait_s=0.2)
 _POOL = """
 import sys
+from s3_agent.logs import set_up_log
 from s3_agent.rollout.native import WorkerSettings
 from s3_agent.rollout.pool import run_pool
 from s3_agent.rollout.settings import PoolSettings
+set_up_log()
 pool, worker = PoolSettings.model_validate_json(sys.argv[1]), WorkerSettings.model_validate_json(sys.argv[2])
 raise SystemExit(run_pool(pool, worker))
 """
@@ -159,13 +161,16 @@ def gone(process: psutil.Process) -> bool:
 
 
 class Pool:
-    """A worker pool in processes of its own."""
+    """A worker pool in processes of its own. It logs to the file `log`, or to standard error."""
 
-    def __init__(self, settings: PoolSettings, worker: WorkerSettings, *, environment: dict[str, str]) -> None:
+    def __init__(
+        self, settings: PoolSettings, worker: WorkerSettings, *, environment: dict[str, str], log: Path | None = None
+    ) -> None:
         command = [sys.executable, "-c", _POOL, settings.model_dump_json(), worker.model_dump_json()]
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, env={**os.environ, **environment}
-        )
+        with log.open("ab") if log else nullcontext() as output:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, start_new_session=True, stderr=output, env={**os.environ, **environment}
+            )
 
     def zygotes(self) -> list[psutil.Process]:
         with suppress(psutil.NoSuchProcess):
@@ -192,8 +197,10 @@ class Pool:
 
 
 @contextmanager
-def started(settings: PoolSettings, worker: WorkerSettings, **environment: str) -> Iterator[Pool]:
-    pool = Pool(settings, worker, environment=environment)
+def started(
+    settings: PoolSettings, worker: WorkerSettings, *, log: Path | None = None, **environment: str
+) -> Iterator[Pool]:
+    pool = Pool(settings, worker, environment=environment, log=log)
     try:
         yield pool
     finally:

@@ -89,7 +89,7 @@ class Stage:
         self.retriever = Restarted(retriever_app(retriever), stack)
         self.generator = Restarted(generator_app(FakeGenerator(reader)), stack)
         self.worker = worker_settings(self.retriever.url, self.generator.url, native_agents=(NATIVE,), concurrency=1)
-        self.killed = 0
+        self.killed = self.filled = 0
 
     def kill_one(self, pools: list[Pool]) -> None:
         if workers := self.chance.choice(pools).workers():
@@ -102,9 +102,19 @@ class Stage:
         ended.wait(2.0)
         self.gateway.http.post("/proxy/resume").raise_for_status()
 
+    def fill_disk(self, pools: list[Pool], ended: threading.Event) -> None:
+        """For two seconds no file of a pool's own process can grow, its log included."""
+        processes = [psutil.Process(pool.process.pid) for pool in pools]
+        for process in processes:
+            process.rlimit(psutil.RLIMIT_FSIZE, (1, psutil.RLIM_INFINITY))
+        ended.wait(2.0)
+        for process in processes:
+            process.rlimit(psutil.RLIMIT_FSIZE, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY))
+        self.filled += 1
+
     @contextmanager
     def faults(self, pools: list[Pool]) -> Iterator[None]:
-        """While the block runs, workers are killed all the time and the services go down one after the other."""
+        """While the block runs, workers are killed, the services go down one after the other, and the disk fills."""
         ended, errors = threading.Event(), []
 
         def watched(work: Any, every_s: float) -> threading.Thread:
@@ -125,6 +135,8 @@ class Stage:
             self.pause(ended)
             ended.wait(2.0)
             self.generator.restart(1.0, ended)
+            ended.wait(2.0)
+            self.fill_disk(pools, ended)
 
         threads = [watched(lambda: self.kill_one(pools), 0.4), watched(services, 2.0)]
         try:
@@ -190,7 +202,10 @@ def test_nothing_is_lost_rewarded_twice_or_left_behind(stage: Stage, tmp_path: P
     ]
     rollouts = enqueue(stage, 300, tmp_path)
     with ExitStack() as stack:
-        running = [stack.enter_context(started(pool, stage.worker, TMPDIR=str(scratch))) for pool in pools]
+        running = [
+            stack.enter_context(started(pool, stage.worker, log=tmp_path / f"{pool.pool_id}.log", TMPDIR=str(scratch)))
+            for pool in pools
+        ]
         until(lambda: all(len(pool.workers()) >= 16 for pool in running))
         family = [process for pool in running for process in pool.family()]
         with stage.faults(running):
@@ -203,7 +218,7 @@ def test_nothing_is_lost_rewarded_twice_or_left_behind(stage: Stage, tmp_path: P
         assert all(map(gone, family)), "no process is left"
     assert list(scratch.iterdir()) == [], "no file is left"
     assert list((tmp_path / "locks").glob("*.twice")) == [], "no rollout was played twice at once"
-    assert stage.killed >= 10
+    assert stage.killed >= 10 and stage.filled >= 1
     check_each(stage.gateway, rollouts, pools)
     failures = [failure for pool in pools for record in records(pool).values() for failure in record.failures]
     assert {"worker"} <= {failure.boundary for failure in failures}
