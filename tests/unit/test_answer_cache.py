@@ -131,13 +131,13 @@ async def test_a_holder_that_died_is_waited_for_no_longer_than_its_lease(
 
 
 async def test_a_holder_that_lives_keeps_its_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answer_cache, "LEASE_S", 0.3)
-    monkeypatch.setattr(answer_cache, "RENEW_S", 0.05)
+    monkeypatch.setattr(answer_cache, "LEASE_S", 2.0)
+    monkeypatch.setattr(answer_cache, "RENEW_S", 0.1)
     slow, other = Model(), Model()
     slow.go.clear()
     holding = asyncio.create_task(cached(slow, tmp_path).reply(ASKED))
     waiting = asyncio.create_task(cached(other, tmp_path).reply(ASKED))
-    await asyncio.sleep(1.0)
+    await asyncio.sleep(3.0)
     slow.go.set()
     assert await holding == await waiting == "reply 1"
     assert (slow.calls, other.calls) == (1, 0)
