@@ -63,15 +63,24 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [row for row in read_jsonl(TRAIN) if row["id"] in unsolved][: STEPS * QUESTIONS]
     for row in rows[-QUESTIONS:]:
         row["golden_answers"] = [UNANSWERABLE]
+        answer = cache.answers[row["id"]]
+        cache.answers[row["id"]] = answer.model_copy(update={"golden_answers": (UNANSWERABLE,)})
     path = tmp_path_factory.mktemp("tasks") / "train.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cache.save(rag_cache_of(path))
     return path
+
+
+def rag_cache_of(tasks: Path) -> Path:
+    """Where the RAG cache of these tasks is."""
+    return tasks.with_name("rag_cache.json")
 
 
 def train(services: Services, tasks: Path, folder: Path, *overrides: str) -> Run:
     """A real training run through the command line, in order of the tasks; its exit code must be 0."""
     settings = [
         f"data.train={tasks}",
+        f"data.rag_cache={rag_cache_of(tasks)}",
         f"runs={folder}",
         f"trainer.questions_per_step={QUESTIONS}",
         f"trainer.rollouts_per_question={ROLLOUTS}",

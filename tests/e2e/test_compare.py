@@ -16,7 +16,7 @@ from s3_agent.data.tasks import read_jsonl
 from s3_agent.evaluation.comparison import Comparison
 from s3_agent.launch.run import Run
 from s3_agent.rollout.episode_log import EpisodeRecord
-from tests.e2e.conftest import QUESTIONS, ROLLOUTS, ROOT, Services
+from tests.e2e.conftest import QUESTIONS, ROLLOUTS, ROOT, Services, rag_cache_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
@@ -67,6 +67,7 @@ def compared(services: Services, tasks: Path, installed: Path, tmp_path_factory:
     out = tmp_path_factory.mktemp("compared") / "out"
     small = [
         f"data.train={tasks}",
+        f"data.rag_cache={rag_cache_of(tasks)}",
         f"data.validation_size={VALIDATION}",
         "trainer.steps=1",
         f"trainer.questions_per_step={QUESTIONS}",
