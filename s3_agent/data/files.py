@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -56,16 +56,41 @@ def refuse_lfs_pointer(path: Path) -> None:
             )
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file in one piece: the old one or the new one, never a half. Raises DataError."""
+@contextmanager
+def written_whole(path: Path) -> Iterator[Callable[[bytes], None]]:
+    """Gives what writes to a file that takes the place of `path` when the block has ended well.
+
+    There is the old file or the new one, never a half, and a block that fails leaves nothing. Raises DataError where
+    there is no room; an error of the block's other work stays what it is.
+    """
     partial = partial_of(path)
-    with room_kept(path.parent):
+    with room_kept(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
+        file = partial.open("wb")
+
+    def write(data: bytes) -> None:
+        with room_kept(path):
+            file.write(data)
+
+    try:
+        yield write
+        with room_kept(path):
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
+            file.close()
+            partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    finally:
+        with suppress(OSError):  # it writes what is left in memory, which is of no use any more
+            file.close()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file in one piece. Raises DataError."""
+    with written_whole(path) as write:
+        write(text.encode())
 
 
 def dump(value: Any) -> str:
@@ -75,16 +100,11 @@ def dump(value: Any) -> str:
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Write JSON lines in one piece; how many. Raises DataError."""
-    partial, count = partial_of(path), 0
-    with room_kept(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as file:
-            for row in rows:
-                file.write(dump(row) + "\n")
-                count += 1
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+    count = 0
+    with room_kept(path.parent), written_whole(path) as write:
+        for row in rows:
+            write((dump(row) + "\n").encode())
+            count += 1
     return count
 
 

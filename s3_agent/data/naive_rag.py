@@ -85,6 +85,12 @@ async def complete_cache(
     """
     with Checkpoint(path, made_of=fingerprint.model_dump()) as checkpoint:
         before = None if fresh else RagCache.there(path, fingerprint)
+        if before is not None and before.fingerprint != fingerprint:
+            # It may be read as it is; new answers beside the old ones would give both one window's name.
+            log.warning(
+                "all questions are asked again: the generator's window is known now or then alone", cache=str(path)
+            )
+            before = None
         answers = dict(before.answers) if before else {}
         answers |= {row.pop("id"): RagAnswer.model_validate(row) for row in checkpoint.rows(checkpoint.ids)}
         missing = RagCache(fingerprint=fingerprint, answers=answers).missing(tasks)

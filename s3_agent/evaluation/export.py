@@ -15,22 +15,11 @@ from typing import Any, Literal
 from s3_agent.clients.prompts import render_context
 from s3_agent.data.files import write_whole
 from s3_agent.errors import ConfigError
-from s3_agent.evaluation.records import EvaluatedTask
+from s3_agent.evaluation.records import EvaluatedTask, results_of
 from s3_agent.names import file_name
 
 ExportFormat = Literal["s3", "search_r1"]
 Tally = dict[str, Any]
-
-
-def read_results(path: Path) -> list[EvaluatedTask]:
-    """The results of an evaluation. Raises ConfigError when there are none."""
-    try:
-        with path.open(encoding="utf-8") as lines:
-            return [EvaluatedTask.model_validate_json(line) for line in lines]
-    except (OSError, ValueError) as cause:
-        raise ConfigError(
-            f"{path} holds no results: {cause}", remedy="give the folder of a finished evaluation (s3-agent eval)"
-        ) from cause
 
 
 def sequences(results: Sequence[EvaluatedTask]) -> dict[str, Any]:
@@ -108,7 +97,7 @@ def _refuse_doubles(results: Sequence[EvaluatedTask]) -> None:
 
 def export_results(folder: Path, out: Path, *, form: ExportFormat) -> list[Path]:
     """Write the shapes of `form` into `out`/AGENT; the files. Raises ConfigError."""
-    results = read_results(folder / "results.jsonl")
+    results = [*results_of(folder / "results.jsonl")]
     _refuse_doubles(results)
     written: list[Path] = []
 

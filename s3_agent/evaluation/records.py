@@ -4,10 +4,14 @@
 printed, drawn or exported afterwards is computed from these two files alone.
 """
 
+import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from s3_agent.errors import ConfigError
 from s3_agent.types import Episode, Passage, Task
 
 SCORES = ("gen_acc", "exact_match", "f1", "answer_recall")
@@ -49,6 +53,24 @@ class EvaluatedTask(_Record):
     failure: Failure | None = None
 
 
+def results_of(path: Path) -> Iterator[EvaluatedTask]:
+    """The results of an evaluation, one at a time. Raises ConfigError with the line at fault."""
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    yield EvaluatedTask.model_validate_json(line)
+                except ValueError as cause:
+                    raise ConfigError(
+                        f"{path}:{number} is no result of an evaluation: {cause}",
+                        remedy="run the evaluation again: what it has kept is not asked a second time",
+                    ) from cause
+    except OSError as cause:
+        raise ConfigError(
+            f"{path} holds no results: {cause}", remedy="give the folder of a finished evaluation (s3-agent eval)"
+        ) from cause
+
+
 class EvaluationSetting(_Record):
     """What the numbers of an evaluation depend on.
 
@@ -62,3 +84,12 @@ class EvaluationSetting(_Record):
     seed: int
     versions: dict[str, str]
     started_at: float
+
+
+def read_json(path: Path) -> dict:
+    """The object in a file; an empty one where there is none, or none that can be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -5,15 +5,10 @@ not hours; its questions are failed with that boundary and tried again by the ne
 """
 
 import asyncio
-import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO
 
-from s3_agent.data.files import partial_of
 from s3_agent.errors import S3AgentError
 from s3_agent.evaluation.contestants import Contestant
 from s3_agent.evaluation.pipeline import Pipeline, Services
@@ -82,21 +77,3 @@ async def evaluate_all(
     async with asyncio.TaskGroup() as group:
         for _ in range(concurrency):
             group.create_task(work())
-
-
-@contextmanager
-def results_file(path: Path) -> Iterator[IO[str]]:
-    """`results.jsonl`, which replaces the old one when the block has ended well."""
-    partial = partial_of(path)
-    with partial.open("w", encoding="utf-8", errors="surrogatepass") as file:
-        yield file
-    partial.replace(path)
-
-
-def read_json(path: Path) -> dict:
-    """The object in a file; an empty one where there is none, or none that can be read."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

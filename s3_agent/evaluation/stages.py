@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +25,8 @@ log = structlog.get_logger()
 
 _HEAD = b'{"key":"'
 _KEY_CHARACTERS = 32
-_VALUE_AT = len(_HEAD) + _KEY_CHARACTERS + len(b'","value":')
+_VALUE = b'","value":'
+_VALUE_AT = len(_HEAD) + _KEY_CHARACTERS + len(_VALUE)
 
 Made = dict[str, Any]
 
@@ -75,17 +76,15 @@ class Stage:
         self._kept: dict[str, tuple[int, int]] = {}
         self._making: dict[str, asyncio.Task[Made]] = {}
         self._end = 0
-        foreign = 0
         with path.open("rb") as lines:
-            for line in lines:
-                foreign += not self._note(line)
+            foreign = [number for number, line in enumerate(lines, 1) if not self._note(line)]
         if foreign:
-            log.warning("lines that are not ours were passed over", file=str(path), lines=foreign)
+            log.warning("lines that are not ours are passed over", file=str(path), lines=len(foreign), line=foreign[0])
 
     def _note(self, line: bytes) -> bool:
         """Where the value of the file's next line is. False for a line without one."""
         at, self._end = self._end, self._end + len(line)
-        if not line.startswith(_HEAD) or not line.endswith(b"}\n"):
+        if not (line.startswith(_HEAD) and line[:_VALUE_AT].endswith(_VALUE) and line.endswith(b"}\n")):
             return False
         key = line[len(_HEAD) : len(_HEAD) + _KEY_CHARACTERS].decode(errors="replace")
         self._kept[key] = (at + _VALUE_AT, len(line) - _VALUE_AT - len(b"}\n"))
@@ -98,19 +97,26 @@ class Stage:
         return key in self._kept
 
     def find(self, key: str) -> Made:
-        """What is kept under `key`. Raises NotKept."""
+        """What is kept under `key`. Raises NotKept, also where what is kept can not be read: it is made again."""
         if key not in self._kept:
             raise NotKept(key)
         at, size = self._kept[key]
-        return json.loads(os.pread(self._lines.fd, size, at))
+        try:
+            return json.loads(os.pread(self._lines.fd, size, at))
+        except ValueError as cause:
+            del self._kept[key]
+            line = os.pread(self._lines.fd, at, 0).count(b"\n") + 1
+            log.warning("a kept result can not be read and is made again", file=str(self._lines.path), line=line)
+            raise NotKept(key) from cause
 
     async def once(self, key: str, make: Callable[[], Awaitable[Made]] | None) -> Made:
         """What is kept under `key`, or else is made now, once for all who ask.
 
         Raises what `make` raises, and NotKept where it is None.
         """
-        if key in self._kept or make is None:
+        with nullcontext() if make is None else suppress(NotKept):
             return self.find(key)
+        assert make is not None
         making = self._making.get(key)
         if making is None:
             # A task of its own: who asked first may be cancelled while others wait.
@@ -121,7 +127,7 @@ class Stage:
     async def _make(self, key: str, make: Callable[[], Awaitable[Made]]) -> Made:
         value = await make()
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(errors="surrogatepass")
-        line = _HEAD + key.encode() + b'","value":' + text + b"}\n"
+        line = _HEAD + key.encode() + _VALUE + text + b"}\n"
         self._lines.write(line)
         self._note(line)
         return value

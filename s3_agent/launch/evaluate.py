@@ -1,7 +1,6 @@
 """The evaluation job: which services are needed for what is not kept yet, the progress, and the table at the end."""
 
 import asyncio
-import hashlib
 import os
 import secrets
 import sys
@@ -25,14 +24,14 @@ from s3_agent.clients.policy import CompletionsPolicy, NoPolicy, Policy
 from s3_agent.clients.prompts import answer_messages
 from s3_agent.clients.retriever import HttpRetriever
 from s3_agent.clients.tokenizer import load_tokenizer
-from s3_agent.data.files import write_whole
+from s3_agent.data.files import sha256_of, write_whole, written_whole
 from s3_agent.data.prepared import index_identity
 from s3_agent.data.tasks import load_tasks
-from s3_agent.errors import GeneratorError
+from s3_agent.errors import ConfigError, GeneratorError
 from s3_agent.evaluation.contestants import Contestant, PolicyUnderTest, SamplingName
 from s3_agent.evaluation.pipeline import Conditions, Pipeline, Services
-from s3_agent.evaluation.records import EvaluatedTask, EvaluationSetting
-from s3_agent.evaluation.run import Unit, evaluate_all, read_json, read_kept, results_file, units_of
+from s3_agent.evaluation.records import EvaluatedTask, EvaluationSetting, read_json
+from s3_agent.evaluation.run import Unit, evaluate_all, read_kept, units_of
 from s3_agent.evaluation.stages import key_of, only_one
 from s3_agent.evaluation.table import EvaluationTable, Numbers, numbers_of, table_of
 from s3_agent.evaluation.table_view import markdown, terminal_tables
@@ -250,12 +249,21 @@ def services_of(recipe: Recipe, http: httpx.AsyncClient, policies: Mapping[str, 
     )
 
 
+def read_questions(path: Path, limit: int | None) -> tuple[str, list[Task]]:
+    """The hash of a task file and its first tasks. Raises ConfigError, also when it changes while it is read."""
+    before = sha256_of(path) if path.is_file() else ""
+    tasks = load_tasks(path)[:limit]
+    if sha256_of(path) != before:
+        raise ConfigError(f"{path} changed while it was read", remedy="run the same command again")
+    return before, tasks
+
+
 def evaluate_job(recipe: Recipe, request: EvaluationRequest) -> int:
     """Evaluate and print the table; 0 when every question of every agent has a result. Raises S3AgentError."""
     require_external(recipe)
     recipe = with_precision(recipe)
     path = request.data or recipe.data.validation
-    tasks = load_tasks(path)[: request.limit]
+    digest, tasks = read_questions(path, request.limit)
     generator = _generator_identity(recipe)
     contestants = contestants_of(
         recipe,
@@ -269,7 +277,7 @@ def evaluate_job(recipe: Recipe, request: EvaluationRequest) -> int:
     conditions = conditions_of(recipe, generator)
     data = {
         "path": str(path),
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "sha256": digest,
         "questions": len(tasks),
         "limit": request.limit,
     }
@@ -313,10 +321,10 @@ def _evaluate(
     numbers: list[Numbers] = []
     progress = EvaluationProgress(console, {one.label: len(tasks) for one in contestants}, plain=request.plain)
     try:
-        with results_file(out / "results.jsonl") as file:
+        with written_whole(out / "results.jsonl") as write:
 
             def done(result: EvaluatedTask) -> None:
-                file.write(result.model_dump_json() + "\n")
+                write(result.model_dump_json().encode() + b"\n")
                 numbers.append(numbers_of(result))
                 progress(result)
 

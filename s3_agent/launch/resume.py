@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from s3_agent.data.files import partial_of, room_kept, write_whole
+from s3_agent.data.files import write_whole, written_whole
 from s3_agent.errors import ConfigError, LaunchError
 from s3_agent.launch.run import METRICS, Run
 from s3_agent.launch.stack import own_processes, scratch_folder
@@ -218,7 +218,6 @@ def _rows(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
 
 
 def _write(path: Path, lines: Iterator[bytes]) -> None:
-    partial = partial_of(path)
-    with room_kept(path), partial.open("wb") as kept:
-        kept.writelines(lines)
-    partial.replace(path)
+    with written_whole(path) as write:
+        for line in lines:
+            write(line)

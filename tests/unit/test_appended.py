@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from s3_agent.data.appended import AppendedLines
 from s3_agent.data.checkpoint import Checkpoint
 from s3_agent.errors import DataError
 from s3_agent.evaluation.stages import Stage, key_of
 from s3_agent.rollout.episode_log import EpisodeLog, read_records
-from tests.full_disk import cut_short, small_disk
+from tests.full_disk import cut_short, small_disk, with_small_files
 
 LINES = [b'{"n": 1}\n', b"\n", '{"é": 2}\n'.encode(), b'{"n": 3}\n']
 WHOLE = b"".join(LINES)
@@ -34,11 +36,28 @@ def test_what_a_kill_left_of_a_line_is_cut_and_the_next_is_whole(
     path = tmp_path_factory.mktemp("lines") / "lines.jsonl"
     torn = WHOLE[:cut] + b"x" * tail
     path.write_bytes(torn)
-    lines = AppendedLines(path)
     kept = torn[: torn.rfind(b"\n") + 1]
+    with capture_logs() as logs:
+        lines = AppendedLines(path)
+    cuts = [(entry["file"], entry["bytes"]) for entry in logs if entry["log_level"] == "warning"]
+    assert cuts == ([(str(path), len(torn) - len(kept))] if torn != kept else [])
     assert lines.write(b"new\n") == len(kept)
     lines.close()
     assert path.read_bytes() == kept + b"new\n"
+
+
+def test_half_a_line_of_a_process_that_was_killed_beside_us_is_cut_too(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    lines = AppendedLines(path)
+    lines.write(b"first\n")
+    beside = os.open(path, os.O_WRONLY | os.O_APPEND)
+    os.write(beside, b"half of a li")  # killed inside of its write
+    os.close(beside)
+    with capture_logs() as logs:
+        assert lines.write(b"second\n") == len(b"first\n")
+    lines.close()
+    assert path.read_bytes() == b"first\nsecond\n"
+    assert [entry["bytes"] for entry in logs] == [12]
 
 
 @pytest.mark.parametrize("after", [0, 1, 7, 8])
@@ -169,17 +188,30 @@ def _stage(folder: Path) -> Callable[[int], None]:
     return add
 
 
+def _fill(opened: Callable[[Path], Callable[[int], None]], folder: Path, why: str) -> None:
+    """Add lines until there is no room: each one that was taken is there, and nothing else."""
+    add = opened(folder)
+    written = 0
+    with pytest.raises(DataError, match=why):
+        for written in range(200):
+            add(written)
+    assert written > 20
+    [file] = folder.iterdir()
+    content = file.read_bytes()
+    assert content.endswith(b"\n") and len([json.loads(line) for line in content.splitlines()]) >= written
+
+
 @pytest.mark.parametrize("opened", [_episodes, _checkpoint, _stage])
 def test_on_a_disk_that_is_really_full_every_line_is_whole(
     tmp_path: Path, opened: Callable[[Path], Callable[[int], None]]
 ) -> None:
     with small_disk(tmp_path / "disk") as disk:
-        add = opened(disk)
-        written = 0
-        with pytest.raises(DataError, match="No space left"):
-            for written in range(200):
-                add(written)
-        assert written > 20
-        [file] = disk.iterdir()
-        content = file.read_bytes()
-        assert content.endswith(b"\n") and len([json.loads(line) for line in content.splitlines()]) >= written
+        _fill(opened, disk, "No space left")
+
+
+@pytest.mark.parametrize("opened", [_episodes, _checkpoint, _stage])
+def test_where_files_can_not_grow_every_line_is_whole(
+    tmp_path: Path, opened: Callable[[Path], Callable[[int], None]]
+) -> None:
+    (tmp_path / "disk").mkdir()
+    with_small_files(_fill, opened, tmp_path / "disk", "No space left|File too large")

@@ -14,12 +14,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s3_agent.data.files import Report, cut_torn_line, grow_rows, join_parts, partial_of, silent, write_rows
+from s3_agent.data.files import (
+    Report,
+    cut_torn_line,
+    grow_rows,
+    join_parts,
+    partial_of,
+    silent,
+    write_rows,
+    write_whole,
+    written_whole,
+)
 from s3_agent.data.stages import Ledger, Need, Stage, check_room, run_stages
 from s3_agent.embedded import CORPUS, TRAIN, VALIDATION
 from s3_agent.errors import DataError, S3AgentError
+from s3_agent.evaluation.page.render import write_report
 from s3_agent.launch.data_stages import DataStages
 from s3_agent.recipe import load_recipe
+from tests.evaluated import write_run
+from tests.full_disk import with_small_files
 
 ROWS = [{"id": str(number), "text": "é\u2028" * number} for number in range(20)]
 WHOLE = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
@@ -105,6 +118,46 @@ def test_a_full_disk_keeps_what_was_written_and_says_what_to_do(tmp_path: Path) 
     assert grow_rows(path, rows(), made_of={}, report=silent) == 1000
     assert [json.loads(line)["n"] for line in path.read_text().splitlines()] == list(range(1000))
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 5000
+
+
+def _whole_text(path: Path) -> None:
+    write_whole(path, "new" * 5000)
+
+
+def _rows(path: Path) -> None:
+    write_rows(path, ({"n": number} for number in range(5000)))
+
+
+def _report(path: Path) -> None:
+    write_report([path.parent / "run"], path)
+
+
+def _results(path: Path) -> None:
+    with written_whole(path) as write:
+        for _ in range(1000):
+            write(b"a result\n")
+
+
+def _refuse(work: Callable[[Path], None], path: Path) -> None:
+    with pytest.raises(DataError, match="can not be written: File too large"):
+        work(path)
+
+
+@pytest.mark.parametrize("work", [_whole_text, _rows, _report, _results])
+def test_a_file_that_does_not_fit_leaves_the_old_one_and_no_half(tmp_path: Path, work: Callable[[Path], None]) -> None:
+    path = tmp_path / "out" / "file.html"
+    write_run(path.parent / "run")
+    path.write_text("old")
+    with_small_files(_refuse, work, path, size=2000)
+    assert path.read_text() == "old"
+    assert sorted(entry.name for entry in path.parent.iterdir()) == ["file.html", "run"], "no half takes room"
+
+
+def test_what_fails_beside_the_writing_is_not_called_a_full_disk(tmp_path: Path) -> None:
+    with pytest.raises(ConnectionError), written_whole(tmp_path / "results.jsonl") as write:
+        write(b"a result\n")
+        raise ConnectionError(111, "refused")
+    assert list(tmp_path.iterdir()) == []
 
 
 class Worker:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from s3_agent.errors import ConfigError, PolicyError
 from s3_agent.evaluation.stages import Made, NotKept, Stage, code_of, key_of, only_one
@@ -56,6 +57,29 @@ def test_what_a_kill_left_of_the_last_line_is_cut_off(tmp_path_factory: pytest.T
         assert path.read_bytes().count(b"\n") == 2
 
     asyncio.run(fill())
+
+
+@settings(deadline=None)  # files
+@given(cut=st.integers(1, 60))
+def test_a_line_that_was_appended_behind_half_a_line_costs_these_two_and_names_itself(
+    tmp_path_factory: pytest.TempPathFactory, cut: int
+) -> None:
+    path = tmp_path_factory.mktemp("torn") / "answers.jsonl"
+
+    async def fill(names: str) -> list[Made]:
+        stage = Stage(path)
+        made = [await put(stage, name, {"n": ord(name)}) for name in names]
+        stage.close()
+        return made
+
+    asyncio.run(fill("abc"))
+    first, second, third = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + second[: min(cut, len(second) - 1)] + third)
+    with capture_logs() as logs:
+        assert asyncio.run(fill("abc")) == [{"n": ord(name)} for name in "abc"]
+    assert [(entry["file"], entry["line"]) for entry in logs] == [(str(path), 2)]
+    with capture_logs():
+        assert asyncio.run(fill("abc")) == [{"n": ord(name)} for name in "abc"], "they stay readable"
 
 
 async def test_many_who_ask_at_once_make_it_once(tmp_path: Path) -> None:

@@ -1,16 +1,19 @@
 """From a question's episode to its numbers, and from numbers to the table: what is missing is in no mean."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 
+from s3_agent.data.tasks import load_tasks
 from s3_agent.errors import ConfigError
 from s3_agent.evaluation.export import export_results
 from s3_agent.evaluation.records import SCORES, EvaluatedTask, Failure
 from s3_agent.evaluation.scores import cost_of, counts_of, recall_by_turn
 from s3_agent.evaluation.table import Numbers, numbers_of, table_of
 from s3_agent.evaluation.table_view import markdown
+from s3_agent.launch import evaluate
 from s3_agent.launch.policies import model_identity
 from s3_agent.recipe import Price
 from s3_agent.types import Episode, Passage, StopReason, Task, Turn
@@ -131,6 +134,9 @@ def test_an_export_keeps_every_question_or_refuses(tmp_path: Path) -> None:
     path.write_text("".join(one.model_dump_json() + "\n" for one in twice))
     with pytest.raises(ConfigError, match="occur twice"):
         export_results(tmp_path, tmp_path / "out", form="s3")
+    path.write_text(twice[0].model_dump_json() + '\n{"agent": "s3"')
+    with pytest.raises(ConfigError, match=r"results\.jsonl:2 is no result"):
+        export_results(tmp_path, tmp_path / "out", form="s3")
     with pytest.raises(ConfigError, match="holds no results"):
         export_results(tmp_path / "none", tmp_path / "out", form="s3")
 
@@ -145,3 +151,21 @@ def test_a_model_folder_is_known_by_its_content(tmp_path: Path) -> None:
         file.write(b"x")
     assert model_identity(str(tmp_path)) != first
     assert model_identity("org/name") == {"name": "org/name"}
+
+
+def test_questions_that_change_while_they_are_read_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_text(json.dumps({"id": "t", "question": "q?", "golden_answers": ["a"]}) + "\n")
+    digest, tasks = evaluate.read_questions(path, None)
+    assert (digest, [task.id for task in tasks]) == (hashlib.sha256(path.read_bytes()).hexdigest(), ["t"])
+
+    def load_and_change(read: Path) -> list[Task]:
+        found = load_tasks(read)
+        read.write_text(read.read_text().replace('"a"', '"corrected"'))
+        return found
+
+    monkeypatch.setattr(evaluate, "load_tasks", load_and_change)
+    with pytest.raises(ConfigError, match=r"questions\.jsonl changed while it was read"):
+        evaluate.read_questions(path, None)
+    with pytest.raises(ConfigError, match="can not be read"):
+        evaluate.read_questions(tmp_path / "none.jsonl", None)

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 import respx
+from structlog.testing import capture_logs
 
 from s3_agent.clients.fakes import FakeGenerator, FakeRetriever
 from s3_agent.clients.generator import GeneratorSettings
@@ -278,6 +279,26 @@ def test_a_window_that_nobody_knows_is_not_held_against_a_cache(path: Path) -> N
     assert RagCache.load(path, expected=fingerprint(window=2048)) == CACHE
     RagCache(fingerprint=fingerprint(window=2048), answers={}).save(path)
     assert RagCache.load(path, expected=fingerprint()).answers == {}
+
+
+@pytest.mark.parametrize("windows", [(None, 2048), (2048, None)], ids=str)
+async def test_answers_of_a_window_that_is_not_known_get_no_other_windows_name(
+    tmp_path: Path, windows: tuple[int | None, int | None]
+) -> None:
+    path, generator = tmp_path / "cache.json", FakeGenerator("krone")
+    for window in windows:
+        with capture_logs() as logs:
+            cache = await complete_cache(
+                [task("a")],
+                path,
+                fingerprint(window=window),
+                retriever=FakeRetriever(default=[NORWAY]),
+                generator=generator,
+                concurrency=1,
+                done=lambda *_: None,
+            )
+    assert len(generator.calls) == 2 and cache.fingerprint == fingerprint(window=windows[1])
+    assert [entry["log_level"] for entry in logs] == ["warning"]
 
 
 def test_the_bounds_of_the_judge_belong_to_the_key() -> None:

@@ -40,6 +40,13 @@ def test_a_run_has_its_validation_passes_and_its_training(tmp_path: Path) -> Non
     assert report["runs"][0]["summary"] is None and len(report["runs"][0]["steps"]) == 7
 
 
+@pytest.mark.parametrize("left", ["", '{"steps": ', "[]"], ids=repr)
+def test_a_summary_that_a_full_disk_has_cut_is_none(tmp_path: Path, left: str) -> None:
+    folder = write_run(tmp_path / "run")
+    (folder / "summary.json").write_text(left)
+    assert gather([folder])["runs"][0]["summary"] is None
+
+
 def test_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
     report = gather([write_run(tmp_path / "a" / "run"), write_run(tmp_path / "b" / "run")])
     assert [run["name"] for run in report["runs"]] == ["a/run", "b/run"]

@@ -3,15 +3,14 @@
 Passages are kept once and named by number: the ten thousand episodes of an evaluation read few different ones.
 """
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from s3_agent.data.tasks import read_jsonl
 from s3_agent.errors import ConfigError
 from s3_agent.evaluation.page.anchors import anchor_of
-from s3_agent.evaluation.records import EvaluatedTask, EvaluationSetting
+from s3_agent.evaluation.records import EvaluationSetting, read_json, results_of
 from s3_agent.evaluation.scores import counts_of, recall_by_turn
 from s3_agent.evaluation.summary import validation_passes
 from s3_agent.evaluation.table import Numbers, numbers_of, table_of
@@ -108,18 +107,6 @@ class Episodes:
         self.rows.append({name: value for name, value in row.items() if value not in (None, [], {})})
 
 
-def _results(path: Path) -> Iterator[EvaluatedTask]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield EvaluatedTask.model_validate_json(line)
-            except ValueError as cause:
-                raise ConfigError(
-                    f"{path}:{number} is no result of an evaluation: {cause}",
-                    remedy="run the evaluation again: what it has kept is not asked a second time",
-                ) from cause
-
-
 def _evaluation(folder: Path, name: str, episodes: Episodes) -> dict[str, Any]:
     try:
         setting = EvaluationSetting.model_validate_json((folder / "evaluation.json").read_text(encoding="utf-8"))
@@ -127,7 +114,7 @@ def _evaluation(folder: Path, name: str, episodes: Episodes) -> dict[str, Any]:
         raise ConfigError(f"{folder}/evaluation.json can not be read: {cause}", remedy="run the evaluation") from cause
     groups = {agent: episodes.group(folder=name, agent=agent, kind="evaluation") for agent in setting.agents}
     numbers: list[Numbers] = []
-    for result in _results(folder / "results.jsonl"):
+    for result in results_of(folder / "results.jsonl"):
         if result.agent not in groups:
             raise ConfigError(
                 f"{folder}/results.jsonl has the agent {result.agent}, evaluation.json does not",
@@ -159,7 +146,7 @@ def _evaluation(folder: Path, name: str, episodes: Episodes) -> dict[str, Any]:
 
 def _run(folder: Path, name: str, episodes: Episodes) -> dict[str, Any]:
     records = read_records(folder / "episodes.jsonl")
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8")) if _has(folder, "summary") else None
+    summary = read_json(folder / "summary.json") or None
     steps = [{"step": row["step"], **row["data"]} for row in read_jsonl(folder / "metrics.jsonl")]
     passes = validation_passes(records)
     phase_of = {
@@ -193,10 +180,6 @@ def _run(folder: Path, name: str, episodes: Episodes) -> dict[str, Any]:
             else None,
         )
     return {"name": name, "summary": summary, "steps": steps}
-
-
-def _has(folder: Path, name: str) -> bool:
-    return (folder / f"{name}.json").is_file()
 
 
 def gather(folders: Sequence[Path]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from s3_agent.data.files import written_whole
 from s3_agent.errors import ConfigError
 from s3_agent.evaluation.page.gather import gather
 from s3_agent.evaluation.report import TESTS
@@ -75,7 +76,5 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
     if out.suffix not in forms:
         raise ConfigError(f"{out} has no form that is known", remedy="let it end in .html, .json or .md")
     written = forms[out.suffix](gather(folders))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial")
-    partial.write_text(written, encoding="utf-8", errors="replace")
-    partial.replace(out)
+    with written_whole(out) as write:
+        write(written.encode(errors="replace"))
