@@ -136,6 +136,8 @@ async def test_a_holder_that_lives_keeps_its_lease(tmp_path: Path, monkeypatch: 
     slow, other = Model(), Model()
     slow.go.clear()
     holding = asyncio.create_task(cached(slow, tmp_path).reply(ASKED))
+    while not slow.calls:
+        await asyncio.sleep(0.01)
     waiting = asyncio.create_task(cached(other, tmp_path).reply(ASKED))
     await asyncio.sleep(3.0)
     slow.go.set()
