@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 QUESTIONS, SIBLINGS = 25, 2
 PROMPT, RESPONSE = 512, 1024
-PAST = ("</query>\n", "</search>\n", "</answer>\n")
+PAST = {"s3": ("</query>\n",), "search_r1": ("</search>\n", "</answer>\n")}
 LENGTHS = (f"trainer.prompt_tokens={PROMPT}", f"trainer.response_tokens={RESPONSE}")
 _LIMITS = {"max_new_tokens": 48, "max_observation_tokens": 300, "max_context_tokens": RESPONSE, "topk": 1}
 AGENTS = {
@@ -136,7 +136,8 @@ def test_every_rollout_is_one_row_and_the_row_is_the_episode(played: Played) -> 
 
 def test_text_past_the_stop_is_in_the_response_and_its_query_was_searched(played: Played) -> None:
     episodes = [record.episode for record in played.records.values() if record.episode]
-    last = [turn for episode in episodes for turn in episode.turns if turn.response.endswith(PAST)]
+    past = PAST[episodes[0].agent]
+    last = [turn for episode in episodes for turn in episode.turns if turn.response.endswith(past)]
     if played.tokenizer.encode("</query>") == played.tokenizer.encode("</query>\n")[:1]:
         assert not last, "tags that are tokens of their own end a response"
         return
