@@ -7,7 +7,6 @@ a file with the size and the time of change that were written down is taken for 
 import hashlib
 import json
 import mmap
-import re
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,19 +22,10 @@ Report = Callable[[str, int, int], None]
 LINES = "corpus.lines"  # offsets of the lines, little-endian uint64
 LINES_RECORD = "corpus.json"
 _CHUNK = 16 << 20
-_HALF = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")  # of a surrogate pair, escaped or as bytes
 
 
 def silent(stage: str, done: int, total: int) -> None:
     """Reports nothing."""
-
-
-def _row(line: bytes) -> Any:
-    """What a line holds. Half a surrogate pair, which no tokenizer and no UTF-8 takes, becomes `?`."""
-    row = json.loads(line)
-    if _HALF.search(line) is None:
-        return row
-    return json.loads(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace"))
 
 
 def _document(row: Any, number: int) -> Document:
@@ -126,7 +116,7 @@ class Corpus:
         start = self._offsets[row]
         end = self._map.find(b"\n", start)
         try:
-            return _document(_row(self._map[start : end if end >= 0 else len(self._map)]), row)
+            return _document(json.loads(self._map[start : end if end >= 0 else len(self._map)]), row)
         except ValueError as cause:
             raise RetrievalError(
                 f"{self._place(row)} is not a passage: {cause}",
