@@ -436,7 +436,7 @@ def rollout(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or its name: of a training, a comparison.")],
     rollout_id: Annotated[
         str | None,
-        typer.Argument(metavar="[ID]", help="The rollout's id or its beginning. Without: which were lost or retried."),
+        typer.Argument(metavar="ID", help="The rollout's id or its beginning. Without: which were lost or retried."),
     ] = None,
     runs: Annotated[Path, typer.Option(help="The folder of the runs.")] = Path("runs"),
     json_output: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
