@@ -13,6 +13,7 @@ from s3_agent.errors import ConfigError
 from s3_agent.guard import printable
 from s3_agent.launch.episode_view import episode_view
 from s3_agent.launch.run import EPISODES, POOL_LOG
+from s3_agent.rollout.cancelling import CANCELLED
 from s3_agent.rollout.episode_log import EpisodeRecord
 from s3_agent.rollout.pool_log import PoolEvent
 from s3_agent.rollout.story import Ending, Overview, PoolFiles, Story
@@ -136,17 +137,23 @@ def _about(record: EpisodeRecord) -> list[str]:
 def _timeline(story: Story) -> Table:
     """One line for each event; from the record alone where the pool kept no log."""
     table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, justify="right")
     table.add_column(no_wrap=True, justify="right")
     table.add_column(overflow="fold")
     numbers: dict[str, int] = {}
     rows = [(event.at, _told(event, numbers)) for event in story.events] or [
         row for record in story.records for row in _from_record(record)
     ]
-    first = next((at for at, _ in rows if at is not None), 0.0)
+    first, day = None, None
     for at, told in rows:
-        time = "" if at is None else datetime.fromtimestamp(at).strftime("%Y-%m-%d %H:%M:%S")
-        table.add_row(time, "" if at is None else f"+{at - first:.1f} s", Text(printable(told)))
+        if at is None:
+            time = since = ""
+        else:
+            moment, first = datetime.fromtimestamp(at), at if first is None else first
+            time = moment.strftime("%H:%M:%S" if moment.date() == day else "%Y-%m-%d\n%H:%M:%S")
+            since, day = f"+{at - first:.1f} s", moment.date()
+        before = "\n" * time.count("\n")  # the day has a line of its own
+        table.add_row(time, before + since, Text(before + printable(told)))
     return table
 
 
@@ -174,7 +181,10 @@ def _told(event: PoolEvent, numbers: dict[str, int]) -> str:
 
 
 def _failed(number: int, worker: str, boundary: str | None, seconds: float | None, message: str | None) -> str:
-    return f"attempt {number} failed{worker} after {seconds or 0.0:.1f} s at {boundary}: {message}"
+    after = f"{worker} after {seconds or 0.0:.1f} s"
+    if boundary == CANCELLED:
+        return f"attempt {number} was cancelled{after}: {message}"
+    return f"attempt {number} failed{after} at {boundary}: {message}"
 
 
 def _from_record(record: EpisodeRecord) -> list[tuple[float | None, str]]:
