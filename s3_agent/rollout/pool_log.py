@@ -76,7 +76,7 @@ class PoolLog:
             self._lines.write(line.encode("utf-8", "replace") + b"\n")
         except DataError as error:
             if not self._left_out:
-                log.error("the pool's log can not be written; its lines are left out", error=str(error))
+                log.error("the pool's log can not be written; its lines are left out", error=error.message)
             self._left_out += 1
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ from s3_agent.rollout.episode_log import EpisodeLog
 from s3_agent.rollout.pool_log import EventName, PoolLog
 from s3_agent.rollout.story import PoolFiles, Story
 from tests.evaluated import write_evaluation, write_run
+from tests.full_disk import cut_short
 
 ESCAPE = "\x1b]0;title\x07[red]"
 
@@ -286,6 +287,20 @@ def test_a_cut_or_damaged_file_is_read_as_far_as_it_is_whole(
     assert overview.rollouts <= 2
     for rollout_id in files.ids():
         shown(story_view(files.story(rollout_id)))
+
+
+def test_a_full_disk_leaves_lines_out_and_the_rest_whole(
+    written: Written, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written.claimed("p", "r1")
+    with monkeypatch.context() as disk:
+        cut_short(disk, after=40)
+        written.failed("p", "r1")
+        written.started("p", "r1", attempt_id="a2")
+    written.ended("p", "r1")
+    assert written.told("r1") == ["claimed", "attempt_started", "ended"]
+    assert written.files.damaged == []
+    assert "".join(capsys.readouterr()).count("the pool's log can not be written") == 1
 
 
 def test_a_damaged_line_is_named(written: Written, capsys: pytest.CaptureFixture[str]) -> None:
