@@ -162,13 +162,13 @@ def _told(event: PoolEvent, numbers: dict[str, int]) -> str:
     worker = f" on {event.worker}" if event.worker else ""
     match event.event:
         case "pool_started":
-            return f"pool {event.pool} was started: {event.message}"
+            return f"pool {event.pool} started: {event.message}"
         case "pool_ended":
             return f"pool {event.pool} ended" + (f": {event.message}" if event.message else "")
         case "claimed":
             return f"claimed by pool {event.pool}"
         case "adopted":
-            return f"taken up again by pool {event.pool}"
+            return f"continued by pool {event.pool}"
         case "attempt_started":
             return f"attempt {number}{worker}, for at most {event.seconds or 0.0:.0f} s ({event.attempt_id})"
         case "attempt_failed":
@@ -177,7 +177,7 @@ def _told(event: PoolEvent, numbers: dict[str, int]) -> str:
             told = event.state or "ended"
             if event.boundary or event.message:
                 told += f": {': '.join(filter(None, (event.boundary, event.message)))}"
-            return told if event.reported is not False else f"{told} (the gateway did not take this end)"
+            return told if event.reported is not False else f"{told} (the gateway did not accept this end)"
 
 
 def _failed(number: int, worker: str, boundary: str | None, seconds: float | None, message: str | None) -> str:

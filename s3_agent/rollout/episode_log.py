@@ -31,7 +31,7 @@ class EpisodeRecord(BaseModel):
 
     `boundary` is where a rollout failed (`failure_policy`). `output` is the end of what an env-contract class printed.
     `reported` is false when the gateway did not take the end from us, and `error` then begins with why: the trainer had
-    deleted the rollout, somebody else had ended it, or the gateway could not be reached.
+    deleted the rollout, another process had ended it, or the gateway could not be reached.
     """
 
     rollout_id: str

@@ -1,7 +1,7 @@
 """One claimed rollout, from its first attempt to its end.
 
-It ends SUCCEEDED on the attempt that earned its reward, or FAILED on an attempt without events (design §4, §7). A
-failed attempt is tried again under a new id, on another worker, as the failure policy says.
+It ends SUCCEEDED on the attempt that earned its reward, or FAILED on an attempt without events
+(docs/promises.md, 1). A failed attempt is tried again under a new id, on another worker, as the failure policy says.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ _CANCELLED = Failure(boundary=CANCELLED, message="the pool ended before the atte
 _UNREACHABLE = "the gateway could not be reached"
 _REFUSALS = {
     404: "the gateway no longer has the rollout: the trainer has deleted it",
-    409: "somebody else had ended the rollout",
+    409: "another process had already ended the rollout",
 }
 """By the status with which the gateway refuses to go on with a rollout."""
 
@@ -330,7 +330,7 @@ class Player:
         fields["reported"] = refused is None
         if refused is None:
             self._monitor.ended(timings, reward=fields.get("reward"), boundary=fields.get("boundary"))
-        else:  # the gateway does not count it among those that have ended, or somebody else's end counts
+        else:  # the gateway does not count it among those that have ended, or counts the end that another process set
             self._monitor.gone += 1
             fields["error"] = "; ".join(dict.fromkeys(filter(None, (refused, fields.get("error")))))
         self._events.write(

@@ -220,7 +220,7 @@ class Supervisor:
             if not self._given_up or (claiming and not await claiming):
                 raise
             await self._player.stop(run)
-        except GatewayError as error:  # the trainer deleted it, or somebody else ended it; or the gateway is lost
+        except GatewayError as error:  # the trainer deleted it, another process ended it, or the gateway is lost
             self._player.forget(run, error)
         finally:
             self._room[run.native] += 1
