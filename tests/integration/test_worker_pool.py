@@ -397,7 +397,11 @@ async def test_a_rollout_that_somebody_else_ended_is_written_down_as_that(
         supervisor.stop()
         await running
     record = records(settings)[rollout_id]
-    assert (record.state, record.reported, record.error) == ("succeeded", False, "another process had already ended the rollout")
+    assert (record.state, record.reported, record.error) == (
+        "succeeded",
+        False,
+        "another process had already ended the rollout",
+    )
     assert story(settings, rollout_id).events[-1].reported is False
     assert gateway.status(rollout_id)["last_attempt_id"] == "stranger"
     assert gateway.events(rollout_id) == []
