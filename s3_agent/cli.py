@@ -234,6 +234,9 @@ def workers(
         typer.Option(help="Started again under its id, a pool adopts what it had. Default: the host's name."),
     ] = "",
     episodes: Annotated[Path | None, typer.Option(help="Append one JSON line per ended rollout here.")] = None,
+    pool_log: Annotated[
+        Path | None, typer.Option(help="Append one JSON line per claim, attempt and end here, for `s3-agent rollout`.")
+    ] = None,
     allow_agent: Annotated[
         list[str] | None,
         typer.Option(help="Run only env-contract classes like this, e.g. `my_agents.*:*`. Default: any, as AGL does."),
@@ -289,6 +292,7 @@ def workers(
             allowed=tuple(allow_agent or ()),
             failure_policy=FailurePolicy(attempt_timeout_s=attempt_timeout_s, most_attempts=most_attempts),
             episodes=None if episodes is None else str(episodes),
+            pool_log=None if pool_log is None else str(pool_log),
             agent_logs=None if agent_logs is None else str(agent_logs),
         ),
         WorkerSettings(
@@ -425,6 +429,26 @@ def agents(json_output: Annotated[bool, typer.Option("--json", help="Print them 
     from s3_agent.launch.agents import list_agents
 
     list_agents(as_json=json_output)
+
+
+@app.command()
+def rollout(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or its name: of a training, a comparison.")],
+    rollout_id: Annotated[
+        str | None,
+        typer.Argument(metavar="ID", help="The rollout's id or its beginning. Without: which were lost or retried."),
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="The folder of the runs.")] = Path("runs"),
+    json_output: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Show what happened to one rollout: claims, attempts, failures, policy calls, passages, answer, reward and end.
+
+    It is read from the logs of the worker pool in the run's folder, while the run is at work or after it. Without ID:
+    the rollouts that were lost, failed or tried again, with the reason.
+    """
+    from s3_agent.launch.rollout_story import show_rollout
+
+    show_rollout(run, rollout_id, runs=runs, as_json=json_output)
 
 
 @rag_cache_app.command("build")

@@ -5,9 +5,7 @@ import secrets
 from pathlib import Path
 
 import httpx
-from rich.console import Console, Group
-from rich.markup import escape as escape_markup
-from rich.panel import Panel
+from rich.console import Console
 
 from s3_agent.agents.settings import AgentName
 from s3_agent.clients.chat_policy import ChatPolicy
@@ -18,8 +16,8 @@ from s3_agent.clients.policy import CompletionsPolicy, NoPolicy
 from s3_agent.clients.retriever import HttpRetriever
 from s3_agent.clients.tokenizer import load_tokenizer
 from s3_agent.errors import ConfigError, PolicyError
-from s3_agent.guard import printable
 from s3_agent.launch import commands
+from s3_agent.launch.episode_view import episode_view
 from s3_agent.launch.job import require_external, resolve_ports
 from s3_agent.launch.parts import service_parts
 from s3_agent.launch.ports import HOST, reserve_port
@@ -29,7 +27,7 @@ from s3_agent.launch.serving import has_cpu_vllm
 from s3_agent.launch.stack import Part, Stack
 from s3_agent.recipe import Recipe
 from s3_agent.rollout.runner import Outcome, run_task
-from s3_agent.types import Passage, Task, Turn
+from s3_agent.types import Task
 
 console = Console(stderr=True)
 POLICY_NAME = "policy"
@@ -91,36 +89,6 @@ async def _play(
         )
 
 
-def escape(text: str) -> str:
-    """`text` for the terminal: neither rich nor the terminal itself takes anything in it for a command."""
-    return escape_markup(printable(text))
-
-
-def _passages(passages: tuple[Passage, ...]) -> str:
-    return "\n".join(
-        f"[dim]{number}. {escape(doc.title)}[/] {escape(doc.text)}" for number, doc in enumerate(passages, 1)
-    )
-
-
-def _turn(number: int, turn: Turn) -> Panel:
-    body = escape(turn.response)
-    if turn.passages is not None:
-        body += "\n\n" + (_passages(turn.passages) or "[dim]nothing found[/]")
-    return Panel(body, title=f"turn {number}: {turn.action.kind if turn.action else ''}", title_align="left")
-
-
-def episode_view(question: str, outcome: Outcome) -> Group:
-    """The trajectory, what was selected and the answer."""
-    episode = outcome.episode
-    answer = "[dim]none[/]" if outcome.answer is None else f"[bold]{escape(outcome.answer)}[/]"
-    return Group(
-        Panel(_passages(episode.initial_passages), title=escape(question), title_align="left"),
-        *(_turn(number, turn) for number, turn in enumerate(episode.turns, 1)),
-        Panel(_passages(episode.selected), title=f"selected ({episode.stop_reason})", title_align="left"),
-        Panel(answer, title="answer", title_align="left"),
-    )
-
-
 def ask_job(
     recipe: Recipe,
     question: str,
@@ -176,5 +144,5 @@ def ask_job(
         shown = {"question": question, "answer": outcome.answer, "episode": outcome.episode.model_dump(mode="json")}
         Console().print_json(data=shown, ensure_ascii=True)  # no control character but as an escape
     else:
-        Console().print(episode_view(question, outcome))
+        Console().print(episode_view(question, outcome.episode, outcome.answer))
     return 0

@@ -137,7 +137,8 @@ def gateway_command(recipe: Recipe, *, port: int, folder: Path) -> list[str]:
 
 def workers_command(recipe: Recipe, run: Run, *, gateway: str, pool_id: str) -> list[str]:
     """The worker pool of a run's resolved recipe."""
-    options = ["--gateway", gateway, "--pool-id", pool_id, "--episodes", str(run.episodes), "--plain", "--drain-s", "5"]
+    options = ["--gateway", gateway, "--pool-id", pool_id, "--plain", "--drain-s", "5"]
+    options += ["--episodes", str(run.episodes), "--pool-log", str(run.pool_log)]
     local, workers = recipe.local, recipe.workers
     if local.agent_class and local.native:
         options += ["--native-agent", local.agent_class]

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
 from s3_agent.doctor import findings as told
 from s3_agent.doctor import memory
@@ -16,6 +15,7 @@ from s3_agent.doctor.findings import Finding
 from s3_agent.doctor.machine import described
 from s3_agent.doctor.sizing import smallest_machine
 from s3_agent.errors import ConfigError
+from s3_agent.launch.long_lines import print_lines
 from s3_agent.launch.preflight import gather
 from s3_agent.recipe import Recipe
 
@@ -37,9 +37,9 @@ def plan_lines(case: Case) -> list[str]:
     return lines
 
 
-def dry_run_lines(recipe: Recipe) -> list[Text]:
+def dry_run_lines(recipe: Recipe) -> list[str]:
     """The memory plan for a dry run, also where there is no GPU."""
-    return [Text(line) for line in plan_lines(gather(recipe))]
+    return plan_lines(gather(recipe))
 
 
 def doctor_job(recipe: Recipe, *, machine: str | None = None, as_json: bool = False) -> int:
@@ -62,11 +62,10 @@ def doctor_job(recipe: Recipe, *, machine: str | None = None, as_json: bool = Fa
             )
         )
         return int(failed)
-    for line in plan_lines(case):
-        typer.echo(line)
+    lines = plan_lines(case)
     if case.machine.host is None:
-        typer.echo(f"{case.machine.name} is described: disk, RAM, ports, files and versions were not looked at")
-    typer.echo(told.as_text(found) or "nothing found")
+        lines.append(f"{case.machine.name} is described: disk, RAM, ports, files and versions were not looked at")
+    print_lines(Console(), [*lines, *(told.as_text(found) or "nothing found").split("\n")])
     return int(failed)
 
 
@@ -75,7 +74,7 @@ def require_sound(recipe: Recipe) -> None:
     found = examine(gather(recipe))
     wrong = told.errors(found)
     if mild := [finding for finding in found if finding not in wrong]:
-        console.print(told.as_text(mild), highlight=False, markup=False)
+        print_lines(console, told.as_text(mild).split("\n"))
     if wrong:
         raise ConfigError(_summary(recipe, wrong), remedy="mend these, or train with --skip-doctor")
 

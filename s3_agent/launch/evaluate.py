@@ -3,7 +3,6 @@
 import asyncio
 import os
 import secrets
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -49,7 +48,6 @@ from s3_agent.recipe import Recipe
 from s3_agent.types import Passage, Task
 
 SEQUENCES = 64
-WIDE = 150
 console = Console(stderr=True)
 
 
@@ -298,7 +296,7 @@ def evaluate_job(recipe: Recipe, request: EvaluationRequest) -> int:
                     highlight=False,
                 )
                 return interrupted.code
-    Console(width=None if sys.stdout.isatty() else WIDE).print(terminal_tables(table))
+    Console().print(terminal_tables(table))
     missing = sum(sum(agent.failed.values()) for agent in table.agents)
     console.print(f"results: {out}/results.jsonl, table.json, table.md", highlight=False)
     if missing:

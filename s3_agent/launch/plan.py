@@ -9,18 +9,19 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from s3_agent.launch.commands import generator_options, retriever_command, vllm_command
 from s3_agent.launch.gpus import shared_with
+from s3_agent.launch.long_lines import print_lines
 from s3_agent.launch.parts import service_parts, training_parts
 from s3_agent.launch.run import Run
 from s3_agent.recipe import Recipe
 
-Extra = Callable[[Recipe], Iterable[RenderableType]]
-"""What another room adds to the plan, e.g. its memory."""
+Extra = Callable[[Recipe], Iterable[str]]
+"""Lines that another room adds to the plan, e.g. its memory."""
 
 MASTER_BYTES = 12  # float32 weights and Adam's two moments
 EXPORT_BYTES = 2  # bfloat16
@@ -172,7 +173,6 @@ def dry_run(recipe: Recipe, *, extra: Extra = lambda _: ()) -> int:
     commands = [f"{process.name}: {process.command}" for process in plan.processes]
     for line in [*commands, "", *_lines(plan)]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    for more in extra(recipe):
-        console.print(more)
+    print_lines(console, extra(recipe))
     console.print("nothing was started", highlight=False)
     return 0

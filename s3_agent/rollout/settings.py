@@ -9,7 +9,8 @@ class PoolSettings(BaseModel):
     """Times are in seconds.
 
     `allowed` are patterns of the env-contract classes that may run (`module:Class`, with `*`); none allows all, as the
-    stock controller does. What is claimed and not finished `drain_s` after a stop is failed without events.
+    stock controller does. What is claimed and not finished `drain_s` after a stop is failed without events. `episodes`
+    and `pool_log` are files to append to: a record of each rollout that ended, and each step of each rollout.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -22,4 +23,5 @@ class PoolSettings(BaseModel):
     allowed: tuple[str, ...] = ()
     failure_policy: FailurePolicy = Field(default_factory=FailurePolicy)
     episodes: str | None = None
+    pool_log: str | None = None
     agent_logs: str | None = None

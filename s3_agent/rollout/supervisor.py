@@ -1,7 +1,9 @@
 """Claims queued rollouts and sees each to its end; the one process that changes their state."""
 
 import asyncio
+import os
 import random
+import socket
 import time
 from collections import deque
 from pathlib import Path
@@ -14,11 +16,11 @@ from s3_agent.rollout.contract import class_path
 from s3_agent.rollout.crew import Crew
 from s3_agent.rollout.episode_log import EpisodeLog
 from s3_agent.rollout.first_ended import until_first
-from s3_agent.rollout.jobs import Failure
 from s3_agent.rollout.launcher import Launcher
 from s3_agent.rollout.monitor import Monitor
 from s3_agent.rollout.native import WorkerSettings, is_native
-from s3_agent.rollout.playing import Player, Run
+from s3_agent.rollout.playing import ActiveRollout, Player
+from s3_agent.rollout.pool_log import PoolLog
 from s3_agent.rollout.settings import PoolSettings
 
 log = structlog.get_logger()
@@ -28,7 +30,6 @@ LOOKAHEAD = 2
 MOST_LISTED = 512
 CANDIDATES_LAST_S = 5.0
 WATCH_S = 2.0
-STOPPED = Failure(boundary="stopped", message="the pool was stopped before the rollout had ended")
 
 
 class Supervisor:
@@ -63,15 +64,29 @@ class Supervisor:
         """Work until stopped. Raises GatewayError when the gateway is lost, since its store is in memory."""
         settings, key = self._settings, self._worker.gateway_key
         episodes = EpisodeLog(settings.episodes)
+        self._events = PoolLog(settings.pool_log, pool=settings.pool_id)
         async with Gateway(settings.gateway_url, key, patience_s=settings.gateway_patience_s) as self._gateway:
             self._player = Player(
-                settings, self._gateway, self._crew, key=key, monitor=self._monitor, episodes=episodes
+                settings,
+                self._gateway,
+                self._crew,
+                key=key,
+                monitor=self._monitor,
+                episodes=episodes,
+                events=self._events,
             )
+            ended_by = ""
+            self._events.write("pool_started", message=f"process {os.getpid()} on {socket.gethostname()}")
             try:
                 await until_first(self._crew.run(), self._watch_gateway(), self._work())
+            except Exception as cause:
+                ended_by = str(cause).partition("\n")[0]
+                raise
             finally:
                 await _cancel(self._driven)
+                self._events.write("pool_ended", message=ended_by)
                 await self._crew.close()
+                self._events.close()
                 episodes.close()
 
     async def _watch_gateway(self) -> None:
@@ -122,6 +137,7 @@ class Supervisor:
             if (rollout.status.last_attempt_id or "").rpartition("-")[0] == self._settings.pool_id:
                 log.info("adopted", rollout_id=rollout.rollout_id)
                 self._monitor.adopted += 1
+                self._events.write("adopted", rollout.rollout_id)
                 self._drive(self._run_of(rollout), claim=False)
 
     async def _claim(self) -> None:
@@ -153,12 +169,12 @@ class Supervisor:
         self._candidates = deque(found)
         self._listed_at = time.monotonic()
 
-    def _run_of(self, rollout: Rollout) -> Run:
+    def _run_of(self, rollout: Rollout) -> ActiveRollout:
         local = rollout.config.local
         named = local.agent_class or None if local else None
         if is_native(path := class_path(named), self._worker):
-            return Run(rollout, path, True, None)
-        return Run(rollout, named, False, None)
+            return ActiveRollout(rollout, path, True, None)
+        return ActiveRollout(rollout, named, False, None)
 
     def _claim_candidates(self) -> bool:
         """Start to claim what there is room for; whether there was any."""
@@ -175,7 +191,7 @@ class Supervisor:
         self._candidates.extendleft(reversed(kept))
         return started
 
-    def _drive(self, run: Run, *, claim: bool) -> None:
+    def _drive(self, run: ActiveRollout, *, claim: bool) -> None:
         self._room[run.native] -= 1
         self._monitor.running += 1
         task = asyncio.create_task(self._to_its_end(run, claim=claim))
@@ -187,7 +203,7 @@ class Supervisor:
             self._driven.discard(task)
         self._room_made.set()
 
-    async def _to_its_end(self, run: Run, *, claim: bool) -> None:
+    async def _to_its_end(self, run: ActiveRollout, *, claim: bool) -> None:
         claiming: asyncio.Task[bool] | None = None
         try:
             if claim:
@@ -197,18 +213,15 @@ class Supervisor:
                     self._monitor.conflicts += 1
                     self._contended = True
                     return
+                self._events.write("claimed", run.rollout_id, attempt_id=run.attempt_id)
                 self._monitor.queued = max(0, self._monitor.queued - 1)
             await self._player.play(run)
         except asyncio.CancelledError:
             if not self._given_up or (claiming and not await claiming):
                 raise
-            await self._player.fail(run, STOPPED)
-        except GatewayError as error:
-            if error.status not in (404, 409):
-                raise
-            # The trainer deleted it, or somebody else ended it.
-            self._monitor.gone += 1
-            log.warning("rollout is gone", rollout_id=run.rollout_id, status=error.status)
+            await self._player.stop(run)
+        except GatewayError as error:  # the trainer deleted it, another process ended it, or the gateway is lost
+            self._player.forget(run, error)
         finally:
             self._room[run.native] += 1
             self._monitor.running -= 1

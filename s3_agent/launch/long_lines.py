@@ -1,0 +1,19 @@
+"""Lines that may be longer than a terminal is wide, such as a memory plan or a finding."""
+
+import textwrap
+from collections.abc import Iterable
+
+from rich.console import Console
+
+_HANGING = 4
+
+
+def print_lines(console: Console, lines: Iterable[str]) -> None:
+    """Print lines: wrapped between words and indented on a terminal, unchanged elsewhere, where they are searched."""
+    for line in lines:
+        indent = " " * (len(line) - len(line.lstrip()) + _HANGING)
+        wrapped = textwrap.fill(
+            line, console.width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        )
+        shown = wrapped if console.is_terminal else line
+        console.print(shown, highlight=False, markup=False, soft_wrap=True)
