@@ -2,6 +2,7 @@
 
 from benchmarks.agents import CALLS, PROMPT
 from s3_agent.clients.fakes import ToyTokenizer
+from s3_agent.clients.http import bearer
 from s3_agent.clients.policy import CompletionsPolicy
 from s3_agent.rollout.jobs import Job
 from s3_agent.rollout.native import WorkerSettings, http_client
@@ -11,7 +12,7 @@ class FourCallsNative:
     """The same by the client that our agents use."""
 
     def __init__(self, settings: WorkerSettings) -> None:
-        self._http = http_client(settings, {"Authorization": f"Bearer {settings.gateway_key}"})
+        self._http = http_client(read_s=None, headers=bearer(settings.gateway_key))
 
     async def play(self, job: Job) -> float:
         policy, ids = CompletionsPolicy(self._http, job.policy_url, ToyTokenizer()), list(PROMPT)

@@ -1,6 +1,7 @@
 """Claims queued rollouts and sees each to its end; the one process that changes their state."""
 
 import asyncio
+import math
 import random
 import time
 from collections import deque
@@ -43,6 +44,9 @@ class Supervisor:
         )
         # Room for rollouts, by whether they are played natively.
         self._room = {True: settings.processes * worker_settings.concurrency, False: settings.processes}
+        # Room for rollouts of any kind: what the gateway passes of their policy calls, one each.
+        self._passed: float = math.inf
+        self._crowded = False
         self._most_listed = min(MOST_LISTED, LOOKAHEAD * max(self._room[True], 8))
         self._room_made = asyncio.Event()
         self._driven: set[asyncio.Task[None]] = set()
@@ -68,11 +72,46 @@ class Supervisor:
                 settings, self._gateway, self._crew, key=key, monitor=self._monitor, episodes=episodes
             )
             try:
-                await until_first(self._crew.run(), self._watch_gateway(), self._work())
+                limit = await self._learn_limit()
+                watched = [self._watch_gateway(), *([] if limit is None else [self._watch_calls(limit)])]
+                await until_first(self._crew.run(), *watched, self._work())
             finally:
                 await _cancel(self._driven)
                 await self._crew.close()
                 episodes.close()
+
+    async def _learn_limit(self) -> int | None:
+        """What the gateway passes: no more rollouts are claimed, since the calls of others would wait inside of it."""
+        limit, room = await self._gateway.limit(stated=self._settings.policy_calls), max(self._room.values())
+        if limit.calls is None:
+            return None
+        self._passed = limit.calls
+        if limit.bounds(room):
+            log.warning(
+                "the gateway passes fewer policy calls at a time than there is room for: so many rollouts are claimed",
+                policy_calls=limit.calls,
+                room=room,
+                basis=limit.basis,
+                remedy="docs/worker-pool.md, What the gateway passes",
+            )
+        await self._look_at_calls(limit.calls)
+        return limit.calls
+
+    async def _look_at_calls(self, limit: int) -> None:
+        """Claim nothing while the gateway holds more calls than it passes: other pools have theirs there, too."""
+        held = await self._gateway.policy_calls()
+        crowded = held is not None and held > limit
+        if crowded and not self._crowded:
+            log.warning("the gateway holds more policy calls than it passes: claiming waits", held=held, passes=limit)
+        elif self._crowded and not crowded:
+            log.info("the gateway passes all policy calls again", held=held, passes=limit)
+            self._room_made.set()
+        self._crowded = crowded
+
+    async def _watch_calls(self, limit: int) -> None:
+        while True:
+            await asyncio.sleep(WATCH_S)
+            await self._look_at_calls(limit)
 
     async def _watch_gateway(self) -> None:
         """Notice a gateway that is gone or started again also while nothing is claimed or ended."""
@@ -84,6 +123,7 @@ class Supervisor:
             except GatewayError as error:
                 if error.status not in (404, 422):  # a version without this list
                     raise
+                await asyncio.Event().wait()  # for ever: the end of one watch would be the end of the pool
                 return
             if count < most:
                 raise GatewayError(
@@ -129,7 +169,7 @@ class Supervisor:
         while True:
             self._raise_from_driven()
             self._room_made.clear()
-            if not any(room > 0 for room in self._room.values()):
+            if not self._has_room():
                 await self._room_made.wait()
                 continue
             if not self._candidates or time.monotonic() - self._listed_at > CANDIDATES_LAST_S:
@@ -160,11 +200,14 @@ class Supervisor:
             return Run(rollout, path, True, None)
         return Run(rollout, named, False, None)
 
+    def _has_room(self) -> bool:
+        return self._passed > 0 and not self._crowded and any(room > 0 for room in self._room.values())
+
     def _claim_candidates(self) -> bool:
         """Start to claim what there is room for; whether there was any."""
         kept: list[Rollout] = []
         started = False
-        while self._candidates and any(room > 0 for room in self._room.values()):
+        while self._candidates and self._has_room():
             rollout = self._candidates.popleft()
             run = self._run_of(rollout)
             if self._room[run.native] <= 0:
@@ -177,6 +220,7 @@ class Supervisor:
 
     def _drive(self, run: Run, *, claim: bool) -> None:
         self._room[run.native] -= 1
+        self._passed -= 1
         self._monitor.running += 1
         task = asyncio.create_task(self._to_its_end(run, claim=claim))
         self._driven.add(task)
@@ -211,6 +255,7 @@ class Supervisor:
             log.warning("rollout is gone", rollout_id=run.rollout_id, status=error.status)
         finally:
             self._room[run.native] += 1
+            self._passed += 1
             self._monitor.running -= 1
 
 
