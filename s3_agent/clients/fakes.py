@@ -86,7 +86,7 @@ class FakeSlowPolicy(FakePolicy):
     def __init__(self, respond: Respond | Sequence[str], *, seconds: float | None = None) -> None:
         super().__init__(respond)
         self.calls = self.most_calls = 0
-        self._seconds = seconds
+        self.seconds = seconds
         self._released = threading.Event()
         self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
 
@@ -104,7 +104,7 @@ class FakeSlowPolicy(FakePolicy):
             self._waiting.append((asyncio.get_running_loop(), event))
             if not self._released.is_set():  # looked at after the event can be found: none is left waiting
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(self._seconds):
+                    async with asyncio.timeout(self.seconds):
                         await event.wait()
             return await super().complete(prompt_ids, max_tokens=max_tokens, stop=stop)
         finally:

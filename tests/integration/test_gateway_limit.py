@@ -29,7 +29,7 @@ from s3_agent.rollout.native import RecipeAgent, WorkerSettings
 from s3_agent.rollout.worker import NativeWorker
 from tests.pool_harness import make_supervisor, pool_settings, task, until, work, worker_settings
 
-ONE_CALL = "tests.agents.one_call:OneCall"
+ONE_CALL = "benchmarks.native_agents:OneCallNative"
 BODY = {"prompt": [65, 66], "max_tokens": 4, "stop": []}
 
 
