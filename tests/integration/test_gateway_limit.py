@@ -21,7 +21,10 @@ from s3_agent.clients.fake_servers import policy_app, serve
 from s3_agent.clients.fakes import FakeSlowPolicy
 from s3_agent.clients.gateway import Gateway
 from s3_agent.clients.gateway_limit import STOCK_POLICY_CALLS, GatewayLimit, gateway_limit
+from s3_agent.doctor.limits import gateway_of
 from s3_agent.errors import ConfigError, GatewayError, LaunchError
+from s3_agent.launch.preflight import gather
+from s3_agent.recipe import load_recipe
 from s3_agent.rollout import supervisor as supervisor_module
 from s3_agent.rollout.failure_policy import TIMEOUT
 from s3_agent.rollout.jobs import Job
@@ -87,6 +90,7 @@ async def test_of_130_calls_the_stock_gateway_passes_100_and_ours_all(stock: boo
         async with Gateway(gateway.url, KEY) as client:
             said = await client.limit(stated=None)
         assert said.calls == (STOCK_POLICY_CALLS if stock else None)
+        assert gateway_of(gather(load_recipe("cpu", [f"gateway.url={gateway.url}", "gateway.key=k"]))) == said
 
 
 async def test_a_pool_claims_no_more_rollouts_than_a_silent_gateway_passes(tmp_path: Path) -> None:
