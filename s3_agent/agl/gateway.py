@@ -1,9 +1,9 @@
-"""`python -m s3_agent.agl.gateway`: Agent Lightning's gateway, which passes as many policy calls at a time as are made.
+"""`python -m s3_agent.agl.gateway`: Agent Lightning's gateway without its limit of 100 policy calls at a time.
 
-The client of the stock `agl-server` has 100 connections: of 480 rollouts 380 wait, and after 300 s, that wait included,
-the gateway makes a call again whose first answer is still being written. This entry takes the same options, and one
-more, `+policy_calls=N`, for a limit. It builds Agent Lightning's own application and exchanges that client alone. A
-call may take as long as the agent waits for it: the gateway ends it when the agent has left.
+The HTTP client of the stock `agl-server` has 100 connections: of 480 rollouts 380 wait for one, and a call that takes
+300 s, including this wait, is repeated by the gateway. This entry takes the same options and one more,
+`+policy_calls=N`, which sets a limit. It builds Agent Lightning's own application and replaces only that client. A call
+may take as long as its agent waits: the gateway cancels it when the agent disconnects.
 """
 
 from collections.abc import AsyncIterator
@@ -26,10 +26,10 @@ CONNECT_S = 10.0
 
 
 def gateway_app(config: DictConfig) -> FastAPI:
-    """Agent Lightning's application for its own `config`, without the limit of its client.
+    """Agent Lightning's application for its own `config`, without the limit of its HTTP client.
 
-    Raises ConfigError for a limit that is none, and LaunchError at its start where Agent Lightning keeps its client
-    elsewhere than in `app.state.http_client`.
+    Raises ConfigError for an invalid limit, and LaunchError at its start if Agent Lightning does not keep its client in
+    `app.state.http_client`.
     """
     calls: Any = config.get(POLICY_CALLS)
     if calls is not None and not (isinstance(calls, int) and calls >= 1):
@@ -47,7 +47,7 @@ def gateway_app(config: DictConfig) -> FastAPI:
                     "1.0.2 has the client of its policy calls",
                     remedy="install agentlightning==1.0.2, or run agl-server itself and set gateway.url",
                 )
-            await stock.aclose()  # whatever goes on using it fails at its first call, and is not limited in silence
+            await stock.aclose()  # code that still used it would fail at its first call instead of being limited
             timeout = httpx.Timeout(None, connect=CONNECT_S)
             async with async_client(timeout=timeout, calls=calls) as client:
                 app.state.http_client = client

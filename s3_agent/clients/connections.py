@@ -14,10 +14,10 @@ from urllib.request import getproxies, proxy_bypass
 import httpx
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-# Of more connections than this those that are idle are closed: at every call httpcore looks at each idle one, and for
-# each at all others, so that a gateway with 480 of them needed four times the processor time.
+# With more connections than this, idle ones are closed: at every call httpcore compares each idle connection with all
+# others, and a gateway that kept 480 of them took four times the processor time.
 KEPT = 64
-# A server that is gone without a word is noticed after two minutes, however long its answer may take.
+# The kernel notices within two minutes that a server has vanished, however long its answer may take.
 KEEPALIVE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),

@@ -1,9 +1,9 @@
 """How many policy calls a gateway passes at a time, as far as that can be known from outside.
 
-Our gateway (`s3_agent.agl.gateway`) says it at `LIMIT_PATH`. A stock one does not: it shows how many calls it holds
-(`GET /proxy/state`), and counts those that wait for a connection among them, so watching it does not tell how many
-pass. A gateway that is silent is therefore taken for a stock one of Agent Lightning 1.0.x, whose client has httpx's
-default of 100 connections. Called by the pool before it claims anything, and by the doctor.
+Our gateway (`s3_agent.agl.gateway`) reports it at `LIMIT_PATH`. A stock one reports only how many calls it holds
+(`GET /proxy/state`), including those that wait for a connection, so its limit can not be measured by watching it. A
+gateway without `LIMIT_PATH` is therefore assumed to be a stock one of Agent Lightning 1.0.x, whose client has httpx's
+default of 100 connections. Used by the pool before it claims anything, and by the doctor.
 """
 
 import json
@@ -13,12 +13,12 @@ LIMIT_PATH = "/s3-agent/gateway"
 POLICY_CALLS = "policy_calls"
 STOCK_POLICY_CALLS = 100
 STOCK_CALL_S = 300
-"""After so many seconds a stock gateway gives up a call, waiting included, and makes it again: six times in all."""
+"""After so many seconds, including the wait for a connection, a stock gateway repeats a call: six tries in all."""
 
 
 @dataclass(frozen=True, slots=True)
 class GatewayLimit:
-    """At most `calls` policy calls pass at a time, None: any number. `basis` is a clause that says who said so."""
+    """At most `calls` policy calls pass at a time, None: no limit. `basis` is a clause that says how this is known."""
 
     calls: int | None
     basis: str
@@ -29,24 +29,24 @@ class GatewayLimit:
 
 
 def gateway_limit(answer: bytes | str | None, *, stated: int | None) -> GatewayLimit:
-    """The limit of a gateway that gave `answer` at `LIMIT_PATH` (None: it has no such page).
+    """The limit of a gateway that answered `answer` at `LIMIT_PATH` (None: it has no such page).
 
-    `stated` is the recipe's `gateway.policy_calls`; it can lower what a gateway says of itself, and says it for a
-    silent one.
+    `stated` is the recipe's `gateway.policy_calls`. It can lower the limit that a gateway reports, and replaces the
+    assumption about one that reports none.
     """
-    said = _said(answer)
-    if said is None:
+    reported = _reported(answer)
+    if reported is None:
         if stated is None:
-            return GatewayLimit(STOCK_POLICY_CALLS, "it does not say how many, and a stock gateway passes so many")
-        return GatewayLimit(stated, "gateway.policy_calls says so")
-    [own] = said
+            return GatewayLimit(STOCK_POLICY_CALLS, "it reports no limit: assumed to be a stock gateway")
+        return GatewayLimit(stated, "set by gateway.policy_calls")
+    [own] = reported
     if stated is not None and (own is None or stated < own):
-        return GatewayLimit(stated, "gateway.policy_calls says so")
-    return GatewayLimit(own, "it says so itself")
+        return GatewayLimit(stated, "set by gateway.policy_calls")
+    return GatewayLimit(own, "reported by the gateway")
 
 
-def _said(answer: bytes | str | None) -> tuple[int | None] | None:
-    """What a gateway says of itself, in a tuple because None is an answer; None for one that says nothing of it."""
+def _reported(answer: bytes | str | None) -> tuple[int | None] | None:
+    """The limit in the answer, in a tuple because None means no limit; None where the answer holds no limit."""
     try:
         calls = json.loads(answer or "")[POLICY_CALLS]
     except (ValueError, TypeError, KeyError, IndexError):

@@ -1,8 +1,9 @@
-"""The limits of every part below the number of rollouts that a recipe plays at a time, in one table.
+"""One table of how many rollouts, calls, files or threads each service and process of a run takes at a time.
 
-A part that takes fewer at a time than the recipe promises is not seen when a run starts: what is too much waits in a
-queue, and at worst times out there. `train --dry-run` prints the table, and the doctor reports each row whose limit is
-too small (`checks.limits`). A limit is of the part as it is started by the recipe, or as it is known of somebody's own.
+A limit below the number of rollouts that a recipe plays at a time is not noticed at the start of a run: the excess
+waits in a queue, and at worst times out there. `train --dry-run` prints the table, and the doctor reports the rows
+whose limit is too small (`checks.limits`). The numbers describe services as the recipe starts them; of a user's own
+services only the gateway's limit is known.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,32 +21,32 @@ FILES_AT_REST, FILES_A_ROLLOUT = 512, 4
 THREADS_AT_REST, THREADS_A_WORKER = 2048, 16
 BACKLOG = 2048  # uvicorn's, of the gateway, the policy servers, the retriever and the generator
 STOCK_CONTROLLER = 50  # Agent Lightning's local controller lists no more rollouts, whatever it is told
-ROUNDS = 8  # as often as a generator may be filled anew before calls that wait for it come near our clients' 300 s
+ROUNDS = 8  # full batches of the generator that a call may wait for before our clients' 300 s are near
 RAY_TASK_RUNNER, RAY_PER_GPU = 1, 3  # CPUs that Agent Lightning's task and each GPU of verl's pool take
 FEWER = "fewer workers.processes x workers.concurrency"
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """`part` takes at most `most` of `what` at a time, None: any number, or not known; the recipe wants `wanted`.
+    """`place` takes at most `most` of `what` at a time (None: no limit, or unknown); the recipe needs `needed`.
 
-    `beyond` says what happens to more. `report` makes a finding of a limit that is too small, with `mend`; without it
-    what is too much waits its turn, and the limit is told in the table alone.
+    `beyond` says what happens to the excess. `report` makes a finding of a limit that is too small, with `mend`.
+    Without it the excess only waits for its turn, and the limit is shown in the table alone.
     """
 
     id: str
-    part: str
+    place: str
     what: str
     most: int | None
-    wanted: int
+    needed: int
     beyond: str
     mend: str = ""
     report: Callable[..., Finding] | None = None
 
     @property
     def too_small(self) -> bool:
-        """Whether the recipe wants more than there is."""
-        return self.most is not None and self.most < self.wanted
+        """Whether the recipe needs more."""
+        return self.most is not None and self.most < self.needed
 
 
 def rollouts_at_once(case: Case) -> int:
@@ -79,7 +80,7 @@ def _players(case: Case, at_once: int) -> Iterator[Limit]:
             "rollouts",
             STOCK_CONTROLLER,
             at_once,
-            "the rest stays queued; a controller in Kubernetes has no such limit",
+            "the others stay queued; a controller in Kubernetes has no such limit",
         )
         return
     yield Limit("limits.clients", "clients of our workers", "calls", None, at_once, "")
@@ -95,32 +96,32 @@ def _players(case: Case, at_once: int) -> Iterator[Limit]:
 
 def _gateway(case: Case, at_once: int) -> Iterator[Limit]:
     recipe, limit = case.recipe, gateway_of(case)
-    ours, place = recipe.gateway.url is None, f"the gateway at {recipe.gateway.url}"
+    ours, theirs = recipe.gateway.url is None, f"the gateway at {recipe.gateway.url}"
     if recipe.workers.external:
         beyond = "calls wait in the gateway, and that time counts as if the policy server were slow"
     else:
-        beyond = f"the pool claims {limit.calls} rollouts at a time, the rest stays queued"
+        beyond = f"the pool claims {limit.calls} rollouts at a time, the others stay queued"
     yield Limit(
         "gateway.policy-calls",
-        "our gateway" if ours else f"{place} ({limit.basis})",
+        "our gateway" if ours else f"{theirs} ({limit.basis})",
         "policy calls",
         limit.calls,
         at_once,
         beyond if limit.bounds(at_once) else "",
         "leave gateway.policy_calls out"
         if ours
-        else "start it as `python -m s3_agent.agl.gateway` with the options of agl-server; where a silent one passes "
-        f"more, set gateway.policy_calls={at_once}",
+        else "start it as `python -m s3_agent.agl.gateway` with the options of agl-server; if it passes more, "
+        f"set gateway.policy_calls={at_once}",
         warning,
     )
     if not ours:
         yield Limit(
             "gateway.call-seconds",
-            f"{place}, if it is a stock one",
+            f"{theirs}, if it is a stock one",
             "seconds of a policy call",
             STOCK_CALL_S,
             recipe.trainer.rollout_timeout_s,
-            "the gateway makes the call again, six times in all",
+            "the gateway repeats the call, six tries in all",
         )
 
 
@@ -142,11 +143,11 @@ def _services(case: Case, at_once: int) -> Iterator[Limit]:
         sequences = read_options(recipe.generator.serve).max_num_seqs
         yield Limit(
             "limits.generator",
-            f"the generator (--max-num-seqs {sequences}, {ROUNDS} times before a call waits too long)",
+            f"the generator (--max-num-seqs {sequences}, {ROUNDS} full batches)",
             "answers",
             sequences * ROUNDS,
             at_once,
-            "calls wait in vLLM's queue; after 300 s a client makes its call again",
+            "calls wait in vLLM's queue; after 300 s they fail",
             f"raise --max-num-seqs in generator.serve, or {FEWER}",
             warning,
         )
@@ -157,7 +158,7 @@ def _services(case: Case, at_once: int) -> Iterator[Limit]:
             "queries",
             HttpSettings().max_queued,
             at_once,
-            "429 with the time to wait, and the client waits",
+            "429 with the time to wait; our clients wait",
         )
 
 
@@ -173,7 +174,7 @@ def _ray(case: Case) -> Iterator[Limit]:
         "CPUs",
         training.ray_cpus or host.cores,
         RAY_TASK_RUNNER + RAY_PER_GPU * training.gpus,
-        "the trainer waits for its placement group for ever, without a word",
+        "the trainer waits forever for its placement group, without an error",
         "trainer.verl.ray_kwargs.ray_init.num_cpus="
         f"{RAY_TASK_RUNNER + RAY_PER_GPU * training.gpus}: they are slots, not cores",
         error,
@@ -209,7 +210,7 @@ def _host(case: Case, host: Host, at_once: int) -> Iterator[Limit]:
         "connections not yet accepted",
         BACKLOG if host.backlog is None else min(BACKLOG, host.backlog),
         at_once,
-        "the kernel drops them, and a connection that is tried again for 10 s has failed",
+        "the kernel drops them; our clients give up after 10 s",
         f"sysctl -w net.core.somaxconn={BACKLOG}, or {FEWER}",
         warning,
     )

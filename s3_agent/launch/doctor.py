@@ -40,19 +40,19 @@ def plan_lines(case: Case) -> list[str]:
 
 
 def dry_run_extra(recipe: Recipe) -> list[RenderableType]:
-    """For a dry run: the memory plan, also where there is no GPU, and the limits of all parts."""
+    """For a dry run: the memory plan, also where there is no GPU, and the limits of all services and processes."""
     case = gather(recipe)
     return [*(Text(line) for line in plan_lines(case)), _limits_table(case)]
 
 
 def _limits_table(case: Case) -> Table:
     table = Table(title=f"limits, for {rollouts_at_once(case):,} rollouts at a time")
-    for name in ("where", "what", "at most", "wanted", "what is more"):
+    for name in ("where", "what", "at most", "needed", "the excess"):
         table.add_column(name, overflow="fold")
     for row in limits(case):
-        most = "any number" if row.most is None else f"{row.most:,}"
+        most = "no limit" if row.most is None else f"{row.most:,}"
         style = "yellow" if row.too_small and row.report else None
-        table.add_row(Text(row.part), row.what, most, f"{row.wanted:,}", row.beyond, style=style)
+        table.add_row(Text(row.place), row.what, most, f"{row.needed:,}", row.beyond, style=style)
     return table
 
 

@@ -70,7 +70,7 @@ def gather(recipe: Recipe, *, machine: Machine | None = None) -> Case:
 
 
 def _gateway_answer(recipe: Recipe) -> str | None:
-    """What somebody's own gateway says of its limit; one that does not answer is found when the run is to start."""
+    """The limit that a user's gateway reports. One that does not answer at all is reported at the start of the run."""
     if recipe.gateway.url is None:
         return None
     try:

@@ -81,18 +81,18 @@ class Supervisor:
                 episodes.close()
 
     async def _learn_limit(self) -> int | None:
-        """What the gateway passes: no more rollouts are claimed, since the calls of others would wait inside of it."""
+        """How many policy calls the gateway passes: no more rollouts are claimed, as more calls would wait in it."""
         limit, room = await self._gateway.limit(stated=self._settings.policy_calls), max(self._room.values())
         if limit.calls is None:
             return None
         self._passed = limit.calls
         if limit.bounds(room):
             log.warning(
-                "the gateway passes fewer policy calls at a time than there is room for: so many rollouts are claimed",
+                "the gateway passes fewer policy calls at a time than the pool plays rollouts: fewer are claimed",
                 policy_calls=limit.calls,
                 room=room,
                 basis=limit.basis,
-                remedy="docs/worker-pool.md, What the gateway passes",
+                remedy="docs/worker-pool.md, How many policy calls a gateway passes",
             )
         await self._look_at_calls(limit.calls)
         return limit.calls
@@ -123,7 +123,7 @@ class Supervisor:
             except GatewayError as error:
                 if error.status not in (404, 422):  # a version without this list
                     raise
-                await asyncio.Event().wait()  # for ever: the end of one watch would be the end of the pool
+                await asyncio.Event().wait()  # forever: if one of these coroutines ends, the pool ends
                 return
             if count < most:
                 raise GatewayError(

@@ -106,7 +106,7 @@ async def test_a_pool_claims_no_more_rollouts_than_a_silent_gateway_passes(tmp_p
         assert gateway.states(rollouts) == {"succeeded"}
         assert policy.most_calls == 3
     [said] = [line for line in logged if "passes fewer policy calls" in line["event"]]
-    assert (said["policy_calls"], said["room"], said["basis"]) == (3, 9, "gateway.policy_calls says so")
+    assert (said["policy_calls"], said["room"], said["basis"]) == (3, 9, "set by gateway.policy_calls")
 
 
 async def test_a_pool_fills_our_gateway_and_says_nothing(tmp_path: Path) -> None:

@@ -282,10 +282,10 @@ def test_the_limits_name_what_the_pool_claims_of_a_silent_gateway() -> None:
     case = sound("s3_8x40gb", *THEIR_GATEWAY)
     rows = {row.id: row for row in limits(case)}
     assert rollouts_at_once(case) == 480
-    assert (rows["gateway.policy-calls"].most, rows["gateway.policy-calls"].wanted) == (100, 480)
+    assert (rows["gateway.policy-calls"].most, rows["gateway.policy-calls"].needed) == (100, 480)
     assert "claims 100 rollouts at a time" in rows["gateway.policy-calls"].beyond
-    assert "a stock gateway passes so many" in rows["gateway.policy-calls"].part
-    assert rows["limits.policy-server"].most == 6 * 1024 and rows["limits.ray-cpus"].wanted == 19
+    assert "assumed to be a stock gateway" in rows["gateway.policy-calls"].place
+    assert rows["limits.policy-server"].most == 6 * 1024 and rows["limits.ray-cpus"].needed == 19
     assert {row.id for row in limits(sound())} >= {"limits.clients", "limits.retriever", "host.open-files"}
     assert [row.id for row in limits(sound()) if row.too_small and row.report] == []
 

@@ -1,4 +1,4 @@
-"""Does every part take as many at a time as the recipe plays?"""
+"""Does every service and process take as many at a time as the recipe plays?"""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ def check_limits(case: Case) -> Iterator[Finding]:
         if limit.report is not None and limit.too_small:
             yield limit.report(
                 limit.id,
-                what=f"{limit.part} takes {limit.most} {limit.what} at a time, the recipe wants {limit.wanted}",
+                what=f"{limit.place} takes {limit.most} {limit.what} at a time, the recipe needs {limit.needed}",
                 why=limit.beyond,
                 mend=limit.mend,
             )
