@@ -116,7 +116,7 @@ def train(
     A part that already runs elsewhere is used and never stopped: `gateway.url=… retriever.url=… generator.url=…
     ray.address=…`. The run's logs, metrics, episodes, checkpoints and summary are in `runs/<name>/`.
     """
-    from s3_agent.launch.doctor import dry_run_lines, require_sound
+    from s3_agent.launch.doctor import dry_run_extra, require_sound
     from s3_agent.launch.plan import dry_run as show_plan
     from s3_agent.launch.twin import load_twin
 
@@ -133,7 +133,7 @@ def train(
         settings = settings.of_agent(agent)
     require_trainable(settings)
     if dry_run:
-        raise typer.Exit(show_plan(settings, extra=dry_run_lines))
+        raise typer.Exit(show_plan(settings, extra=dry_run_extra))
     require_training_stack("training")
     from s3_agent.launch.job import train_job
     from s3_agent.launch.keys import with_gateway_key
@@ -286,6 +286,7 @@ def workers(
     code = run_pool(
         PoolSettings(
             gateway_url=gateway,
+            policy_calls=settings.gateway.policy_calls,
             pool_id=pool_id or re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname()),
             processes=processes or settings.workers.processes,
             drain_s=drain_s,

@@ -157,13 +157,16 @@ class PolicyRecipe(_Section):
 class GatewayRecipe(_Section):
     """Our `agl-server` on `port`, or a running one at `url`, whose key is in `AGL_KEY` or in the file `key_file`.
 
-    `key` is for recipes in files that nobody else reads; on a command line `ps` shows it.
+    `key` is for recipes in files that nobody else reads; on a command line `ps` shows it. `policy_calls` is how many
+    policy calls the gateway passes at a time: a pool claims no more rollouts than that. Default: no limit for ours; for
+    a running one what it reports, or 100, as Agent Lightning's own passes (docs/worker-pool.md).
     """
 
     url: Url | None = None
     key: str | None = None
     key_file: Path | None = None
     port: Port = 8181
+    policy_calls: int | None = Field(default=None, ge=1)
 
 
 class WorkersRecipe(_Section):

@@ -27,6 +27,9 @@ from s3_agent.types import Task
 PREFIX = "S3_AGENT_"
 _YAML = ("agent", "generator", "judge", "patience_s")
 TIMEOUT = httpx.Timeout(300.0, connect=10.0)
+# A policy call waits for its turn in the policy server, and is recorded each time that it is made: whoever started the
+# process ends it at the rollout's deadline, and the call with it.
+POLICY_TIMEOUT = httpx.Timeout(None, connect=10.0)
 
 
 class OneTaskSettings(BaseModel):

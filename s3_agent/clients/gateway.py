@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError
 from yarl import URL
 
 from s3_agent.clients.connections import proxy_of
+from s3_agent.clients.gateway_limit import LIMIT_PATH, GatewayLimit, gateway_limit
 from s3_agent.clients.http import bearer, passes, retry_after_s, retry_wait_s
 from s3_agent.errors import GatewayError
 
@@ -196,6 +197,27 @@ class Gateway:
             wanted = status["state"], status["last_attempt_id"]
             if current is None or (current.state, current.last_attempt_id) != wanted:
                 raise
+
+    async def limit(self, *, stated: int | None) -> GatewayLimit:
+        """How many policy calls it passes at a time; `stated` is what the recipe says of it."""
+        return gateway_limit(await self._optional(LIMIT_PATH), stated=stated)
+
+    async def policy_calls(self) -> int | None:
+        """How many policy calls it holds, those that wait for a connection included; None when it does not say."""
+        try:
+            return int(json.loads(await self._optional("/proxy/state") or "")["inflight"])
+        except (TypeError, KeyError, ValueError):
+            return None
+
+    async def _optional(self, path: str) -> bytes | None:
+        """What a page holds; None for a gateway that has no such page."""
+        try:
+            answer, _ = await self._call("GET", path)
+        except GatewayError as error:
+            if error.status is None:
+                raise
+            return None
+        return answer
 
     async def terminal_count(self) -> int:
         """How many rollouts have ended since the gateway was started: it only grows."""

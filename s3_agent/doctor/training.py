@@ -61,6 +61,7 @@ class Training:
     temperature: float
     critic: bool
     rollout_advantage: bool
+    ray_cpus: int | None
 
     @property
     def rows(self) -> int:
@@ -168,4 +169,5 @@ def read_training(config: DictConfig) -> Training:
         temperature=at(f"{rollout}.temperature", 1.0),
         critic=at("algorithm.adv_estimator") == "gae",
         rollout_advantage=at("algorithm.enable_rollout_level_advantage", True),
+        ray_cpus=at("ray_kwargs.ray_init.num_cpus"),
     )

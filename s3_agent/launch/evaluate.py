@@ -218,11 +218,10 @@ async def _ask(
     *,
     done: Any,
 ) -> None:
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=request.concurrency * 2)
     timeout = httpx.Timeout(600.0, connect=10.0)
     async with (
-        async_client(timeout=timeout, limits=limits) as http,
-        async_client(timeout=timeout, limits=limits, headers=bearer(request.policy_key)) as own,
+        async_client(timeout=timeout) as http,
+        async_client(timeout=timeout, headers=bearer(request.policy_key)) as own,
     ):
         contestants = {unit.contestant.label: unit.contestant for unit in units}
         policies = {

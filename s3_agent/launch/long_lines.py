@@ -4,13 +4,17 @@ import textwrap
 from collections.abc import Iterable
 
 from rich.console import Console
+from rich.table import Table
 
 _HANGING = 4
 
 
-def print_lines(console: Console, lines: Iterable[str]) -> None:
-    """Print lines: wrapped between words and indented on a terminal, unchanged elsewhere, where they are searched."""
+def print_lines(console: Console, lines: Iterable[str | Table]) -> None:
+    """Print lines, and tables between them: lines are wrapped between words and indented on a terminal, unchanged elsewhere, where they are searched."""
     for line in lines:
+        if isinstance(line, Table):
+            console.print(line)
+            continue
         indent = " " * (len(line) - len(line.lstrip()) + _HANGING)
         wrapped = textwrap.fill(
             line, console.width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False

@@ -20,8 +20,8 @@ from s3_agent.launch.parts import service_parts, training_parts
 from s3_agent.launch.run import Run
 from s3_agent.recipe import Recipe
 
-Extra = Callable[[Recipe], Iterable[str]]
-"""Lines that another room adds to the plan, e.g. its memory."""
+Extra = Callable[[Recipe], Iterable[str | Table]]
+"""Lines and tables that another room adds to the plan, e.g. its memory."""
 
 MASTER_BYTES = 12  # float32 weights and Adam's two moments
 EXPORT_BYTES = 2  # bfloat16

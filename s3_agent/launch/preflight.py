@@ -4,9 +4,14 @@ The checks themselves are in `s3_agent.doctor`; gathering lies here because the 
 the index are the launcher's. Whatever can not be read becomes a finding: gathering raises nothing.
 """
 
+import httpx
+
 from retrieval_server.config import DenseSettings
 from s3_agent.agl.cpu import precision
 from s3_agent.agl.verl_config import TrainerRecipe, TrainerSettings, settings_alone, trainer_config
+from s3_agent.clients.connections import get
+from s3_agent.clients.gateway_limit import LIMIT_PATH
+from s3_agent.clients.http import bearer
 from s3_agent.data.prepared import rag_fingerprint
 from s3_agent.doctor.case import Case, IndexFacts, ModelFiles
 from s3_agent.doctor.host_snapshot import pins, this_machine
@@ -20,6 +25,8 @@ from s3_agent.launch import inputs
 from s3_agent.launch.commands import gateway_url
 from s3_agent.launch.serving import has_cpu_vllm
 from s3_agent.recipe import Recipe
+
+ANSWERS_WITHIN_S = 5.0
 
 
 def gather(recipe: Recipe, *, machine: Machine | None = None) -> Case:
@@ -58,7 +65,19 @@ def gather(recipe: Recipe, *, machine: Machine | None = None) -> Case:
         refused=refused,
         pinned=pinned,
         precision=_precision(recipe),
+        gateway_answer=_gateway_answer(recipe),
     )
+
+
+def _gateway_answer(recipe: Recipe) -> str | None:
+    """The limit that a user's gateway reports. One that does not answer at all is reported at the start of the run."""
+    if recipe.gateway.url is None:
+        return None
+    try:
+        answer = get(recipe.gateway.url + LIMIT_PATH, headers=bearer(recipe.gateway.key), timeout=ANSWERS_WITHIN_S)
+    except httpx.HTTPError:
+        return None
+    return answer.text if answer.is_success else None
 
 
 def _precision(recipe: Recipe) -> precision.Precision | None:

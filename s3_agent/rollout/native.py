@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from s3_agent.agents.settings import AgentName
 from s3_agent.clients.connections import async_client
 from s3_agent.clients.generator import GeneratorSettings, make_generator
+from s3_agent.clients.http import bearer
 from s3_agent.clients.judge import JudgeSettings, make_judge
 from s3_agent.clients.policy import CompletionsPolicy
 from s3_agent.clients.retriever import HttpRetriever
@@ -80,10 +81,9 @@ def _tls() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
-def http_client(settings: WorkerSettings, headers: dict[str, str] | None = None) -> httpx.AsyncClient:
-    """A client for as many calls at a time as a worker plays rollouts."""
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=settings.concurrency * 2)
-    return async_client(timeout=httpx.Timeout(300.0, connect=10.0), limits=limits, headers=headers, verify=_tls())
+def http_client(*, read_s: float | None = 300.0, headers: dict[str, str] | None = None) -> httpx.AsyncClient:
+    """A client of a worker; an answer may take `read_s` seconds, None: as long as the attempt that waits for it."""
+    return async_client(timeout=httpx.Timeout(read_s, connect=10.0), headers=headers, verify=_tls())
 
 
 class RecipeAgent:
@@ -91,8 +91,9 @@ class RecipeAgent:
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
-        self._http = http_client(settings)
-        self._policy_http = http_client(settings, {"Authorization": f"Bearer {settings.gateway_key}"})
+        self._http = http_client()
+        # A policy call waits for its turn in the policy server, and must not be made twice: the attempt's end ends it.
+        self._policy_http = http_client(read_s=None, headers=bearer(settings.gateway_key))
         self._tokenizer = load_tokenizer(settings.policy_tokenizer)
         self._retriever = HttpRetriever(self._http, settings.retriever_url)
         self._generator = make_generator(self._http, settings.generator_url, settings.generator)

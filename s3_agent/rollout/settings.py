@@ -6,7 +6,7 @@ from s3_agent.rollout.failure_policy import FailurePolicy
 
 
 class PoolSettings(BaseModel):
-    """Times are in seconds.
+    """Times are in seconds. `policy_calls` is how many policy calls the gateway passes at a time, where it is known.
 
     `allowed` are patterns of the env-contract classes that may run (`module:Class`, with `*`); none allows all, as the
     stock controller does. What is claimed and not finished `drain_s` after a stop is failed without events. `episodes`
@@ -17,6 +17,7 @@ class PoolSettings(BaseModel):
 
     gateway_url: str
     gateway_patience_s: float = 60.0
+    policy_calls: int | None = Field(default=None, ge=1)
     pool_id: str = Field(default="pool", pattern=r"^[A-Za-z0-9_.-]+$")
     processes: int = Field(default=1, ge=1)
     drain_s: float = Field(default=600.0, ge=0)

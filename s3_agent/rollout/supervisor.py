@@ -1,6 +1,7 @@
 """Claims queued rollouts and sees each to its end; the one process that changes their state."""
 
 import asyncio
+import math
 import os
 import random
 import socket
@@ -44,6 +45,9 @@ class Supervisor:
         )
         # Room for rollouts, by whether they are played natively.
         self._room = {True: settings.processes * worker_settings.concurrency, False: settings.processes}
+        # Room for rollouts of any kind: what the gateway passes of their policy calls, one each.
+        self._passed: float = math.inf
+        self._crowded = False
         self._most_listed = min(MOST_LISTED, LOOKAHEAD * max(self._room[True], 8))
         self._room_made = asyncio.Event()
         self._driven: set[asyncio.Task[None]] = set()
@@ -78,7 +82,9 @@ class Supervisor:
             ended_by = ""
             self._events.write("pool_started", message=f"process {os.getpid()} on {socket.gethostname()}")
             try:
-                await until_first(self._crew.run(), self._watch_gateway(), self._work())
+                limit = await self._learn_limit()
+                watched = [self._watch_gateway(), *([] if limit is None else [self._watch_calls(limit)])]
+                await until_first(self._crew.run(), *watched, self._work())
             except Exception as cause:
                 ended_by = str(cause).partition("\n")[0]
                 raise
@@ -88,6 +94,39 @@ class Supervisor:
                 await self._crew.close()
                 self._events.close()
                 episodes.close()
+
+    async def _learn_limit(self) -> int | None:
+        """How many policy calls the gateway passes: no more rollouts are claimed, as more calls would wait in it."""
+        limit, room = await self._gateway.limit(stated=self._settings.policy_calls), max(self._room.values())
+        if limit.calls is None:
+            return None
+        self._passed = limit.calls
+        if limit.bounds(room):
+            log.warning(
+                "the gateway passes fewer policy calls at a time than the pool plays rollouts: fewer are claimed",
+                policy_calls=limit.calls,
+                room=room,
+                basis=limit.basis,
+                remedy="docs/worker-pool.md, How many policy calls a gateway passes",
+            )
+        await self._look_at_calls(limit.calls)
+        return limit.calls
+
+    async def _look_at_calls(self, limit: int) -> None:
+        """Claim nothing while the gateway holds more calls than it passes: other pools have theirs there, too."""
+        held = await self._gateway.policy_calls()
+        crowded = held is not None and held > limit
+        if crowded and not self._crowded:
+            log.warning("the gateway holds more policy calls than it passes: claiming waits", held=held, passes=limit)
+        elif self._crowded and not crowded:
+            log.info("the gateway passes all policy calls again", held=held, passes=limit)
+            self._room_made.set()
+        self._crowded = crowded
+
+    async def _watch_calls(self, limit: int) -> None:
+        while True:
+            await asyncio.sleep(WATCH_S)
+            await self._look_at_calls(limit)
 
     async def _watch_gateway(self) -> None:
         """Notice a gateway that is gone or started again also while nothing is claimed or ended."""
@@ -99,6 +138,7 @@ class Supervisor:
             except GatewayError as error:
                 if error.status not in (404, 422):  # a version without this list
                     raise
+                await asyncio.Event().wait()  # forever: if one of these coroutines ends, the pool ends
                 return
             if count < most:
                 raise GatewayError(
@@ -145,7 +185,7 @@ class Supervisor:
         while True:
             self._raise_from_driven()
             self._room_made.clear()
-            if not any(room > 0 for room in self._room.values()):
+            if not self._has_room():
                 await self._room_made.wait()
                 continue
             if not self._candidates or time.monotonic() - self._listed_at > CANDIDATES_LAST_S:
@@ -176,11 +216,14 @@ class Supervisor:
             return ActiveRollout(rollout, path, True, None)
         return ActiveRollout(rollout, named, False, None)
 
+    def _has_room(self) -> bool:
+        return self._passed > 0 and not self._crowded and any(room > 0 for room in self._room.values())
+
     def _claim_candidates(self) -> bool:
         """Start to claim what there is room for; whether there was any."""
         kept: list[Rollout] = []
         started = False
-        while self._candidates and any(room > 0 for room in self._room.values()):
+        while self._candidates and self._has_room():
             rollout = self._candidates.popleft()
             run = self._run_of(rollout)
             if self._room[run.native] <= 0:
@@ -193,6 +236,7 @@ class Supervisor:
 
     def _drive(self, run: ActiveRollout, *, claim: bool) -> None:
         self._room[run.native] -= 1
+        self._passed -= 1
         self._monitor.running += 1
         task = asyncio.create_task(self._to_its_end(run, claim=claim))
         self._driven.add(task)
@@ -224,6 +268,7 @@ class Supervisor:
             self._player.forget(run, error)
         finally:
             self._room[run.native] += 1
+            self._passed += 1
             self._monitor.running -= 1
 
 

@@ -45,6 +45,13 @@ def test_the_plan_tells_the_memory_of_every_card_without_the_stack() -> None:
         assert card in told
 
 
+def test_the_plan_has_one_table_of_the_limits_of_all_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    told = " ".join(shown("--recipe", "s3_8x40gb", "gateway.url=http://127.0.0.1:1", "gateway.policy_calls=96").split())
+    for text in ("limits, for 512 rollouts at a time", "the retriever's queue", "open files", "claims 96 rollouts"):
+        assert text in told
+
+
 def test_the_plan_of_the_large_recipe() -> None:
     plan = make_plan(load_recipe("s3_8x40gb"))
     assert {process.name: process.gpus for process in plan.processes} == {
