@@ -10,7 +10,10 @@ _HANGING = 4
 
 
 def print_lines(console: Console, lines: Iterable[str | Table]) -> None:
-    """Print lines, and tables between them: lines are wrapped between words and indented on a terminal, unchanged elsewhere, where they are searched."""
+    """Print lines, and tables between them.
+
+    Lines are wrapped between words and indented on a terminal; elsewhere, where they are searched, they stay whole.
+    """
     for line in lines:
         if isinstance(line, Table):
             console.print(line)
