@@ -1,8 +1,9 @@
 """What a step's rollouts say of search itself, for the trackers: the trainer knows their rewards and lengths alone."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
 from s3_agent.rollout.episode_log import EpisodeRecord
 from s3_agent.types import ActionKind
@@ -22,6 +23,26 @@ def step_metrics(records: Sequence[EpisodeRecord]) -> dict[str, float]:
         if chosen := [record for record in records if record.is_train is is_train]:
             metrics |= {f"s3/{split}/{name}": value for name, value in _of(chosen).items()}
     return metrics
+
+
+def batch_metrics(trainer: Mapping[str, Any], *, questions: int | None, groups_of_one: int | None) -> dict[str, float]:
+    """What of a step was not trained, from the trainer's own metrics: all 0 in a healthy run; empty without a step.
+
+    `rows_dropped` and `groups_gone` count rows that were thrown away and questions without any row left, of the step's
+    `questions`; `rollouts_untrained` counts rollouts without a row in an update, whether lost or dropped;
+    `groups_of_one` counts questions with one rollout left, whose advantage is 0. What is not known is left out.
+    """
+    if "training/n_sample_trained" not in trainer:
+        return {}
+    trained = trainer.get("training/rollout_level_advantage/n_rollouts")
+    dropped = (value for name, value in trainer.items() if name.startswith("training/n_sample_dropped/"))
+    counts = {
+        "rows_dropped": sum(dropped),
+        "rollouts_untrained": None if trained is None else trainer["training/n_rollouts"] - trained,
+        "groups_gone": None if questions is None else questions - trainer["training/n_groups"],
+        "groups_of_one": groups_of_one,
+    }
+    return {f"s3/train/{name}": float(count) for name, count in counts.items() if count is not None}
 
 
 def _of(records: Sequence[EpisodeRecord]) -> dict[str, float]:
