@@ -6,7 +6,8 @@ failed attempt is tried again under a new id, on another worker, as the failure 
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -25,6 +26,8 @@ from s3_agent.rollout.failure_policy import DEADLINE, IMPORT, NOT_ALLOWED, REWAR
 from s3_agent.rollout.jobs import Failure, Job, Report
 from s3_agent.rollout.launcher import Link, WorkerLost
 from s3_agent.rollout.monitor import Monitor
+from s3_agent.rollout.native import OWN_AGENTS
+from s3_agent.rollout.recorded import Event, reward_of, untrained_answers
 from s3_agent.rollout.settings import PoolSettings
 from s3_agent.types import Task
 
@@ -90,6 +93,7 @@ class Player:
     ) -> None:
         self._settings, self._gateway, self._crew, self._key = settings, gateway, crew, key
         self._monitor, self._episodes = monitor, episodes
+        self._logged: defaultdict[str | None, set[str]] = defaultdict(set)
 
     def new_attempt_id(self) -> str:
         """Unique everywhere; what precedes the last dash is the pool's id, by which it knows its own again."""
@@ -200,15 +204,37 @@ class Player:
 
     async def _rewarded(self, run: Run, report: Report) -> Report:
         """The report with its reward. An attempt without one has failed: the trainer would fill in a zero."""
-        if report.failure is not None or report.reward is not None:
+        if report.failure is not None:
             return report
-        reward, message = None, "the worker reported neither a reward nor a failure"
-        if not run.native:  # it has posted the reward itself
-            reward = await self._gateway.reward(run.rollout_id)
-            message = "the class exited with code 0 and posted no reward that is a finite number"
-        if reward is None:
-            return report.model_copy(update={"failure": Failure(boundary=REWARD, message=message)})
-        return report.model_copy(update={"reward": reward})
+        if run.native and report.reward is None:
+            failure = Failure(boundary=REWARD, message="the worker reported neither a reward nor a failure")
+            return report.model_copy(update={"failure": failure})
+        if run.agent_class in OWN_AGENTS:
+            return report
+        events = await self._gateway.events(run.rollout_id, event_type=None if run.rollout.is_train else "reward")
+        if not run.native:  # the class has posted the reward itself
+            try:
+                report = report.model_copy(update={"reward": reward_of(events)})
+            except ValueError as cause:
+                failure = Failure(boundary=REWARD, message=f"the class exited with code 0 and {cause}")
+                return report.model_copy(update={"failure": failure})
+        return report.model_copy(update={"record": self._with_untrained(run, report.record, events)})
+
+    def _with_untrained(self, run: Run, record: dict[str, Any], events: Sequence[Event]) -> dict[str, Any]:
+        """The record with the number of answers that the trainer will leave out. Each reason is logged once a class."""
+        untrained = untrained_answers(events) if run.rollout.is_train else Counter()
+        for reason in untrained.keys() - self._logged[run.agent_class]:
+            self._logged[run.agent_class].add(reason)
+            log.warning(
+                "answers of the policy are not trained",
+                reason=reason,
+                agent_class=run.agent_class,
+                rollout_id=run.rollout_id,
+                answers=untrained[reason],
+            )
+        if not untrained:
+            return record
+        return {**record, "metrics": {**record.get("metrics", {}), "answers_untrained": float(untrained.total())}}
 
     def _worker(self, run: Run, job: Job) -> AbstractAsyncContextManager[Link]:
         if run.native:

@@ -16,7 +16,8 @@ def step_metrics(records: Sequence[EpisodeRecord]) -> dict[str, float]:
 
     `rag_baseline` is naive RAG's accuracy on the same questions, `invalid_actions` a share of all responses,
     `answers_kept` the share of answers that the generator was not asked for again. `retries/…` counts attempts that
-    failed and were tried again, or given up, by the boundary at fault.
+    failed and were tried again, or given up, by the boundary at fault. `answers_untrained` counts the policy's answers
+    that are in no training row (`s3_agent.rollout.recorded`), of agents other than ours.
     """
     metrics: dict[str, float] = {}
     for split, is_train in (("train", True), ("val", False)):
@@ -66,6 +67,7 @@ def _of(records: Sequence[EpisodeRecord]) -> dict[str, float]:
     counts = {
         "rollouts": float(len(records)),
         "failed": float(len(records) - len(ended)),
+        "answers_untrained": sum(record.metrics.get("answers_untrained", 0.0) for record in ended),
         **{f"retries/{boundary}": float(retries[boundary]) for boundary in {*BOUNDARIES, *retries}},
     }
     return {name: value for name, value in means.items() if value is not None} | counts

@@ -21,10 +21,14 @@ from agentlightning.verl.rollout_adapter import RolloutAdapter
 from hypothesis import given
 from hypothesis import strategies as st
 from verl import DataProto
-from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, get_adv_estimator_fn
+from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, get_adv_estimator_fn, kl_penalty
+from verl.utils import tensordict_utils as tu
+from verl.workers.config import ActorConfig
+from verl.workers.config.actor import PolicyLossConfig
+from verl.workers.utils.losses import ppo_loss
 
 from s3_agent.agl.advantages import COMPARED
-from s3_agent.agl.verl_config import ESTIMATOR
+from s3_agent.agl.verl_config import ESTIMATOR, kl_coefficient
 from s3_agent.doctor.checks.batch import REWARD_ALONE
 
 TOKENS = 6
@@ -70,13 +74,13 @@ class FakeServers:
 
 
 def updated(
-    rows: tuple[DataProto, dict[str, Any]], *, estimator: str, mini_batch: int
+    rows: tuple[DataProto, dict[str, Any]], *, estimator: str, mini_batch: int, loss_mode: str = "per_rollout_mean"
 ) -> tuple[dict[str, Any], DataProto]:
     """What Agent Lightning's own training step logs, and the batch that it hands to the optimizer. No model is run."""
     config = {
         "actor_rollout_ref": {
             "rollout": {"n": 4, "temperature": 1.0},
-            "actor": {"ppo_mini_batch_size": mini_batch, "policy_loss": {"loss_mode": "per_rollout_mean"}},
+            "actor": {"ppo_mini_batch_size": mini_batch, "policy_loss": {"loss_mode": loss_mode}},
         },
         "agentlightning": {"max_ppo_update_times": None},
         "algorithm": {
@@ -215,3 +219,77 @@ def test_advantages_of_any_groups_sum_to_0(groups: list[list[float]], divided: b
                 == torch.tensor([reward for name, reward in rows if name == f"q{number}"]).argmax()
             ), "the best of a group gains most"
     assert estimate.groups_of_one == sum(len(group) == 1 for group in groups)
+
+
+def gradient(batch: DataProto, *, kl_loss_coef: float, loss_mode: str) -> torch.Tensor:
+    """Of verl's own loss of an update with these rows, by the log-probs of all tokens. One rank, one micro batch."""
+    config = ActorConfig(
+        strategy="fsdp2",
+        use_kl_loss=True,
+        kl_loss_coef=kl_loss_coef,
+        policy_loss=PolicyLossConfig(loss_mode=loss_mode),
+        ppo_micro_batch_size_per_gpu=1,
+        rollout_n=1,
+    )
+    mask = batch.batch["response_mask"]
+    data = batch.batch.select("prompts", "responses", "attention_mask", "response_mask", "advantages")
+    data["old_log_probs"], data["ref_log_prob"] = torch.full(mask.shape, -1.0), torch.full(mask.shape, -1.5)
+    tu.assign_non_tensor(data, dp_size=1, batch_num_tokens=int(mask.sum()), global_batch_size=len(mask))
+    log_probs = torch.full((int(data["attention_mask"].sum()),), -1.0, requires_grad=True)
+    loss, _ = ppo_loss(config, {"log_probs": log_probs}, data)
+    [found] = torch.autograd.grad(loss, log_probs)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("loss_mode", "share"), [("per_rollout_mean", 0.5), ("cispo_per_rollout_mean", 0.5), ("vanilla", 1.0)]
+)
+def test_of_two_updates_each_has_half_of_agls_loss_and_the_whole_of_verls_kl(loss_mode: str, share: float) -> None:
+    """With the coefficient halved, policy and KL weigh what they do where the same rows are a step of their own."""
+    _, whole = updated(rows_of(MIXED[:4]), estimator=ESTIMATOR, mini_batch=4, loss_mode=loss_mode)
+    _, step = updated(rows_of(MIXED[:8]), estimator=ESTIMATOR, mini_batch=4, loss_mode=loss_mode)
+    first = step[slice(0, 16)]
+    assert len(step) == 32 and torch.equal(whole.batch["responses"], first.batch["responses"])
+    policy, policy_of_first = (gradient(rows, kl_loss_coef=0.0, loss_mode=loss_mode) for rows in (whole, first))
+    assert torch.allclose(policy_of_first, policy * share)
+    both, both_of_first = (gradient(rows, kl_loss_coef=0.1, loss_mode=loss_mode) for rows in (whole, first))
+    assert torch.allclose(both_of_first - policy_of_first, both - policy, atol=1e-7)
+    assert float((both - policy).abs().max()) > 1e-4
+    sizes = {
+        "data": {"train_batch_size": 8},
+        "actor_rollout_ref": {"actor": {"ppo_mini_batch_size": 4, "policy_loss": {"loss_mode": loss_mode}}},
+        "agentlightning": {"max_ppo_update_times": None},
+    }
+    corrected = kl_coefficient(0.1, OmegaConf.create(sizes))
+    assert torch.allclose(gradient(first, kl_loss_coef=corrected, loss_mode=loss_mode), both * share, atol=1e-7)
+
+
+@pytest.mark.parametrize(("kind", "pulls"), [("low_var_kl", False), ("low_var_kl+", True)])
+def test_the_low_variance_kl_does_not_pull_where_the_reference_is_far_ahead(kind: str, pulls: bool) -> None:
+    """verl clamps the estimate at 10, which it reaches where the reference is 2.61 nats ahead; `+` keeps a gradient."""
+
+    def pull(ahead: float) -> float:
+        log_prob = torch.tensor(-6.0, requires_grad=True)
+        kl_penalty(log_prob, torch.tensor(-6.0 + ahead), kind).backward()
+        assert log_prob.grad is not None
+        return float(log_prob.grad)
+
+    assert pull(2.6) < -2.5
+    assert (pull(2.65) != 0.0) is pulls
+    assert (pull(-11.5) != 0.0) is pulls, "nor where it is as far behind"
+
+
+def test_rewards_are_held_in_bfloat16() -> None:
+    batch, _ = rows_of([[0.901, 0.902, 0.903, 0.904]])
+    scores = batch.batch["token_level_scores"]
+    assert scores.dtype == torch.bfloat16
+    assert scores.sum(-1).unique().tolist() == [0.90234375]
+    metrics, step = updated((batch, {}), estimator=ESTIMATOR, mini_batch=1)
+    assert metrics["training/n_zero_adv_groups"] == 1
+    assert float(step.batch["advantages"].abs().max()) == 0.0
+
+
+def test_a_rollout_without_a_reward_trains_as_0() -> None:
+    batch, metrics = rows_of([[1.0, None, 1.0, 1.0]])
+    assert batch.batch["token_level_scores"].sum(-1).tolist() == [1.0, 0.0, 1.0, 1.0]
+    assert metrics["training/n_rollouts_w_reward"] == 3
