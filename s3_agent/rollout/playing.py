@@ -234,7 +234,9 @@ class Player:
             )
         if not untrained:
             return record
-        return {**record, "metrics": {**record.get("metrics", {}), "answers_untrained": float(untrained.total())}}
+        metrics = record.get("metrics")
+        metrics = metrics if isinstance(metrics, dict) else {}
+        return {**record, "metrics": {**metrics, "answers_untrained": float(untrained.total())}}
 
     def _worker(self, run: Run, job: Job) -> AbstractAsyncContextManager[Link]:
         if run.native:
