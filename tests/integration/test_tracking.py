@@ -120,3 +120,18 @@ def test_weights_and_biases_writes_offline_and_the_gateways_key_is_in_no_tracker
     assert b"http://gateway" in content, "the configuration is there"
     for path in logged.rglob("*"):
         assert path.is_dir() or b"secret-key" not in path.read_bytes(), path
+
+
+def test_a_trainer_of_yours_names_the_estimators_module_to_verl() -> None:
+    """As docs/your-own-agent.md says: verl loads it at its own import, in whichever process."""
+    program = "import verl, sys; from verl.trainer.ppo.core_algos import get_adv_estimator_fn as known; "
+    program += "known('s3_agent_grpo'); print('s3_agent.agl.tracking' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "VERL_USE_EXTERNAL_MODULES": "s3_agent.agl.advantages"},
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.splitlines()[-1] == "False", "which needs the files of a run"

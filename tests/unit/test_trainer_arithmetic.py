@@ -248,7 +248,7 @@ def test_of_two_updates_each_has_half_of_agls_loss_and_the_whole_of_verls_kl(los
     """With the coefficient halved, policy and KL weigh what they do where the same rows are a step of their own."""
     _, whole = updated(rows_of(MIXED[:4]), estimator=ESTIMATOR, mini_batch=4, loss_mode=loss_mode)
     _, step = updated(rows_of(MIXED[:8]), estimator=ESTIMATOR, mini_batch=4, loss_mode=loss_mode)
-    first = step[slice(0, 16)]
+    first: Any = step[slice(0, 16)]
     assert len(step) == 32 and torch.equal(whole.batch["responses"], first.batch["responses"])
     policy, policy_of_first = (gradient(rows, kl_loss_coef=0.0, loss_mode=loss_mode) for rows in (whole, first))
     assert torch.allclose(policy_of_first, policy * share)
@@ -269,9 +269,9 @@ def test_the_low_variance_kl_does_not_pull_where_the_reference_is_far_ahead(kind
     """verl clamps the estimate at 10, which it reaches where the reference is 2.61 nats ahead; `+` keeps a gradient."""
 
     def pull(ahead: float) -> float:
-        log_prob = torch.tensor(-6.0, requires_grad=True)
-        kl_penalty(log_prob, torch.tensor(-6.0 + ahead), kind).backward()
-        assert log_prob.grad is not None
+        log_prob: Any = torch.tensor(-6.0, requires_grad=True)
+        reference: Any = torch.tensor(-6.0 + ahead)
+        kl_penalty(log_prob, reference, kind).backward()
         return float(log_prob.grad)
 
     assert pull(2.6) < -2.5
