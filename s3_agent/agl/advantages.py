@@ -45,8 +45,8 @@ class ComparedRollouts:
         self.groups_of_one = sum(size == 1 for size in sizes.values())
         if self.groups_of_one:
             log.warning("%d of %d groups have one rollout left and count 0", self.groups_of_one, len(sizes))
-        compared = torch.tensor([sizes[group] > 1 for group in index], device=advantages.device)
-        advantages = advantages * compared.unsqueeze(-1)
+        alone = torch.tensor([sizes[group] == 1 for group in index], device=advantages.device)
+        advantages = advantages.masked_fill(alone.unsqueeze(-1), 0.0)
         return advantages, advantages
 
 
