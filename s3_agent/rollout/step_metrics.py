@@ -67,9 +67,10 @@ def _of(records: Sequence[EpisodeRecord]) -> dict[str, float]:
     counts = {
         "rollouts": float(len(records)),
         "failed": float(len(records) - len(ended)),
-        "answers_untrained": sum(record.metrics.get("answers_untrained", 0.0) for record in ended),
         **{f"retries/{boundary}": float(retries[boundary]) for boundary in {*BOUNDARIES, *retries}},
     }
+    if records[0].is_train:
+        counts["answers_untrained"] = sum(record.metrics.get("answers_untrained", 0.0) for record in ended)
     return {name: value for name, value in means.items() if value is not None} | counts
 
 

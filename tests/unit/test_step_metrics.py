@@ -73,6 +73,13 @@ def test_training_and_validation_are_told_apart() -> None:
     assert (found["s3/train/accuracy"], found["s3/val/accuracy"]) == (1.0, 0.0)
 
 
+def test_untrained_answers_are_added_up_over_training_rollouts() -> None:
+    lost = [record(FINISH, metrics={"answers_untrained": count}) for count in (2.0, 3.0)]
+    found = step_metrics([*lost, record(FINISH), record(FINISH, is_train=False)])
+    assert found["s3/train/answers_untrained"] == 5.0
+    assert "s3/val/answers_untrained" not in found, "validation trains nothing"
+
+
 def test_a_step_whose_rollouts_all_failed_has_counts_alone() -> None:
     found = step_metrics([record(FINISH, state="failed", episode=None)])
     assert found["s3/train/failed"] == pytest.approx(1.0)
