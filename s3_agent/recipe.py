@@ -153,6 +153,13 @@ class PolicyRecipe(_Section):
     mode: Literal["tokens", "chat"] = "tokens"
     request: dict[str, Any] = Field(default_factory=dict)
 
+    @field_validator("request")
+    @classmethod
+    def _one_answer(cls, request: dict[str, Any]) -> dict[str, Any]:
+        if request.get("stream") or request.get("n") not in (None, 1):
+            raise ValueError("n and stream can not be set: one whole answer of each call is read, and would be trained")
+        return request
+
 
 class GatewayRecipe(_Section):
     """Our `agl-server` on `port`, or a running one at `url`, whose key is in `AGL_KEY` or in the file `key_file`.

@@ -46,18 +46,22 @@ def policy_app(policy: FakePolicy) -> FastAPI:
     async def completions(body: JsonBody) -> dict[str, Any]:
         prompt = body["prompt"]
         asked = policy.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        with _server_errors():
-            completion = await policy.complete(asked, max_tokens=body["max_tokens"], stop=body["stop"])
-        ids = list(completion.token_ids)
-        choice = {
-            "index": 0,
-            "text": policy.tokenizer.decode(ids),
-            "finish_reason": completion.finish_reason,
-            "prompt_token_ids": asked,
-            "token_ids": ids,
-            "logprobs": {"token_logprobs": [-1.0] * len(ids)} if body.get("logprobs") else None,
-        }
-        return {"object": "text_completion", "model": body["model"], "choices": [choice]}
+        choices = []
+        for index in range(body.get("n") or 1):
+            with _server_errors():
+                completion = await policy.complete(asked, max_tokens=body["max_tokens"], stop=body["stop"])
+            ids = list(completion.token_ids)
+            choices.append(
+                {
+                    "index": index,
+                    "text": policy.tokenizer.decode(ids),
+                    "finish_reason": completion.finish_reason,
+                    "prompt_token_ids": asked,
+                    "token_ids": ids,
+                    "logprobs": {"token_logprobs": [-1.0] * len(ids)} if body.get("logprobs") else None,
+                }
+            )
+        return {"object": "text_completion", "model": body["model"], "choices": choices}
 
     return app
 

@@ -7,7 +7,6 @@ multiple of its processor time.
 
 import asyncio
 import json
-import sys
 from typing import Any, Literal, Self
 from urllib.parse import quote
 
@@ -165,17 +164,18 @@ class Gateway:
         event = {"event_type": "reward", "data": {"value": reward, "source": "agent"}}
         await self._call("POST", self.event_path(rollout_id, attempt_id), event)
 
-    async def reward(self, rollout_id: str) -> float | None:
-        """The finite number of the last reward event of the rollout's attempt, None when there is none."""
-        answer, _ = await self._call("GET", f"/api/rollouts/{_part(rollout_id)}/events?event_type=reward")
+    async def events(self, rollout_id: str, *, event_type: str | None = None) -> list[dict[str, Any]]:
+        """The events of the rollout's attempt in their order, each with `event_type` and a `data` object."""
+        asked = f"&event_type={event_type}" if event_type else ""
+        path = f"/api/rollouts/{_part(rollout_id)}/events?include_routed_experts=false{asked}"
+        answer, _ = await self._call("GET", path)
         try:
             events = json.loads(answer)
-            value = events[-1]["data"].get("value") if events else None
-        except (TypeError, KeyError, AttributeError, ValueError) as cause:
+            if not all(isinstance(event["event_type"], str) and isinstance(event["data"], dict) for event in events):
+                raise TypeError("an event has no type or no data")
+        except (TypeError, KeyError, ValueError) as cause:
             raise GatewayError(f"{self.url} shows events in an unknown form: {answer[:300]!r}") from cause
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            return None
-        return float(value) if abs(value) <= sys.float_info.max else None
+        return events
 
     async def succeed(self, rollout_id: str, attempt_id: str) -> None:
         """End the rollout on the attempt that earned its reward."""

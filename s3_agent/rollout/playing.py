@@ -6,7 +6,8 @@ It ends SUCCEEDED on the attempt that earned its reward, or FAILED on an attempt
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -26,7 +27,9 @@ from s3_agent.rollout.failure_policy import DEADLINE, GONE, IMPORT, NOT_ALLOWED,
 from s3_agent.rollout.jobs import AttemptResult, Failure, Job
 from s3_agent.rollout.launcher import Link, WorkerLost
 from s3_agent.rollout.monitor import Monitor
+from s3_agent.rollout.native import OWN_AGENTS
 from s3_agent.rollout.pool_log import PoolLog
+from s3_agent.rollout.recorded import Event, reward_of, untrained_answers
 from s3_agent.rollout.settings import PoolSettings
 from s3_agent.types import Task
 
@@ -107,6 +110,7 @@ class Player:
     ) -> None:
         self._settings, self._gateway, self._crew, self._key = settings, gateway, crew, key
         self._monitor, self._episodes, self._events = monitor, episodes, events
+        self._logged: defaultdict[str | None, set[str]] = defaultdict(set)
 
     def new_attempt_id(self) -> str:
         """Unique everywhere; what precedes the last dash is the pool's id, by which it knows its own again."""
@@ -228,15 +232,39 @@ class Player:
 
     async def _rewarded(self, run: ActiveRollout, report: AttemptResult) -> AttemptResult:
         """The report with its reward. An attempt without one has failed: the trainer would fill in a zero."""
-        if report.failure is not None or report.reward is not None:
+        if report.failure is not None:
             return report
-        reward, message = None, "the worker reported neither a reward nor a failure"
-        if not run.native:  # it has posted the reward itself
-            reward = await self._gateway.reward(run.rollout_id)
-            message = "the class exited with code 0 and posted no reward that is a finite number"
-        if reward is None:
-            return report.model_copy(update={"failure": Failure(boundary=REWARD, message=message)})
-        return report.model_copy(update={"reward": reward})
+        if run.native and report.reward is None:
+            failure = Failure(boundary=REWARD, message="the worker reported neither a reward nor a failure")
+            return report.model_copy(update={"failure": failure})
+        if run.agent_class in OWN_AGENTS:
+            return report
+        events = await self._gateway.events(run.rollout_id, event_type=None if run.rollout.is_train else "reward")
+        if not run.native:  # the class has posted the reward itself
+            try:
+                report = report.model_copy(update={"reward": reward_of(events)})
+            except ValueError as cause:
+                failure = Failure(boundary=REWARD, message=f"the class exited with code 0 and {cause}")
+                return report.model_copy(update={"failure": failure})
+        return report.model_copy(update={"record": self._with_untrained(run, report.record, events)})
+
+    def _with_untrained(self, run: ActiveRollout, record: dict[str, Any], events: Sequence[Event]) -> dict[str, Any]:
+        """The record with the number of answers that the trainer will leave out. Each reason is logged once a class."""
+        untrained = untrained_answers(events) if run.rollout.is_train else Counter()
+        for reason in untrained.keys() - self._logged[run.agent_class]:
+            self._logged[run.agent_class].add(reason)
+            log.warning(
+                "answers of the policy are not trained",
+                reason=reason,
+                agent_class=run.agent_class,
+                rollout_id=run.rollout_id,
+                answers=untrained[reason],
+            )
+        if not untrained:
+            return record
+        metrics = record.get("metrics")
+        metrics = metrics if isinstance(metrics, dict) else {}
+        return {**record, "metrics": {**metrics, "answers_untrained": float(untrained.total())}}
 
     def _worker(self, run: ActiveRollout, job: Job, *, avoid: str) -> AbstractAsyncContextManager[Link]:
         if run.native:

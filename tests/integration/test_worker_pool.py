@@ -24,6 +24,7 @@ from s3_agent.launch.rollout_story import pool_files, show_rollout
 from s3_agent.rollout.failure_policy import FailurePolicy
 from s3_agent.rollout.native import WorkerSettings
 from s3_agent.rollout.pool import GATEWAY_LOST, only_pool_of
+from s3_agent.rollout.recorded import SAME_PROMPT
 from s3_agent.rollout.settings import PoolSettings
 from s3_agent.rollout.story import Story
 from tests.agents.native import ODD_ENDS, ODD_RESULTS
@@ -569,6 +570,26 @@ def test_a_native_agent_that_raises_is_tried_again(
     [failure] = records(settings)[rollout_id].failures
     assert (failure.boundary, failure.message) == ("agent", "RuntimeError: once")
     assert gateway.rewards(rollout_id) == [0.5]
+
+
+def test_a_native_agents_answers_that_no_row_trains_are_counted(
+    gateway: GatewayApi, settings: PoolSettings, worker: WorkerSettings, tmp_path: Path
+) -> None:
+    agent = "tests.agents.native:AsksTwice"
+    asking = worker.model_copy(update={"native_agents": (agent,)})
+    mine, none, own = (
+        gateway.enqueue({"metrics": {"mine": 7.0}}, agent_class=agent)[0],
+        gateway.enqueue({"metrics": {}}, agent_class=agent)[0],
+        gateway.enqueue(task(1))[0],
+    )
+    with started(settings, asking, log=tmp_path / "log") as pool:
+        until(lambda: gateway.states([mine, none, own]) == {"succeeded"})
+        assert pool.stop() == 0
+    ended = records(settings)
+    assert ended[mine].metrics == {"mine": 7.0, "answers_untrained": 1.0}
+    assert ended[none].metrics == {"answers_untrained": 1.0}
+    assert "answers_untrained" not in ended[own].metrics
+    assert (tmp_path / "log").read_text().count(SAME_PROMPT) == 1
 
 
 def test_whatever_an_agent_returns_or_raises_ends_its_attempt_alone(

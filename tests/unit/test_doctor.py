@@ -200,6 +200,7 @@ PLANTS: list[tuple[str, Callable[[], Case]]] = [
     ("limits.ray-cpus", with_host(cores=16)),
     ("limits.ray-cpus", with_recipe("trainer.verl.ray_kwargs.ray_init.num_cpus=18")),
     ("batch.group-of-one", with_recipe(f"{VERL}.rollout.n=1")),
+    ("batch.lone-reward", with_recipe("trainer.verl.algorithm.adv_estimator=rloo")),
     ("batch.mini-batch-too-large", with_recipe(f"{VERL}.actor.ppo_mini_batch_size=240")),
     ("batch.rows-dropped", with_recipe(f"{VERL}.actor.ppo_mini_batch_size=90")),
     ("batch.updates-capped", with_recipe("trainer.max_updates=1")),
@@ -303,6 +304,15 @@ def test_an_emulated_precision_is_reported_with_its_factor() -> None:
     [finding] = examine(emulated("generator.dtype=bfloat16")())
     assert "8.0 times as long as in float32" in finding.why
     assert finding.mend == "generator.dtype=auto"
+
+
+@pytest.mark.parametrize(
+    ("estimator", "said"), [("s3_agent_grpo", "nothing is learned"), ("grpo", "raw reward of one alone")]
+)
+def test_what_a_group_of_one_does_depends_on_the_estimator(estimator: str, said: str) -> None:
+    found = examine(sound("s3_8x40gb", f"{VERL}.rollout.n=1", f"trainer.verl.algorithm.adv_estimator={estimator}"))
+    [finding] = [finding for finding in found if finding.id.startswith(("batch.group", "batch.lone"))]
+    assert finding.id == "batch.group-of-one" and said in finding.why
 
 
 def test_findings_are_told_errors_first_and_as_rows() -> None:
