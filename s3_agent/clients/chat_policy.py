@@ -24,7 +24,7 @@ TEMPLATE_TOKENS = 64
 def close_stop(before: str, text: str, stop: Sequence[str]) -> str:
     """`text` up to the first stop string; one that the server took away is put back where its tag is still open.
 
-    `before` is what the policy read last: an observation may have opened the tag (spec §1.4 step 6).
+    `before` is what the policy read last: an observation may have opened the tag (docs/originals.md#a2).
     """
     if not stop or any(mark in text for mark in stop):
         return cut_at(text, stop)

@@ -272,3 +272,14 @@ def test_an_edited_template_is_another_run_and_another_evaluation(tmp_path: Path
     assert [name for name in after if after[name] != before[name]] == ["policy.chat_template"]
     assert policy.identity != edited.identity
     assert "policy.chat_template_kwargs.enable_thinking" in before
+
+
+def test_verl_saves_the_recipes_template_with_the_policy(tmp_path: Path) -> None:
+    """So that a policy trained from a base model can be asked by whoever gets its folder."""
+    from verl.workers.config import HFModelConfig
+
+    model = HFModelConfig(path=str(NANO_POLICY), custom_chat_template=BASE)
+    assert model.tokenizer is not None
+    model.tokenizer.save_pretrained(tmp_path / "policy")
+    tokenizer = policy_tokenizer(str(tmp_path / "policy"))
+    assert tokenizer.decode(tokenizer.chat(QUESTION)) == f"user: {QUESTION}\nassistant:"
