@@ -301,6 +301,8 @@ def workers(
             retriever_url=retriever_url(settings),
             generator_url=generator_url(settings),
             policy_tokenizer=settings.policy.model,
+            policy_template=settings.policy.template,
+            policy_context_tokens=settings.trained_window,
             concurrency=concurrency or settings.workers.concurrency,
             agent=settings.agent,
             generator=settings.generator.client,

@@ -161,12 +161,14 @@ class TrainerSettings(TrainerRecipe):
     """A trainer recipe with what the run adds to it.
 
     `agent_class` and `env_map` go with each rollout and say who plays it. `generation` counts how often the run was
-    resumed; `validate_first` is false when it goes on from a checkpoint.
+    resumed; `validate_first` is false when it goes on from a checkpoint. `chat_template` is the text of a template that
+    the trained policy is saved with, instead of the model's own.
     """
 
     run: str
     generation: int = 0
     model: str
+    chat_template: str | None = None
     agent_class: str | None = None
     env_map: dict[str, str] = Field(default_factory=dict)
     gateway_url: str
@@ -180,6 +182,7 @@ class TrainerSettings(TrainerRecipe):
 def _common(settings: TrainerSettings, gateway_key: str) -> dict[str, Any]:
     context = settings.prompt_tokens + settings.response_tokens
     packed = settings.tokens_per_gpu
+    template = {} if settings.chat_template is None else {"custom_chat_template": settings.chat_template}
     return {
         "algorithm": {
             "adv_estimator": ESTIMATOR,
@@ -198,7 +201,7 @@ def _common(settings: TrainerSettings, gateway_key: str) -> dict[str, Any]:
             "seed": settings.seed,
         },
         "actor_rollout_ref": {
-            "model": {"path": settings.model, "use_fused_kernels": settings.fused_log_probs},
+            "model": {"path": settings.model, "use_fused_kernels": settings.fused_log_probs, **template},
             "actor": {
                 "strategy": "fsdp2",
                 "ppo_mini_batch_size": settings.mini_batch,

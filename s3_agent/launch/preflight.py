@@ -40,7 +40,7 @@ def gather(recipe: Recipe, *, machine: Machine | None = None) -> Case:
     train, validation = inputs.read_tasks(recipe, "train", problems), inputs.read_tasks(recipe, "validation", problems)
     corpus = inputs.open_corpus(recipe, problems)
     cache = inputs.read_rag_cache(recipe, problems)
-    tokenizer = inputs.open_tokenizer(models["policy"], problems)
+    tokenizer = inputs.open_tokenizer(models["policy"], recipe.policy.template, problems)
     if train is not None and cache is not None:
         train = inputs.beyond_cache(train, cache)
     known = corpus is not None and cache is not None
@@ -56,7 +56,7 @@ def gather(recipe: Recipe, *, machine: Machine | None = None) -> Case:
         index=inputs.index_facts(recipe, corpus),
         tokenizer=tokenizer,
         vocabulary=inputs.vocabulary(models["policy"].folder),
-        first_prompt=inputs.first_prompt(recipe, tokenizer, corpus, train),
+        first_prompt=inputs.or_none(lambda: inputs.first_prompt(recipe, tokenizer, corpus, train)),
         train=train,
         validation=validation,
         rag_cache=cache,

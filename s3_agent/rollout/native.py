@@ -20,7 +20,7 @@ from s3_agent.clients.http import bearer
 from s3_agent.clients.judge import JudgeSettings, make_judge
 from s3_agent.clients.policy import CompletionsPolicy
 from s3_agent.clients.retriever import HttpRetriever
-from s3_agent.clients.tokenizer import load_tokenizer
+from s3_agent.clients.tokenizer import ChatTemplate, load_tokenizer, policy_tokenizer
 from s3_agent.errors import ConfigError
 from s3_agent.rollout.jobs import Job
 from s3_agent.rollout.runner import AgentSettings, run_task
@@ -45,6 +45,8 @@ class WorkerSettings(BaseModel):
     retriever_url: str
     generator_url: str | None
     policy_tokenizer: str
+    policy_template: ChatTemplate = Field(default_factory=ChatTemplate)
+    policy_context_tokens: int | None = None
     concurrency: int = Field(default=8, ge=1)
     agent: AgentSettings = Field(default_factory=AgentSettings)
     generator: GeneratorSettings = Field(default_factory=GeneratorSettings)
@@ -94,7 +96,7 @@ class RecipeAgent:
         self._http = http_client()
         # A policy call waits for its turn in the policy server, and must not be made twice: the attempt's end ends it.
         self._policy_http = http_client(read_s=None, headers=bearer(settings.gateway_key))
-        self._tokenizer = load_tokenizer(settings.policy_tokenizer)
+        self._tokenizer = policy_tokenizer(settings.policy_tokenizer, settings.policy_template)
         self._retriever = HttpRetriever(self._http, settings.retriever_url)
         self._generator = make_generator(self._http, settings.generator_url, settings.generator)
         self._judge = make_judge(self._http, settings.generator_url, settings.judge)
@@ -102,7 +104,7 @@ class RecipeAgent:
     @staticmethod
     def preload(settings: WorkerSettings) -> None:
         """Load what all worker processes share."""
-        load_tokenizer(settings.policy_tokenizer)
+        policy_tokenizer(settings.policy_tokenizer, settings.policy_template)
         if settings.generator.tokenizer:
             load_tokenizer(settings.generator.tokenizer)
         _tls()
@@ -113,7 +115,13 @@ class RecipeAgent:
         outcome = await run_task(
             task,
             self._settings.agent.played_by(name) if name else self._settings.agent,
-            policy=CompletionsPolicy(self._policy_http, job.policy_url, self._tokenizer, seed=job.seed),
+            policy=CompletionsPolicy(
+                self._policy_http,
+                job.policy_url,
+                self._tokenizer,
+                seed=job.seed,
+                context_tokens=self._settings.policy_context_tokens,
+            ),
             retriever=self._retriever,
             generator=self._generator,
             judge=self._judge,

@@ -15,6 +15,7 @@ from typing import Any
 
 import structlog
 
+from s3_agent.clients.http import attempt_ends
 from s3_agent.errors import BoundaryError, S3AgentError
 from s3_agent.logs import set_up_log
 from s3_agent.rollout.cancelling import cancelled_by
@@ -46,7 +47,8 @@ class NativeWorker:
         limit = asyncio.timeout(job.seconds)
         try:
             async with limit:
-                played = await self._agent(job.agent_class).play(job)
+                with attempt_ends(job.seconds):
+                    played = await self._agent(job.agent_class).play(job)
             return _report(job, played)
         except BoundaryError as cause:
             # Refused, not unreachable: the same request would be refused again.
