@@ -64,7 +64,10 @@ def _set_up(
     from s3_agent.launch.keys import shown_keys
 
     if context.invoked_subcommand != "doctor":  # it looks at the environment of the shell
-        os.environ.update(sparing_loopback(os.environ))  # for libraries that make clients of their own
+        spared = sparing_loopback(os.environ)  # for libraries that make clients of their own
+        for name in os.environ.keys() - spared.keys():
+            del os.environ[name]
+        os.environ.update(spared)
     if shown := shown_keys(sys.argv[1:]):
         names = ", ".join(shown)
         typer.secho(
