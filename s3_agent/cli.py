@@ -130,7 +130,7 @@ def train(
         require_training_stack("training")
         from s3_agent.launch.job import resume_job
 
-        raise typer.Exit(resume_job(resume, overrides, allow_changes=allow_changes))
+        raise typer.Exit(resume_job(resume, overrides, allow_changes=allow_changes, skip_doctor=skip_doctor))
     settings = load_twin(recipe, overrides) if twin else load_recipe(recipe, overrides)
     if agent is not None:
         settings = settings.of_agent(agent)

@@ -41,7 +41,10 @@ class Host:
     `listening` maps a port on which somebody listens to who does; `packages` a distribution to its version; `disks` a
     path of the recipe to what holds it; `newest_input` is the last change of a data file; `stray_rays` are the process
     ids of Ray daemons that no job owns; `cuda` is the CUDA release that torch was built for; `instructions` are the
-    processor's as Linux names them on x86, empty elsewhere.
+    processor's as Linux names them on x86, empty elsewhere. `environment` is what the checks look at of the variables;
+    `temporary` the user's temporary folder and `sockets` the one that a run uses for its sockets (None: there is none);
+    `shadowing` a package of the run to the folder on Python's path that holds another of its name;
+    `missing_certificates` a variable to the file that it names and that is not there; `interfaces` are the network's.
     """
 
     ram: int
@@ -62,6 +65,12 @@ class Host:
     python: tuple[int, int] = (3, 12)
     root: bool = False
     instructions: frozenset[str] = frozenset()
+    temporary: Path = Path("/tmp")
+    sockets: Path | None = Path("/tmp")
+    shadowing: Mapping[str, Path] = field(default_factory=dict)
+    missing_certificates: Mapping[str, Path] = field(default_factory=dict)
+    interfaces: frozenset[str] = frozenset()
+    wandb_key: bool = False
 
 
 @dataclass(frozen=True, slots=True)
