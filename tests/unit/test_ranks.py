@@ -46,7 +46,9 @@ def refuses(ranks: int, *, fsdp_size: int = -1, sequence_parallel: int = 1) -> b
     from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
 
     engine = FSDPEngine.__new__(FSDPEngine)
-    engine.engine_config = SimpleNamespace(fsdp_size=fsdp_size, ulysses_sequence_parallel_size=sequence_parallel)
+    vars(engine)["engine_config"] = SimpleNamespace(
+        fsdp_size=fsdp_size, ulysses_sequence_parallel_size=sequence_parallel
+    )
     try:
         engine._init_device_mesh()
     except (RuntimeError, ValueError, AssertionError, IndexError):
