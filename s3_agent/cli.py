@@ -64,7 +64,10 @@ def _set_up(
     from s3_agent.launch.keys import shown_keys
 
     if context.invoked_subcommand != "doctor":  # it looks at the environment of the shell
-        os.environ.update(sparing_loopback(os.environ))  # for libraries that make clients of their own
+        spared = sparing_loopback(os.environ)  # for libraries that make clients of their own
+        for name in os.environ.keys() - spared.keys():
+            del os.environ[name]
+        os.environ.update(spared)
     if shown := shown_keys(sys.argv[1:]):
         names = ", ".join(shown)
         typer.secho(
@@ -127,7 +130,7 @@ def train(
         require_training_stack("training")
         from s3_agent.launch.job import resume_job
 
-        raise typer.Exit(resume_job(resume, overrides, allow_changes=allow_changes))
+        raise typer.Exit(resume_job(resume, overrides, allow_changes=allow_changes, skip_doctor=skip_doctor))
     settings = load_twin(recipe, overrides) if twin else load_recipe(recipe, overrides)
     if agent is not None:
         settings = settings.of_agent(agent)

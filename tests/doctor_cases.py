@@ -16,6 +16,7 @@ from s3_agent.recipe import Recipe, load_recipe
 from s3_agent.types import Task
 
 PINNED = {"agentlightning": "1.0.2", "verl": "0.8.0", "torch": "2.11.0", "vllm": "0.20.2", "flash-attn": "2.8.3"}
+INSTALLED = {**PINNED, "tensorboard": "2.21.0"}
 A100 = Gpu(0, "NVIDIA A100-SXM4-40GB", 40960 * MIB, 40950 * MIB, driver="580.95.05", capability=(8, 0))
 TASKS = tuple(Task(id=str(n), question=f"Who was number {n}?", golden_answers=("Ann",)) for n in range(700))
 HOST = Host(
@@ -28,7 +29,7 @@ HOST = Host(
     now=2e9,
     newest_input=1.9e9,
     ephemeral_ports=(32768, 60999),
-    packages=PINNED,
+    packages=INSTALLED,
     cuda="13.0",
 )
 

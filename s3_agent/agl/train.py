@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from s3_agent.agl.run_files import run_environment
 from s3_agent.agl.verl_config import TrainerSettings, environment, trainer_config
+from s3_agent.clients.connections import NO_PROXY
 from s3_agent.data.tasks import read_jsonl
 from s3_agent.preloaded import VARIABLE as PRELOADED
 
@@ -39,7 +40,8 @@ def main(settings_file: str, train_file: str, validation_file: str, metrics_file
     if executable := os.environ.get(PRELOADED):
         OmegaConf.update(config, "ray_kwargs.ray_init.runtime_env.py_executable", executable, force_add=True)
     if settings.ray_address:
-        _hand_over_environment(config, variables)
+        unproxied = {name: os.environ[name] for name in NO_PROXY if name in os.environ}
+        _hand_over_environment(config, variables | unproxied)
     from agentlightning.verl.entrypoint import run_ppo
 
     run_ppo(config, train_dataset=train, val_dataset=validation)

@@ -42,6 +42,7 @@ REFUSED = {
     "trainer.total_training_steps": "set trainer.steps",
     "trainer.save_freq": "set trainer.checkpoint_every",
     "trainer.max_actor_ckpt_to_keep": "set trainer.checkpoints_kept",
+    "trainer.max_critic_ckpt_to_keep": "set trainer.checkpoints_kept",
     "trainer.test_freq": "set trainer.validate_every",
     "trainer.val_before_train": "a summary compares with the validation before the first step: leave it out",
     "trainer.logger": "set trainer.trackers",
@@ -245,6 +246,7 @@ def _common(settings: TrainerSettings, gateway_key: str) -> dict[str, Any]:
             "save_freq": settings.checkpoint_every or settings.steps,
             "test_freq": settings.validate_every or settings.steps,
             "max_actor_ckpt_to_keep": settings.checkpoints_kept,
+            "max_critic_ckpt_to_keep": settings.checkpoints_kept,
             "total_epochs": 1_000_000,
             "total_training_steps": settings.steps,
             "resume_mode": "auto",  # the run's own folder is empty, or holds what it goes on from

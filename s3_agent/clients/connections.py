@@ -1,15 +1,18 @@
 """HTTP clients that use the environment's proxy for other machines, and never for this one.
 
-Keys and prompts for 127.0.0.1 would otherwise go to whatever `HTTP_PROXY` names. Every client of ours is made here;
-libraries that make their own, and processes that we start, are told by `NO_PROXY` (`sparing_loopback`).
+Keys and prompts for 127.0.0.1 would otherwise go to whatever `HTTP_PROXY` names. Every client of ours is made here.
+Libraries that make their own, and the processes that we start, get an environment in which every one of their HTTP
+clients can be made and none asks a proxy for this machine (`sparing_loopback`).
 """
 
+import os
 import socket
-from collections.abc import Callable, Mapping
-from ipaddress import IPv6Address, ip_address
+from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
+from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.request import getproxies, proxy_bypass_environment  # pyright: ignore[reportAttributeAccessIssue]
 
 import httpx
 
@@ -24,6 +27,11 @@ KEEPALIVE = (
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
 )
+NO_PROXY = ("NO_PROXY", "no_proxy")
+DIRECT = dict.fromkeys(NO_PROXY, "*")
+"""The environment of a process that asks no proxy for anything."""
+
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 
 def is_loopback(host: str) -> bool:
@@ -43,22 +51,93 @@ def is_loopback(host: str) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
+def usable_proxy(value: str) -> str | None:
+    """The address of the proxy that a variable names; None where httpx, and what is built on it, can not use it.
+
+    That is a SOCKS proxy without the package `socksio`, a scheme such as `socks://` or `socks4://`, and what is no
+    address. A client of httpx can not even be made while the environment names one.
+    """
+    address = value if "://" in value else f"http://{value}"
+    try:
+        scheme = httpx.Proxy(address).url.scheme
+    except (ValueError, httpx.InvalidURL):
+        return None
+    return address if not scheme.startswith("socks") or find_spec("socksio") else None
+
+
+def _unproxied(environment: Mapping[str, str]) -> list[str]:
+    """What NO_PROXY names in both its spellings: most programs read one and overlook the other."""
+    named = [part.strip() for name in NO_PROXY for part in environment.get(name, "").split(",")]
+    return [*dict.fromkeys(filter(None, named))]
+
+
+def _is_unproxied(host: str, port: int | None, named: list[str]) -> bool:
+    if proxy_bypass_environment(f"{host}:{port}" if port else host, {"no": ",".join(named)}):
+        return True
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return False
+    for part in named:
+        try:
+            if address in ip_network(part.strip("[]"), strict=False):
+                return True
+        except ValueError:
+            continue
+    return False
+
+
 def proxy_of(url: str) -> str | None:
-    """The environment's proxy for `url`; None for this machine, and where there is none."""
+    """The environment's proxy for `url`; None for this machine, and where there is none that can be used."""
     parts = urlsplit(url)
     host = parts.hostname or ""
-    if is_loopback(host) or proxy_bypass(f"{host}:{parts.port}" if parts.port else host):
+    if is_loopback(host) or _is_unproxied(host, parts.port, _unproxied(os.environ)):
         return None
     proxies = getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
-    return f"http://{proxy}" if proxy and "://" not in proxy else proxy or None
+    return usable_proxy(proxy) if proxy else None
+
+
+def _readable(named: list[str]) -> Iterator[str]:
+    """The parts of NO_PROXY of which httpx can make a pattern.
+
+    `[::1]` becomes `::1`; what it can not read, such as a range of IPv6 addresses, is left out: a single one keeps
+    every client of httpx from being made.
+    """
+    for part in named:
+        bare = part.removeprefix("[").removesuffix("]")
+        pattern = part
+        if "://" not in part:
+            try:
+                part, pattern = bare, f"all://[{bare}]" if ip_address(bare).version == 6 else f"all://{bare}"
+            except ValueError:
+                pattern = f"all://[{part}]" if _is_ipv6_range(part) else f"all://*{part}"
+        try:
+            httpx.URL(pattern)
+        except (ValueError, httpx.InvalidURL):
+            continue
+        yield part
+
+
+def _is_ipv6_range(part: str) -> bool:
+    try:
+        return ip_address(part.partition("/")[0]).version == 6
+    except ValueError:
+        return False
 
 
 def sparing_loopback(environment: Mapping[str, str]) -> dict[str, str]:
-    """`NO_PROXY` in both its spellings, with this machine added to what `environment` names."""
-    named = [part.strip() for name in ("NO_PROXY", "no_proxy") for part in environment.get(name, "").split(",")]
-    value = ",".join(dict.fromkeys([*filter(None, named), *LOOPBACK]))
-    return {"NO_PROXY": value, "no_proxy": value}
+    """`environment` with proxies that every HTTP client can use or overlook, and none of them for this machine.
+
+    Both spellings of NO_PROXY name what either did, and this machine; proxies that can not be used are left out.
+    """
+    kept = {
+        name: value
+        for name, value in environment.items()
+        if name.lower() not in _PROXIES or not value or usable_proxy(value)
+    }
+    named = ",".join(dict.fromkeys([*_readable(_unproxied(environment)), *LOOPBACK]))
+    return kept | dict.fromkeys(NO_PROXY, named)
 
 
 class _Routes[T]:

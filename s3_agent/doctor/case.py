@@ -42,7 +42,8 @@ class Case:
     `models` by part (`policy`, `generator`); `unreadable` maps an input of the recipe to why it can not be read, with
     what to do; `pinned` is the tested matrix, a distribution to its version; `first_prompt` are the tokens of a long
     first prompt; `precision` what was measured of this processor, where the recipe asks it for a precision;
-    `gateway_answer` what a user's gateway reports about its limit (`s3_agent.clients.gateway_limit`).
+    `gateway_answer` what a user's gateway reports about its limit (`s3_agent.clients.gateway_limit`); `written` the
+    bytes of checkpoints that a resumed run has already.
     """
 
     recipe: Recipe
@@ -62,6 +63,7 @@ class Case:
     pinned: Mapping[str, str] = field(default_factory=dict)
     precision: Precision | None = None
     gateway_answer: str | None = None
+    written: int = 0
 
     @property
     def cuda(self) -> bool:

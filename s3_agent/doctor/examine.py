@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from s3_agent.doctor.case import Case
 from s3_agent.doctor.checks.batch import check_batch
 from s3_agent.doctor.checks.disk import check_disk
+from s3_agent.doctor.checks.environment import check_environment
 from s3_agent.doctor.checks.files import check_files, check_tasks
 from s3_agent.doctor.checks.gateway import check_gateway
 from s3_agent.doctor.checks.gpus import check_gpus
@@ -31,6 +32,7 @@ CHECKS: tuple[Check, ...] = (
     check_ports,
     check_host,
     check_limits,
+    check_environment,
     check_files,
     check_tasks,
     check_rag_cache,

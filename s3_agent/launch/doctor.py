@@ -20,6 +20,7 @@ from s3_agent.doctor.sizing import smallest_machine
 from s3_agent.errors import ConfigError
 from s3_agent.launch.long_lines import print_lines
 from s3_agent.launch.preflight import gather
+from s3_agent.launch.run import Run
 from s3_agent.recipe import Recipe
 
 console = Console(stderr=True)
@@ -84,9 +85,12 @@ def doctor_job(recipe: Recipe, *, machine: str | None = None, as_json: bool = Fa
     return int(failed)
 
 
-def require_sound(recipe: Recipe) -> None:
-    """Say the warnings; raise ConfigError with the errors. What `train` does before it starts anything."""
-    found = examine(gather(recipe))
+def require_sound(recipe: Recipe, *, run: Run | None = None) -> None:
+    """Say the warnings; raise ConfigError with the errors. What `train` does before it starts anything.
+
+    `run` is one that is resumed: what it has on the disk already needs no room.
+    """
+    found = examine(gather(recipe, run=run))
     wrong = told.errors(found)
     if mild := [finding for finding in found if finding not in wrong]:
         print_lines(console, told.as_text(mild).split("\n"))

@@ -21,6 +21,7 @@ from s3_agent.launch.resume import (
 )
 from s3_agent.launch.run import Run
 from s3_agent.launch.stack import last_lines
+from s3_agent.rollout.inherited import inherited
 from s3_agent.rollout.process import ending_with_parent
 
 
@@ -80,7 +81,7 @@ def _copy(source: Path, target: Path) -> None:
 def _merge(actor: Path, target: Path, *, log: Path) -> None:
     log.parent.mkdir(exist_ok=True)
     # The merger works on the CPU; what it sees of a GPU it would only take memory of.
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**inherited(os.environ), "CUDA_VISIBLE_DEVICES": ""}
     with log.open("ab") as output:
         command = ending_with_parent(commands.merge_command(actor, target))
         done = subprocess.run(

@@ -25,12 +25,13 @@ from s3_agent.guard import printable
 from s3_agent.launch import commands
 from s3_agent.launch.changes import changes, changes_of, record_changes, require_same, write_conditions
 from s3_agent.launch.contract import agent_class_of, env_map_of
+from s3_agent.launch.doctor import require_sound
 from s3_agent.launch.export import replace_policy
 from s3_agent.launch.keys import KEY_REMEDY, with_gateway_key
 from s3_agent.launch.parts import service_parts, training_parts
 from s3_agent.launch.ports import listening, reserve_port
 from s3_agent.launch.progress import Progress
-from s3_agent.launch.resume import end_leftovers, require_ranks, rewind
+from s3_agent.launch.resume import CheckpointBound, end_leftovers, require_ranks, rewind
 from s3_agent.launch.run import Run
 from s3_agent.launch.serving import with_answer_cache, with_precision, with_served_identity
 from s3_agent.launch.stack import Interrupted, Stack
@@ -54,6 +55,12 @@ def resolve_ports(recipe: Recipe, *, any_free: bool = False) -> Recipe:
             port = reserve_port(name, section.port, or_any=any_free)
             sections[name] = section.model_copy(update={"port": port})
     return recipe.model_copy(update=sections)
+
+
+def _with_any_ports(recipe: Recipe) -> Recipe:
+    """The recipe as a resumed run takes it: ports that are busy now are of no account."""
+    names = ("retriever", "generator", "gateway")
+    return recipe.model_copy(update={name: getattr(recipe, name).model_copy(update={"port": 0}) for name in names})
 
 
 def require_external(recipe: Recipe) -> None:
@@ -133,11 +140,13 @@ def train_job(recipe: Recipe, *, name: str | None = None) -> int:
     return _train(recipe, run, resumed=False)
 
 
-def resume_job(name: str, overrides: Sequence[str] = (), *, allow_changes: bool = False) -> int:
+def resume_job(
+    name: str, overrides: Sequence[str] = (), *, allow_changes: bool = False, skip_doctor: bool = False
+) -> int:
     """Go on with a run that was killed, or has come to its end and is given more steps; as `train_job`.
 
-    `name` is its folder, or its name below `runs`. Raises ConfigError when there is no such run, and when what it was
-    played with has changed and that is not allowed.
+    `name` is its folder, or its name below `runs`. Raises ConfigError when there is no such run, when what it was
+    played with has changed and that is not allowed, and for an error that the doctor finds and is not to skip.
     """
     runs = next((value.removeprefix("runs=") for value in overrides if value.startswith("runs=")), "runs")
     found = [folder for folder in (Path(name), Path(runs) / name) if (folder / "recipe.yaml").is_file()]
@@ -147,10 +156,10 @@ def resume_job(name: str, overrides: Sequence[str] = (), *, allow_changes: bool 
     recipe = load_recipe(str(run.recipe), overrides)
     found_changes = changes(run, load_recipe(str(run.recipe)), recipe)
     require_same(run, found_changes, allowed=allow_changes)
-    return _train(with_served_identity(recipe), run, resumed=True, changed=found_changes)
+    return _train(with_served_identity(recipe), run, resumed=True, changed=found_changes, skip_doctor=skip_doctor)
 
 
-def _train(recipe: Recipe, run: Run, *, resumed: bool, changed: Sequence[str] = ()) -> int:
+def _train(recipe: Recipe, run: Run, *, resumed: bool, changed: Sequence[str] = (), skip_doctor: bool = True) -> int:
     started = time.monotonic()
     recipe = with_gateway_key(recipe)
     if recipe.gateway.url and not recipe.gateway.key:
@@ -165,6 +174,8 @@ def _train(recipe: Recipe, run: Run, *, resumed: bool, changed: Sequence[str] = 
             held.enter_context(run.held())
             left = end_leftovers(run)
             require_ranks(run, ranks_of(trainer_settings(recipe, run, validation_size=len(validation))))
+            if not skip_doctor:
+                require_sound(_with_any_ports(recipe), run=run)
             recipe = resolve_ports(recipe, any_free=True)
             require_empty_gateway(recipe)
             done = rewind(run, keep=recipe.trainer.checkpoints_kept)
@@ -225,9 +236,12 @@ def _play(recipe: Recipe, run: Run, *, generation: int) -> dict[str, float]:
         progress = Progress(console, stack, steps=recipe.trainer.steps, metrics=run.metrics, episodes=run.episodes)
         looked = 0.0
 
+        bound = CheckpointBound(run, keep=recipe.trainer.checkpoints_kept)
+
         def tick() -> None:
             nonlocal looked
             progress()
+            bound.enforce()
             if time.monotonic() - looked > 10.0:
                 looked = time.monotonic()
                 sockets.update({(row["address"], row["port"]): row for row in listening(stack.run_id)})

@@ -6,6 +6,7 @@ from typing import Any
 
 from s3_agent.agl import cpu
 from s3_agent.agl.train import KEY_VARIABLE
+from s3_agent.clients.connections import DIRECT
 from s3_agent.launch import commands
 from s3_agent.launch.gpus import gpu_environment, shared_with
 from s3_agent.launch.run import Run
@@ -70,7 +71,8 @@ def training_parts(recipe: Recipe, run: Run, *, key: str, generation: int = 0) -
                 command=commands.gateway_command(recipe, port=recipe.gateway.port, folder=run.logs),
                 log=run.logs / "gateway.log",
                 ready_url=f"{gateway_url}/healthz",
-                environment={**secret, **gpu_environment(recipe, "gateway")},
+                # It calls the policy's servers alone, by the addresses of this machine or of the Ray's nodes.
+                environment={**secret, **DIRECT, **gpu_environment(recipe, "gateway")},
                 remedy=f"its rollouts are in memory and lost: go on with --resume {run.folder.name}",
             )
         )

@@ -4,7 +4,10 @@ The checks themselves are in `s3_agent.doctor`; gathering lies here because the 
 the index are the launcher's. Whatever can not be read becomes a finding: gathering raises nothing.
 """
 
+from pathlib import Path
+
 import httpx
+from omegaconf import DictConfig
 
 from retrieval_server.config import DenseSettings
 from s3_agent.agl.cpu import precision
@@ -23,14 +26,18 @@ from s3_agent.embedded import generator as embedded_generator
 from s3_agent.errors import ConfigError
 from s3_agent.launch import inputs
 from s3_agent.launch.commands import gateway_url
+from s3_agent.launch.run import Run
 from s3_agent.launch.serving import has_cpu_vllm
 from s3_agent.recipe import Recipe
 
 ANSWERS_WITHIN_S = 5.0
 
 
-def gather(recipe: Recipe, *, machine: Machine | None = None) -> Case:
-    """The case of a recipe on this machine, or on a described one, whose host and files are not looked at."""
+def gather(recipe: Recipe, *, machine: Machine | None = None, run: Run | None = None) -> Case:
+    """The case of a recipe on this machine, or on a described one, whose host and files are not looked at.
+
+    `run` is a run of it that is there already.
+    """
     problems: inputs.Problems = {}
     training, refused = _training(recipe)
     models = _models(recipe)
@@ -66,6 +73,7 @@ def gather(recipe: Recipe, *, machine: Machine | None = None) -> Case:
         pinned=pinned,
         precision=_precision(recipe),
         gateway_answer=_gateway_answer(recipe),
+        written=0 if run is None else _size(run.checkpoints),
     )
 
 
@@ -78,6 +86,11 @@ def _gateway_answer(recipe: Recipe) -> str | None:
     except httpx.HTTPError:
         return None
     return answer.text if answer.is_success else None
+
+
+def _size(folder: Path) -> int:
+    """The bytes of the files below a folder; 0 where there is none."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _precision(recipe: Recipe) -> precision.Precision | None:
@@ -99,13 +112,18 @@ def _training(recipe: Recipe) -> tuple[Training | None, tuple[str, str] | None]:
         seed=recipe.seed,
     )
     try:
-        return read_training(trainer_config(settings, gateway_key="")), None
-    except ImportError:  # a dry run needs no training stack; that it is missing is told by `check_versions`
-        return read_training(settings_alone(settings)), None
+        return read_training(_composed(settings)), None
     except ConfigError as cause:
         return None, (cause.message, cause.remedy)
     except Exception as cause:  # hydra, OmegaConf and verl have each their own
         return None, (str(cause), "correct trainer.verl")
+
+
+def _composed(settings: TrainerSettings) -> DictConfig:
+    try:
+        return trainer_config(settings, gateway_key="")
+    except ImportError:  # a dry run needs no training stack; that it is missing is told by `check_versions`
+        return settings_alone(settings)
 
 
 def _models(recipe: Recipe) -> dict[str, ModelFiles]:

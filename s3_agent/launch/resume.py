@@ -14,14 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import structlog
 
 from s3_agent.data.files import write_whole, written_whole
 from s3_agent.errors import ConfigError, LaunchError
 from s3_agent.launch.run import METRICS, Run
 from s3_agent.launch.stack import own_processes, scratch_folder
 
+log = structlog.get_logger()
+
 LATEST = "latest_checkpointed_iteration.txt"
 STEP_FOLDER = "global_step_"
+DELETED = "deleted-"
 KILL_S = 20.0
 _SHARD = re.compile(r"(?P<kind>model|optim|extra_state)_world_size_(?P<world>\d+)_rank_(?P<rank>\d+)\.pt")
 _KINDS = ("model", "optim", "extra_state")
@@ -77,6 +81,42 @@ def latest_step(run: Run) -> int:
 def exportable_step(run: Run) -> int:
     """The newest step whose policy is there, whether a run can go on from it or not; 0 when there is none."""
     return next((step for step in reversed(checkpoint_steps(run)) if holds_policy(step_folder(run, step))), 0)
+
+
+def _delete(run: Run, step: int) -> None:
+    """Delete a checkpoint, under another name first: one that is half deleted is no checkpoint. Raises OSError."""
+    folder = step_folder(run, step)
+    gone = folder.with_name(DELETED + folder.name)
+    folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+class CheckpointBound:
+    """Keeps the whole run to `keep` checkpoints, the one that is being written included.
+
+    verl counts those of its own process alone: after a resume it would keep as many again. Only whole checkpoints are
+    deleted, the oldest first, and never the newest whole one.
+    """
+
+    def __init__(self, run: Run, *, keep: int | None) -> None:
+        self._run, self._keep = run, keep
+        self._refused: set[int] = set()
+
+    def enforce(self) -> None:
+        """Delete what is beyond the bound. What can not be deleted is reported once, and stays."""
+        steps = checkpoint_steps(self._run)
+        if self._keep is None or len(steps) <= self._keep:
+            return
+        whole = [step for step in steps if is_whole(step_folder(self._run, step))]
+        written = len(whole) + (steps[-1] not in whole)
+        for step in whole[:-1][: max(0, written - self._keep)]:
+            if step in self._refused:
+                continue
+            try:
+                _delete(self._run, step)
+            except OSError as cause:
+                self._refused.add(step)
+                log.warning("an old checkpoint can not be deleted", step=step, cause=str(cause))
 
 
 def end_leftovers(run: Run) -> int:
@@ -194,7 +234,9 @@ def _tidy(run: Run, step: int, *, earlier: Path, keep: int | None) -> None:
         else:
             shutil.rmtree(folder)
     for found in whole[:-keep] if keep else []:
-        shutil.rmtree(step_folder(run, found))
+        _delete(run, found)
+    for left in run.checkpoints.glob(f"{DELETED}*"):
+        shutil.rmtree(left)
 
 
 def _rows(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:

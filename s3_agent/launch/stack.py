@@ -24,11 +24,12 @@ import httpx
 import psutil
 import structlog
 
-from s3_agent.clients.connections import client, sparing_loopback
+from s3_agent.clients.connections import client
 from s3_agent.errors import LaunchError
 from s3_agent.launch.requirements import require_for_process
 from s3_agent.preloaded import VARIABLE, server_command, write_executable
 from s3_agent.rollout.first_ended import until_first
+from s3_agent.rollout.inherited import SHORT, inherited, temporary_folder
 from s3_agent.rollout.process import ending_with_parent
 
 log = structlog.get_logger()
@@ -84,8 +85,17 @@ def own_processes(run_id: str) -> list[psutil.Process]:
 
 
 def scratch_folder(run_id: str) -> Path:
-    """Where a run's sockets and sessions are, found again by its mark; the path is short because theirs are long."""
-    return Path(tempfile.gettempdir()) / f"s3-{hashlib.blake2b(run_id.encode(), digest_size=4).hexdigest()}"
+    """Where a run's sockets and sessions are, found again by its mark; the path is short because theirs are long.
+
+    Raises LaunchError where no temporary folder has a short path.
+    """
+    if (folder := temporary_folder()) is None:
+        raise LaunchError(
+            f"the temporary folder {tempfile.gettempdir()} has a path that is too long for the sockets of Ray and vLLM "
+            f"({SHORT} bytes with the run's own folder), and neither /tmp nor /var/tmp can be written to",
+            remedy="set TMPDIR to a folder of your own with a short path",
+        )
+    return folder / f"s3-{hashlib.blake2b(run_id.encode(), digest_size=4).hexdigest()}"
 
 
 def make_private(folder: Path) -> None:
@@ -179,7 +189,6 @@ class Stack:
             MARKER: run_id,
             # vLLM renames its processes through setproctitle, which would write over the environment we look at.
             "SPT_NOENV": "1",
-            **sparing_loopback(os.environ),
             "TMPDIR": str(self._scratch),  # sockets and sessions of vLLM and Ray go with the run
         }
 
@@ -272,7 +281,7 @@ class Stack:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    env={**os.environ, **part.environment, **self._marks, PART: part.name},
+                    env={**inherited(os.environ), **part.environment, **self._marks, PART: part.name},
                     start_new_session=True,
                 )
             except OSError as cause:

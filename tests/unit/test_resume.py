@@ -13,7 +13,15 @@ from pathlib import Path
 import pytest
 
 from s3_agent.errors import ConfigError, LaunchError
-from s3_agent.launch.resume import checkpoint_steps, end_leftovers, exportable_step, latest_step, require_ranks, rewind
+from s3_agent.launch.resume import (
+    CheckpointBound,
+    checkpoint_steps,
+    end_leftovers,
+    exportable_step,
+    latest_step,
+    require_ranks,
+    rewind,
+)
 from s3_agent.launch.run import Run
 from s3_agent.launch.stack import MARKER, scratch_folder
 
@@ -309,3 +317,90 @@ def test_marks_that_can_not_be_read_are_named(killed: Run, content: str) -> None
     killed.generations.write_text(content)
     with pytest.raises(ConfigError, match=r"generations\.json"):
         end_leftovers(killed)
+
+
+def saves(run: Run, steps: list[int], *, keep: int, bound: CheckpointBound | None) -> int:
+    """verl's own keeping of checkpoints in a process that writes these steps; the most that were there at once."""
+    from verl.utils.checkpoint.checkpoint_manager import BaseCheckpointManager
+
+    manager, most = BaseCheckpointManager.__new__(BaseCheckpointManager), 0
+    manager.previous_saved_paths = []
+    for step in steps:
+        actor = run.checkpoints / f"global_step_{step}" / "actor"
+        manager.ensure_checkpoint_capacity(keep)
+        saved(actor / "model_world_size_2_rank_0.pt")
+        if bound is not None:
+            bound.enforce()
+        most = max(most, len(checkpoint_steps(run)))
+        checkpoint(run, step)
+        manager.register_checkpoint(str(actor), keep)
+        if bound is not None:
+            bound.enforce()
+    return most
+
+
+@pytest.mark.parametrize("keep", [2, 3])
+def test_verl_counts_the_checkpoints_of_its_own_process_and_the_run_those_of_all(tmp_path: Path, keep: int) -> None:
+    pytest.importorskip("verl")
+    alone, bounded = Run(tmp_path / "alone"), Run(tmp_path / "bounded")
+    for run, bound in ((alone, None), (bounded, CheckpointBound(bounded, keep=keep))):
+        run.create()
+        saves(run, [1, 2, 3, 4], keep=keep, bound=bound)
+        assert checkpoint_steps(run) == [1, 2, 3, 4][-keep:]
+    assert saves(alone, [5, 6, 7], keep=keep, bound=None) == 2 * keep, "what the bound is for"
+    assert saves(bounded, [5, 6, 7], keep=keep, bound=CheckpointBound(bounded, keep=keep)) == keep
+    assert checkpoint_steps(bounded) == [5, 6, 7][-keep:]
+    assert saves(bounded, [8], keep=keep, bound=CheckpointBound(bounded, keep=keep)) == keep
+    assert latest_step(bounded) == 8
+
+
+def test_neither_the_newest_whole_checkpoint_nor_one_that_is_not_whole_is_deleted(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.create()
+    for step in (1, 2, 3):
+        checkpoint(run, step)
+    cut(run.checkpoints / "global_step_1" / "data.pt")  # holds a policy
+    cut(run.checkpoints / "global_step_3" / "data.pt")
+    CheckpointBound(run, keep=1).enforce()
+    assert checkpoint_steps(run) == [1, 2, 3]
+    CheckpointBound(run, keep=None).enforce()
+    assert checkpoint_steps(run) == [1, 2, 3]
+
+
+def test_an_old_checkpoint_that_verl_is_deleting_counts_no_more(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.create()
+    for step in (1, 2, 3):
+        checkpoint(run, step)
+    (run.checkpoints / "global_step_1" / "actor" / "model_world_size_2_rank_0.pt").unlink()
+    saved(run.checkpoints / "global_step_4" / "actor" / "model_world_size_2_rank_0.pt")
+    CheckpointBound(run, keep=3).enforce()
+    assert checkpoint_steps(run) == [1, 2, 3, 4]
+
+
+def test_a_checkpoint_that_can_not_be_deleted_stays_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path / "run")
+    run.create()
+    for step in (1, 2, 3):
+        checkpoint(run, step)
+    asked: list[Path] = []
+
+    def refuse(self: Path, target: Path) -> Path:
+        asked.append(self)
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    bound = CheckpointBound(run, keep=2)
+    bound.enforce()
+    bound.enforce()
+    assert [path.name for path in asked] == ["global_step_1"]
+    assert checkpoint_steps(run) == [1, 2, 3]
+
+
+def test_what_a_kill_left_half_deleted_goes_when_the_run_goes_on(killed: Run) -> None:
+    left = killed.checkpoints / "deleted-global_step_0" / "actor"
+    saved(left / "model_world_size_2_rank_0.pt")
+    assert rewind(killed, keep=2) == 2
+    assert not left.exists() and checkpoint_steps(killed) == [1, 2]

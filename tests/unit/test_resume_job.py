@@ -1,6 +1,7 @@
 """What a run is not resumed with, before anything is started or changed."""
 
 import zipfile
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -8,13 +9,16 @@ import httpx
 import pytest
 import respx
 
+from s3_agent.doctor.checks.disk import disk_items
 from s3_agent.errors import ConfigError, LaunchError
 from s3_agent.launch import serving
 from s3_agent.launch.changes import changes, changes_of, record_changes, require_same, write_conditions
 from s3_agent.launch.job import require_empty_gateway, resume_job
+from s3_agent.launch.preflight import gather
 from s3_agent.launch.run import Run
 from s3_agent.launch.serving import with_answer_cache, with_served_identity
 from s3_agent.recipe import load_recipe
+from tests.doctor_cases import sound
 
 GATEWAY = "http://gateway:1"
 
@@ -161,3 +165,28 @@ def test_a_checkpoint_of_other_ranks_is_refused_before_the_folder_is_changed(run
     with pytest.raises(ConfigError, match="step 2 was written by 1 ranks, and the recipe asks for 2"):
         resume_job(str(run.folder), ["trainer.gpus=2", "trainer.micro_batch=1"])
     assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*") if path.name != ".lock"} == before
+
+
+def test_a_run_is_resumed_only_where_the_doctor_finds_no_error(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_CONFIG_DIR", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    before = sorted(run.folder.rglob("*"))
+    overrides = ["trainer.trackers=[wandb]", "trainer.wandb_mode=online"]
+    with pytest.raises(ConfigError, match=r"tracker\.key"):
+        resume_job(str(run.folder), overrides)
+    assert {path.name for path in {*run.folder.rglob("*")} - {*before}} <= {".lock"}
+
+
+def test_checkpoints_that_a_resumed_run_has_need_no_more_room(run: Run) -> None:
+    case = sound("s3_8x40gb")
+    planned = {what: size for _, what, size in disk_items(case)}
+    [what] = [what for what in planned if "checkpoints" in what]
+    left = {what: size for _, what, size in disk_items(replace(case, written=planned[what] // 2))}
+    assert left[what] == planned[what] - planned[what] // 2
+    assert not [size for _, what, size in disk_items(replace(case, written=1 << 60)) if size < 0]
+    (run.checkpoints / "global_step_1").mkdir(parents=True)
+    (run.checkpoints / "global_step_1" / "data.pt").write_bytes(b"x" * 1000)
+    assert gather(load_recipe(str(run.recipe)), run=run).written == 1000

@@ -101,6 +101,7 @@ def on_cuda() -> DictConfig:
         ("trainer.save_freq", 4),
         ("trainer.test_freq", 6),
         ("trainer.max_actor_ckpt_to_keep", 2),
+        ("trainer.max_critic_ckpt_to_keep", 2),
         ("trainer.experiment_name", "a-run"),
         ("trainer.logger", ["file", "console", "tensorboard"]),
         ("agentlightning.max_ppo_update_times", 2),

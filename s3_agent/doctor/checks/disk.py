@@ -21,7 +21,7 @@ def checkpoint_bytes(case: Case) -> int:
 
 
 def checkpoints(case: Case) -> int:
-    """How many checkpoints are on the disk at most: verl deletes the oldest before it writes the next."""
+    """How many checkpoints are on the disk at most: the oldest is deleted as soon as the next is begun."""
     trainer = case.recipe.trainer
     every = trainer.checkpoint_every or trainer.steps
     made = -(-trainer.steps // every)
@@ -33,7 +33,8 @@ def disk_items(case: Case) -> list[tuple[Path, str, int]]:
     items: list[tuple[Path, str, int]] = []
     if case.training is not None and (shape := case.shape("policy")):
         count, size = checkpoints(case), checkpoint_bytes(case)
-        items.append((case.recipe.runs, f"{count} checkpoints of {gib(size)}", count * size))
+        more = max(0, count * size - case.written)
+        items.append((case.recipe.runs, f"{count} checkpoints of {gib(size)}", more))
         exported = WIDTH[case.training.model_dtype] if case.recipe.trainer.checkpoint_policy else 2
         items.append((case.recipe.runs, "the trained policy", exported * shape.parameters))
     if case.index is not None and case.recipe.retriever.url is None and case.index.problem is not None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from s3_agent.doctor.case import Case, ModelFiles
+from s3_agent.doctor.checks.environment import offline
 from s3_agent.doctor.findings import Finding, error, warning
 
 PARTS = {"policy": "policy.model", "generator": "generator.model", "encoder": "retriever.index.encoder.model"}
@@ -11,8 +12,9 @@ PARTS = {"policy": "policy.model", "generator": "generator.model", "encoder": "r
 def check_files(case: Case) -> Iterator[Finding]:
     """Inputs that are missing, broken or not enough."""
     if case.machine.host is not None:
+        forbidden = offline(case.machine.host.environment)
         for part, files in case.models.items():
-            yield from _model(part, files)
+            yield from _model(part, files, forbidden)
     for name, (problem, remedy) in case.unreadable.items():
         yield error(
             f"files.{name}",
@@ -32,14 +34,17 @@ def check_files(case: Case) -> Iterator[Finding]:
         yield error("files.trainer-config", what=what, why="verl's configuration can not be composed", mend=mend)
 
 
-def _model(part: str, files: ModelFiles) -> Iterator[Finding]:
+def _model(part: str, files: ModelFiles, forbidden: str | None) -> Iterator[Finding]:
     place = PARTS[part]
     if files.folder is None:
-        yield warning(
+        report = error if forbidden else warning
+        yield report(
             f"files.{part}-missing",
             what=f"{place}: {files.name} is neither a folder nor in the Hugging Face cache",
-            why="it is downloaded when the run starts, by every part that needs it; without network the run fails",
-            mend=f"hf download {files.name}",
+            why=f"{forbidden} forbids to download it"
+            if forbidden
+            else "it is downloaded when the run starts, by every part that needs it; without network the run fails",
+            mend=f"{'env -u ' + forbidden + ' ' if forbidden else ''}hf download {files.name}",
         )
     elif files.missing:
         yield error(

@@ -14,7 +14,9 @@ DRIVERS = {12: (525, 60, 13), 13: (580, 65, 6)}
 
 def check_gpus(case: Case) -> Iterator[Finding]:
     """GPUs by number, memory, age and driver."""
-    cards, trainer = case.machine.gpus, case.recipe.trainer
+    cards = case.machine.gpus
+    gpus = case.training.gpus if case.training else case.recipe.trainer.gpus
+    yield from _nodes(case)
     if not case.cuda:
         if cards:
             yield warning(
@@ -36,8 +38,8 @@ def check_gpus(case: Case) -> Iterator[Finding]:
     known = {gpu.index for gpu in cards}
     wanted = {number for part in ("trainer", "retriever", "generator") for number in case.recipe.gpus.of(part) or []}
     missing = sorted(wanted - known)
-    if missing or trainer.gpus > len(cards):
-        named = f"GPUs {missing} of the recipe are" if missing else f"trainer.gpus={trainer.gpus}: too many, they are"
+    if missing or gpus > len(cards):
+        named = f"GPUs {missing} of the recipe are" if missing else f"trainer.gpus={gpus}: too many, they are"
         yield error(
             "gpus.too-few",
             what=f"{named} not among the {len(cards)} visible ones",
@@ -45,6 +47,26 @@ def check_gpus(case: Case) -> Iterator[Finding]:
             mend="change trainer.gpus and gpus.trainer/retriever/generator, or CUDA_VISIBLE_DEVICES",
         )
     yield from _each(case)
+
+
+def _nodes(case: Case) -> Iterator[Finding]:
+    """Ranks that no Ray of this run has a GPU for."""
+    if (training := case.training) is None:
+        return
+    if not case.cuda and training.ranks != 1:
+        yield error(
+            "gpus.cpu-ranks",
+            what=f"the recipe trains on the CPU with {training.ranks} ranks",
+            why="the CPU backend is one rank on one logical GPU: verl's resource pool refuses more",
+            mend="set trainer.gpus=1, and use the cores with trainer.threads",
+        )
+    elif training.nodes != 1 and not case.recipe.ray.address:
+        yield error(
+            "gpus.nodes",
+            what=f"trainer.nnodes={training.nodes}, and the recipe names no Ray",
+            why="the Ray that a run starts has this machine alone: verl's resource pool refuses more nodes",
+            mend="start Ray on all nodes and set ray.address=HOST:6379, or take nnodes out of trainer.verl",
+        )
 
 
 def _each(case: Case) -> Iterator[Finding]:

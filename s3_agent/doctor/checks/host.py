@@ -1,6 +1,6 @@
 """Surroundings on the machine that end a run late: shared memory, proxies, left-over Rays, clock."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from s3_agent.doctor.case import Case
 from s3_agent.doctor.findings import Finding, error, warning
@@ -8,7 +8,6 @@ from s3_agent.doctor.machine import GIB
 from s3_agent.doctor.memory import gib
 
 DAY_S = 86400
-PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
 
 def check_host(case: Case) -> Iterator[Finding]:
@@ -16,7 +15,6 @@ def check_host(case: Case) -> Iterator[Finding]:
     if case.machine.host is None:
         return
     yield from _shared_memory(case)
-    yield from _proxies(case.machine.host.environment)
     yield from _left_over(case)
 
 
@@ -31,20 +29,6 @@ def _shared_memory(case: Case) -> Iterator[Finding]:
             what=f"/dev/shm has {gib(host.shm_free)} free, a run wants {gib(needed)}",
             why="NCCL and Ray's object store live there: NCCL ends with a bus error, Ray falls back to the disk",
             mend="docker run --shm-size=16g (or --ipc=host); on a host: mount -o remount,size=16g /dev/shm",
-        )
-
-
-def _proxies(environment: Mapping[str, str]) -> Iterator[Finding]:
-    named = {name.upper(): value for name, value in environment.items() if value}
-    excepted = {part.strip() for part in named.get("NO_PROXY", "").split(",")}
-    through = sorted(name for name in PROXIES if name in named)
-    if through and "*" not in excepted and not {"127.0.0.1", "localhost"} <= excepted:
-        yield warning(
-            "host.proxy",
-            what=f"{', '.join(through)} is set, and NO_PROXY does not name 127.0.0.1 and localhost",
-            why="what we start and our own clients leave loopback alone; what you start beside them (an agent, curl) "
-            "does not, and would ask the proxy for your own gateway",
-            mend="export NO_PROXY=127.0.0.1,localhost",
         )
 
 

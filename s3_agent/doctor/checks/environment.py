@@ -1,0 +1,161 @@
+"""What the environment variables of a shell, a scheduler or a container do to a run.
+
+Variables that the processes of a run do not take over (`s3_agent.rollout.inherited`) are no findings, but for the one
+that may have been meant for it: RAY_ADDRESS.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from s3_agent.clients.connections import NO_PROXY, usable_proxy
+from s3_agent.doctor.case import Case
+from s3_agent.doctor.findings import Finding, error, warning
+from s3_agent.doctor.machine import Host
+from s3_agent.rollout.inherited import MARK, SHORT
+
+PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+TRACKERS = ("tensorboard", "wandb")
+
+
+def check_environment(case: Case) -> Iterator[Finding]:
+    """Proxies, temporary folder, other people's packages, certificates, network interfaces and trackers' keys."""
+    if (host := case.machine.host) is None:
+        return
+    yield from _proxies(host.environment)
+    yield from _ray(case, host)
+    yield from _temporary_folder(host)
+    yield from _packages(host)
+    yield from _files(host)
+    yield from _interfaces(case, host)
+    yield from _trackers(case, host)
+
+
+def _proxies(environment: Mapping[str, str]) -> Iterator[Finding]:
+    named = {name: value for name, value in environment.items() if value}
+    through = {name: value for name, value in named.items() if name.lower() in PROXIES}
+    usable = {name for name, value in through.items() if usable_proxy(value)}
+    # Programs read either spelling; one that is not set is read by none.
+    unproxied = [{part.strip() for part in named[name].split(",")} for name in NO_PROXY if name in named] or [set()]
+    if through and not all("*" in parts or {"127.0.0.1", "localhost"} <= parts for parts in unproxied):
+        yield warning(
+            "host.proxy",
+            what=f"{', '.join(sorted(through))} is set, and NO_PROXY, or no_proxy beside it, does not name 127.0.0.1 "
+            "and localhost",
+            why="what we start and our own clients leave loopback alone; what you start beside them (an agent, curl) "
+            "does not, and would ask the proxy for your own gateway",
+            mend="export NO_PROXY=127.0.0.1,localhost no_proxy=127.0.0.1,localhost",
+        )
+    covered = {name.lower() for name in usable}
+    if (left := sorted(through.keys() - usable)) and not {"http_proxy", "https_proxy"} <= covered:
+        values = ", ".join(f"{name}={_without_password(through[name])}" for name in left)
+        yield warning(
+            "host.proxy-unusable",
+            what=f"Python's HTTP clients can not use {values}",
+            why="a SOCKS proxy needs the package socksio, and other schemes are unknown to httpx; our processes "
+            "overlook it, so that downloads and trackers go without a proxy",
+            mend="pip install 'httpx[socks]' and write it as socks5h://…, or export https_proxy=http://…",
+        )
+
+
+def _without_password(address: str) -> str:
+    scheme, mark, rest = address.rpartition("://")
+    return scheme + mark + rest.rpartition("@")[2]
+
+
+def _ray(case: Case, host: Host) -> Iterator[Finding]:
+    if (address := host.environment.get("RAY_ADDRESS")) and not case.recipe.ray.address:
+        yield warning(
+            "host.ray-address",
+            what=f"RAY_ADDRESS is {address}, and the recipe names no Ray",
+            why="a run takes its Ray from the recipe alone: it starts one of its own on this machine",
+            mend=f"to train on that Ray: ray.address={address}; else: unset RAY_ADDRESS",
+        )
+
+
+def _temporary_folder(host: Host) -> Iterator[Finding]:
+    named, used = host.temporary, host.sockets
+    if used is None:
+        yield error(
+            "host.temporary-folder",
+            what=f"the temporary folder {named} has a path of more than {SHORT - MARK} bytes, and neither /tmp nor "
+            "/var/tmp can be written to",
+            why="Ray and vLLM make sockets below it, and the path of a socket has 107 bytes at most",
+            mend="export TMPDIR= a folder of your own with a short path",
+        )
+    elif used != named:
+        yield warning(
+            "host.temporary-folder",
+            what=f"the temporary folder {named} has a path of more than {SHORT - MARK} bytes",
+            why=f"sockets have short paths only, so that those of a run, and what Ray has no room for in memory, are "
+            f"in {used}",
+            mend="export TMPDIR= a folder of your own with a short path, if that one has little room",
+        )
+
+
+def _packages(host: Host) -> Iterator[Finding]:
+    for name, folder in host.shadowing.items():
+        yield warning(
+            "host.shadowed-package",
+            what=f"{folder} holds a package {name}",
+            why="it is on PYTHONPATH or is the current folder, and goes before the installed one, whose version was "
+            "checked",
+            mend=f"take {folder} out of PYTHONPATH, or start from another folder",
+        )
+
+
+def _files(host: Host) -> Iterator[Finding]:
+    for name, path in host.missing_certificates.items():
+        yield error(
+            "host.certificates",
+            what=f"{name} names {path}, which is not there",
+            why="httpx and requests read it before their first call, and end with a FileNotFoundError",
+            mend=f"unset {name}, or install the certificates there",
+        )
+
+
+def _interfaces(case: Case, host: Host) -> Iterator[Finding]:
+    """Names as NCCL reads them (prefixes, `=` for a whole name, `^` for all others) and Gloo (whole names)."""
+    if not case.cuda or not host.interfaces:
+        return
+    for variable in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
+        value = host.environment.get(variable, "")
+        wanted = [part.strip() for part in value.lstrip("=").split(",") if part.strip()]
+        if not wanted or value.startswith("^"):
+            continue
+        if variable == "GLOO_SOCKET_IFNAME" or value.startswith("="):
+            there = all(name in host.interfaces for name in wanted)
+        else:
+            there = any(found.startswith(name) for name in wanted for found in host.interfaces)
+        if not there:
+            yield error(
+                "host.network-interface",
+                what=f"{variable} is {value}, this machine has {', '.join(sorted(host.interfaces))}",
+                why="the ranks look for each other there, and end when the first group is made",
+                mend=f"unset {variable}, or name one of these",
+            )
+
+
+def _trackers(case: Case, host: Host) -> Iterator[Finding]:
+    trainer = case.recipe.trainer
+    for name in TRACKERS:
+        if name in trainer.trackers and name not in host.packages:
+            yield error(
+                "tracker.missing",
+                what=f"trainer.trackers names {name}, which is not installed",
+                why="verl imports it when all other parts are up",
+                mend=f"pip install {name}, or take it out of trainer.trackers",
+            )
+    if "wandb" in trainer.trackers and trainer.wandb_mode == "online" and not host.wandb_key:
+        yield error(
+            "tracker.key",
+            what="trainer.wandb_mode is online, and there is no key for Weights & Biases",
+            why="wandb ends the trainer when all other parts are up: there is nobody to ask for the key",
+            mend="wandb login, or export WANDB_API_KEY=…, or trainer.wandb_mode=offline and `wandb sync` later",
+        )
+
+
+def offline(environment: Mapping[str, str]) -> str | None:
+    """The variable that forbids Hugging Face's libraries the network, as they read it."""
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        if environment.get(name, "").upper() in ("1", "ON", "YES", "TRUE"):
+            return name
+    return None

@@ -1,0 +1,75 @@
+"""What the processes that we start take over from the shell, the scheduler or the container, and what they do not.
+
+`Stack` starts every process of a run with `inherited`. Variables that were meant for another program and that Ray,
+torch, verl or vLLM would read as their own are left out here; what only the user can decide is reported by the
+doctor (`s3_agent.doctor.checks.environment`).
+"""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from s3_agent.clients.connections import sparing_loopback
+
+LEFT_OUT = {
+    "RAY_ADDRESS": "a run joins the Ray that its recipe names, and starts one of its own without",
+    "RAY_TMPDIR": "Ray's session goes with the run's own temporary folder",
+    "ROCR_VISIBLE_DEVICES": "schedulers set it beside CUDA_VISIBLE_DEVICES, and verl refuses the two together",
+    "HIP_VISIBLE_DEVICES": "the same, and the one would have to equal the other",
+    "VLLM_API_KEY": "every vLLM of a run would ask its clients for this key",
+    "VLLM_RPC_BASE_PATH": "sockets go to the run's own temporary folder",
+    **dict.fromkeys(
+        (
+            *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME"),
+            *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE"),
+            *("MASTER_ADDR", "MASTER_PORT", "DIST_INIT_METHOD"),
+        ),
+        "the rank of a job that torchrun or a scheduler started around this one; verl and vLLM set their own",
+    ),
+}
+"""Variables that no process of a run takes over, and why."""
+
+LEFT_OUT_PREFIXES = {
+    "TORCHELASTIC_": "torch would look for the store of the surrounding torchrun instead of making one, and wait",
+}
+
+_SERVICE_READERS = ("VLLM_", "RAY_", "AGL_", "WANDB_")
+_SERVICE_SCHEMES = ("tcp://", "udp://", "sctp://")
+"""Kubernetes names the port of a service `vllm` VLLM_PORT and gives it such a value."""
+
+SHORT = 39
+"""The longest temporary folder in bytes: `/ray/session_` with the time and a process id of 7 digits, and
+`/sockets/plasma_store` are 68 more, and the path of a socket has 107 at most."""
+
+MARK = len("/s3-01234567")
+"""What a run adds to the temporary folder."""
+
+
+FALLBACKS = (Path("/tmp"), Path("/var/tmp"))
+
+
+def inherited(environment: Mapping[str, str]) -> dict[str, str]:
+    """What a process of a run takes over of `environment`."""
+    return sparing_loopback({name: value for name, value in environment.items() if _is_inherited(name, value)})
+
+
+def _is_inherited(name: str, value: str) -> bool:
+    if name in LEFT_OUT or name.startswith(tuple(LEFT_OUT_PREFIXES)):
+        return False
+    return not (name.startswith(_SERVICE_READERS) and value.startswith(_SERVICE_SCHEMES))
+
+
+def temporary_folder(named: Path | None = None) -> Path | None:
+    """A folder for a run's sockets: the user's own (TMPDIR; `named`) if its path is short enough, else the system's.
+
+    None where no writable one has a path that is short enough.
+    """
+    own = named or Path(tempfile.gettempdir())  # one that can be written to
+    if _is_short(own):
+        return own
+    return next((folder for folder in FALLBACKS if _is_short(folder) and os.access(folder, os.W_OK | os.X_OK)), None)
+
+
+def _is_short(folder: Path) -> bool:
+    return len(os.fsencode(folder)) + MARK <= SHORT
