@@ -213,7 +213,9 @@ def export_policy(
     from s3_agent.launch.run import Run
 
     exported = export(Run(run), output, step=step)
-    typer.echo(f"{output}: the policy after step {exported}")
+    typer.echo(f"{output}: the policy after step {exported.step}")
+    if exported.note:
+        typer.echo(exported.note)
 
 
 @app.command()

@@ -41,6 +41,15 @@ REFUSED = {
     "trainer.test_freq": "set trainer.validate_every",
     "trainer.val_before_train": "a summary compares with the validation before the first step: leave it out",
     "trainer.logger": "set trainer.trackers",
+    **dict.fromkeys(
+        (
+            "actor_rollout_ref.model.lora_rank",
+            "actor_rollout_ref.model.lora_adapter_path",
+            "actor_rollout_ref.model.lora",
+        ),
+        "LoRA does not work end to end yet (the weights do not reach the policy server, or not the exported policy): "
+        "leave it out, and train all weights",
+    ),
 }
 """Keys of `trainer.verl` that a recipe can not set, with what to do instead."""
 

@@ -25,7 +25,7 @@ from s3_agent.guard import printable
 from s3_agent.launch import commands
 from s3_agent.launch.changes import changes, changes_of, record_changes, require_same, write_conditions
 from s3_agent.launch.contract import agent_class_of, env_map_of
-from s3_agent.launch.export import replace_policy
+from s3_agent.launch.export import Exported, replace_policy
 from s3_agent.launch.keys import KEY_REMEDY, with_gateway_key
 from s3_agent.launch.parts import service_parts, training_parts
 from s3_agent.launch.ports import listening, reserve_port
@@ -197,7 +197,7 @@ def _train(recipe: Recipe, run: Run, *, resumed: bool, changed: Sequence[str] = 
                     f"go on with --resume {run.folder.name}"
                 )
                 return interrupted.code
-        replace_policy(run)
+        exported = replace_policy(run)
         summary = summarize(
             records=read_records(run.episodes),
             metrics=read_jsonl(run.metrics),
@@ -209,7 +209,7 @@ def _train(recipe: Recipe, run: Run, *, resumed: bool, changed: Sequence[str] = 
             versions=versions(),
             changes=changes_of(run),
         )
-        _close(run, summary)
+        _close(run, summary, exported)
     return 0
 
 
@@ -243,7 +243,7 @@ def _say(line: str) -> None:
     console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
 
-def _close(run: Run, summary: Summary) -> None:
+def _close(run: Run, summary: Summary, exported: Exported) -> None:
     write_whole(run.summary, summary.model_dump_json(indent=1))
     console.print(closing_table(summary))
     for change in summary.changes:
@@ -251,4 +251,6 @@ def _close(run: Run, summary: Summary) -> None:
     for row in json.loads(run.sockets.read_text(encoding="utf-8")) if run.sockets.exists() else []:
         if not row["loopback"]:
             _say(f"listened beyond 127.0.0.1: {row['part']} ({row['process']}) on {row['address']}:{row['port']}")
+    if exported.note:
+        _say(exported.note)
     _say(f"summary: {run.summary}; trained policy: {run.policy}")
