@@ -136,6 +136,13 @@ class TrainerRecipe(BaseModel):
         return verl
 
     @model_validator(mode="after")
+    def _compiles_nothing_on_a_cpu(self) -> Self:
+        path = "actor_rollout_ref.rollout.enforce_eager"
+        if self.device == "cpu" and OmegaConf.select(OmegaConf.create(literal(self.verl)), path) is False:
+            raise ValueError(f"verl.{path}=false: on a CPU the policy server can not compile: leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _batches_divide(self) -> Self:
         if self.questions_per_step % self.mini_batch:
             raise ValueError(

@@ -41,7 +41,8 @@ class Case:
 
     `models` by part (`policy`, `generator`); `unreadable` maps an input of the recipe to why it can not be read, with
     what to do; `pinned` is the tested matrix, a distribution to its version; `first_prompt` are the tokens of a long
-    first prompt; `precision` what was measured of this processor, where the recipe asks it for a precision.
+    first prompt; `precision` what was measured of this processor, where the recipe asks it for a precision;
+    `generator_refused` why the other environment that the recipe names can not serve its generator, with what to do.
     """
 
     recipe: Recipe
@@ -60,6 +61,7 @@ class Case:
     refused: tuple[str, str] | None = None
     pinned: Mapping[str, str] = field(default_factory=dict)
     precision: Precision | None = None
+    generator_refused: tuple[str, str] | None = None
 
     @property
     def cuda(self) -> bool:

@@ -148,5 +148,6 @@ def this_machine(*, paths: Sequence[Path], inputs: Sequence[Path], packages: Map
         python=sys.version_info[:2],
         root=os.geteuid() == 0,
         instructions=frozenset(kernel_says("flags", otherwise="").split()),
+        compiler=any(shutil.which(name) for name in filter(None, (os.environ.get("CXX"), "g++", "clang++"))),
     )
     return Machine(gpus=visible_gpus(), host=host)

@@ -41,7 +41,7 @@ class Host:
     `listening` maps a port on which somebody listens to who does; `packages` a distribution to its version; `disks` a
     path of the recipe to what holds it; `newest_input` is the last change of a data file; `stray_rays` are the process
     ids of Ray daemons that no job owns; `cuda` is the CUDA release that torch was built for; `instructions` are the
-    processor's as Linux names them on x86, empty elsewhere.
+    processor's as Linux names them on x86, empty elsewhere; `compiler` whether there is one for C++.
     """
 
     ram: int
@@ -62,6 +62,7 @@ class Host:
     python: tuple[int, int] = (3, 12)
     root: bool = False
     instructions: frozenset[str] = frozenset()
+    compiler: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ from s3_agent.launch.ports import listening, reserve_port
 from s3_agent.launch.progress import Progress
 from s3_agent.launch.resume import end_leftovers, require_ranks, rewind
 from s3_agent.launch.run import Run
-from s3_agent.launch.serving import with_answer_cache, with_precision, with_served_identity
+from s3_agent.launch.serving import served_packages, with_answer_cache, with_precision, with_served_identity
 from s3_agent.launch.stack import Interrupted, Stack
 from s3_agent.launch.tasks import write_tasks
 from s3_agent.recipe import Recipe, load_recipe, require_trainable
@@ -114,14 +114,17 @@ def trainer_settings(
     )
 
 
-def versions() -> dict[str, str]:
-    """The versions that a result depends on, of what is installed."""
+def versions(recipe: Recipe) -> dict[str, str]:
+    """The versions that a result depends on, of what is installed here and where the generator is served."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
+    if recipe.generator.hosted and recipe.generator.python is not None:
+        served = served_packages(recipe).items()
+        found |= {f"generator: {package}": release for package, release in served if release is not None}
     return found
 
 
@@ -206,7 +209,7 @@ def _train(recipe: Recipe, run: Run, *, resumed: bool, changed: Sequence[str] = 
             rollouts_per_step=recipe.trainer.rollouts_per_step,
             wall_seconds=time.monotonic() - started,
             start_up_seconds=start_up,
-            versions=versions(),
+            versions=versions(recipe),
             changes=changes_of(run),
         )
         _close(run, summary, exported)
