@@ -31,7 +31,7 @@ class HttpSettings(BaseModel):
 
 
 class Bm25Settings(BaseModel):
-    """BM25 with Lucene's formula and English analysis (spec §7.3). `boolean`: AND, OR, NOT, quotes have meaning."""
+    """BM25 with Lucene's formula and English analysis. `boolean`: AND, OR, NOT, quotes count (docs/originals.md#e1)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -86,7 +86,7 @@ class EncoderSettings(BaseModel):
 
     @classmethod
     def e5(cls, model: str = "intfloat/e5-base-v2", **others: Any) -> Self:
-        """The E5 family's prefixes, mean pooling, unit length, 256 tokens (spec §7.2)."""
+        """The E5 family's prefixes, mean pooling, unit length, 256 tokens."""
         return cls(model=model, query_prefix="query: ", passage_prefix="passage: ", **others)
 
     def identity(self) -> dict[str, Any]:

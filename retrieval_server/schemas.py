@@ -1,4 +1,4 @@
-"""The wire contract of `POST /retrieve` (spec §7.1). Clients may import this module: it needs pydantic alone."""
+"""The wire contract of `POST /retrieve` (docs/retrieval.md). Clients may import this module: it needs only pydantic."""
 
 from typing import Self
 

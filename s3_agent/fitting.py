@@ -1,4 +1,4 @@
-"""Passages cut to a number of tokens: whole documents first, then a shortened one (spec §11 B3, C6)."""
+"""Passages cut to a number of tokens: whole documents first, then a shortened one (docs/originals.md#b3 and #c6)."""
 
 import re
 from collections.abc import Callable, Sequence

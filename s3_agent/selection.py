@@ -1,7 +1,7 @@
-"""From structured turns to the passages that the generator gets (spec §2).
+"""From structured turns to the passages that the generator gets.
 
 The original recovers documents from the decoded trajectory; here blocks and marks are fields, so a title with a bracket
-or a cut observation can not lose a passage or attach a mark to the wrong block (spec §11 B2, B3).
+or a cut observation can not lose a passage or attach a mark to the wrong block (docs/originals.md#b2 and #b3).
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ SelectionRule = Literal["marked-first", "chronological", "mirage", "every"]
 
 
 def _unique(passages: Iterable[Passage]) -> tuple[Passage, ...]:
-    """Each passage once: by its id, or by title and text where one of two has no id (spec §11 B4)."""
+    """Each passage once: by its id, or by title and text where one of two has no id (docs/originals.md#b4)."""
     kept: list[Passage] = []
     ids, contents, contents_without_id = set[str](), set[tuple[str, str]](), set[tuple[str, str]]()
     for passage in passages:
@@ -51,11 +51,11 @@ def select_passages(
 ) -> tuple[Passage, ...]:
     """The passages for the generator in the order in which they are shown to it; each once, but for `every`.
 
-    Rules: `marked-first`, the published general rule (spec §2.1): the first mark after a block keeps its documents in
-    document order, an empty mark rejects the block, then every unmarked block follows whole. `mirage` (§2.3): the
-    initial block whole and first, other blocks only as marked, a mark reaching back to the closest block not yet
-    marked. `chronological` (§2.4): every document of every block in order. `every`: the same, as often as it was found
-    (§11 E3).
+    Rules: `marked-first`, the published general rule (docs/originals.md#b1): the first mark after a block keeps its
+    documents in document order, an empty mark rejects the block, then every unmarked block follows whole. `mirage`
+    (docs/originals.md#b5): the initial block whole and first, other blocks only as marked, a mark reaching back to the
+    closest block not yet marked. `chronological`: every document of every block in order. `every`: the same, as often
+    as it was found (docs/originals.md#e3).
     """
     blocks = _blocks(initial, turns)
     if rule == "every" or rule == "chronological":

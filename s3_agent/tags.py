@@ -1,4 +1,4 @@
-"""The s3 protocol's tags in one place: how passages are shown and how a response is read (spec §1.2-§1.7, §2.1).
+"""The s3 protocol's tags in one place: how passages are shown and how a response is read (docs/protocol.md#s3).
 
 Everything the policy reads or writes between tags goes through here. Text from a corpus, a question or a server may
 hold protocol tags; `guard.neutral` breaks them before they are shown, so that they can not act as protocol.
@@ -37,7 +37,7 @@ def read_initial_block(text: str) -> tuple[Passage, ...]:
     """The passages of a prompt's last information block, such that `initial_block` writes the same lines again.
 
     Published data holds a prompt as text alone. A line counts as a document when its number is the next one; quoted
-    titles may hold brackets (spec §1.2).
+    titles may hold brackets.
     """
     _, start, block = text.rpartition("<information>\n")
     block = block.partition("\n</information>")[0] if start else ""
@@ -62,7 +62,7 @@ def observation(passages: Sequence[Passage], control: frozenset[str] = frozenset
 
 
 def cut_after_query(response: str) -> str:
-    """Keep everything up to the first `</query>`; open the tag if only its end was written (spec §1.4 step 2)."""
+    """Keep everything up to the first `</query>`; open the tag if only its end was written (docs/originals.md#a2)."""
     head, end, _ = response.partition(QUERY_END)
     if not end:
         return response
@@ -82,7 +82,7 @@ def bodies(text: str, tag: str) -> Iterator[str]:
 
 
 def parse_query(body: str) -> str:
-    """The search string of a query body, lenient as the original (spec §1.5)."""
+    """The search string of a query body, lenient as the original (docs/protocol.md#s3)."""
     body = body.strip()
     try:
         value = json.loads(body)
@@ -102,7 +102,7 @@ def marks(response: str) -> Iterator[tuple[int, ...]]:
 
 
 def parse(response: str) -> Action:
-    """Read one response: completion wins over a query, a query over nothing (spec §1.4 steps 2-4)."""
+    """Read one response: completion wins over a query, a query over nothing."""
     text = cut_after_query(response)
     marked = next(marks(text), None)
     complete = next(bodies(text, "search_complete"), None)

@@ -1,7 +1,7 @@
 """The words that cross rooms and processes: task, passage, action, turn, episode, reward.
 
 All are frozen pydantic models, so that an episode written by one version is read, or refused with a reason, by another.
-Selected passages are fields of an episode; nothing is ever recovered from its text (design §3).
+Selected passages are fields of an episode; nothing is ever recovered from its text (docs/originals.md#b2).
 """
 
 from enum import StrEnum
@@ -56,7 +56,7 @@ class Task(_Frozen):
     """One question with its gold answers.
 
     `initial_passages` is None when the agent has to retrieve them itself; `prompt` is the user message that the data
-    brings for an agent whose prompt is `data` (spec §5.2), behind the system message where there is one; `rag_score` is
+    brings for an agent whose prompt is `data`, behind the system message where there is one; `rag_score` is
     the stored naive-RAG score (0 or 1), or None when unknown.
     """
 

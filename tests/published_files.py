@@ -58,7 +58,7 @@ def flashrag(name: str, split: str, count: int) -> list[dict[str, Any]]:
 
 
 def s3_row(source: str, row: Row, index: int, *, split: str = "train", prompt: bool = True) -> Row:
-    """A row as s3 publishes it (spec §5.2)."""
+    """A row as s3 publishes it."""
     text = f'<question>\n{row["question"]}\n</question>\n<information>\nDoc 1 (Title: "x") y\n</information>'
     return {
         "id": row["id"],

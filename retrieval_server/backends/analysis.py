@@ -1,4 +1,4 @@
-"""Text to terms as Lucene's EnglishAnalyzer makes them, so that rankings are those of the Lucene indexes (spec §7.3).
+"""Text to terms as Lucene's EnglishAnalyzer makes them, so that rankings are those of the Lucene indexes.
 
 StandardTokenizer, EnglishPossessiveFilter, LowerCaseFilter, StopFilter, PorterStemFilter. Words are found by the word
 boundaries of Unicode's UAX 29 as far as scripts with spaces need them; an ideograph or a hiragana is a term.

@@ -1,4 +1,4 @@
-"""BM25 without Java: bm25s with Lucene's formula over Lucene's English analysis (spec §7.3), memory-mapped.
+"""BM25 without Java: bm25s with Lucene's formula over Lucene's English analysis, memory-mapped.
 
 bm25s keeps the scores of every (passage, term) in one sparse matrix; its files are the index's. The terms are ours, and
 so is the selection of the best rows: by score, then by row, without sorting the corpus.

@@ -1,4 +1,4 @@
-"""Boolean queries, when they are asked for: AND, OR, NOT, parentheses, and quotes that need every word (spec §11 E1).
+"""Boolean queries, where the settings ask for them: AND, OR, NOT, parentheses, and quotes that need every word.
 
 Lucene's bag-of-words search gives these signs no effect, and so does ours by default. Words side by side are
 alternatives, as in the bag. The index keeps no positions: a quoted phrase needs all its words, in any order. What can

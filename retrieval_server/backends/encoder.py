@@ -1,4 +1,4 @@
-"""Text to vectors with any transformers model, told explicitly how: pooling, prefixes, length, device (spec §7.2)."""
+"""Text to vectors with any transformers model, told explicitly how: pooling, prefixes, length, device."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

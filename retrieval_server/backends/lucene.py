@@ -1,4 +1,4 @@
-"""An existing Lucene index, searched by pyserini's LuceneSearcher, for those who have one and Java (spec §7.3).
+"""An existing Lucene index, searched by pyserini's LuceneSearcher, for those who have one and Java.
 
 A hit's docid is the id of its passage. In Search-R1's corpora ids are row numbers; of another corpus the ids are read
 when the index is opened.

@@ -24,7 +24,7 @@ _ENDS = {ActionKind.FINISH: StopReason.FINISHED, ActionKind.ANSWER: StopReason.A
 
 
 class Limits(BaseModel):
-    """What one episode may use. Token counts are in policy tokens; the defaults are s3's (spec §0, §11 A1).
+    """What one episode may use. Token counts are in policy tokens; the defaults are s3's (docs/originals.md#a1).
 
     `max_searches=4` with a final generation is what the original calls three turns. `initial_topk=0` shows no passages
     in the prompt. `max_context_tokens` holds prompt, responses and observations; an episode that fills it ends.
@@ -82,21 +82,21 @@ class Agent(Protocol):
 
 
 def normalize_question(question: str) -> str:
-    """Strip, and end with a question mark (spec §1.8); a question with options is only stripped."""
+    """Strip, and end with a question mark, as the originals do; a question with options is only stripped."""
     question = question.strip()
     return question if question.endswith("?") or OPTIONS in question else question + "?"
 
 
 def retrieval_query(question: str) -> str:
-    """What retrieves a task's first passages: the normalised question, without options (spec §5.2, §8.1)."""
+    """What retrieves a task's first passages: the normalised question, without options."""
     return normalize_question(question).partition(OPTIONS)[0].rstrip()
 
 
 async def search(retriever: Retriever, query: str, question: str, *, topk: int) -> tuple[Passage, ...]:
     """The passages of a query; none for one that the server refuses although it serves the question itself.
 
-    A refused query is the policy's fault and costs it the search, nothing else (spec §11 A6); a server that refuses
-    every query is not, and fails the attempt.
+    A refused query is the policy's fault and costs only this search; a server that refuses every query fails the
+    attempt (docs/originals.md#a6).
     """
     try:
         return await retriever.retrieve(query, topk=topk)

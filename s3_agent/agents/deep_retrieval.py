@@ -1,8 +1,9 @@
-"""DeepRetrieval (arXiv 2503.00223; spec §8.2): the policy rewrites the question once, and that is searched for.
+"""DeepRetrieval (arXiv 2503.00223): the policy rewrites the question once, and that is searched for.
 
 The checkpoints were trained on a raw text that holds chat markers written by hand; `instruct` continues that text, as
 in training, and `double_template` sends it as a chat message, which puts a second template around it, as the s3
-evaluation did (spec §11 E2). The wording is ours; markers, tags, JSON key and the open `<think>` are the original's.
+evaluation did (docs/originals.md#e2). The wording is ours; markers, tags, JSON key and the open `<think>` are the
+original's.
 """
 
 import json

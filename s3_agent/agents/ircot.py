@@ -1,7 +1,7 @@
-"""IRCoT as the s3 evaluation simplified it (arXiv 2212.10509; spec §8.4): each step of reasoning is the next query.
+"""IRCoT as the s3 evaluation simplified it (arXiv 2212.10509): each step of reasoning is the next query.
 
 The prompt's wording is ours; its parts, their order and the `<search_complete>` tag are the original's. The whole reply
-without that tag is searched for, and what is found twice is shown twice (spec §11 E3).
+without that tag is searched for, and what is found twice is shown twice (docs/originals.md#e3).
 """
 
 import re

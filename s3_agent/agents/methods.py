@@ -1,4 +1,4 @@
-"""What each agent is: one row a method, with the defaults of its own paper or code (spec §8).
+"""What each agent is: one row a method, with the defaults of its own paper or code (docs/agents.md).
 
 Everything that differs by the agent's name is looked up here: limits, sampling, which policy plays it, who can answer,
 how the generator is asked, whether it can be trained.

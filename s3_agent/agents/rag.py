@@ -1,4 +1,4 @@
-"""Methods that ask no policy: naive RAG (spec §8.1) and the closed-book answers, direct and step by step (§3.4).
+"""Methods that ask no policy: naive RAG and the closed-book answers, direct and step by step.
 
 All that they do is to say what the generator reads; how it is asked belongs to the method too (`agents.methods`).
 """

@@ -1,7 +1,7 @@
-"""s3: search, then select (arXiv 2505.14146; spec §1). The policy searches and marks; a frozen generator answers.
+"""s3: search, then select (arXiv 2505.14146). The policy searches and marks; a frozen generator answers.
 
-The prompt's wording is ours; every literal that a trained checkpoint depends on (spec §1.7) is kept: tags, JSON key,
-document lines, the question and information blocks at the end, the hint after an invalid response.
+The prompt's wording is ours; every literal that a trained checkpoint depends on is kept: tags, JSON key, document
+lines, the question and information blocks at the end, the hint after an invalid response (docs/protocol.md#s3).
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
-"""Search-o1 as the s3 evaluation ran it (arXiv 2501.05366; spec §8.5): a reasoning model that searches while it thinks.
+"""Search-o1 as the s3 evaluation ran it (arXiv 2501.05366): a reasoning model that searches while it thinks.
 
 What is found goes through a second call, Reason-in-Documents, and only its reply enters the reasoning; the generator
-gets the raw documents (spec §11 E3). The wording is ours; markers and headings are the original's.
+gets the raw documents (docs/originals.md#e3). The wording is ours; markers and headings are the original's.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
-"""Search-R1 (arXiv 2503.09516; spec §8.3): the policy reasons, searches and answers by itself.
+"""Search-R1 (arXiv 2503.09516): the policy reasons, searches and answers by itself.
 
 The prompt's wording is ours; tags, document lines, the text after an invalid action and the end of the prompt are the
 original's. `agl_chat` is the variant of Agent Lightning's own example: observations are user messages of any length and
-an invalid action ends the episode (spec §6.3), so its numbers are not Search-R1's.
+an invalid action ends the episode, so its numbers are not Search-R1's (docs/originals.md#e7).
 """
 
 from collections.abc import Sequence
@@ -63,9 +63,10 @@ def cut_after_action(response: str) -> str:
 
 
 def own_answer(episode: Episode) -> str:
-    """The first `<answer>` that the policy wrote, else all that it wrote but its thinking ("(self)" rows, spec §8.3).
+    """The first `<answer>` that the policy wrote, else all that it wrote but its thinking ("(self)" rows).
 
-    Unlike the original's, that is without what it was shown: a document that holds the gold is no answer.
+    Unlike the original's, that is without what it was shown: a document that holds the gold is no answer
+    (docs/originals.md#e8).
     """
     written = "".join(turn.response for turn in episode.turns)
     return next((body.strip() for body in bodies(written, "answer")), without_thinking(written))
@@ -120,7 +121,7 @@ class SearchR1Protocol:
 
 
 class SearchR1Agent(SearchAgent):
-    """The Search-R1 searcher, which gives its own answer; every passage it was shown is selected, in order (§2.4)."""
+    """The Search-R1 searcher, which gives its own answer; every passage it was shown is selected, in order."""
 
     def __init__(
         self,

@@ -78,7 +78,7 @@ class AgentChoice(BaseModel):
         return self.model_validate(values)
 
     def own_answer(self, episode: Episode) -> str | None:
-        """The policy's own answer as "(self)" rows score it (spec §8.3)."""
+        """The policy's own answer as "(self)" rows score it (docs/originals.md#e8)."""
         return search_r1.own_answer(episode) if episode.agent.startswith("search_r1") else episode.answer
 
     def make(self) -> Agent:

@@ -21,7 +21,7 @@ ModelKind = Literal["openai", "anthropic", "bedrock"]
 Message = dict[str, str]
 
 CLAUDE_RETRIES = 8
-CLAUDE_MAX_TOKENS = 500  # its API needs a bound; spec §3.1
+CLAUDE_MAX_TOKENS = 500  # its API needs a bound; s3's own
 RETRIED_STATUS = (408, 409, 429)  # by the anthropic client, besides every 5xx
 _CLAUDE_REMEDY = "check the credentials, region and model name"
 

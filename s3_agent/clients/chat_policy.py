@@ -21,7 +21,7 @@ from s3_agent.guard import without_control
 def close_stop(before: str, text: str, stop: Sequence[str]) -> str:
     """`text` up to the first stop string; one that the server took away is put back where its tag is still open.
 
-    `before` is what the policy read last: an observation may have opened the tag (spec §1.4 step 6).
+    `before` is what the policy read last: an observation may have opened the tag (docs/originals.md#a2).
     """
     ends = [text.find(mark) + len(mark) for mark in stop if mark in text]
     if ends or not stop:

@@ -1,4 +1,4 @@
-"""Agent Lightning's gateway over plain HTTP: claim, attempts, events (design §4; AGL 1.0.x `schemas.py`).
+"""Agent Lightning's gateway over plain HTTP: claim, attempts, events (docs/originals.md#f1 to #f8).
 
 queuing -> running is the atomic claim: an illegal transition answers 409, so any number of pools may compete. One
 process makes these calls for the whole pool, three and more a rollout, so they go through aiohttp: httpx costs a
@@ -181,7 +181,7 @@ class Gateway:
         await self._end(rollout_id, {"state": "succeeded", "last_attempt_id": attempt_id})
 
     async def fail(self, rollout_id: str, empty_attempt_id: str, message: str) -> None:
-        """End a rollout onto an attempt without events, so that it is skipped and not taught as a zero (design §4)."""
+        """End a rollout on an attempt without events: it is skipped, not trained as a 0 (docs/originals.md#f1)."""
         status = {"state": "failed", "last_attempt_id": empty_attempt_id, "error_message": message}
         await self._end(rollout_id, status)
 

@@ -1,4 +1,4 @@
-"""The frozen generator: answers a question from passages, over an OpenAI-compatible server or Claude (spec §3)."""
+"""The frozen generator (docs/generator.md): it answers from passages, over an OpenAI-compatible server or Claude."""
 
 import asyncio
 import json

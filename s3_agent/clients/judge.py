@@ -1,4 +1,4 @@
-"""The judge: a frozen model that says whether an answer holds a golden one (spec §4.2).
+"""The judge: a frozen model that says whether an answer holds a golden one (docs/originals.md#c3).
 
 An unclear verdict counts as wrong and is counted; a judge that can not be reached raises, and is never a verdict.
 """
@@ -58,7 +58,7 @@ class Judge(Protocol):
 
 
 def judge_messages(question: str, answer: str, golds: Sequence[str], prompt: JudgePrompt) -> list[Message]:
-    """The judge's question. Golds are always a Python list (spec §11 C4) in the general prompt.
+    """The judge's question. Golds are always a Python list (docs/originals.md#c4) in the general prompt.
 
     Nothing in question, answer and golds can write a heading of the prompt or a control token (`guard.quoted`).
     """

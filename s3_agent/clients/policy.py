@@ -1,8 +1,8 @@
 """The policy's client side: token ids in, token ids out, so that each prompt extends the one before exactly.
 
 The text endpoint (`/completions`) is used with token ids because chat templates and re-tokenised text change what was
-sampled; then Agent Lightning can merge a rollout's calls into one training row (design §4). Agents see a conversation
-of texts only, so an endpoint that takes no token ids (`chat_policy`) serves the same agents.
+sampled; then Agent Lightning can merge a rollout's calls into one training row (docs/originals.md#f5). Agents see
+a conversation of texts only, so an endpoint that takes no token ids (`chat_policy`) serves the same agents.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""What frozen models are told: the answering prompts and the contexts in them (spec §2.1, §3.2-§3.4)."""
+"""What frozen models are told: the answering prompts and the contexts in them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from s3_agent.types import Passage
 PromptStyle = Literal["context", "zero_shot", "cot"]
 """Answer from passages, from nothing, or from nothing step by step."""
 ContextLayout = Literal["selected", "lines"]
-"""Title and text on lines of their own (s3, Search-R1), or one line a document (naive RAG; spec §3.3)."""
+"""Title and text on lines of their own (s3, Search-R1), or one line a document (naive RAG; docs/originals.md#b6)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The retriever's client side: queries in, passages out, over the wire contract of spec §7.1."""
+"""The retriever's client side: queries in, passages out, over the wire contract of docs/retrieval.md."""
 
 import os
 from collections.abc import Sequence

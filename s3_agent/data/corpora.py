@@ -1,6 +1,6 @@
 """From any form of corpus to the one that is served: JSON lines of id, title, text, contents.
 
-`contents` is the quoted title, a newline and the text (spec §5.3), whichever of the forms in use a row had: the server
+`contents` is the quoted title, a newline and the text, whichever of the forms in use a row had: the server
 reads the same forms by the same rules (`retrieval_server.passages`). Everything streams; a killed conversion goes on
 behind its last whole line.
 """

@@ -1,6 +1,6 @@
 """The passages that each question finds by itself, kept once for naive RAG, first prompts and export.
 
-Twelve are kept, as published (spec §5.4); naive RAG reads the first three of them.
+Twelve are kept, as s3's pipeline does; naive RAG reads the first three of them.
 """
 
 import asyncio

@@ -1,7 +1,8 @@
 """The two JSON files of the original pipeline, in and out without loss: `rag_cache.json` and `*_output_sequences.json`.
 
-Both are keyed by question, so PopQA's questions that occur twice share an entry there (spec §11 D7). Here everything is
-keyed by id: an entry becomes one answer for each task that asks it, and they become one entry again when written.
+Both are keyed by question, so PopQA's questions that occur twice share an entry there (docs/originals.md#d7). Here
+everything is keyed by id: an entry becomes one answer for each task that asks it, and they become one entry again when
+written.
 """
 
 import json
@@ -72,7 +73,7 @@ def export_rag_cache(cache: RagCache) -> tuple[dict[str, dict[str, Row]], int]:
 
 
 def render_contexts(passages: Sequence[Passage]) -> str:
-    """`context_with_info` as naive retrieval writes it (spec §3.3): the title line as it stands in the corpus."""
+    """`context_with_info` as naive retrieval writes it: the title line as it stands in the corpus."""
     return "".join(f"Doc {number} (Title: {each.title}) {each.text}\n" for number, each in enumerate(passages, 1))
 
 

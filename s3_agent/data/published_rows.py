@@ -1,4 +1,4 @@
-"""The rows in which s3 and Search-R1 publish their data (spec §5.2), to task rows and back, nothing lost.
+"""The rows in which s3 and Search-R1 publish their data, to task rows and back, nothing lost.
 
 A task row says what a task is. Whatever a published row holds beyond what follows from the task is kept beside it under
 `published`, and put back when rows are written, so the round trip is equal field by field whatever the columns.

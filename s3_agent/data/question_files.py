@@ -53,7 +53,7 @@ class PublishedQuestions:
             if name not in benchmark:
                 raise DataError(f"{path} has no set {name}", remedy="give MIRAGE's benchmark.json as it is published")
             return mirage_questions({name: benchmark[name]}, str(path))
-        # Test if there is one, else dev, else train (spec §5.1).
+        # Test if there is one, else dev, else train, as s3 takes them.
         found = {path.name: path for path in self._downloads.paths(FLASHRAG, f"{name}/*.jsonl")}
         splits = ("test.jsonl", "dev.jsonl", "train.jsonl") if testing else ("train.jsonl",)
         path = next((found[split] for split in splits if split in found), None)

@@ -1,6 +1,6 @@
 """Which questions become tasks, and what is dropped on the way, by reason and by name.
 
-Nothing disappears in silence: every filter of the published pipeline (spec §4.4, §5.4) reports what it took.
+Nothing disappears in silence: every filter of the published pipeline reports what it took.
 """
 
 import re
@@ -118,7 +118,7 @@ def _asked(rows: Iterable[Placed]) -> Iterator[Placed]:
 
 
 def flashrag_questions(rows: Iterable[Placed], *, data_source: str) -> Iterator[Placed]:
-    """Task rows of one FlashRAG file; ids are unique over sources and splits (spec §11 D9)."""
+    """Task rows of one FlashRAG file; ids are unique over sources and splits (docs/originals.md#d9)."""
     if data_source in REGULAR_EXPRESSIONS:
         raise _regular_expressions(data_source)
     for number, (place, row) in enumerate(rows):
@@ -183,7 +183,7 @@ def _regular_expressions(place: str) -> DataError:
 
 
 def mirage_questions(benchmark: Any, place: str) -> Iterator[tuple[str, Row]]:
-    """Task rows of MIRAGE's benchmark file: options in the question, gold letter with its text (spec §5.2).
+    """Task rows of MIRAGE's benchmark file: options in the question, gold letter with its text (docs/data.md).
 
     Raises DataError that names the question whose form is another.
     """
@@ -208,7 +208,7 @@ def mirage_questions(benchmark: Any, place: str) -> Iterator[tuple[str, Row]]:
 
 
 def sampled(rows: Sequence[Row], *, most: int, seed: int, dropped: Dropped) -> list[Row]:
-    """The published test sample (spec §5.4): `most` rows of each larger source, then each question once.
+    """The published test sample (docs/data.md): `most` rows of each larger source, then each question once.
 
     The rows are those that pandas' `sample(n=most, random_state=seed)` takes of each source, in its order.
     """

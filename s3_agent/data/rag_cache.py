@@ -1,4 +1,4 @@
-"""Naive-RAG answers of every task, stored with the fingerprint of what produced them (spec §4.3, §4.4).
+"""Naive-RAG answers of every task, stored with the fingerprint of what produced them (docs/data.md#the-rag-cache).
 
 s3 trains on what naive RAG can not answer and reports the gain beyond it, so a cache of another corpus, index,
 generator or prompt would silently change the task: it is refused, with the part that differs (docs/promises.md, 4).
@@ -108,7 +108,7 @@ class RagCache(BaseModel):
 
 
 def beyond_rag(tasks: Sequence[Task], dropped: Dropped | None = None) -> list[Task]:
-    """The training set of spec §4.4: no yes/no questions, none that naive RAG answers; `dropped` counts them."""
+    """s3's training set: no yes/no questions, none that naive RAG answers; `dropped` counts them."""
     dropped, kept = dropped or Dropped(), []
     for task in tasks:
         if YES_NO.intersection(task.golden_answers):

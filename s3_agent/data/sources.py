@@ -1,4 +1,4 @@
-"""What is published where, by the names that a recipe uses (spec §5.1, §5.3)."""
+"""What is published where, by the names that a recipe uses (docs/data.md#published-data)."""
 
 from typing import Literal
 
@@ -34,7 +34,7 @@ INDEXES: dict[IndexName, Wanted] = {
 
 
 class SourceSettings(BaseModel):
-    """What a recipe's data are made of. `sample` rows of a test set that has more are taken (spec §5.4; None: all).
+    """What a recipe's data are made of. `sample` rows of a test set that has more are taken (None: all).
 
     `index` None: one is built here. `questions`: `sets` takes `train` and `test` by name, of FlashRAG or of MIRAGE;
     `s3` and `search-r1` the rows that those projects publish.

@@ -1,4 +1,4 @@
-"""An evaluation in the shapes that s3's and Search-R1's own scripts write and read (spec §9), a folder for each agent.
+"""An evaluation in the shapes that s3's and Search-R1's own scripts write and read, a folder for each agent.
 
 Those shapes are keyed by the question's text: of two tasks with one text in one data source only the last is kept, so
 such an evaluation is refused. The originals count a question without a context as wrong; here a failed one is in

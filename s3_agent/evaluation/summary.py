@@ -1,6 +1,7 @@
 """The run's summary, from what its parts wrote: episodes by the workers, metrics by the trainer.
 
-Rewards are counted from the episodes, because the trainer's own means count a failed rollout as 0 (design §4).
+Rewards are counted from the episodes, because the trainer's own means count a failed rollout as 0
+(docs/originals.md#f4).
 """
 
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""The stages of a recipe's data, from published files or from one's own, to a training set (spec §5.4).
+"""The stages of a recipe's data, from published files or your own, to a training set (docs/data.md).
 
 `download` → `corpus` → `index` → `questions` → `retrieve` → `rag-cache` → `tasks`.
 """

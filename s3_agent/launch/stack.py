@@ -1,8 +1,8 @@
 """Starts the parts of a run in dependency order, watches all of them, and stops exactly what it started.
 
 Every process that a run starts, Ray's daemons included, carries the run's marker in its environment; that is how the
-run knows its own after they were re-parented. Nothing is ever found by name (design §6). When the launcher itself is
-killed, its parts are asked to end.
+run knows its own after they were re-parented. No process is ever looked up by name. When the launcher itself is killed,
+its processes are asked to end.
 """
 
 import asyncio

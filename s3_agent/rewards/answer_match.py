@@ -1,4 +1,4 @@
-"""Does a prediction hold a gold answer? The checks of spec §4.2, on raw strings, without I/O.
+"""Does a prediction hold a gold answer? The originals' checks, on raw strings, without I/O.
 
 The published checks know no answer to a gold that normalises to nothing, such as "A" or "+". Such a gold is compared by
 its own words instead, articles kept. A gold that is an option with the key A keeps its key, as one with the key B does.

@@ -1,7 +1,8 @@
-"""s3's reward: how much better the generator answers with the selected passages than with naive RAG (spec §4.1).
+"""s3's reward: how much better the generator answers with the selected passages than with naive RAG.
 
 Under GRPO the naive-RAG score is constant inside a group and cancels, so the three modes train alike; the training-set
-filter carries the idea. The modes differ in what is logged, and under estimators without a group baseline.
+filter carries the idea. The modes differ in what is logged, and under estimators without a group baseline
+(docs/originals.md#c1).
 """
 
 from typing import Literal

@@ -1,4 +1,4 @@
-"""Search-R1's rewards, on what the policy and its environment wrote after the prompt (spec §8.3, §11 E6).
+"""Search-R1's rewards, on what the policy and its environment wrote after the prompt (docs/originals.md#e6).
 
 The form is that of the whole text. An answer is only what the policy wrote: the environment's hint names the tags too.
 """

@@ -1,7 +1,7 @@
 """When a failed attempt is tried again: declared as data, so that it can be read, set and tested without a pool.
 
 A rollout that is given up costs the trainer a row, so by default nothing but its own deadline ends the trying, except
-where the same attempt would fail in the same way again (design §4).
+where the same attempt would fail in the same way again (docs/originals.md#f3).
 """
 
 import random

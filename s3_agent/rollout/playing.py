@@ -1,7 +1,7 @@
 """One claimed rollout, from its first attempt to its end.
 
-It ends SUCCEEDED on the attempt that earned its reward, or FAILED on an attempt without events (design §4, §7). A
-failed attempt is tried again under a new id, on another worker, as the failure policy says.
+It ends SUCCEEDED on the attempt that earned its reward, or FAILED on an attempt without events
+(docs/promises.md, 1). A failed attempt is tried again under a new id, on another worker, as the failure policy says.
 """
 
 import asyncio

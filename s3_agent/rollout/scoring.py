@@ -22,7 +22,7 @@ class Accuracy:
 
 
 async def check_answer(task: Task, answer: str, *, judge: Judge | None) -> Accuracy:
-    """Whether `answer` is correct (spec §4.2): by span, or as the judge's rule says.
+    """Whether `answer` is correct: by span, or as the judge's rule says (docs/generator.md).
 
     Raises JudgeError; an unclear verdict is wrong and counted.
     """

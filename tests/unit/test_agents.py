@@ -1,4 +1,4 @@
-"""The turn loop over fakes: exact token prefixes, precedence, budgets, limits (spec §1.3-§1.5)."""
+"""The turn loop over fakes: exact token prefixes, precedence, budgets, limits (docs/protocol.md)."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Answer checks against the behaviour of the originals (spec §4.2)."""
+"""Answer checks against the behaviour of the originals (docs/originals.md#c2)."""
 
 import re
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Golden tests of the baselines: prompts sent, stop rules, contexts handed on, as spec §8 and §11 E say."""
+"""Golden tests of the baselines: prompts sent, stop rules, contexts handed on (docs/originals.md#e1 to #e10)."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""s3's reward in its three modes (spec §4.1)."""
+"""s3's reward in its three modes (docs/originals.md#c1)."""
 
 from statistics import fmean, stdev
 
@@ -41,7 +41,7 @@ def test_accuracy_needs_no_cache_and_logs_no_gain() -> None:
 
 @pytest.mark.parametrize("rag_score", [0.0, 1.0])
 def test_the_modes_have_the_same_group_advantages(rag_score: float) -> None:
-    """Spec §4.1: what is constant in a group cancels against its mean and spread."""
+    """What is constant in a group cancels against its mean and spread."""
     group = [1.0, 0.0, 0.0, 1.0, 0.0]
     modes: list[RewardMode] = ["accuracy", "gbr", "gbr+accuracy"]
     advantages = []

@@ -1,4 +1,4 @@
-"""The generator client: messages of spec §3.2, answers that are empty and answers that never came."""
+"""The generator client: messages, answers that are empty and answers that never came."""
 
 import json
 from collections.abc import Iterator, Sequence

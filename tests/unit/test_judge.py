@@ -1,4 +1,4 @@
-"""The judge: its question, strict reading of its verdict, and the rules that join it with the span check (§4.2)."""
+"""The judge: its question, strict reading of its verdict, and the rules that join it with the span check."""
 
 import json
 from collections.abc import Sequence

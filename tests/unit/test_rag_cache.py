@@ -1,4 +1,4 @@
-"""The naive-RAG cache: refused when it belongs to other parts, by name; the filter of spec §4.4."""
+"""The naive-RAG cache: refused when it belongs to other parts, by name; the filter of the training set."""
 
 import asyncio
 from pathlib import Path

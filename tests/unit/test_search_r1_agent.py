@@ -1,4 +1,4 @@
-"""Search-R1 on the same loop: its tags, limits, answers and hints, and Agent Lightning's chat variant (spec §8.3)."""
+"""Search-R1 on the same loop: its tags, limits, answers and hints, and Agent Lightning's chat variant."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Search-R1's rewards: exact match on the response alone, and credit for form (spec §8.3)."""
+"""Search-R1's rewards: exact match on the response alone, and credit for form (docs/protocol.md)."""
 
 import re
 from itertools import product

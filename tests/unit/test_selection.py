@@ -1,4 +1,4 @@
-"""Selection of passages: the vectors of spec §2.2, the variant of §2.3, and that every rule keeps what it says."""
+"""Selection of passages: outputs of s3's own function, MIRAGE's variant, and that every rule keeps what it says."""
 
 from typing import Any, get_args
 

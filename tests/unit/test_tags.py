@@ -1,4 +1,4 @@
-"""The protocol's text: what is shown, what is read, and that hostile text stays text (spec §1.2-§1.7)."""
+"""The protocol's text: what is shown, what is read, and that hostile text stays text (docs/protocol.md#s3)."""
 
 import json
 import re
