@@ -34,7 +34,7 @@ from s3_agent.rollout.process import ending_with_parent
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """The step whose policy was exported, and what a reader of the result should know; "" where that is nothing."""
+    """The step whose policy was exported, and a note for the user about its weights, or ""."""
 
     step: int
     note: str = ""
@@ -107,7 +107,7 @@ def _started_with(run: Run) -> str | None:
 
 
 def _compared(run: Run, folder: Path, start: Path | None, model: str | None, *, step: int) -> str:
-    """What there is to say of the weights in `folder`. Raises S3AgentError for ones that can not be right."""
+    """A note for the user on the weights in `folder`, beside the starting model. Raises S3AgentError for wrong ones."""
     after = tensors(folder)
     if start is None:
         named = f"the model that the run began with ({model})" if model else "the model that the run began with"

@@ -1,8 +1,8 @@
-"""Makes an exported model folder mean the same to every reader: transformers 4 and 5, and the servers built on them.
+"""Makes transformers 4 and 5, and the servers built on them, read the same model from an exported folder.
 
-transformers 5 writes its own form of a configuration: a reader of transformers 4 finds neither `rope_theta` nor
-`rope_scaling` in it, takes its defaults without a word, and does not know the tokenizer's class. So the folder carries
-the files of the model that the run began with, and what these have in the new form alone is said in the old one too.
+transformers 5 writes rotary parameters under new names only: transformers 4 finds neither `rope_theta` nor
+`rope_scaling`, uses its defaults without a warning, and does not know the tokenizer's class. So the folder gets the
+files of the model that the run began with, and the old names beside the new ones. Called by the export.
 """
 
 import json
@@ -22,9 +22,9 @@ CARRIED = (
     "*processor_config.json",
     "*.py",
 )
-"""A model's own files that training changes nothing of. Its chat template is not among them: a run can set one."""
+"""Files of the starting model that training does not change. A run can set its own chat template."""
 
-# What the trainer fills in from the tokenizer, what each release writes of itself, and what is compared apart.
+# Filled in by the trainer from the tokenizer, written by each release about itself, or compared by `_rope`.
 _NOT_COMPARED = {
     *("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"),
     *("bos_token_id", "eos_token_id", "pad_token_id"),
@@ -33,7 +33,7 @@ _NOT_COMPARED = {
 
 
 def make_portable(folder: Path, start: Path | None) -> None:
-    """Complete a model folder as the trainer wrote it. `start` is the model that the run began with, if it is here."""
+    """Rewrite a model folder that the trainer wrote. `start`: the model that the run began with, if it is available."""
     config = _read(folder / "config.json")
     if start is not None:
         own = _read(start / "config.json")
@@ -61,34 +61,34 @@ def _carry(start: Path, folder: Path) -> None:
 
 
 def in_both_forms(config: dict[str, Any]) -> dict[str, Any]:
-    """A model's configuration with what transformers 4 reads beside what transformers 5 does.
+    """A model's configuration with the names of transformers 4 and of transformers 5.
 
-    Rotary parameters for each kind of layer have no general old form, and are left as they are.
+    Rotary parameters that differ between kinds of layers have no general old form, and stay as they are.
     """
-    said = {
+    both = {
         key: in_both_forms(value) if key.endswith("_config") and isinstance(value, dict) else value
         for key, value in config.items()
     }
-    rope = said.get("rope_parameters")
+    rope = both.get("rope_parameters")
     if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
-        return said
+        return both
     scaling = dict(rope)
     for name in ("rope_theta", "partial_rotary_factor"):
         if name in scaling:
-            said.setdefault(name, scaling.pop(name))
-    if set(scaling) - {"rope_type"} and not said.get("rope_scaling"):
-        said["rope_scaling"] = scaling
-    return said
+            both.setdefault(name, scaling.pop(name))
+    if set(scaling) - {"rope_type"} and not both.get("rope_scaling"):
+        both["rope_scaling"] = scaling
+    return both
 
 
 def tokenizer_in_both_forms(config: dict[str, Any]) -> dict[str, Any]:
-    """A tokenizer's configuration with the names that transformers 4 knows, which transformers 5 reads as well."""
-    said = dict(config)
-    if said.get("tokenizer_class") == "TokenizersBackend":
-        said["tokenizer_class"] = "PreTrainedTokenizerFast"
-    if isinstance(said.get("extra_special_tokens"), list):
-        said["additional_special_tokens"] = said.pop("extra_special_tokens")
-    return said
+    """A tokenizer's configuration with the names of transformers 4, which transformers 5 reads as well."""
+    both = dict(config)
+    if both.get("tokenizer_class") == "TokenizersBackend":
+        both["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(both.get("extra_special_tokens"), list):
+        both["additional_special_tokens"] = both.pop("extra_special_tokens")
+    return both
 
 
 def _rope(config: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""What the weights of a model folder are called, and how far training has moved them, weight by weight.
+"""Compares the weights of two model folders: their names and shapes, and how far training has moved them.
 
-Read from the safetensors files themselves, one tensor at a time: neither torch nor the memory for a model is needed.
+Called by the export and by comparisons. It reads the safetensors files directly, one tensor at a time, because the
+launcher should need neither torch nor the memory for a model.
 """
 
 import json
@@ -16,7 +17,7 @@ from s3_agent.errors import ConfigError
 SHOWN = 3
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-# Published with some models, and loaded by no trainer: tables that are computed, and layers that guess tokens ahead.
+# Published with some models and not loaded for training: computed tables, and layers that predict further tokens.
 _UNTRAINED = re.compile(r"(.*\.)?rotary_emb\.inv_freq|(model\.)?mtp\..*")
 _HEAD = "lm_head.weight"
 
