@@ -2,6 +2,7 @@
 
 from benchmarks.agents import CALLS, PROMPT
 from s3_agent.clients.fakes import ToyTokenizer
+from s3_agent.clients.http import bearer
 from s3_agent.clients.policy import CompletionsPolicy
 from s3_agent.rollout.jobs import Job
 from s3_agent.rollout.native import WorkerSettings, http_client
@@ -10,17 +11,25 @@ from s3_agent.rollout.native import WorkerSettings, http_client
 class FourCallsNative:
     """The same by the client that our agents use."""
 
+    calls = CALLS
+
     def __init__(self, settings: WorkerSettings) -> None:
-        self._http = http_client(settings, {"Authorization": f"Bearer {settings.gateway_key}"})
+        self._http = http_client(read_s=None, headers=bearer(settings.gateway_key))
 
     async def play(self, job: Job) -> float:
         policy, ids = CompletionsPolicy(self._http, job.policy_url, ToyTokenizer()), list(PROMPT)
-        for _ in range(CALLS):
+        for _ in range(self.calls):
             ids += (await policy.complete(ids, max_tokens=32, stop=())).token_ids
         return 1.0
 
     async def close(self) -> None:
         await self._http.aclose()
+
+
+class OneCallNative(FourCallsNative):
+    """One policy call."""
+
+    calls = 1
 
 
 class TrivialNative:

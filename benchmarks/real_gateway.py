@@ -1,4 +1,4 @@
-"""The real `agl-server` in a process of its own, and the trainer's side of it. Benchmarks and tests share it."""
+"""The real gateway in a process of its own, and the trainer's side of it. Benchmarks and tests share it."""
 
 import os
 import subprocess
@@ -61,10 +61,18 @@ class GatewayApi:
 
 
 @contextmanager
-def real_gateway(folder: Path, *, model: str = "none", policy_url: str | None = None) -> Iterator[GatewayApi]:
-    """Start it, with the policy at `policy_url` registered, and stop it after the block."""
+def real_gateway(
+    folder: Path, *, model: str = "none", policy_url: str | None = None, stock: bool = False, calls: int | None = None
+) -> Iterator[GatewayApi]:
+    """Start it, with the policy at `policy_url` registered, and stop it after the block.
+
+    `stock` is Agent Lightning's own; otherwise ours, which passes at most `calls` policy calls at a time.
+    """
     port = reserve_port("gateway", 0)
-    command = gateway_command(load_recipe("cpu", [f"policy.model={model}"]), port=port, folder=folder)
+    recipe = load_recipe("cpu", [f"policy.model={model}", *([f"gateway.policy_calls={calls}"] if calls else [])])
+    command = gateway_command(recipe, port=port, folder=folder)
+    if stock:
+        command[command.index("s3_agent.agl.gateway")] = "agentlightning.server"
     log = folder / "gateway.log"
     with log.open("wb") as output:
         process = subprocess.Popen(

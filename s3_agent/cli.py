@@ -116,7 +116,7 @@ def train(
     A part that already runs elsewhere is used and never stopped: `gateway.url=… retriever.url=… generator.url=…
     ray.address=…`. The run's logs, metrics, episodes, checkpoints and summary are in `runs/<name>/`.
     """
-    from s3_agent.launch.doctor import dry_run_lines, require_sound
+    from s3_agent.launch.doctor import dry_run_extra, require_sound
     from s3_agent.launch.plan import dry_run as show_plan
     from s3_agent.launch.twin import load_twin
 
@@ -133,7 +133,7 @@ def train(
         settings = settings.of_agent(agent)
     require_trainable(settings)
     if dry_run:
-        raise typer.Exit(show_plan(settings, extra=dry_run_lines))
+        raise typer.Exit(show_plan(settings, extra=dry_run_extra))
     require_training_stack("training")
     from s3_agent.launch.job import train_job
     from s3_agent.launch.keys import with_gateway_key
@@ -236,6 +236,9 @@ def workers(
         typer.Option(help="Started again under its id, a pool adopts what it had. Default: the host's name."),
     ] = "",
     episodes: Annotated[Path | None, typer.Option(help="Append one JSON line per ended rollout here.")] = None,
+    pool_log: Annotated[
+        Path | None, typer.Option(help="Append one JSON line per claim, attempt and end here, for `s3-agent rollout`.")
+    ] = None,
     allow_agent: Annotated[
         list[str] | None,
         typer.Option(help="Run only env-contract classes like this, e.g. `my_agents.*:*`. Default: any, as AGL does."),
@@ -285,12 +288,14 @@ def workers(
     code = run_pool(
         PoolSettings(
             gateway_url=gateway,
+            policy_calls=settings.gateway.policy_calls,
             pool_id=pool_id or re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname()),
             processes=processes or settings.workers.processes,
             drain_s=drain_s,
             allowed=tuple(allow_agent or ()),
             failure_policy=FailurePolicy(attempt_timeout_s=attempt_timeout_s, most_attempts=most_attempts),
             episodes=None if episodes is None else str(episodes),
+            pool_log=None if pool_log is None else str(pool_log),
             agent_logs=None if agent_logs is None else str(agent_logs),
         ),
         WorkerSettings(
@@ -298,6 +303,8 @@ def workers(
             retriever_url=retriever_url(settings),
             generator_url=generator_url(settings),
             policy_tokenizer=settings.policy.model,
+            policy_template=settings.policy.template,
+            policy_context_tokens=settings.trained_window,
             concurrency=concurrency or settings.workers.concurrency,
             agent=settings.agent,
             generator=settings.generator.client,
@@ -430,6 +437,26 @@ def agents(json_output: Annotated[bool, typer.Option("--json", help="Print them 
     from s3_agent.launch.agents import list_agents
 
     list_agents(as_json=json_output)
+
+
+@app.command()
+def rollout(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or its name: of a training, a comparison.")],
+    rollout_id: Annotated[
+        str | None,
+        typer.Argument(metavar="ID", help="The rollout's id or its beginning. Without: which were lost or retried."),
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="The folder of the runs.")] = Path("runs"),
+    json_output: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Show what happened to one rollout: claims, attempts, failures, policy calls, passages, answer, reward and end.
+
+    It is read from the logs of the worker pool in the run's folder, while the run is at work or after it. Without ID:
+    the rollouts that were lost, failed or tried again, with the reason.
+    """
+    from s3_agent.launch.rollout_story import show_rollout
+
+    show_rollout(run, rollout_id, runs=runs, as_json=json_output)
 
 
 @rag_cache_app.command("build")

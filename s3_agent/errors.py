@@ -61,6 +61,14 @@ class PolicyError(BoundaryError):
     boundary = "policy"
 
 
+class ContextFull(PolicyError):
+    """The policy's window has no room for another token: what was read and written so far is all of the episode."""
+
+    def __init__(self, message: str) -> None:
+        remedy = "raise the window of the policy server (--max-model-len), or read less: agent.limits"
+        super().__init__(message, remedy=remedy, status=413)
+
+
 class RetrieverError(BoundaryError):
     """The retrieval server failed."""
 

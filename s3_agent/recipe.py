@@ -22,6 +22,7 @@ from s3_agent.agl.verl_config import TrainerRecipe
 from s3_agent.clients.generator import GeneratorSettings
 from s3_agent.clients.judge import JudgeSettings
 from s3_agent.clients.prompts import ContextLayout
+from s3_agent.clients.tokenizer import ChatTemplate
 from s3_agent.data.sources import SourceSettings
 from s3_agent.errors import ConfigError, nearest
 from s3_agent.rollout.runner import AgentSettings
@@ -152,29 +153,46 @@ class GeneratorRecipe(GeneratorSettings):
         return self.url is None and self.kind == "openai"
 
 
-class PolicyRecipe(_Section):
-    """The model to train or to ask: a folder or a hub name.
+class PolicyRecipe(ChatTemplate):
+    """The model to train or to ask: a folder or a hub name. For its chat template see docs/recipes.md.
 
     `mode=chat` talks to an endpoint that takes no token ids, in evaluation alone; `request` is merged into its requests
-    (null takes a field out). `parameters` is how many the model has, for what must be known of it before it is here.
+    (null takes a field out). `context_tokens` is the window of its server, where that does not report it. `parameters`
+    is how many the model has, for what must be known of it before it is here.
     """
 
     model: str
     parameters: int | None = Field(default=None, ge=1)
     mode: Literal["tokens", "chat"] = "tokens"
+    context_tokens: int | None = Field(default=None, ge=64)
     request: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def template(self) -> ChatTemplate:
+        """Its chat template alone."""
+        return ChatTemplate(**self.model_dump(include=set(ChatTemplate.model_fields)))
+
+    @field_validator("request")
+    @classmethod
+    def _one_answer(cls, request: dict[str, Any]) -> dict[str, Any]:
+        if request.get("stream") or request.get("n") not in (None, 1):
+            raise ValueError("n and stream can not be set: one whole answer of each call is read, and would be trained")
+        return request
 
 
 class GatewayRecipe(_Section):
     """Our `agl-server` on `port`, or a running one at `url`, whose key is in `AGL_KEY` or in the file `key_file`.
 
-    `key` is for recipes in files that nobody else reads; on a command line `ps` shows it.
+    `key` is for recipes in files that nobody else reads; on a command line `ps` shows it. `policy_calls` is how many
+    policy calls the gateway passes at a time: a pool claims no more rollouts than that. Default: no limit for ours; for
+    a running one what it reports, or 100, as Agent Lightning's own passes (docs/worker-pool.md).
     """
 
     url: Url | None = None
     key: str | None = None
     key_file: Path | None = None
     port: Port = 8181
+    policy_calls: int | None = Field(default=None, ge=1)
 
 
 class WorkersRecipe(_Section):
@@ -303,6 +321,16 @@ class Recipe(_Section):
                 f"the recipe {self.name} with the agent {label} does not fit: {problems}",
                 remedy="set what the agent needs in `agents` or `policies`",
             ) from cause
+
+    @property
+    def trained_window(self) -> int:
+        """The window of the policy server that trains, in tokens: what its trainer sets, or less."""
+        longest = self.trainer.prompt_tokens + self.trainer.response_tokens
+        values: Any = self.trainer.verl
+        for name in ("actor_rollout_ref", "rollout", "max_model_len"):
+            values = values.get(name) if isinstance(values, dict) else None
+        served = values if isinstance(values, int) else longest
+        return min(served, self.policy.context_tokens or served)
 
     @property
     def asks_generator(self) -> bool:

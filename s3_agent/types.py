@@ -148,7 +148,8 @@ class StopReason(StrEnum):
     FINAL_TURN_USED = "final_turn_used"
     """The search budget was used up and the final generation, in which nothing is searched, was taken."""
     CONTEXT_FULL = "context_full"
-    """What was read and written fills `max_context_tokens`; there is no room for another response."""
+    """What was read and written fills `max_context_tokens` or the policy server's window; there is no room for another
+    response."""
     SEARCHES_USED = "searches_used"
     """Every search that the method makes was made, and nothing is generated after it (RAG, IRCoT, Search-o1, …)."""
     INVALID = "invalid"

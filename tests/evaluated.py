@@ -132,6 +132,7 @@ def write_run(folder: Path, *, steps: int = 6, questions: int = 12) -> Path:
                 reward=None if failed else float(number % 2),
                 accuracy=None if failed else float(number % 2),
                 error="the generator was gone" if failed else None,
+                boundary="generator" if failed else None,
                 started_at=float(number),
                 finished_at=float(number) + 0.5,
             )

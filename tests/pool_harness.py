@@ -19,9 +19,10 @@ from s3_agent.clients.generator import GeneratorSettings
 from s3_agent.data.tasks import read_jsonl
 from s3_agent.embedded import NANO_POLICY
 from s3_agent.errors import GeneratorError
+from s3_agent.launch.run import EPISODES, POOL_LOG
 from s3_agent.rollout.episode_log import EpisodeRecord
 from s3_agent.rollout.failure_policy import FailurePolicy
-from s3_agent.rollout.jobs import Job, Report
+from s3_agent.rollout.jobs import AttemptResult, Job
 from s3_agent.rollout.monitor import Monitor
 from s3_agent.rollout.native import WorkerSettings
 from s3_agent.rollout.runner import AgentSettings
@@ -92,7 +93,8 @@ def pool_settings(gateway: GatewayApi, folder: Path, pool_id: str, **changes: An
         gateway_patience_s=2.0,
         pool_id="".join(letter if letter.isalnum() else "-" for letter in pool_id)[:40],
         failure_policy=QUICK,
-        episodes=str(folder / "episodes.jsonl"),
+        episodes=str(folder / EPISODES),
+        pool_log=str(folder / POOL_LOG),
     )
     return settings.model_copy(update=changes)
 
@@ -107,7 +109,7 @@ class _InProcessLink:
     def __init__(self, name: str, worker: NativeWorker) -> None:
         self.name, self._worker = name, worker
 
-    async def play(self, job: Job) -> Report:
+    async def play(self, job: Job) -> AttemptResult:
         return await self._worker.play(job)
 
     async def wait_lost(self) -> str:

@@ -115,15 +115,15 @@ def plan(
         gpu = "-" if need.gpu is None else f"{need.gpu / 1e9:.1f}"
         row = f"{need.resident / 1e9:.1f}", f"{need.disk / 1e9:.1f}", gpu, _between(recalls.get(need.kind))
         table.add_row(need.kind, *row)
-    Console().print(table)
-    typer.echo(f"Measured {measured['date']} by `{measured['command']}`")
-    typer.echo(
-        f"on synthetic vectors of {measured['dimension']} numbers. Bytes scale with the passages. Recall of compressed"
+    note = (
+        f"Measured {measured['date']} by `{measured['command']}` on synthetic vectors of {measured['dimension']} "
+        f"numbers. Bytes scale with the passages. Recall of compressed kinds, with {candidates} re-ranked candidates, "
+        "is expected between two bounds that carry the measured one on to so many passages; `candidates` in the "
+        "settings raises it."
     )
-    typer.echo(
-        f"kinds, with {candidates} re-ranked candidates, is expected between two bounds that carry the measured one on"
-    )
-    typer.echo("to so many passages; `candidates` in the settings raises it.")
+    console = Console()
+    console.print(table)
+    console.print(note, highlight=False, markup=False)
 
 
 def _between(bounds: tuple[float, float] | None) -> str:

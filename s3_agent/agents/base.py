@@ -10,9 +10,9 @@ from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from s3_agent.clients.policy import Policy, Role
+from s3_agent.clients.policy import Conversation, Policy, Role
 from s3_agent.clients.retriever import Retriever
-from s3_agent.errors import ConfigError, RetrieverError
+from s3_agent.errors import ConfigError, ContextFull, RetrieverError
 from s3_agent.fitting import fit_passages
 from s3_agent.selection import SelectionRule, select_passages
 from s3_agent.types import Action, ActionKind, Episode, Passage, StopReason, Task, Turn
@@ -50,7 +50,7 @@ class TextProtocol(Protocol):
     """How one method talks to its policy. `control` are texts that passages and questions must not hold (`neutral`)."""
 
     stop: tuple[str, ...]
-    """Strings that end a response and belong to it."""
+    """Strings that end a response and belong to it. A server takes four; what runs past a further one is cut off."""
     invalid_hint: str | None
     """What is said after a response without an action; None ends the episode there."""
     observation_role: Role
@@ -107,25 +107,52 @@ async def search(retriever: Retriever, query: str, question: str, *, topk: int) 
         return ()
 
 
+def _too_long(task: Task, why: str) -> ConfigError:
+    return ConfigError(
+        f"the first prompt of task {task.id} is too long: {why}",
+        remedy="lower `agent.limits.initial_topk`, or raise `agent.limits.max_context_tokens` and the policy server's "
+        "window",
+    )
+
+
+def open_episode(
+    task: Task, initial: Sequence[Passage], protocol: TextProtocol, *, policy: Policy, context: int, response: int
+) -> tuple[Conversation, str, tuple[Passage, ...]]:
+    """A conversation that opens with the first prompt, that prompt, and the initial passages as it shows them.
+
+    They are cut only where `context` tokens can not hold them all; then a response of `response` tokens has room, or of
+    half the context. Raises ConfigError for a question that does not fit without passages.
+    """
+
+    def message(shown: Sequence[Passage]) -> str:
+        return protocol.message(task, shown, policy.control)
+
+    shown, prompt = tuple(initial), message(initial)
+    conversation = policy.converse(prompt)
+    if conversation.used >= context:
+        room = context - min(response, context // 2)
+        shown = fit_passages(initial, render=message, count=lambda text: policy.converse(text).used, max_tokens=room)
+        prompt = message(shown)
+        conversation = policy.converse(prompt)
+    if conversation.used >= context:
+        raise _too_long(task, f"it has {conversation.used} tokens, the context holds {context}")
+    return conversation, prompt, shown
+
+
 async def play(
     task: Task,
-    initial: Sequence[Passage],
+    conversation: Conversation,
     protocol: TextProtocol,
     limits: Limits,
     *,
-    policy: Policy,
+    context: int,
+    control: frozenset[str],
     retriever: Retriever,
-) -> tuple[str, list[Turn], StopReason]:
-    """Drive one episode: the prompt, its turns, and why it ended. Raises PolicyError and RetrieverError."""
-    control = policy.control
-    prompt = protocol.message(task, initial, control)
-    conversation = policy.converse(prompt)
-    if conversation.used >= limits.max_context_tokens:
-        raise ConfigError(
-            f"the first prompt of task {task.id} has {conversation.used} tokens, the context holds "
-            f"{limits.max_context_tokens}",
-            remedy="lower `agent.limits.initial_topk` or raise `agent.limits.max_context_tokens`",
-        )
+) -> tuple[list[Turn], StopReason]:
+    """Drive one episode from its first prompt on, in at most `context` tokens: its turns, and why it ended.
+
+    Raises PolicyError, RetrieverError, and ConfigError for a first prompt that the policy's server counts as too long.
+    """
 
     def render(passages: Sequence[Passage]) -> str:
         return protocol.observation(passages, control)
@@ -133,23 +160,30 @@ async def play(
     turns: list[Turn] = []
     for number in range(limits.generations):
         prompt_tokens = conversation.used
-        room = limits.max_context_tokens - prompt_tokens
+        room = context - prompt_tokens
         if room <= 0:  # a chat server counts more than we could foresee
-            return prompt, turns, StopReason.CONTEXT_FULL
-        reply = await conversation.generate(max_tokens=min(limits.max_new_tokens, room), stop=protocol.stop)
+            return turns, StopReason.CONTEXT_FULL
+        longest = min(limits.max_new_tokens, room)
+        try:
+            reply = await conversation.generate(max_tokens=longest, stop=protocol.stop)
+        except ContextFull as full:
+            if not turns:
+                raise _too_long(task, full.message) from full
+            return turns, StopReason.CONTEXT_FULL
         action = protocol.parse(reply.text)
         add = partial(
             Turn, response=reply.text, action=action, prompt_tokens=prompt_tokens, response_tokens=reply.tokens
         )
         if action.kind in _ENDS:
-            return prompt, [*turns, add()], _ENDS[action.kind]
+            return [*turns, add()], _ENDS[action.kind]
         if number >= limits.max_searches:
-            return prompt, [*turns, add()], StopReason.FINAL_TURN_USED
+            return [*turns, add()], StopReason.FINAL_TURN_USED
         searching = action.kind is ActionKind.SEARCH
-        if not searching and protocol.invalid_hint is None:
-            return prompt, [*turns, add()], StopReason.INVALID
         # The next response needs room for a token at least.
-        room = limits.max_context_tokens - conversation.used - 1
+        room = context - conversation.used - 1
+        if not searching and protocol.invalid_hint is None:
+            cut_off = room < 0 or limits.max_new_tokens > longest <= reply.tokens
+            return [*turns, add()], StopReason.CONTEXT_FULL if cut_off else StopReason.INVALID
         passages, said = None, protocol.invalid_hint or ""
         if searching and conversation.count(render(())) <= room:
             found = await search(retriever, action.query or "", task.question, topk=limits.topk)
@@ -157,10 +191,10 @@ async def play(
             passages = fit_passages(found, render=render, count=conversation.count, max_tokens=most)
             said = render(passages)
         elif searching or conversation.count(said) > room:
-            return prompt, [*turns, add()], StopReason.CONTEXT_FULL
+            return [*turns, add()], StopReason.CONTEXT_FULL
         observation = conversation.observe(said, role=protocol.observation_role)
         turns.append(add(passages=passages, observation=observation))
-    return prompt, turns, StopReason.FINAL_TURN_USED
+    return turns, StopReason.FINAL_TURN_USED
 
 
 async def first_passages(task: Task, retriever: Retriever, *, topk: int) -> tuple[Passage, ...]:
@@ -183,10 +217,24 @@ class SearchAgent:
         self._selection: SelectionRule = selection
 
     async def run(self, task: Task, *, policy: Policy, retriever: Retriever) -> Episode:
-        """Play `task`. Raises PolicyError and RetrieverError; a malformed response is an episode."""
-        initial = await self._initial(task, retriever)
-        prompt, turns, stop_reason = await play(
-            task, initial, self._protocol, self._limits, policy=policy, retriever=retriever
+        """Play `task`; a malformed response is an episode.
+
+        Raises PolicyError, RetrieverError, and ConfigError for a question that the context can not hold.
+        """
+        limits, window = self._limits, await policy.window()
+        context = limits.max_context_tokens if window is None else min(limits.max_context_tokens, window)
+        found = await self._initial(task, retriever)
+        conversation, prompt, initial = open_episode(
+            task, found, self._protocol, policy=policy, context=context, response=limits.max_new_tokens
+        )
+        turns, stop_reason = await play(
+            task,
+            conversation,
+            self._protocol,
+            limits,
+            context=context,
+            control=policy.control,
+            retriever=retriever,
         )
         last = turns[-1].action
         return Episode(

@@ -11,12 +11,9 @@ from typing import ClassVar
 from s3_agent.agents.base import Limits, first_passages, search
 from s3_agent.clients.policy import Policy, Reply
 from s3_agent.clients.retriever import Retriever
-from s3_agent.errors import ConfigError
+from s3_agent.errors import ConfigError, ContextFull
 from s3_agent.selection import SelectionRule, select_passages
 from s3_agent.types import Action, ActionKind, Episode, Passage, StopReason, Task, Turn
-
-TEMPLATE_TOKENS = 64
-"""What a server's chat template may add to a message, a default system message included."""
 
 Ask = Callable[[str], Awaitable[str | None]]
 """One more call of the same policy within a turn; None where its prompt leaves no room for a reply."""
@@ -31,7 +28,7 @@ class Calls:
         self._most = limits.max_context_tokens
         self._template = template
         if window is not None:
-            self._most = min(self._most, window - TEMPLATE_TOKENS)
+            self._most = min(self._most, window)
         self._prompt_tokens = self._response_tokens = 0
 
     async def ask(self, message: str) -> str | None:
@@ -40,9 +37,11 @@ class Calls:
         read = conversation.used
         if read >= self._most:
             return None
-        reply: Reply = await conversation.generate(
-            max_tokens=min(self._limits.max_new_tokens, self._most - read), stop=()
-        )
+        most = min(self._limits.max_new_tokens, self._most - read)
+        try:
+            reply: Reply = await conversation.generate(max_tokens=most, stop=())
+        except ContextFull:
+            return None
         self._prompt_tokens += conversation.used - reply.tokens  # a server's own count, where it gives one
         self._response_tokens += reply.tokens
         text = reply.text

@@ -14,7 +14,7 @@ from typing import ClassVar
 from urllib.parse import unquote
 
 from s3_agent.agents.settings import AgentName
-from s3_agent.agl.one_task import PREFIX, TIMEOUT, OneTaskSettings, play_one, policy_at, task_from_environment
+from s3_agent.agl.one_task import POLICY_TIMEOUT, PREFIX, OneTaskSettings, play_one, policy_at, task_from_environment
 from s3_agent.clients.connections import async_client
 from s3_agent.clients.http import bearer, call_json
 from s3_agent.errors import ConfigError, GatewayError, S3AgentError
@@ -67,7 +67,7 @@ class EnvironmentAgent:
         task = task_from_environment()
         policy_url, event_url = _variable("AGL_OPENAI_BASE_URL"), _variable("AGL_EVENT_URL")
         started_at = time.time()
-        async with async_client(timeout=TIMEOUT, headers=bearer(os.environ.get("AGL_KEY"))) as gateway:
+        async with async_client(timeout=POLICY_TIMEOUT, headers=bearer(os.environ.get("AGL_KEY"))) as gateway:
             outcome = await play_one(task, settings, policy=policy_at(gateway, settings, policy_url))
             event = {"event_type": "reward", "data": {"value": outcome.reward.value, "source": "agent"}}
             await call_json(gateway, "POST", event_url, error=GatewayError, body=event, patience_s=settings.patience_s)

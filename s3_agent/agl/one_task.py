@@ -19,28 +19,43 @@ from s3_agent.clients.generator import GeneratorSettings, make_generator
 from s3_agent.clients.judge import JudgeSettings, make_judge
 from s3_agent.clients.policy import CompletionsPolicy, Policy
 from s3_agent.clients.retriever import HttpRetriever
-from s3_agent.clients.tokenizer import load_tokenizer
+from s3_agent.clients.tokenizer import ChatTemplate, policy_tokenizer
 from s3_agent.errors import ConfigError
 from s3_agent.rollout.runner import AgentSettings, Outcome, run_task
 from s3_agent.types import Task
 
 PREFIX = "S3_AGENT_"
-_YAML = ("agent", "generator", "judge", "patience_s")
-TIMEOUT = httpx.Timeout(300.0, connect=10.0)
+_YAML = ("agent", "generator", "judge", "policy_template", "patience_s")
+SHORTEST_TIMEOUT_S = 300.0
+# A policy call waits for its turn in the policy server, and is recorded each time that it is made: whoever started the
+# process ends it at the rollout's deadline, and the call with it.
+POLICY_TIMEOUT = httpx.Timeout(None, connect=10.0)
 
 
 class OneTaskSettings(BaseModel):
-    """What an agent needs besides its task and its policy. `patience_s` bounds the retries of each call, in seconds."""
+    """What an agent needs besides its task and its policy.
+
+    `policy_context_tokens` is the window of the policy's server. `patience_s` bounds the retries of each call, in
+    seconds, but for those that wait for a gateway which is paused: whoever started this process ends it with the
+    rollout.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     retriever_url: str
     generator_url: str | None = None
     policy_tokenizer: str
+    policy_template: ChatTemplate = Field(default_factory=ChatTemplate)
+    policy_context_tokens: int | None = Field(default=None, ge=1)
     agent: AgentSettings = Field(default_factory=AgentSettings)
     generator: GeneratorSettings = Field(default_factory=GeneratorSettings)
     judge: JudgeSettings = Field(default_factory=JudgeSettings)
     patience_s: float = Field(default=120.0, gt=0)
+
+    @property
+    def timeout(self) -> httpx.Timeout:
+        """How long an answer may take."""
+        return httpx.Timeout(max(SHORTEST_TIMEOUT_S, self.patience_s), connect=10.0)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ, *, agent: AgentName | None = None) -> Self:
@@ -91,13 +106,20 @@ def policy_at(client: httpx.AsyncClient, settings: OneTaskSettings, url: str, **
     A call whose answer was lost is repeated: whoever starts this process begins no new attempt, and a rollout that
     fails would be taught as a zero.
     """
-    tokenizer = load_tokenizer(settings.policy_tokenizer)
-    return CompletionsPolicy(client, url, tokenizer, patience_s=settings.patience_s, repeatable=True, **sampling)
+    return CompletionsPolicy(
+        client,
+        url,
+        policy_tokenizer(settings.policy_tokenizer, settings.policy_template),
+        patience_s=settings.patience_s,
+        repeatable=True,
+        context_tokens=settings.policy_context_tokens,
+        **sampling,
+    )
 
 
 async def play_one(task: Task, settings: OneTaskSettings, *, policy: Policy) -> Outcome:
     """Play and score one task. Raises the BoundaryError of whatever could not be reached."""
-    async with async_client(timeout=TIMEOUT) as client:
+    async with async_client(timeout=settings.timeout) as client:
         retriever = HttpRetriever(client, settings.retriever_url, patience_s=settings.patience_s)
         generator = make_generator(client, settings.generator_url, settings.generator)
         judge = make_judge(client, settings.generator_url, settings.judge)

@@ -17,7 +17,7 @@ import verl.utils.tracking as verl_tracking
 from s3_agent.agl.run_files import EPISODES_VARIABLE, METRICS_VARIABLE
 from s3_agent.data.appended import AppendedLines
 from s3_agent.rollout.episode_log import GrowingFile, read_record
-from s3_agent.rollout.step_metrics import step_metrics
+from s3_agent.rollout.step_metrics import batch_metrics, step_metrics
 
 PATIENCE_S = 10.0
 POLL_S = 0.1
@@ -51,11 +51,18 @@ def _without_key(config: Any) -> Any:
 
 
 class RunTracking(verl_tracking.Tracking):
-    """Logs each step to the recipe's trackers and to `metrics.jsonl`."""
+    """Logs each step to the recipe's trackers and to `metrics.jsonl`. The trainer makes one before its first step."""
 
     def __init__(
         self, project_name: str, experiment_name: str, default_backend: Any = "console", config: Any = None
     ) -> None:
+        # Here and not above: every process of a run loads this module, and only the trainer's needs the estimator.
+        from s3_agent.agl.advantages import COMPARED
+
+        self._compared = COMPARED
+        self._questions = (
+            config["data"]["train_batch_size"] if isinstance(config, Mapping) and "data" in config else None
+        )
         backends = [default_backend] if isinstance(default_backend, str) else list(default_backend)
         others = [backend for backend in backends if backend != "file"]
         super().__init__(project_name, experiment_name, others, _without_key(config))
@@ -65,8 +72,9 @@ class RunTracking(verl_tracking.Tracking):
         self._episodes = GrowingFile(path, at=path.stat().st_size if path.exists() else 0)
 
     def log(self, data: Mapping[str, Any], step: int, backend: Any = None) -> None:
-        """Log a step with what its rollouts say."""
-        super().log({**data, **self._of_rollouts(data)}, step, backend)
+        """Log a step with what its rollouts say, and with what was not trained of them."""
+        lost = batch_metrics(data, questions=self._questions, groups_of_one=self._compared.groups_of_one)
+        super().log({**data, **self._of_rollouts(data), **lost}, step, backend)
 
     def _of_rollouts(self, data: Mapping[str, Any]) -> dict[str, float]:
         """The metrics of the rollouts since the last step. The pool writes the last of them a moment after their end.

@@ -16,6 +16,10 @@ from s3_agent.names import literal
 from s3_agent.rollout.ray_address import LOCAL, on_loopback_alone
 
 HOOKS = Path(__file__).with_name("seeding.py")
+ESTIMATOR = "s3_agent_grpo"
+"""The name under which verl knows the advantage estimator of `s3_agent.agl.advantages`."""
+AGL_LOSS = "per_rollout_mean"
+"""Agent Lightning's default policy loss; the name of its other one, `cispo_per_rollout_mean`, ends in it."""
 Tracker = Literal["console", "tensorboard", "wandb"]
 
 _OF_RESUME = "a resumed run, and the export of its policy, rely on how s3-agent sets it"
@@ -68,10 +72,11 @@ class TrainerRecipe(BaseModel):
 
     A step plays `questions_per_step` x `rollouts_per_question` rollouts and makes one optimizer update for every
     `questions_per_update` questions (None: one for all), `max_updates` at most. `kl_loss` is the weight of the distance
-    to the reference policy; at 0 there is none. `tokens_per_gpu` packs rows into micro batches of so many tokens;
-    without it `micro_batch` rows make one. `offload` keeps parameters and optimizer in host memory while they are not
-    used; `fused_log_probs` never holds the logits of a whole micro batch. The policy server takes `rollout_memory` of
-    each GPU's memory, and `tensor_parallel` GPUs make one server.
+    to the reference policy beside the policy's loss, however many updates a step makes; at 0 there is none.
+    `tokens_per_gpu` packs rows into micro batches of so many tokens; without it `micro_batch` rows make one. `offload`
+    keeps parameters and optimizer in host memory while they are not used; `fused_log_probs` never holds the logits of a
+    whole micro batch. The policy server takes `rollout_memory` of each GPU's memory, and `tensor_parallel` GPUs make
+    one server.
 
     Checkpoints and validations are made every so many steps, and at the last one in any case. `checkpoints_kept=None`
     keeps all. `checkpoint_policy` also writes the policy into each as a Hugging Face folder, in the precision it is
@@ -172,12 +177,14 @@ class TrainerSettings(TrainerRecipe):
     """A trainer recipe with what the run adds to it.
 
     `agent_class` and `env_map` go with each rollout and say who plays it. `generation` counts how often the run was
-    resumed; `validate_first` is false when it goes on from a checkpoint.
+    resumed; `validate_first` is false when it goes on from a checkpoint. `chat_template` is the text of a template that
+    the trained policy is saved with, instead of the model's own.
     """
 
     run: str
     generation: int = 0
     model: str
+    chat_template: str | None = None
     agent_class: str | None = None
     env_map: dict[str, str] = Field(default_factory=dict)
     gateway_url: str
@@ -191,9 +198,10 @@ class TrainerSettings(TrainerRecipe):
 def _common(settings: TrainerSettings, gateway_key: str) -> dict[str, Any]:
     context = settings.prompt_tokens + settings.response_tokens
     packed = settings.tokens_per_gpu
+    template = {} if settings.chat_template is None else {"custom_chat_template": settings.chat_template}
     return {
         "algorithm": {
-            "adv_estimator": "grpo",
+            "adv_estimator": ESTIMATOR,
             "use_kl_in_reward": False,
             # Logs how far the policy server's log-probs are from the trainer's, and corrects nothing.
             "rollout_correction": {"rollout_is": None, "rollout_rs": None, "bypass_mode": False},
@@ -209,7 +217,7 @@ def _common(settings: TrainerSettings, gateway_key: str) -> dict[str, Any]:
             "seed": settings.seed,
         },
         "actor_rollout_ref": {
-            "model": {"path": settings.model, "use_fused_kernels": settings.fused_log_probs},
+            "model": {"path": settings.model, "use_fused_kernels": settings.fused_log_probs, **template},
             "actor": {
                 "strategy": "fsdp2",
                 "ppo_mini_batch_size": settings.mini_batch,
@@ -220,7 +228,6 @@ def _common(settings: TrainerSettings, gateway_key: str) -> dict[str, Any]:
                 "clip_ratio_low": settings.clip_low,
                 "clip_ratio_high": settings.clip_high,
                 "use_kl_loss": settings.kl_loss > 0,
-                "kl_loss_coef": settings.kl_loss,
                 "kl_loss_type": "low_var_kl",
                 "entropy_coeff": 0,
                 "fsdp_config": {"param_offload": settings.offload, "optimizer_offload": settings.offload},
@@ -349,6 +356,23 @@ def _known(config: DictConfig, wanted: Mapping[str, Any], prefix: str = "") -> d
     return checked
 
 
+def updates_per_step(config: DictConfig) -> int:
+    """Optimizer updates of a step whose rollouts all become one row, as Agent Lightning makes them."""
+    updates = config.data.train_batch_size // config.actor_rollout_ref.actor.ppo_mini_batch_size
+    return max(1, min(updates, config.agentlightning.max_ppo_update_times or updates))
+
+
+def kl_coefficient(kl_loss: float, config: DictConfig) -> float:
+    """What verl is told for the distance to weigh `kl_loss` beside the policy's loss.
+
+    Agent Lightning's losses divide an update's policy loss by the rows of the whole step, verl's KL is a mean over the
+    update's own rows: of several updates a step each would pull as many times as hard to the reference. verl's own
+    losses are means over the same rows as the KL.
+    """
+    loss = OmegaConf.select(config, "actor_rollout_ref.actor.policy_loss.loss_mode") or AGL_LOSS
+    return kl_loss / (updates_per_step(config) if loss.endswith(AGL_LOSS) else 1)
+
+
 def _layers(settings: TrainerSettings, gateway_key: str) -> list[Any]:
     """What the run's settings say over verl's and AGL's defaults."""
     layers: list[Any] = [literal(_common(settings, gateway_key))]
@@ -357,6 +381,9 @@ def _layers(settings: TrainerSettings, gateway_key: str) -> list[Any]:
     if settings.ray_address:
         elsewhere = {"address": settings.ray_address, "num_cpus": None, "num_gpus": None}
         layers.append({"ray_kwargs": {"ray_init": elsewhere}})
+    told = OmegaConf.merge(*layers, settings.verl)
+    assert isinstance(told, DictConfig)
+    layers.append({"actor_rollout_ref": {"actor": {"kl_loss_coef": kl_coefficient(settings.kl_loss, told)}}})
     return layers
 
 

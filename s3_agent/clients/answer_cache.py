@@ -39,6 +39,8 @@ asked_model: ContextVar[bool] = ContextVar("asked_model", default=True)
 def content_address(settings: ModelSettings, messages: Sequence[Message]) -> str:
     """The key of one question: everything that a reply depends on, whichever server gives it."""
     asked = [settings.kind, settings.model, settings.max_tokens, settings.identity, list(messages)]
+    if settings.added:
+        asked.append(settings.added)
     return hashlib.sha256(json.dumps(asked, ensure_ascii=False).encode(errors="surrogatepass")).hexdigest()
 
 

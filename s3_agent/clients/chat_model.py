@@ -4,17 +4,19 @@ A transport failure raises after retries and is never an empty reply (docs/promi
 server filtered, aborted or did not finish (`replies`).
 """
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from s3_agent.clients.connections import is_loopback
-from s3_agent.clients.http import call_json
-from s3_agent.clients.replies import content_of, require_answer, was_cut
+from s3_agent.clients.http import PATIENCE_S, call_json
+from s3_agent.clients.model_server import ModelServer
+from s3_agent.clients.replies import content_of, most_tokens, require_answer, was_cut, written_tokens
 from s3_agent.errors import BoundaryError, ConfigError
 
 ModelKind = Literal["openai", "anthropic", "bedrock"]
@@ -27,10 +29,13 @@ _CLAUDE_REMEDY = "check the credentials, region and model name"
 
 
 class ModelSettings(BaseModel):
-    """Which model, and how long to wait for it, in seconds. `max_tokens=None` leaves the bound to the server.
+    """Which model, and how long to wait for it, in seconds (None: as long as a rollout lives, outside of one 120 s).
+    `max_tokens=None` leaves the bound to the server.
 
-    `identity` names everything else that a reply depends on: weights, precision, server and processor. Replies of one
-    identity may be kept for longer than a run.
+    `chat_template_kwargs` go to the chat template (`enable_thinking: false`), `request` is merged into each request
+    (null takes a field out); both are for OpenAI-compatible servers alone. `identity` names everything else that a
+    reply depends on: weights, precision, server and processor. Replies of one identity may be kept for longer than a
+    run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,8 +43,28 @@ class ModelSettings(BaseModel):
     kind: ModelKind = "openai"
     model: str = "Qwen/Qwen2.5-14B-Instruct-GPTQ-Int4"
     max_tokens: int | None = Field(default=None, ge=1)
-    patience_s: float = 120.0
+    patience_s: float | None = None
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    request: dict[str, Any] = Field(default_factory=dict)
     identity: str | None = None
+
+    @model_validator(mode="after")
+    def _kind_takes_them(self) -> Self:
+        if self.kind != "openai" and self.added:
+            raise ValueError(f"kind {self.kind} takes no chat_template_kwargs and no request")
+        return self
+
+    @property
+    def added(self) -> dict[str, Any]:
+        """What goes into each request besides; `request` has the last word."""
+        templated = {"chat_template_kwargs": self.chat_template_kwargs} if self.chat_template_kwargs else {}
+        return {**templated, **self.request}
+
+    @property
+    def named(self) -> str:
+        """Kind and model, with what every request adds: what tells its replies from another model's."""
+        added = f" {json.dumps(self.added, sort_keys=True)}" if self.added else ""
+        return f"{self.kind}:{self.model}{added}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +110,7 @@ class OpenAIChat(ServedModel):
         self._url = url.rstrip("/") + "/chat/completions"
         self._settings = settings
         self._error = error
+        self._server = ModelServer(client, url, settings.model, error=error, patience_s=settings.patience_s)
 
     async def ask(self, messages: Sequence[Message]) -> ChatReply:
         body: dict[str, Any] = {
@@ -94,18 +120,20 @@ class OpenAIChat(ServedModel):
             "top_p": 1.0,
             "frequency_penalty": 0.0,
             "presence_penalty": 0.0,
+            "max_tokens": self._settings.max_tokens,
+            **await self._server.sampling(),
+            **self._settings.added,
         }
-        if self._settings.max_tokens is not None:
-            body["max_tokens"] = self._settings.max_tokens
+        body = {name: value for name, value in body.items() if value is not None}
         answer = await call_json(
             self._client, "POST", self._url, error=self._error, body=body, patience_s=self._settings.patience_s
         )
         where: Any = {"url": self._url, "error": self._error}
         try:
             choice = answer["choices"][0]
-            cut = was_cut(choice.get("finish_reason"), **where)
-            text = require_answer(content_of(choice["message"], **where), **where)
             usage = answer.get("usage") or {}
+            cut = was_cut(choice.get("finish_reason"), asked=most_tokens(body), written=written_tokens(usage), **where)
+            text = require_answer(content_of(choice["message"], **where), **where)
             return ChatReply(text, usage.get("prompt_tokens"), usage.get("completion_tokens"), cut)
         except (AttributeError, KeyError, IndexError, TypeError) as cause:
             raise self._error(f"{self._url} answered in an unknown form: {str(answer)[:300]}") from cause
@@ -127,14 +155,13 @@ class ClaudeChat(ServedModel):
         self._error = error
         make = anthropic.AsyncAnthropicBedrock if settings.kind == "bedrock" else anthropic.AsyncAnthropic
         try:
+            patience = PATIENCE_S if settings.patience_s is None else settings.patience_s
             # Without a proxy to this machine; to others the client follows the environment by itself.
             direct = url is not None and is_loopback(httpx.URL(url).host)
             # anthropic 2 reads the proxies of the environment whatever `trust_env` says; these go before them.
             none: dict[str, Any] = dict.fromkeys(("http://", "https://", "all://"))
             http = anthropic.DefaultAsyncHttpxClient(trust_env=False, mounts=none) if direct else None
-            self._client: Any = make(
-                base_url=url, max_retries=CLAUDE_RETRIES, timeout=settings.patience_s, http_client=http
-            )
+            self._client: Any = make(base_url=url, max_retries=CLAUDE_RETRIES, timeout=patience, http_client=http)
         except (anthropic.AnthropicError, ValueError) as cause:
             raise ConfigError(f"{error.boundary}.kind={settings.kind}: {cause}", remedy=_CLAUDE_REMEDY) from cause
 
@@ -157,18 +184,10 @@ class ClaudeChat(ServedModel):
         except TypeError as cause:  # how the anthropic client says that it has no credentials
             raise ConfigError(f"Claude ({self._settings.kind}): {cause}", remedy=_CLAUDE_REMEDY) from cause
         where: Any = {"url": f"Claude ({self._settings.kind})", "error": self._error}
-        cut = was_cut(message.stop_reason, **where)
+        asked = self._settings.max_tokens or CLAUDE_MAX_TOKENS
+        cut = was_cut(message.stop_reason, asked=asked, written=message.usage.output_tokens, **where)
         text = "".join(block.text for block in message.content if block.type == "text")
         return ChatReply(require_answer(text, **where), message.usage.input_tokens, message.usage.output_tokens, cut)
-
-
-def window_of(models: Any, model: str) -> int | None:
-    """How many tokens `model` takes, by a server's answer to `/models`; None where it does not tell, as vLLM does."""
-    listed = models.get("data") if isinstance(models, dict) else None
-    for served in listed if isinstance(listed, list) else []:
-        if isinstance(served, dict) and served.get("id") == model and isinstance(served.get("max_model_len"), int):
-            return served["max_model_len"]
-    return None
 
 
 def make_chat_model(

@@ -9,13 +9,16 @@ from typing import Any
 
 import httpx
 
-from s3_agent.clients.chat_model import window_of
 from s3_agent.clients.http import call_json
+from s3_agent.clients.model_server import MOST_STOPS, ModelServer, cut_at
 from s3_agent.clients.policy import Reply, Role, seed_of
-from s3_agent.clients.replies import content_of, was_cut
-from s3_agent.clients.tokenizer import BYTES_PER_TOKEN
-from s3_agent.errors import PolicyError
+from s3_agent.clients.replies import content_of, most_tokens, was_cut, written_tokens
+from s3_agent.clients.tokenizer import BYTES_PER_TOKEN, ChatTemplate
+from s3_agent.errors import ContextFull, PolicyError
 from s3_agent.guard import without_control
+
+TEMPLATE_TOKENS = 64
+"""What a server's chat template may add to the messages, a default system message included; 16 more for each."""
 
 
 def close_stop(before: str, text: str, stop: Sequence[str]) -> str:
@@ -23,12 +26,17 @@ def close_stop(before: str, text: str, stop: Sequence[str]) -> str:
 
     `before` is what the policy read last: an observation may have opened the tag (docs/originals.md#a2).
     """
-    ends = [text.find(mark) + len(mark) for mark in stop if mark in text]
-    if ends or not stop:
-        return text[: min(ends, default=None)]
+    if not stop or any(mark in text for mark in stop):
+        return cut_at(text, stop)
     opened = [(f"{before}{text}".rfind(mark.replace("</", "<")), mark) for mark in stop]
     position, mark = max(opened)
     return text + mark if position > f"{before}{text}".rfind(mark) else text
+
+
+def chat_body(template: ChatTemplate, request: Mapping[str, Any]) -> dict[str, Any]:
+    """What is merged into each chat request: the variables of the template, and `request`, which has the last word."""
+    kwargs = template.chat_template_kwargs
+    return {**({"chat_template_kwargs": kwargs} if kwargs else {}), **request}
 
 
 class _Counted:
@@ -59,8 +67,8 @@ class ChatConversation(_Counted):
         self._messages = [{"role": "user", "content": message}]
 
     async def generate(self, *, max_tokens: int, stop: Sequence[str]) -> Reply:
-        choice, usage = await self._policy.chat(self._messages, max_tokens=max_tokens, stop=stop)
-        text = choice["message"]["content"] or ""
+        choice, usage = await self._policy.chat(self._messages, max_tokens=max_tokens, stop=stop, read=self._used)
+        text = cut_at(choice["message"]["content"] or "", stop[MOST_STOPS:])
         # vLLM says which stop string it met, and None when the policy ended by itself.
         if choice.get("finish_reason") != "length" and choice.get("stop_reason", stop) is not None:
             text = close_stop(self._messages[-1]["content"], text, stop)
@@ -81,9 +89,10 @@ class TextConversation(_Counted):
         self._text = text
 
     async def generate(self, *, max_tokens: int, stop: Sequence[str]) -> Reply:
-        choice, usage = await self._policy.complete(self._text, max_tokens=max_tokens, stop=stop)
-        self._text += choice["text"]
-        return self._reply(choice["text"], usage)
+        choice, usage = await self._policy.complete(self._text, max_tokens=max_tokens, stop=stop, read=self._used)
+        text = cut_at(choice["text"], stop[MOST_STOPS:])
+        self._text += text
+        return self._reply(text, usage)
 
     def observe(self, text: str, *, role: Role = "assistant") -> str:
         self._text += text
@@ -92,7 +101,12 @@ class TextConversation(_Counted):
 
 
 class ChatPolicy:
-    """Any OpenAI-compatible chat endpoint. `body` is merged into each request; None takes a field out of it."""
+    """Any OpenAI-compatible chat endpoint. `body` is merged into each request; None takes a field out of it.
+
+    Its window is `context_tokens` or what the server reports, the smaller of both. A reply is asked for that it holds:
+    where a token may be as short as a byte and the prompt could be too long, the server counts it (`/tokenize`); where
+    it does not, 3 bytes are a token.
+    """
 
     control: frozenset[str] = frozenset()  # a chat server does not name its control tokens
 
@@ -105,14 +119,14 @@ class ChatPolicy:
         temperature: float = 1.0,
         top_p: float = 1.0,
         seed: int | None = None,
-        patience_s: float = 300.0,
+        patience_s: float | None = None,
         body: Mapping[str, Any] | None = None,
+        context_tokens: int | None = None,
     ) -> None:
         self._client = client
         self._url = url.rstrip("/")
-        self._model = model
-        self._window: int | None = None
-        self._asked_window = False
+        self._server = ModelServer(client, url, model, error=PolicyError, patience_s=patience_s)
+        self._context_tokens = context_tokens
         self._sampling = {"model": model, "temperature": temperature, "top_p": top_p}
         self._seed = seed
         self._patience_s = patience_s
@@ -123,23 +137,21 @@ class ChatPolicy:
         return ChatConversation(self, message) if template else TextConversation(self, message)
 
     async def window(self) -> int | None:
-        """The model's window as vLLM tells it; None where the server does not. Asked once. Raises PolicyError."""
-        if not self._asked_window:
-            try:
-                self._window = window_of(await self._call("GET", "/models"), self._model)
-            except PolicyError as error:
-                if error.status is None:
-                    raise
-            self._asked_window = True
-        return self._window
+        """The model's window; None where neither the server nor the recipe says it. Raises PolicyError."""
+        told = await self._server.window()
+        return min((size for size in (told, self._context_tokens) if size is not None), default=None)
 
     async def complete(
-        self, text: str, *, max_tokens: int, stop: Sequence[str]
+        self, text: str, *, max_tokens: int, stop: Sequence[str], read: int = 0
     ) -> tuple[dict[str, Any], dict[str, int]]:
-        """The first continuation of `text` and the usage that the server reports. Raises PolicyError."""
+        """The first continuation of `text` and the usage that the server reports.
+
+        `read` estimates the tokens of the prompt. Raises ContextFull and PolicyError.
+        """
+        room = await self._room(max_tokens, {"prompt": text}, texts=[text], read=read)
         try:
             return await self._first(
-                "/completions", {"prompt": text}, lambda choice: choice["text"], max_tokens=max_tokens, stop=stop
+                "/completions", {"prompt": text}, lambda choice: choice["text"], max_tokens=room, stop=stop
             )
         except PolicyError as error:
             if error.status in (404, 405):
@@ -147,31 +159,68 @@ class ChatPolicy:
             raise
 
     async def chat(
-        self, messages: Sequence[Mapping[str, str]], *, max_tokens: int, stop: Sequence[str]
+        self, messages: Sequence[Mapping[str, str]], *, max_tokens: int, stop: Sequence[str], read: int = 0
     ) -> tuple[dict[str, Any], dict[str, int]]:
-        """The first choice and the usage that the server reports. Raises PolicyError."""
+        """The first choice and the usage that the server reports.
+
+        `read` estimates the tokens of the messages. Raises ContextFull and PolicyError.
+        """
+        asked: dict[str, Any] = {"messages": list(messages), "add_generation_prompt": True}
+        if kwargs := self._body.get("chat_template_kwargs"):
+            asked["chat_template_kwargs"] = kwargs
+        texts = [message["content"] for message in messages]
         return await self._first(
             "/chat/completions",
             {"messages": list(messages)},
             lambda choice: content_of(choice["message"], url=f"{self._url}/chat/completions", error=PolicyError),
-            max_tokens=max_tokens,
+            max_tokens=await self._room(max_tokens, asked, texts=texts, read=read),
             stop=stop,
         )
+
+    async def _room(self, wanted: int, asked: Mapping[str, Any], *, texts: Sequence[str], read: int) -> int:
+        """How many of the `wanted` tokens the window holds beside the prompt. Raises ContextFull where that is none."""
+        if (window := await self.window()) is None:
+            return wanted
+        template = TEMPLATE_TOKENS + 16 * len(texts)
+        # No tokenizer makes more tokens than there are bytes.
+        if sum(len(text.encode(errors="replace")) for text in texts) + template + wanted <= window:
+            return wanted
+        tokens = await self._server.count(asked)
+        if tokens is None:
+            tokens = read + template
+        if tokens >= window:
+            raise ContextFull(f"the prompt has {tokens} tokens, the policy's window is {window}")
+        return min(wanted, window - tokens)
 
     async def _first(
         self, path: str, asked: Mapping[str, Any], text: Callable[[Any], Any], *, max_tokens: int, stop: Sequence[str]
     ) -> tuple[dict[str, Any], dict[str, int]]:
-        body = {**self._sampling, **seed_of(self._seed, asked), **asked, "max_tokens": max_tokens, "stop": list(stop)}
-        body |= self._body
-        answer = await self._call("POST", path, {name: value for name, value in body.items() if value is not None})
+        body = {
+            **self._sampling,
+            **seed_of(self._seed, asked),
+            **asked,
+            "max_tokens": max_tokens,
+            "stop": list(stop[:MOST_STOPS]),
+            **await self._server.sampling(),
+            **self._body,
+        }
+        body = {name: value for name, value in body.items() if value is not None}
+        answer = await self._call("POST", path, body)
         try:
             choice = answer["choices"][0]
             if not isinstance(text(choice), str):
                 raise TypeError("its content is not text")
         except (KeyError, IndexError, TypeError) as cause:
             raise PolicyError(f"{self._url}{path} answered in an unknown form: {str(answer)[:300]}") from cause
-        was_cut(choice.get("finish_reason"), url=self._url + path, error=PolicyError)
-        return choice, answer.get("usage") or {}
+        usage = answer.get("usage") or {}
+        was_cut(
+            choice.get("finish_reason"),
+            url=self._url + path,
+            error=PolicyError,
+            asked=most_tokens(body),
+            written=written_tokens(usage),
+        )
+        return choice, usage
 
     async def _call(self, method: str, path: str, body: Any = None) -> Any:
         return await call_json(

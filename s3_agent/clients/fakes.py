@@ -4,9 +4,12 @@ They keep the promises of the real ones: the policy works in token ids, stops at
 limit; each remembers what it was asked. `fake_servers` puts them behind real HTTP.
 """
 
+import asyncio
 import re
+import threading
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 from s3_agent.clients.policy import Completion, TokenPolicy
 from s3_agent.clients.prompts import AnswerPrompt
@@ -75,6 +78,37 @@ class FakePolicy(TokenPolicy):
         self.prompts.append(tuple(prompt_ids))
         self.responses.append(completion.token_ids)
         return completion
+
+
+class FakeSlowPolicy(FakePolicy):
+    """Takes `seconds` for every call, None: until `release`. `calls` are under way now, `most_calls` were at most."""
+
+    def __init__(self, respond: Respond | Sequence[str], *, seconds: float | None = None) -> None:
+        super().__init__(respond)
+        self.calls = self.most_calls = 0
+        self.seconds = seconds
+        self._released = threading.Event()
+        self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+
+    def release(self) -> None:
+        """Let every call end, those that come later as well; from any thread."""
+        self._released.set()
+        for loop, event in self._waiting:
+            loop.call_soon_threadsafe(event.set)
+
+    async def complete(self, prompt_ids: Sequence[int], *, max_tokens: int, stop: Sequence[str]) -> Completion:
+        self.calls += 1
+        self.most_calls = max(self.most_calls, self.calls)
+        try:
+            event = asyncio.Event()
+            self._waiting.append((asyncio.get_running_loop(), event))
+            if not self._released.is_set():  # looked at after the event can be found: none is left waiting
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self.seconds):
+                        await event.wait()
+            return await super().complete(prompt_ids, max_tokens=max_tokens, stop=stop)
+        finally:
+            self.calls -= 1
 
 
 def _in_turn(responses: Sequence[str]) -> Respond:

@@ -7,7 +7,6 @@ multiple of its processor time.
 
 import asyncio
 import json
-import sys
 from typing import Any, Literal, Self
 from urllib.parse import quote
 
@@ -16,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 from yarl import URL
 
 from s3_agent.clients.connections import proxy_of
+from s3_agent.clients.gateway_limit import LIMIT_PATH, GatewayLimit, gateway_limit
 from s3_agent.clients.http import bearer, passes, retry_after_s, retry_wait_s
 from s3_agent.errors import GatewayError
 
@@ -164,17 +164,18 @@ class Gateway:
         event = {"event_type": "reward", "data": {"value": reward, "source": "agent"}}
         await self._call("POST", self.event_path(rollout_id, attempt_id), event)
 
-    async def reward(self, rollout_id: str) -> float | None:
-        """The finite number of the last reward event of the rollout's attempt, None when there is none."""
-        answer, _ = await self._call("GET", f"/api/rollouts/{_part(rollout_id)}/events?event_type=reward")
+    async def events(self, rollout_id: str, *, event_type: str | None = None) -> list[dict[str, Any]]:
+        """The events of the rollout's attempt in their order, each with `event_type` and a `data` object."""
+        asked = f"&event_type={event_type}" if event_type else ""
+        path = f"/api/rollouts/{_part(rollout_id)}/events?include_routed_experts=false{asked}"
+        answer, _ = await self._call("GET", path)
         try:
             events = json.loads(answer)
-            value = events[-1]["data"].get("value") if events else None
-        except (TypeError, KeyError, AttributeError, ValueError) as cause:
+            if not all(isinstance(event["event_type"], str) and isinstance(event["data"], dict) for event in events):
+                raise TypeError("an event has no type or no data")
+        except (TypeError, KeyError, ValueError) as cause:
             raise GatewayError(f"{self.url} shows events in an unknown form: {answer[:300]!r}") from cause
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            return None
-        return float(value) if abs(value) <= sys.float_info.max else None
+        return events
 
     async def succeed(self, rollout_id: str, attempt_id: str) -> None:
         """End the rollout on the attempt that earned its reward."""
@@ -196,6 +197,27 @@ class Gateway:
             wanted = status["state"], status["last_attempt_id"]
             if current is None or (current.state, current.last_attempt_id) != wanted:
                 raise
+
+    async def limit(self, *, stated: int | None) -> GatewayLimit:
+        """How many policy calls it passes at a time; `stated` is what the recipe says of it."""
+        return gateway_limit(await self._optional(LIMIT_PATH), stated=stated)
+
+    async def policy_calls(self) -> int | None:
+        """How many policy calls it holds, those that wait for a connection included; None when it does not say."""
+        try:
+            return int(json.loads(await self._optional("/proxy/state") or "")["inflight"])
+        except (TypeError, KeyError, ValueError):
+            return None
+
+    async def _optional(self, path: str) -> bytes | None:
+        """What a page holds; None for a gateway that has no such page."""
+        try:
+            answer, _ = await self._call("GET", path)
+        except GatewayError as error:
+            if error.status is None:
+                raise
+            return None
+        return answer
 
     async def terminal_count(self) -> int:
         """How many rollouts have ended since the gateway was started: it only grows."""

@@ -1,6 +1,5 @@
 """The frozen generator (docs/generator.md): it answers from passages, over an OpenAI-compatible server or Claude."""
 
-import asyncio
 import json
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -13,8 +12,8 @@ import structlog
 from pydantic import Field
 
 from s3_agent.clients.answer_cache import CachedChat
-from s3_agent.clients.chat_model import ChatReply, Message, ModelSettings, ServedModel, make_chat_model, window_of
-from s3_agent.clients.http import call_json
+from s3_agent.clients.chat_model import ChatReply, Message, ModelSettings, ServedModel, make_chat_model
+from s3_agent.clients.model_server import ModelServer
 from s3_agent.clients.prompts import CONTEXT, AnswerPrompt, answer_messages, read_answer
 from s3_agent.clients.tokenizer import BYTES_PER_TOKEN, load_tokenizer
 from s3_agent.errors import GeneratorError
@@ -25,7 +24,6 @@ log = structlog.get_logger()
 
 ANSWER_ROOM_TOKENS = 256
 _TRIES = 6
-_ABSENT = (404, 405, 501)
 _REPLY_FORM = "reply 1"
 
 answer_cut: ContextVar[bool] = ContextVar("answer_cut", default=False)
@@ -76,12 +74,13 @@ class FrozenGenerator:
     ) -> None:
         self._model = model
         self._settings = settings
-        self._client = client
-        self._url = url.rstrip("/") if url and settings.kind == "openai" else None
         self._prompt = prompt
-        self._window = settings.context_tokens
-        self._asked_window = self._asked_tokenize = self._url is None
-        self._asking_window = asyncio.Lock()
+        self._server = None
+        if url and settings.kind == "openai":
+            self._server = ModelServer(
+                client, url, settings.model, error=GeneratorError, patience_s=settings.patience_s
+            )
+        self._told_no_window = False
 
     def messages(
         self, question: str, passages: Sequence[Passage], *, prompt: AnswerPrompt | None = None
@@ -132,45 +131,26 @@ class FrozenGenerator:
         )
 
     async def _known_window(self) -> int | None:
-        if self._window is not None or self._asked_window:
-            return self._window
-        async with self._asking_window:  # whoever comes meanwhile waits for the answer, or asks if there was none
-            if not self._asked_window:
-                models, settled = await self._optional("GET", f"{self._url}/models")
-                self._window, self._asked_window = window_of(models, self._settings.model), settled
-                if self._window is None:
-                    log.warning(
-                        "the generator does not tell its context window; long selections may be refused",
-                        remedy="set generator.context_tokens",
-                    )
-        return self._window
+        if self._settings.context_tokens is not None or self._server is None:
+            return self._settings.context_tokens
+        window = await self._server.window()
+        if window is None and not self._told_no_window:
+            self._told_no_window = True
+            log.warning(
+                "the generator does not tell its context window; long selections may be refused",
+                remedy="set generator.context_tokens",
+            )
+        return window
 
     async def _tokens(self, messages: Sequence[Message]) -> int:
         if self._settings.tokenizer is not None:
             tokenizer = load_tokenizer(self._settings.tokenizer)
             return sum(len(tokenizer.encode(message["content"])) + 16 for message in messages)
-        if not self._asked_tokenize and self._url is not None:
-            body = {"model": self._settings.model, "messages": list(messages), "add_generation_prompt": True}
-            counted, settled = await self._optional("POST", self._url.removesuffix("/v1") + "/tokenize", body)
-            if isinstance(counted, dict) and isinstance(counted.get("count"), int):
-                return counted["count"]
-            self._asked_tokenize = settled
-        return -(-_bytes(messages) // BYTES_PER_TOKEN) + 16 * len(messages)
-
-    async def _optional(self, method: str, url: str, body: Any = None) -> tuple[Any, bool]:
-        """An answer that not every server gives, and whether that is settled: given, or not known there at all.
-
-        None where the server refuses. Raises GeneratorError for one out of reach.
-        """
-        try:
-            answer = await call_json(
-                self._client, method, url, error=GeneratorError, body=body, patience_s=self._settings.patience_s
-            )
-        except GeneratorError as error:
-            if error.status is None:
-                raise
-            return None, error.status in _ABSENT
-        return answer, True
+        asked: dict[str, Any] = {"messages": list(messages), "add_generation_prompt": True}
+        if kwargs := self._settings.added.get("chat_template_kwargs"):
+            asked["chat_template_kwargs"] = kwargs
+        counted = await self._server.count(asked) if self._server else None
+        return -(-_bytes(messages) // BYTES_PER_TOKEN) + 16 * len(messages) if counted is None else counted
 
 
 def _bytes(messages: Sequence[Message]) -> int:

@@ -1,30 +1,68 @@
 """One way to call a JSON service: retried while that can help, bounded in time, then an error named by boundary.
 
-429 and 503 are waited out as their `Retry-After` says (the gateway pauses while weights are exchanged), 408, 425, 5xx
-and transport failures with growing jittered waits; any other 4xx is our own fault and fails at once. A call that must
-not be carried out twice is repeated only after a failure that shows that it was not carried out.
+429 and 503 are waited out as their `Retry-After` says, 408, 425, 5xx and transport failures with growing jittered
+waits; any other 4xx is our own fault and fails at once. A call that must not be carried out twice is repeated only
+after a failure that shows that it was not carried out.
+
+Within an attempt at a rollout the waits end with the attempt (`attempt_ends`): a new attempt would wait for the same
+service and play everything again. A gateway that reports that it is paused, while weights are exchanged, is waited out
+in any case.
 """
 
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from s3_agent.errors import BoundaryError
 
 FIRST_WAIT_S = 0.25
 LONGEST_WAIT_S = 8.0
+PATIENCE_S = 120.0  # outside of an attempt, where nothing else is said
+CONNECT_S = 10.0
+LONGEST_PAUSE_S = 60.0
+PAUSED = "x-agl-paused"
+NOT_IMPLEMENTED = 501
+_LAST_S = 2.0  # an attempt that ends in a wait would only report that its time was over, not what it waited for
 _NOT_CARRIED_OUT = frozenset({408, 425, 429, 503})
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
+_ends: ContextVar[float | None] = ContextVar("_ends", default=None)
+
+
+@contextmanager
+def attempt_ends(seconds: float) -> Iterator[None]:
+    """Within the block, calls may take as long as an attempt that ends in `seconds`."""
+    token = _ends.set(time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        _ends.reset(token)
+
+
+def _left_s() -> float | None:
+    """Seconds until the attempt ends; None outside of one."""
+    ends = _ends.get()
+    return None if ends is None else max(0.1, ends - time.monotonic())
+
+
+def _patience(patience_s: float | None) -> float:
+    if patience_s is not None:
+        return patience_s
+    left = _left_s()
+    return PATIENCE_S if left is None else left - min(_LAST_S, left / 10)
+
+
 def passes(status: int) -> bool:
     """Whether a request that got this HTTP status can succeed later, unchanged."""
-    return status in _NOT_CARRIED_OUT or status >= 500
+    return status in _NOT_CARRIED_OUT or (status >= 500 and status != NOT_IMPLEMENTED)
 
 
 def bearer(key: str | None) -> dict[str, str]:
@@ -33,9 +71,10 @@ def bearer(key: str | None) -> dict[str, str]:
 
 
 class _Transient(Exception):
-    def __init__(self, reason: str, *, retry_after: float | None = None) -> None:
+    def __init__(self, reason: str, *, retry_after: float | None = None, paused: bool = False) -> None:
         super().__init__(reason)
         self.retry_after = retry_after
+        self.paused = paused
 
 
 def retry_after_s(value: str | None) -> float | None:
@@ -75,16 +114,18 @@ async def _once(
     headers: Mapping[str, str] | None,
     repeatable: bool,
 ) -> Any:
-    def failed(reason: str, *, carried_out: bool, retry_after: float | None = None) -> Exception:
+    def failed(reason: str, *, carried_out: bool, **said: Any) -> Exception:
         if repeatable or not carried_out:
-            return _Transient(reason, retry_after=retry_after)
+            return _Transient(reason, **said)
         return error(
             f"{method} {url} failed and may have been carried out: {reason}",
             remedy=f"it is not repeated, since the {error.boundary} would do it twice: start again from the beginning",
         )
 
+    left = _left_s()
+    timeout = httpx.USE_CLIENT_DEFAULT if left is None else httpx.Timeout(left, connect=min(left, CONNECT_S))
     try:
-        response = await client.request(method, url, json=body, headers=headers)
+        response = await client.request(method, url, json=body, headers=headers, timeout=timeout)
     except httpx.RequestError as cause:
         reason = f"{type(cause).__name__} {cause}".strip()
         raise failed(reason, carried_out=not isinstance(cause, _NOT_SENT)) from cause
@@ -94,6 +135,7 @@ async def _once(
             f"status {status}: {response.text[:300]}",
             carried_out=status not in _NOT_CARRIED_OUT,
             retry_after=retry_after_s(response.headers.get("retry-after")),
+            paused=response.headers.get(PAUSED) == "true",
         )
     if response.is_error:
         raise error(
@@ -115,26 +157,38 @@ async def call_json(
     error: type[BoundaryError],
     body: Any = None,
     headers: Mapping[str, str] | None = None,
-    patience_s: float = 120.0,
+    patience_s: float | None = None,
     repeatable: bool = True,
 ) -> Any:
-    """The decoded JSON answer of `url`. `patience_s` bounds the time spent on retries, in seconds.
+    """The decoded JSON answer of `url`. `patience_s` bounds the time spent on retries, in seconds; None: as long as the
+    attempt lasts that this is part of, PATIENCE_S outside of one. The time of a pause does not count.
 
     Raises `error` when the service refuses the request or is not reachable within the time. A call that is not
     `repeatable` also raises it when it may have been carried out although no answer came.
     """
+    patience, since = _patience(patience_s), 0.0
+    by_attempt = patience_s is None and _ends.get() is not None
+
+    def left(state: RetryCallState) -> float:
+        nonlocal since
+        spent = state.seconds_since_start or 0.0
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, _Transient) and error.paused and not by_attempt:
+            since = spent
+            return LONGEST_PAUSE_S  # until it is asked again
+        return patience - (spent - since)
 
     def wait(state: RetryCallState) -> float:
         # A service may ask for more than we have; the last try is made when the patience ends.
-        return min(_wait(state), max(0.0, patience_s - (state.seconds_since_start or 0.0)))
+        return min(_wait(state), max(0.0, left(state)))
 
     attempts = AsyncRetrying(
-        retry=retry_if_exception_type(_Transient), wait=wait, stop=stop_after_delay(patience_s), reraise=True
+        retry=retry_if_exception_type(_Transient), wait=wait, stop=lambda state: left(state) <= 0, reraise=True
     )
     try:
         return await attempts(_once, client, method, url, body, error, headers, repeatable)
     except _Transient as cause:
         raise error(
-            f"{method} {url} failed for {patience_s:.0f} s: {cause}",
+            f"{method} {url} failed for {patience:.0f} s: {cause}",
             remedy=f"check that the {error.boundary} is running at that address, and its log",
         ) from cause

@@ -7,6 +7,7 @@ a conversation of texts only, so an endpoint that takes no token ids (`chat_poli
 
 import hashlib
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NoReturn, Protocol
@@ -14,9 +15,10 @@ from typing import Literal, NoReturn, Protocol
 import httpx
 
 from s3_agent.clients.http import call_json
+from s3_agent.clients.model_server import MOST_STOPS, NEUTRAL, ModelServer
 from s3_agent.clients.replies import was_cut
 from s3_agent.clients.tokenizer import Tokenizer
-from s3_agent.errors import PolicyError
+from s3_agent.errors import ContextFull, PolicyError
 
 Role = Literal["assistant", "user"]
 CONTEXT_TOKENS = 8
@@ -59,7 +61,11 @@ class Conversation(Protocol):
         ...
 
     async def generate(self, *, max_tokens: int, stop: Sequence[str]) -> Reply:
-        """The policy's next response, which ends with a stop string if one was written. Raises PolicyError."""
+        """The policy's next response, which ends with a stop string if one was written.
+
+        It is shorter than `max_tokens` where the policy's window holds no more. Raises ContextFull where that holds no
+        token, and PolicyError.
+        """
         ...
 
     def observe(self, text: str, *, role: Role = "assistant") -> str:
@@ -80,7 +86,7 @@ class Policy(Protocol):
         ...
 
     async def window(self) -> int | None:
-        """How many tokens the context may hold where the server says so. Raises PolicyError."""
+        """How many tokens the context may hold, None where that is not known. Raises PolicyError."""
         ...
 
 
@@ -113,7 +119,7 @@ class TokenPolicy(ABC):
         return TokenConversation(self, self.tokenizer.chat(message) if template else self.tokenizer.encode(message))
 
     async def window(self) -> int | None:
-        """Unknown: what is trained is bound by the agent's limits alone."""
+        """How many tokens prompt and response may have; None where that is not known. Raises PolicyError."""
         return None
 
 
@@ -141,6 +147,10 @@ class TokenConversation:
         return self._counted[1]
 
     async def generate(self, *, max_tokens: int, stop: Sequence[str]) -> Reply:
+        if (window := await self._policy.window()) is not None:
+            max_tokens = min(max_tokens, window - len(self._ids))
+        if max_tokens <= 0:
+            raise ContextFull(f"the prompt has {len(self._ids)} tokens, the policy's window is {window}")
         completion = await self._policy.complete(self._ids, max_tokens=max_tokens, stop=stop)
         return Reply(text=self._grow(completion.token_ids), tokens=len(completion.token_ids))
 
@@ -167,6 +177,12 @@ class CompletionsPolicy(TokenPolicy):
     A call that fails and may have been carried out is not `repeatable` by default: the gateway would have recorded it,
     and the repeated one would make a second training row. The attempt fails instead, and a new one begins. Whoever
     records nothing, or can begin no new attempt, repeats it.
+
+    Every value that changes what is sampled is sent: a server takes what a request leaves out from the model's
+    `generation_config.json`. `context_tokens` is the server's window; with `asks_window` the server is asked for it,
+    and the smaller one holds. Agent Lightning's gateway does not report it. Of more than MOST_STOPS stop strings the
+    rest is cut here, after the token in which one ends: such a response is no prefix of what follows, and a rollout is
+    then trained as several rows.
     """
 
     def __init__(
@@ -179,16 +195,26 @@ class CompletionsPolicy(TokenPolicy):
         temperature: float = 1.0,
         top_p: float = 1.0,
         seed: int | None = None,
-        patience_s: float = 300.0,
+        patience_s: float | None = None,
         repeatable: bool = False,
+        context_tokens: int | None = None,
+        asks_window: bool = False,
     ) -> None:
         super().__init__(tokenizer)
         self._client = client
         self._seed = seed
         self._url = url.rstrip("/") + "/completions"
-        self._sampling = {"model": model, "temperature": temperature, "top_p": top_p}
+        self._sampling = {"model": model, "temperature": temperature, "top_p": top_p, **NEUTRAL}
         self._patience_s = patience_s
         self._repeatable = repeatable
+        self._context_tokens = context_tokens
+        self._server = None
+        if asks_window:
+            self._server = ModelServer(client, url, model, error=PolicyError, patience_s=patience_s)
+
+    async def window(self) -> int | None:
+        told = await self._server.window() if self._server else None
+        return min((size for size in (told, self._context_tokens) if size is not None), default=None)
 
     async def complete(self, prompt_ids: Sequence[int], *, max_tokens: int, stop: Sequence[str]) -> Completion:
         answer = await call_json(
@@ -203,7 +229,7 @@ class CompletionsPolicy(TokenPolicy):
                 **seed_of(self._seed, prompt_ids),
                 "prompt": list(prompt_ids),
                 "max_tokens": max_tokens,
-                "stop": list(stop),
+                "stop": list(stop[:MOST_STOPS]),
                 "include_stop_str_in_output": True,
                 "skip_special_tokens": False,
                 "spaces_between_special_tokens": False,
@@ -220,7 +246,19 @@ class CompletionsPolicy(TokenPolicy):
                 "or talk to it by chat messages (`policy.mode=chat`)",
             ) from cause
         reason = choice.get("finish_reason")
-        was_cut(reason, url=self._url, error=PolicyError)
+        was_cut(reason, url=self._url, error=PolicyError, asked=max_tokens, written=len(token_ids))
         if not token_ids:
             raise PolicyError(f"{self._url} sampled no token", remedy="check max_model_len of the policy server")
-        return Completion(token_ids=token_ids, finish_reason=str(reason))
+        kept = self._stopped(token_ids, stop[MOST_STOPS:])
+        return Completion(token_ids=kept, finish_reason=str(reason) if kept == token_ids else "stop")
+
+    def _stopped(self, token_ids: tuple[int, ...], stop: Sequence[str]) -> tuple[int, ...]:
+        """The ids up to the one in which the first of these stop strings ends."""
+        if not any(mark in self.tokenizer.decode(token_ids) for mark in stop):
+            return token_ids
+        ended = bisect_left(
+            range(len(token_ids)),
+            True,
+            key=lambda last: any(mark in self.tokenizer.decode(token_ids[: last + 1]) for mark in stop),
+        )
+        return token_ids[: ended + 1]

@@ -5,6 +5,7 @@ boundary, so that it is neither scored nor kept.
 """
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from s3_agent.errors import BoundaryError
@@ -16,10 +17,14 @@ _PAIR = re.compile(r"<(think(?:ing)?)>.*?(?:</\1>|\Z)|\[THINK\].*?(?:\[/THINK\]|
 _END = re.compile(r"</think(?:ing)?>|\[/THINK\]", re.IGNORECASE)
 
 
-def was_cut(reason: Any, *, url: str, error: type[BoundaryError]) -> bool:
+def was_cut(
+    reason: Any, *, url: str, error: type[BoundaryError], asked: int | None = None, written: int | None = None
+) -> bool:
     """Whether a generation ended at its token limit, by its `finish_reason` (Claude: `stop_reason`).
 
-    A server that gives no reason is believed to have finished. Raises `error` for any other end than a whole one.
+    A server that gives no reason is believed to have finished. Raises `error` for any other end than a whole one, and
+    for one that was cut although fewer tokens were `written` than `asked` for: newer vLLM shortens a reply that its
+    window can not hold, and answers 200.
     """
     name = reason.lower() if isinstance(reason, str) else reason
     if not isinstance(name, str | None) or name not in _WHOLE | _CUT:
@@ -27,7 +32,28 @@ def was_cut(reason: Any, *, url: str, error: type[BoundaryError]) -> bool:
             f"{url} did not finish its generation: finish_reason is {str(reason)[:100]!r}",
             remedy=f"read the log of the {error.boundary}: it filtered, aborted or failed this generation",
         )
+    if name in _CUT and asked is not None and written is not None and written < asked:
+        raise error(
+            f"{url} cut a generation after {written} of {asked} tokens: its window, or a limit of its own, is smaller",
+            remedy="set policy.context_tokens or generator.context_tokens to the server's window (--max-model-len), or "
+            "ask for fewer tokens",
+            status=413,
+        )
     return name in _CUT
+
+
+def most_tokens(body: Mapping[str, Any]) -> int | None:
+    """How many tokens a request asks for, by either of the names in use; None where it leaves that to the server."""
+    asked = body.get("max_completion_tokens", body.get("max_tokens"))
+    return asked if isinstance(asked, int) else None
+
+
+def written_tokens(usage: Any) -> int | None:
+    """The tokens that were sampled, by a server's `usage`, hidden reasoning included; None where it does not say."""
+    if not isinstance(usage, dict) or not isinstance(written := usage.get("completion_tokens"), int):
+        return None
+    read, total = usage.get("prompt_tokens"), usage.get("total_tokens")
+    return max(written, total - read) if isinstance(read, int) and isinstance(total, int) else written
 
 
 def content_of(message: Any, *, url: str, error: type[BoundaryError]) -> str:

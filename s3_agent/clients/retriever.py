@@ -36,7 +36,7 @@ class HttpRetriever:
     A key in the environment (KEY_VARIABLE, the one that our server asks for) is sent as a bearer token.
     """
 
-    def __init__(self, client: httpx.AsyncClient, url: str, *, patience_s: float = 120.0) -> None:
+    def __init__(self, client: httpx.AsyncClient, url: str, *, patience_s: float | None = None) -> None:
         self._client = client
         self._headers = bearer(os.environ.get(KEY_VARIABLE))
         self._url = url.rstrip("/") + "/retrieve"

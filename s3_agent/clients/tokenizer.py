@@ -1,15 +1,52 @@
 """The policy's own tokenizer: chat template, raw continuation text, and which of its tokens text must not forge."""
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from s3_agent.errors import ConfigError
 from s3_agent.guard import TAGS
 
 BYTES_PER_TOKEN = 3  # an estimate, where no tokenizer is at hand
 _ANSWER = "an-answer-stands-here"
+_PROBE = "What is the capital of France?"
+_OURS = frozenset({"messages", "tools", "documents", "tokenize", "add_generation_prompt", "continue_final_message"})
+
+
+class ChatTemplate(BaseModel):
+    """How messages become a prompt: by the model's own template, or that of the Jinja file `chat_template`.
+
+    `chat_template_kwargs` are variables that the template reads, such as `enable_thinking` or `date_string`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    chat_template: Path | None = None
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _not_ours(cls, given: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(_OURS & given.keys()):
+            raise ValueError(f"{', '.join(taken)} can not be set: that is how messages are handed to the template")
+        return given
+
+    def text(self) -> str | None:
+        """The file's text; None for the model's own template. Raises ConfigError for a file that can not be read."""
+        if self.chat_template is None:
+            return None
+        try:
+            return self.chat_template.read_text(encoding="utf-8")
+        except (OSError, ValueError) as cause:
+            raise ConfigError(
+                f"the chat template {self.chat_template} can not be read: {cause}",
+                remedy="set policy.chat_template to a Jinja file",
+            ) from cause
 
 
 class Tokenizer(Protocol):
@@ -58,9 +95,11 @@ def _is_mark(text: str) -> bool:
 class HuggingFaceTokenizer:
     """A tokenizer from a model folder or hub name, through transformers."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, template: ChatTemplate | None = None) -> None:
+        template = template or ChatTemplate()
+        self._path = path
         try:
-            import_module("jinja2")  # which transformers imports with the first chat template, and does not require
+            jinja2 = import_module("jinja2")  # transformers imports it with the first chat template, and needs it not
             self._tokenizer: Any = _tokenizer_class(path).from_pretrained(path)
         except ImportError as cause:
             raise ConfigError(
@@ -71,14 +110,37 @@ class HuggingFaceTokenizer:
             raise ConfigError(
                 f"there is no tokenizer at {path}: {cause}", remedy="give a model folder or the name of a hub model"
             ) from cause
-        if not self._tokenizer.chat_template:
-            raise ConfigError(f"the tokenizer of {path} has no chat template", remedy="use an instruct model")
+        self._template_errors = (jinja2.TemplateError, TypeError, ValueError)
+        self._template: Any = template.text() or self._tokenizer.chat_template
+        self._kwargs = template.chat_template_kwargs
+        if not self._template:
+            raise ConfigError(
+                f"the tokenizer of {path} has no chat template",
+                remedy="use an instruct model, or give a base model one: policy.chat_template=FILE.jinja",
+            )
+        if unread := [name for name in self._kwargs if not re.search(rf"\b{re.escape(name)}\b", str(self._template))]:
+            raise ConfigError(
+                f"the chat template of {path} does not read {', '.join(unread)}",
+                remedy="correct policy.chat_template_kwargs: it would change nothing",
+            )
         added = self._tokenizer.added_tokens_decoder.values()
         special = {token.content for token in added if token.special or _is_mark(token.content)}
         self.control = frozenset(filter(str.strip, special | set(self._tokenizer.all_special_tokens)))
 
     def _templated(self, *messages: dict[str, str]) -> str:
-        return self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        try:
+            return self._tokenizer.apply_chat_template(
+                list(messages),
+                chat_template=self._template if isinstance(self._template, str) else None,
+                tokenize=False,
+                add_generation_prompt=True,
+                **self._kwargs,
+            )
+        except self._template_errors as cause:
+            raise ConfigError(
+                f"the chat template of {self._path} can not be applied: {cause}",
+                remedy="use another one: policy.chat_template=FILE.jinja",
+            ) from cause
 
     def chat(self, message: str) -> list[int]:
         return self.encode(self._templated({"role": "user", "content": message}))
@@ -88,7 +150,13 @@ class HuggingFaceTokenizer:
         text = self._templated(
             *({"role": role, "content": part} for role, part in zip(roles, ("-", _ANSWER, message), strict=True))
         )
-        return text.partition(_ANSWER)[2]
+        between = text.partition(_ANSWER)[2]
+        if message.strip() not in between:
+            raise ConfigError(
+                f"the chat template of {self._path} loses a user's second message",
+                remedy="use another one: policy.chat_template=FILE.jinja",
+            )
+        return between
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -103,6 +171,33 @@ class HuggingFaceTokenizer:
 
 
 @cache
-def load_tokenizer(path: str) -> HuggingFaceTokenizer:
-    """The tokenizer of `path`, loaded once a process."""
-    return HuggingFaceTokenizer(path)
+def _loaded(path: str, template: str) -> HuggingFaceTokenizer:
+    return HuggingFaceTokenizer(path, ChatTemplate.model_validate_json(template))
+
+
+def load_tokenizer(path: str, template: ChatTemplate | None = None) -> HuggingFaceTokenizer:
+    """The tokenizer of `path` with its own chat template or another, loaded once a process. Raises ConfigError."""
+    return _loaded(path, (template or ChatTemplate()).model_dump_json())
+
+
+def lost_message(tokenizer: Tokenizer) -> str | None:
+    """What is wrong with how the chat template shows a user's message; None when it is there once.
+
+    Templates of models that see images read a list of parts, and lose a message that is a text.
+    """
+    try:
+        times = tokenizer.decode(tokenizer.chat(_PROBE)).count(_PROBE)
+    except ConfigError as cause:
+        return cause.message
+    return None if times == 1 else f"the chat template shows a user's message {times} times"
+
+
+def policy_tokenizer(path: str, template: ChatTemplate | None = None) -> HuggingFaceTokenizer:
+    """The tokenizer of a policy. Raises ConfigError for one whose chat template loses the message."""
+    tokenizer = load_tokenizer(path, template)
+    if lost := lost_message(tokenizer):
+        raise ConfigError(
+            f"the policy of {path} can not be asked: {lost}",
+            remedy="its template may want content as a list: give another one, policy.chat_template=FILE.jinja",
+        )
+    return tokenizer

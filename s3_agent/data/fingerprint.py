@@ -58,12 +58,12 @@ class Fingerprint(BaseModel):
         checked = "span"
         if judge is not None and judge.rule != "span":
             asked = _digest(judge_messages("question", "answer", ["gold"], judge.prompt))
-            checked = f"{judge.rule}:{judge.kind}:{judge.model}:{judge.max_tokens}:{asked}"
+            checked = f"{judge.rule}:{judge.named}:{judge.max_tokens}:{asked}"
         return cls(
             corpus=corpus,
             retriever=retriever,
             topk=topk,
-            generator=f"{generator.kind}:{generator.model}",
+            generator=generator.named,
             max_tokens=generator.max_tokens,
             prompt=prompt,
             judge=checked,

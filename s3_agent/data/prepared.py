@@ -10,8 +10,8 @@ from pydantic import BaseModel
 
 from retrieval_server.errors import RetrievalError
 from retrieval_server.indexing import expected_manifest, open_corpus
-from s3_agent.clients.chat_model import window_of
 from s3_agent.clients.connections import get
+from s3_agent.clients.model_server import window_of
 from s3_agent.data.fingerprint import Fingerprint
 from s3_agent.data.questions import Dropped
 from s3_agent.data.rag_cache import RagCache, beyond_rag

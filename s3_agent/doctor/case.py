@@ -42,7 +42,8 @@ class Case:
     `models` by part (`policy`, `generator`); `unreadable` maps an input of the recipe to why it can not be read, with
     what to do; `pinned` is the tested matrix, a distribution to its version; `first_prompt` are the tokens of a long
     first prompt; `precision` what was measured of this processor, where the recipe asks it for a precision;
-    `generator_refused` why the other environment that the recipe names can not serve its generator, with what to do.
+    `generator_refused` why the other environment that the recipe names can not serve its generator, with what to do;
+    `gateway_answer` what a user's gateway reports about its limit (`s3_agent.clients.gateway_limit`).
     """
 
     recipe: Recipe
@@ -62,6 +63,7 @@ class Case:
     pinned: Mapping[str, str] = field(default_factory=dict)
     precision: Precision | None = None
     generator_refused: tuple[str, str] | None = None
+    gateway_answer: str | None = None
 
     @property
     def cuda(self) -> bool:

@@ -10,6 +10,7 @@ from s3_agent.doctor.checks.gateway import check_gateway
 from s3_agent.doctor.checks.gpus import check_gpus
 from s3_agent.doctor.checks.host import check_host
 from s3_agent.doctor.checks.lengths import check_lengths
+from s3_agent.doctor.checks.limits import check_limits
 from s3_agent.doctor.checks.memory import check_caches, check_gpu_memory, check_ram
 from s3_agent.doctor.checks.ports import check_ports
 from s3_agent.doctor.checks.precision import check_precision
@@ -29,6 +30,7 @@ CHECKS: tuple[Check, ...] = (
     check_disk,
     check_ports,
     check_host,
+    check_limits,
     check_files,
     check_tasks,
     check_rag_cache,

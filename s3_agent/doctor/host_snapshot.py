@@ -88,6 +88,13 @@ def _ephemeral_ports() -> tuple[int, int] | None:
     return int(low), int(high)
 
 
+def _backlog() -> int | None:
+    try:
+        return int(Path("/proc/sys/net/core/somaxconn").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
 def _ram() -> tuple[int, int]:
     """Total and free bytes, of the container where there is one."""
     memory = psutil.virtual_memory()
@@ -147,6 +154,7 @@ def this_machine(*, paths: Sequence[Path], inputs: Sequence[Path], packages: Map
         cuda=_cuda(),
         python=sys.version_info[:2],
         root=os.geteuid() == 0,
+        backlog=_backlog(),
         instructions=frozenset(kernel_says("flags", otherwise="").split()),
         compiler=any(shutil.which(name) for name in filter(None, (os.environ.get("CXX"), "g++", "clang++"))),
     )

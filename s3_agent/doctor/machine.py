@@ -41,7 +41,8 @@ class Host:
     `listening` maps a port on which somebody listens to who does; `packages` a distribution to its version; `disks` a
     path of the recipe to what holds it; `newest_input` is the last change of a data file; `stray_rays` are the process
     ids of Ray daemons that no job owns; `cuda` is the CUDA release that torch was built for; `instructions` are the
-    processor's as Linux names them on x86, empty elsewhere; `compiler` whether there is one for C++.
+    processor's as Linux names them on x86, empty elsewhere; `backlog` is the kernel's bound on connections that wait to
+    be accepted at a port; `compiler` is whether there is a C++ compiler.
     """
 
     ram: int
@@ -63,6 +64,7 @@ class Host:
     root: bool = False
     instructions: frozenset[str] = frozenset()
     compiler: bool = True
+    backlog: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

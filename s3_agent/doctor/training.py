@@ -59,8 +59,10 @@ class Training:
     eager: bool
     bucket: int
     temperature: float
+    estimator: str
     critic: bool
     rollout_advantage: bool
+    ray_cpus: int | None
 
     @property
     def rows(self) -> int:
@@ -120,6 +122,7 @@ def read_training(config: DictConfig) -> Training:
     prompt, response = must("data.max_prompt_length"), must("data.max_response_length")
     tokens = at(f"{actor}.ppo_max_token_len_per_gpu", 16384)
     offloaded = at(f"{fsdp}.offload_policy", False)
+    estimator = str(at("algorithm.adv_estimator", "gae"))
     return Training(
         model=must("actor_rollout_ref.model.path"),
         gpus=must("trainer.n_gpus_per_node"),
@@ -166,6 +169,8 @@ def read_training(config: DictConfig) -> Training:
         eager=at(f"{rollout}.enforce_eager", False),
         bucket=at(f"{rollout}.checkpoint_engine.update_weights_bucket_megabytes", 2048) << 20,
         temperature=at(f"{rollout}.temperature", 1.0),
-        critic=at("algorithm.adv_estimator") == "gae",
+        estimator=estimator,
+        critic=estimator == "gae",
         rollout_advantage=at("algorithm.enable_rollout_level_advantage", True),
+        ray_cpus=at("ray_kwargs.ray_init.num_cpus"),
     )

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from s3_agent.agents.methods import Method, Sampling
+from s3_agent.clients.tokenizer import ChatTemplate
 from s3_agent.evaluation.stages import code_of, key_of
 from s3_agent.rollout.runner import AgentSettings
 from s3_agent.types import Task
@@ -15,8 +16,10 @@ GREEDY = Sampling(temperature=0.0)
 _EPISODE_CODE = (
     "s3_agent.agents",
     "s3_agent.clients.chat_policy",
+    "s3_agent.clients.model_server",
     "s3_agent.clients.policy",
     "s3_agent.clients.replies",
+    "s3_agent.clients.tokenizer",
     "s3_agent.tags",
     "s3_agent.fitting",
     "s3_agent.selection",
@@ -24,9 +27,13 @@ _EPISODE_CODE = (
 )
 
 
+_SHOWN = ("mode", "request", "template", "context_tokens", "identity")
+"""The fields of a policy that its episodes depend on."""
+
+
 class PolicyUnderTest(BaseModel):
     """A policy and how it is reached: at `url`, at the generator's address, or started here from the folder or hub
-    name `model`. `request` is merged into chat requests.
+    name `model`. `request` is merged into chat requests. `context_tokens` is its window where its server reports none.
 
     `identity` is what tells it from another policy: a hash of its files, or what its server says of it.
     """
@@ -38,6 +45,8 @@ class PolicyUnderTest(BaseModel):
     url: str | None = None
     at_generator: bool = False
     request: dict[str, Any] = {}
+    template: ChatTemplate = ChatTemplate()
+    context_tokens: int | None = None
     identity: dict[str, Any]
 
 
@@ -54,7 +63,7 @@ class Contestant(BaseModel):
     def key(self, *, index: dict[str, Any], seed: int) -> str:
         """A key of all that its episodes depend on but the question: how an answer is scored is no part of it."""
         agent = self.settings.model_dump(mode="json", exclude={"reward", "answers", "layout"})
-        policy = self.policy and self.policy.model_dump(mode="json", include={"mode", "request", "identity"})
+        policy = self.policy and self.policy.model_dump(mode="json", include=set(_SHOWN))
         sampling = self.sampling and self.sampling.model_dump()
         return key_of("episode", agent, policy, sampling, index, seed, code_of(*_EPISODE_CODE))
 

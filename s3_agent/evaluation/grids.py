@@ -4,11 +4,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from rich import box
-from rich.console import Group
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 from s3_agent.guard import printable
+
+_EDGE, _PADDING = 1, 3  # what rich draws: an edge, and two spaces and a line beside each column
+_FOLDED = 30  # a column with longer cells is folded where the terminal is narrow
 
 
 class Grid(NamedTuple):
@@ -19,17 +23,48 @@ class Grid(NamedTuple):
     rows: list[list[str]]
 
 
+class _Fitting:
+    """A grid for a terminal: as many tables as its width needs, each with the first column."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        columns = zip(grid.header, *grid.rows, strict=True)
+        self._widths = [max(map(cell_len, map(printable, column))) for column in columns]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        left = [*range(1, len(self._grid.header))]
+        title: str | None = self._grid.title
+        while left or title is not None:
+            count = max(1, self._fitting(left, options.max_width))
+            yield self._table([0, *left[:count]], title=title)
+            left, title = left[count:], None
+
+    def _fitting(self, columns: Sequence[int], width: int) -> int:
+        """How many of the columns fit beside the first one; a column of text is folded and needs no more."""
+        used = _EDGE + min(self._widths[0], _FOLDED) + _PADDING
+        for number, column in enumerate(columns):
+            used += min(self._widths[column], _FOLDED) + _PADDING
+            if used > width:
+                return number
+        return len(columns)
+
+    def _table(self, columns: Sequence[int], *, title: str | None) -> Table:
+        drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+        for column in columns:
+            drawn.add_column(
+                Text(printable(self._grid.header[column])),
+                justify="right" if column else "left",
+                overflow="fold",
+                no_wrap=self._widths[column] <= _FOLDED,
+            )
+        for row in self._grid.rows:
+            drawn.add_row(*(Text(printable(row[column])) for column in columns))
+        return drawn
+
+
 def terminal_grids(grids: Sequence[Grid], *, note: str) -> Group:
     """For the terminal."""
-    shown: list[Table | Text] = []
-    for grid in grids:
-        drawn = Table(title=grid.title, title_justify="left", box=box.SIMPLE_HEAD)
-        for number, column in enumerate(grid.header):
-            drawn.add_column(Text(printable(column)), justify="right" if number else "left", overflow="fold")
-        for row in grid.rows:
-            drawn.add_row(*(Text(printable(cell)) for cell in row))
-        shown.append(drawn)
-    return Group(*shown, Text(note, style="dim"))
+    return Group(*map(_Fitting, grids), Text(note, style="dim"))
 
 
 def markdown_grids(grids: Sequence[Grid], *, note: str) -> str:

@@ -24,8 +24,14 @@ from s3_agent.recipe import Price
 from s3_agent.rollout.scoring import check_answer
 from s3_agent.types import Episode, Passage, StopReason, Task
 
-_CONTEXT_CODE = ("s3_agent.clients.generator", "s3_agent.clients.prompts", "s3_agent.fitting", "s3_agent.tags")
-_REPLY_CODE = ("s3_agent.clients.chat_model", "s3_agent.clients.replies")
+_CONTEXT_CODE = (
+    "s3_agent.clients.generator",
+    "s3_agent.clients.model_server",
+    "s3_agent.clients.prompts",
+    "s3_agent.fitting",
+    "s3_agent.tags",
+)
+_REPLY_CODE = ("s3_agent.clients.chat_model", "s3_agent.clients.model_server", "s3_agent.clients.replies")
 _VERDICT_CODE = (
     "s3_agent.rewards.answer_match",
     "s3_agent.clients.judge",

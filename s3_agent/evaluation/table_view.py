@@ -96,7 +96,7 @@ def _differences(table: EvaluationTable, *, reference: str | None) -> Grid | Non
         for one in found
     ]
     title = f"GenAcc compared with {reference}" if reference else "GenAcc compared"
-    return Grid(title, ["pair", "questions of both", "difference", "p", "p (Holm)"], rows)
+    return Grid(title, ["pair", "n", "difference", "p", "p (Holm)"], rows)
 
 
 def _grids(table: EvaluationTable, *, reference: str | None) -> Sequence[Grid]:

@@ -4,6 +4,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from s3_agent.agents.methods import METHODS, Method
 
@@ -37,7 +38,7 @@ def _limits(limits: dict[str, Any]) -> str:
     parts = [f"first {first}"] * bool(first) + [f"top {topk}"] * bool(topk)
     parts += [f"{searches} searches"] * bool(searches)
     parts += [f"{limits['max_new_tokens']} new tokens"] if "max_new_tokens" in limits else []
-    return ", ".join(parts) or "-"
+    return ", ".join(parts) or "none"
 
 
 def list_agents(*, as_json: bool = False) -> None:
@@ -46,16 +47,15 @@ def list_agents(*, as_json: bool = False) -> None:
     if as_json:
         Console().print_json(data=described)
         return
-    table = Table("agent", "what it does", "limits", "who answers", "policy", "sampled", "trained", box=None)
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
     for row in described:
         sampling = row["sampling"]
-        table.add_row(
-            row["name"],
-            f"{row['what']} ({row['source']})",
-            _limits(row["limits"]),
-            ", ".join(_ANSWERS[who] for who in row["answers"]),
-            _POLICY[row["policy"]],
-            f"{sampling['temperature']} / {sampling['top_p']}" if sampling else "-",
-            "yes" if row["trainable"] else "no",
-        )
+        answers = " or ".join(_ANSWERS[who] for who in row["answers"])
+        policy = f"policy: {_POLICY[row['policy']]}" + (", can be trained here" if row["trainable"] else "")
+        if sampling:
+            policy += f"; temperature {sampling['temperature']}, top-p {sampling['top_p']}"
+        table.add_row(row["name"], f"{row['what']} ({row['source']})")
+        table.add_row("", Text(f"limits: {_limits(row['limits'])}; answer by the {answers}\n{policy}", style="dim"))
     Console().print(table)

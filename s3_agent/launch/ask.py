@@ -3,25 +3,25 @@
 import asyncio
 import secrets
 from pathlib import Path
+from typing import Any
 
 import httpx
-from rich.console import Console, Group
-from rich.markup import escape as escape_markup
-from rich.panel import Panel
+from rich.console import Console
 
 from s3_agent.agents.settings import AgentName
-from s3_agent.clients.chat_policy import ChatPolicy
+from s3_agent.clients.chat_policy import ChatPolicy, chat_body
 from s3_agent.clients.connections import async_client
 from s3_agent.clients.generator import make_generator
 from s3_agent.clients.http import bearer, call_json
 from s3_agent.clients.policy import CompletionsPolicy, NoPolicy
 from s3_agent.clients.retriever import HttpRetriever
-from s3_agent.clients.tokenizer import load_tokenizer
+from s3_agent.clients.tokenizer import policy_tokenizer
 from s3_agent.errors import ConfigError, PolicyError
-from s3_agent.guard import printable
 from s3_agent.launch import commands
+from s3_agent.launch.episode_view import episode_view
 from s3_agent.launch.job import require_external, resolve_ports
 from s3_agent.launch.parts import service_parts
+from s3_agent.launch.policies import require_servers_template
 from s3_agent.launch.ports import HOST, reserve_port
 from s3_agent.launch.requirements import require_vllm
 from s3_agent.launch.run import Run, scratch_run
@@ -29,7 +29,7 @@ from s3_agent.launch.serving import has_cpu_vllm
 from s3_agent.launch.stack import Part, Stack
 from s3_agent.recipe import Recipe
 from s3_agent.rollout.runner import Outcome, run_task
-from s3_agent.types import Passage, Task, Turn
+from s3_agent.types import Task
 
 console = Console(stderr=True)
 POLICY_NAME = "policy"
@@ -46,10 +46,21 @@ def newest_run(runs: Path) -> Path:
 
 
 def policy_part(
-    model: Path | str, run: Run, *, port: int, name: str = POLICY_NAME, part: str = "policy", sequences: int = 8
+    model: Path | str,
+    run: Run,
+    *,
+    port: int,
+    name: str = POLICY_NAME,
+    part: str = "policy",
+    sequences: int = 8,
+    chat_template: Path | None = None,
 ) -> Part:
-    """vLLM over the policy in the folder or of the hub name `model`, served as `name`, `sequences` at a time."""
+    """vLLM over the policy in the folder or of the hub name `model`, served as `name`, `sequences` at a time.
+
+    `chat_template` is for chat messages: prompts of token ids are templated before they are sent.
+    """
     options = ["--enforce-eager", "--max-num-seqs", str(sequences)]
+    options += ["--chat-template", str(chat_template)] if chat_template else []
     options += ["--dtype", "float32"] if has_cpu_vllm() else []
     return Part(
         name=part,
@@ -77,10 +88,24 @@ async def _play(
         if policy_url is None or name is None:
             policy = NoPolicy()
         elif recipe.policy.mode == "chat":
-            policy = ChatPolicy(own, policy_url, model=name, temperature=0.0, body=recipe.policy.request)
+            policy = ChatPolicy(
+                own,
+                policy_url,
+                model=name,
+                temperature=0.0,
+                body=chat_body(recipe.policy.template, recipe.policy.request),
+                context_tokens=recipe.policy.context_tokens,
+            )
         else:
             policy = CompletionsPolicy(
-                own, policy_url, load_tokenizer(tokenizer), model=name, temperature=0.0, repeatable=True
+                own,
+                policy_url,
+                policy_tokenizer(tokenizer, recipe.policy.template),
+                model=name,
+                temperature=0.0,
+                repeatable=True,
+                context_tokens=recipe.policy.context_tokens,
+                asks_window=True,
             )
         return await run_task(
             task,
@@ -89,36 +114,6 @@ async def _play(
             retriever=HttpRetriever(http, commands.retriever_url(recipe)),
             generator=make_generator(http, commands.generator_url(recipe), recipe.generator.client),
         )
-
-
-def escape(text: str) -> str:
-    """`text` for the terminal: neither rich nor the terminal itself takes anything in it for a command."""
-    return escape_markup(printable(text))
-
-
-def _passages(passages: tuple[Passage, ...]) -> str:
-    return "\n".join(
-        f"[dim]{number}. {escape(doc.title)}[/] {escape(doc.text)}" for number, doc in enumerate(passages, 1)
-    )
-
-
-def _turn(number: int, turn: Turn) -> Panel:
-    body = escape(turn.response)
-    if turn.passages is not None:
-        body += "\n\n" + (_passages(turn.passages) or "[dim]nothing found[/]")
-    return Panel(body, title=f"turn {number}: {turn.action.kind if turn.action else ''}", title_align="left")
-
-
-def episode_view(question: str, outcome: Outcome) -> Group:
-    """The trajectory, what was selected and the answer."""
-    episode = outcome.episode
-    answer = "[dim]none[/]" if outcome.answer is None else f"[bold]{escape(outcome.answer)}[/]"
-    return Group(
-        Panel(_passages(episode.initial_passages), title=escape(question), title_align="left"),
-        *(_turn(number, turn) for number, turn in enumerate(episode.turns, 1)),
-        Panel(_passages(episode.selected), title=f"selected ({episode.stop_reason})", title_align="left"),
-        Panel(answer, title="answer", title_align="left"),
-    )
 
 
 def ask_job(
@@ -144,7 +139,12 @@ def ask_job(
     kind = settings.method.policy
     at_generator = kind in ("instruct", "rewriter") and policy_url is None
     if kind != "protocol":
-        recipe = recipe.model_copy(update={"policy": recipe.policy.model_copy(update={"mode": "chat"})})
+        changes: dict[str, Any] = {"mode": "chat"}
+        if at_generator:
+            changes |= {"request": {**recipe.generator.added, **recipe.policy.request}}
+            changes |= {"context_tokens": recipe.generator.context_tokens}
+            changes |= {"chat_template": None, "chat_template_kwargs": {}}
+        recipe = recipe.model_copy(update={"policy": recipe.policy.model_copy(update=changes)})
     elif recipe.policy.mode == "chat" and policy_url is None:
         raise ConfigError("policy.mode=chat needs a running policy", remedy="give --policy-url http://…/v1")
     if at_generator and recipe.generator.kind != "openai":
@@ -152,8 +152,12 @@ def ask_job(
             f"{settings.name} is played by the generator's model, which is not behind an OpenAI-compatible address",
             remedy="give --policy-url http://…/v1",
         )
+    if recipe.policy.mode == "chat" and policy_url is not None:
+        require_servers_template(recipe.policy.template, policy_url)
     own_model = kind == "protocol" and not (policy_url and run is None)
     model = str((run or newest_run(recipe.runs)) / "policy") if own_model else recipe.policy.model
+    if kind == "protocol" and recipe.policy.mode == "tokens":
+        policy_tokenizer(model, recipe.policy.template)  # refuses what can not be asked before anything is started
     require_external(recipe)
     recipe = resolve_ports(recipe)
     task = Task(id="ask", question=question, golden_answers=(UNKNOWN,))
@@ -176,5 +180,5 @@ def ask_job(
         shown = {"question": question, "answer": outcome.answer, "episode": outcome.episode.model_dump(mode="json")}
         Console().print_json(data=shown, ensure_ascii=True)  # no control character but as an escape
     else:
-        Console().print(episode_view(question, outcome))
+        Console().print(episode_view(question, outcome.episode, outcome.answer))
     return 0

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from s3_agent.data.files import write_whole
+from s3_agent.data.files import sha256_of, write_whole
 from s3_agent.errors import ConfigError
 from s3_agent.launch.policies import model_identity
 from s3_agent.launch.run import Run
@@ -42,7 +42,9 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 def conditions_of(recipe: Recipe) -> dict[str, Any]:
     """What the recipe's training depends on, by dotted path; JSON alone."""
-    weights = {f"{name}.weights": model_identity(getattr(recipe, name).model) for name in ("policy", "generator")}
+    template = recipe.policy.chat_template
+    weights: dict[str, Any] = {} if template is None else {"policy.chat_template": sha256_of(template)}
+    weights |= {f"{name}.weights": model_identity(getattr(recipe, name).model) for name in ("policy", "generator")}
     return dict(_leaves(recipe.model_dump(mode="json"))) | weights
 
 

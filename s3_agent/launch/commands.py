@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from s3_agent.agl.cpu import BRIEF_SPINNING, SEEDED_WORKER
 from s3_agent.agl.train import KEY_VARIABLE
+from s3_agent.clients.gateway_limit import POLICY_CALLS
 from s3_agent.data.files import write_whole
 from s3_agent.embedded import generator as embedded_generator
 from s3_agent.errors import ConfigError
@@ -153,9 +154,11 @@ def generator_options(recipe: Recipe) -> list[str]:
 
 
 def gateway_command(recipe: Recipe, *, port: int, folder: Path) -> list[str]:
-    """The real `agl-server`; its key comes through the environment, where `ps` does not show it."""
+    """Agent Lightning's gateway by our entry; its key comes in the environment, where `ps` does not show it."""
+    limit = recipe.gateway.policy_calls
     return [
-        *(sys.executable, "-m", "agentlightning.server", f"host={HOST}", f"port={port}"),
+        *(sys.executable, "-m", "s3_agent.agl.gateway", f"host={HOST}", f"port={port}"),
+        *(() if limit is None else (f"+{POLICY_CALLS}={limit}",)),
         f"key=${{oc.env:{KEY_VARIABLE}}}",
         f"default_proxy.model_name={hydra_value(recipe.policy.model)}",
         f"default_proxy.train.temperature={recipe.trainer.temperature}",
@@ -171,7 +174,8 @@ def gateway_command(recipe: Recipe, *, port: int, folder: Path) -> list[str]:
 
 def workers_command(recipe: Recipe, run: Run, *, gateway: str, pool_id: str) -> list[str]:
     """The worker pool of a run's resolved recipe."""
-    options = ["--gateway", gateway, "--pool-id", pool_id, "--episodes", str(run.episodes), "--plain", "--drain-s", "5"]
+    options = ["--gateway", gateway, "--pool-id", pool_id, "--plain", "--drain-s", "5"]
+    options += ["--episodes", str(run.episodes), "--pool-log", str(run.pool_log)]
     local, workers = recipe.local, recipe.workers
     if local.agent_class and local.native:
         options += ["--native-agent", local.agent_class]

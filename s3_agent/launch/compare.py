@@ -37,7 +37,6 @@ from s3_agent.recipe import Recipe, require_trainable
 from s3_agent.rollout.process import ending_with_parent
 
 SHUFFLED = "s3_agent.rollout.controls:ShuffledRewards"
-WIDE = 150
 STOP_S = 60.0
 console = Console(stderr=True)
 
@@ -202,7 +201,7 @@ def compare_job(recipe: Recipe, request: ComparisonRequest) -> int:
     write_whole(request.out / "comparison.json", comparison.model_dump_json(indent=1))
     write_whole(request.out / "comparison.md", comparison_markdown(comparison))
     write_report([job.recipe.runs / job.name for job in jobs], request.out / "report.html")
-    Console(width=None if sys.stdout.isatty() else WIDE).print(terminal_comparison(comparison))
+    Console().print(terminal_comparison(comparison))
     minutes = (time.monotonic() - started) / 60
     _say(f"{minutes:.1f} minutes; {request.out}/comparison.json, comparison.md, report.html")
     return int(not comparison.sound)

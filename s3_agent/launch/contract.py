@@ -9,6 +9,7 @@ import json
 from pydantic import BaseModel
 
 from s3_agent.agl.one_task import PREFIX
+from s3_agent.clients.tokenizer import ChatTemplate
 from s3_agent.launch import commands
 from s3_agent.launch.run import Run
 from s3_agent.recipe import Recipe
@@ -29,11 +30,17 @@ def _json(section: BaseModel) -> str:
 def env_map_of(recipe: Recipe, run: Run) -> dict[str, str]:
     """Task, addresses and settings, then the recipe's own `local.env_map`. An external controller's agents also keep
     their episodes."""
+    template = recipe.policy.template
+    if template.chat_template is not None:
+        template = template.model_copy(update={"chat_template": template.chat_template.absolute()})
     values = {
         "TASK": "input",
         "RETRIEVER_URL": commands.retriever_url(recipe),
         "GENERATOR_URL": commands.generator_url(recipe),
         "POLICY_TOKENIZER": recipe.policy.model,
+        "POLICY_TEMPLATE": _json(template) if template != ChatTemplate() else None,
+        "POLICY_CONTEXT_TOKENS": str(recipe.trained_window),
+        "PATIENCE_S": str(recipe.trainer.rollout_timeout_s),
         "AGENT": _json(recipe.agent),
         "GENERATOR": _json(recipe.generator.client),
         "JUDGE": _json(recipe.judge),

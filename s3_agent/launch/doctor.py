@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import typer
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from s3_agent.doctor import findings as told
@@ -13,9 +14,11 @@ from s3_agent.doctor.case import Case
 from s3_agent.doctor.checks.memory import plans, ram_items
 from s3_agent.doctor.examine import examine
 from s3_agent.doctor.findings import Finding
+from s3_agent.doctor.limits import limits, rollouts_at_once
 from s3_agent.doctor.machine import described
 from s3_agent.doctor.sizing import smallest_machine
 from s3_agent.errors import ConfigError
+from s3_agent.launch.long_lines import print_lines
 from s3_agent.launch.preflight import gather
 from s3_agent.recipe import Recipe
 
@@ -37,9 +40,21 @@ def plan_lines(case: Case) -> list[str]:
     return lines
 
 
-def dry_run_lines(recipe: Recipe) -> list[Text]:
-    """The memory plan for a dry run, also where there is no GPU."""
-    return [Text(line) for line in plan_lines(gather(recipe))]
+def dry_run_extra(recipe: Recipe) -> list[str | Table]:
+    """For a dry run: the memory plan, also where there is no GPU, and the limits of all services and processes."""
+    case = gather(recipe)
+    return [*plan_lines(case), _limits_table(case)]
+
+
+def _limits_table(case: Case) -> Table:
+    table = Table(title=f"limits, for {rollouts_at_once(case):,} rollouts at a time")
+    for name in ("where", "what", "at most", "needed", "the excess"):
+        table.add_column(name, overflow="fold")
+    for row in limits(case):
+        most = "no limit" if row.most is None else f"{row.most:,}"
+        style = "yellow" if row.too_small and row.report else None
+        table.add_row(Text(row.place), row.what, most, f"{row.needed:,}", row.beyond, style=style)
+    return table
 
 
 def doctor_job(recipe: Recipe, *, machine: str | None = None, as_json: bool = False) -> int:
@@ -62,11 +77,10 @@ def doctor_job(recipe: Recipe, *, machine: str | None = None, as_json: bool = Fa
             )
         )
         return int(failed)
-    for line in plan_lines(case):
-        typer.echo(line)
+    lines = plan_lines(case)
     if case.machine.host is None:
-        typer.echo(f"{case.machine.name} is described: disk, RAM, ports, files and versions were not looked at")
-    typer.echo(told.as_text(found) or "nothing found")
+        lines.append(f"{case.machine.name} is described: disk, RAM, ports, files and versions were not looked at")
+    print_lines(Console(), [*lines, *(told.as_text(found) or "nothing found").split("\n")])
     return int(failed)
 
 
@@ -75,7 +89,7 @@ def require_sound(recipe: Recipe) -> None:
     found = examine(gather(recipe))
     wrong = told.errors(found)
     if mild := [finding for finding in found if finding not in wrong]:
-        console.print(told.as_text(mild), highlight=False, markup=False)
+        print_lines(console, told.as_text(mild).split("\n"))
     if wrong:
         raise ConfigError(_summary(recipe, wrong), remedy="mend these, or train with --skip-doctor")
 

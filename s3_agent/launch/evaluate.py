@@ -3,7 +3,6 @@
 import asyncio
 import os
 import secrets
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -15,7 +14,7 @@ import httpx
 from rich.console import Console
 
 from s3_agent.clients.chat_model import make_chat_model
-from s3_agent.clients.chat_policy import ChatPolicy
+from s3_agent.clients.chat_policy import ChatPolicy, chat_body
 from s3_agent.clients.connections import async_client, get
 from s3_agent.clients.generator import FrozenGenerator
 from s3_agent.clients.http import bearer
@@ -23,7 +22,7 @@ from s3_agent.clients.judge import make_judge
 from s3_agent.clients.policy import CompletionsPolicy, NoPolicy, Policy
 from s3_agent.clients.prompts import answer_messages
 from s3_agent.clients.retriever import HttpRetriever
-from s3_agent.clients.tokenizer import load_tokenizer
+from s3_agent.clients.tokenizer import policy_tokenizer
 from s3_agent.data.files import sha256_of, write_whole, written_whole
 from s3_agent.data.prepared import index_identity
 from s3_agent.data.tasks import load_tasks
@@ -49,7 +48,7 @@ from s3_agent.recipe import Recipe
 from s3_agent.types import Passage, Task
 
 SEQUENCES = 64
-WIDE = 150
+POLICY_PATIENCE_S = 300.0
 console = Console(stderr=True)
 
 
@@ -78,6 +77,7 @@ def _generator_identity(recipe: Recipe) -> dict[str, Any]:
     identity: dict[str, Any] = settings.client.model_dump(
         mode="json", include={"kind", "model", "max_tokens", "context_tokens", "tokenizer"}
     )
+    identity |= {"added": settings.added} if settings.added else {}
     if settings.hosted:
         elsewhere = {"packages": served_packages(recipe)} if settings.python is not None else {}
         return {**identity, "serve": commands.generator_options(recipe), **elsewhere}
@@ -141,10 +141,19 @@ def policy_client(one: Contestant, url: str, *, http: httpx.AsyncClient, recipe:
     if policy is None:
         return NoPolicy()
     name = policy.model if policy.url or policy.at_generator else POLICY_NAME
+    common: dict[str, Any] = {"model": name, "seed": recipe.seed, "context_tokens": policy.context_tokens, **sampling}
+    common["patience_s"] = POLICY_PATIENCE_S
     if policy.mode == "chat":
-        return ChatPolicy(http, url, model=name, seed=recipe.seed, body=policy.request, **sampling)
-    tokenizer = load_tokenizer(_tokenizer(policy, recipe))
-    return CompletionsPolicy(http, url, tokenizer, model=name, seed=recipe.seed, repeatable=True, **sampling)
+        return ChatPolicy(http, url, body=chat_body(policy.template, policy.request), **common)
+    tokenizer = policy_tokenizer(_tokenizer(policy, recipe), policy.template)
+    return CompletionsPolicy(http, url, tokenizer, repeatable=True, asks_window=True, **common)
+
+
+def require_tokenizers(recipe: Recipe, units: Sequence[Unit]) -> None:
+    """Raises ConfigError for a policy whose tokenizer or chat template can not be used, before anything is started."""
+    for policy in (unit.contestant.policy for unit in units):
+        if policy is not None and policy.mode == "tokens":
+            policy_tokenizer(_tokenizer(policy, recipe), policy.template)
 
 
 def _tokenizer(policy: PolicyUnderTest, recipe: Recipe) -> str:
@@ -195,13 +204,18 @@ def _serving(recipe: Recipe, units: Sequence[Unit], out: Path) -> Iterator[tuple
             if one.policy.url or one.policy.at_generator:
                 urls[one.label] = one.policy.url or str(commands.generator_url(recipe))
                 continue
-            model = one.policy.model
-            if model not in hosted:
+            model, template = one.policy.model, one.policy.template
+            served = f"{model} {template.chat_template}"
+            if served not in hosted:
                 name = f"policy-{len(hosted) + 1}"
                 port = reserve_port("policy", 0)
-                parts.append(policy_part(model, run, port=port, part=name, sequences=SEQUENCES))
-                hosted[model] = f"http://{HOST}:{port}/v1"
-            urls[one.label] = hosted[model]
+                parts.append(
+                    policy_part(
+                        model, run, port=port, part=name, sequences=SEQUENCES, chat_template=template.chat_template
+                    )
+                )
+                hosted[served] = f"http://{HOST}:{port}/v1"
+            urls[one.label] = hosted[served]
         with Stack(parts, run_id=services_id(out)) as stack:
             stack.stop()  # who started them is dead, else the folder would be locked
             if parts:
@@ -221,11 +235,10 @@ async def _ask(
     *,
     done: Any,
 ) -> None:
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=request.concurrency * 2)
     timeout = httpx.Timeout(600.0, connect=10.0)
     async with (
-        async_client(timeout=timeout, limits=limits) as http,
-        async_client(timeout=timeout, limits=limits, headers=bearer(request.policy_key)) as own,
+        async_client(timeout=timeout) as http,
+        async_client(timeout=timeout, headers=bearer(request.policy_key)) as own,
     ):
         contestants = {unit.contestant.label: unit.contestant for unit in units}
         policies = {
@@ -299,7 +312,7 @@ def evaluate_job(recipe: Recipe, request: EvaluationRequest) -> int:
                     highlight=False,
                 )
                 return interrupted.code
-    Console(width=None if sys.stdout.isatty() else WIDE).print(terminal_tables(table))
+    Console().print(terminal_tables(table))
     missing = sum(sum(agent.failed.values()) for agent in table.agents)
     console.print(f"results: {out}/results.jsonl, table.json, table.md", highlight=False)
     if missing:
@@ -335,6 +348,7 @@ def _evaluate(
 
             left = asyncio.run(kept())
             if left:
+                require_tokenizers(recipe, left)
                 with _serving(recipe, left, out) as (serving, urls, stack):
                     progress.resumed()
                     asyncio.run(_ask(serving, urls, stack, pipeline, left, request, progress, done=done))

@@ -13,7 +13,7 @@ from retrieval_server.errors import RetrievalError
 from retrieval_server.indexing.manifest import MANIFEST, check, expected_manifest, read_manifest
 from s3_agent.agents.s3 import S3Protocol
 from s3_agent.agents.search_r1 import SearchR1Protocol
-from s3_agent.clients.tokenizer import Tokenizer, load_tokenizer
+from s3_agent.clients.tokenizer import ChatTemplate, Tokenizer, load_tokenizer
 from s3_agent.data.rag_cache import RagCache, beyond_rag
 from s3_agent.data.tasks import load_tasks
 from s3_agent.doctor.case import IndexFacts, ModelFiles
@@ -78,12 +78,12 @@ def read_rag_cache(recipe: Recipe, problems: Problems) -> RagCache | None:
         return None
 
 
-def open_tokenizer(policy: ModelFiles, problems: Problems) -> Tokenizer | None:
+def open_tokenizer(policy: ModelFiles, template: ChatTemplate, problems: Problems) -> Tokenizer | None:
     """The policy's tokenizer, if its files are here and transformers is installed."""
     if policy.folder is None or policy.missing:
         return None
     try:
-        return load_tokenizer(str(policy.folder))
+        return load_tokenizer(str(policy.folder), template)
     except ImportError:
         return None
     except S3AgentError as cause:

@@ -103,6 +103,7 @@ def trainer_settings(
         run=run.folder.name,
         generation=generation,
         model=recipe.policy.model,
+        chat_template=recipe.policy.template.text(),
         agent_class=agent_class_of(recipe),
         env_map=env_map_of(recipe, run),
         gateway_url=commands.gateway_url(recipe),

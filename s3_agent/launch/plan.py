@@ -10,18 +10,21 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from s3_agent.agl.verl_config import settings_alone, updates_per_step
 from s3_agent.launch.commands import generator_options, retriever_command, vllm_command
 from s3_agent.launch.gpus import shared_with
+from s3_agent.launch.job import trainer_settings
+from s3_agent.launch.long_lines import print_lines
 from s3_agent.launch.parts import service_parts, training_parts
 from s3_agent.launch.run import Run
 from s3_agent.recipe import Recipe
 
-Extra = Callable[[Recipe], Iterable[RenderableType]]
-"""What another room adds to the plan, e.g. its memory."""
+Extra = Callable[[Recipe], Iterable[str | Table]]
+"""Lines and tables that another room adds to the plan, e.g. its memory."""
 
 MASTER_BYTES = 12  # float32 weights and Adam's two moments
 EXPORT_BYTES = 2  # bfloat16
@@ -157,14 +160,23 @@ def _files_table(plan: Plan) -> Table:
     return table
 
 
+def _kl_line(kl_loss: float, told: float, updates: int) -> list[str]:
+    if not kl_loss:
+        return []
+    why = f": Agent Lightning divides the loss of an update by the rows of all {updates}" if told != kl_loss else ""
+    return [f"KL: {kl_loss:g} beside the policy's loss; verl is told {told:g}{why}"]
+
+
 def _lines(plan: Plan) -> list[str]:
     recipe, trainer, disk = plan.recipe, plan.recipe.trainer, plan.disk
-    updates = min(trainer.questions_per_step // trainer.mini_batch, trainer.max_updates or trainer.questions_per_step)
+    told = settings_alone(trainer_settings(recipe, Run(recipe.runs / recipe.name), validation_size=1))
+    updates = updates_per_step(told)
     folder = next(parent for parent in (recipe.runs.absolute(), *recipe.runs.absolute().parents) if parent.exists())
     return [
         f"policy: {recipe.policy.model} on {trainer.gpus} x {trainer.device}; agent: {recipe.agent.name}",
         f"steps: {trainer.steps} x {trainer.rollouts_per_step} rollouts ({trainer.questions_per_step} questions x "
         f"{trainer.rollouts_per_question}) = {trainer.steps * trainer.rollouts_per_step:,}, {updates} updates a step",
+        *_kl_line(trainer.kl_loss, told.actor_rollout_ref.actor.kl_loss_coef, updates),
         f"rollouts at a time: {recipe.workers.processes * recipe.workers.concurrency:,} "
         f"({recipe.workers.processes} processes x {recipe.workers.concurrency})",
         f"validation: {recipe.data.validation_size or 'all'} questions before training and after every "
@@ -182,7 +194,6 @@ def dry_run(recipe: Recipe, *, extra: Extra = lambda _: ()) -> int:
     commands = [f"{process.name}: {process.command}" for process in plan.processes]
     for line in [*commands, "", *_lines(plan)]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    for more in extra(recipe):
-        console.print(more)
+    print_lines(console, extra(recipe))
     console.print("nothing was started", highlight=False)
     return 0

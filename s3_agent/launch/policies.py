@@ -10,9 +10,10 @@ from typing import Any
 from s3_agent.agents.methods import METHODS, named
 from s3_agent.clients.connections import async_client
 from s3_agent.clients.http import bearer, call_json
+from s3_agent.clients.tokenizer import ChatTemplate
 from s3_agent.errors import ConfigError, PolicyError
 from s3_agent.evaluation.contestants import Contestant, PolicyUnderTest, SamplingName, sampling_of
-from s3_agent.recipe import Recipe, load_recipe
+from s3_agent.recipe import PolicyRecipe, Recipe, load_recipe
 from s3_agent.rollout.runner import AgentSettings
 
 _ANSWERS = {"ret": "generator", "self": "policy"}
@@ -48,25 +49,43 @@ async def _served(url: str, key: str | None) -> dict[str, Any]:
         raise PolicyError(f"{url}/models names no model: {str(models)[:200]}", remedy="check the address") from cause
 
 
-def served_policy(url: str, recipe: Recipe, *, key: str | None) -> PolicyUnderTest:
+def _template_identity(template: ChatTemplate) -> dict[str, str]:
+    """What tells a template file from another of that name; nothing for a model's own."""
+    text = template.text()
+    return {} if text is None else {"chat_template": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def require_servers_template(template: ChatTemplate, url: str) -> None:
+    """Raises ConfigError for a template file where chat messages are sent: that server applies its own."""
+    if template.chat_template is not None:
+        raise ConfigError(
+            f"{url} is asked by chat messages and applies a chat template of its own, not {template.chat_template}",
+            remedy="start that server with --chat-template, and leave policy.chat_template out",
+        )
+
+
+def served_policy(url: str, policy: PolicyRecipe, *, key: str | None) -> PolicyUnderTest:
     """The first model of a running server. Raises PolicyError."""
     url = url.rstrip("/")
     served = asyncio.run(_served(url, key))
     identity = {name: served[name] for name in ("id", "root", "max_model_len") if name in served}
     return PolicyUnderTest(
         model=served["id"],
-        mode=recipe.policy.mode,
+        mode=policy.mode,
         url=url,
-        request=recipe.policy.request,
-        identity={"url": url, **identity},
+        request=policy.request,
+        template=policy.template,
+        context_tokens=policy.context_tokens,
+        identity={"url": url, **identity, **_template_identity(policy.template)},
     )
 
 
-def hosted_policy(model: str) -> PolicyUnderTest:
+def hosted_policy(model: str, policy: PolicyRecipe) -> PolicyUnderTest:
     """A model folder or hub name that we serve ourselves. Raises ConfigError for a folder without a model."""
     if Path(model).is_dir() and not (Path(model) / "config.json").exists():
         raise ConfigError(f"{model} holds no model", remedy="give a folder with config.json, a hub name or an address")
-    return PolicyUnderTest(model=model, identity=model_identity(model))
+    identity = {**model_identity(model), **_template_identity(policy.template)}
+    return PolicyUnderTest(model=model, template=policy.template, identity=identity)
 
 
 def generator_as_policy(recipe: Recipe, identity: Mapping[str, Any]) -> PolicyUnderTest:
@@ -80,8 +99,9 @@ def generator_as_policy(recipe: Recipe, identity: Mapping[str, Any]) -> PolicyUn
     return PolicyUnderTest(
         model=recipe.generator.model,
         mode="chat",
-        request=recipe.policy.request,
+        request={**recipe.generator.added, **recipe.policy.request},
         at_generator=True,
+        context_tokens=recipe.generator.context_tokens,
         identity={**identity},
     )
 
@@ -90,7 +110,8 @@ def trained_policy(run: Path) -> tuple[Recipe, PolicyUnderTest]:
     """The recipe and the trained policy of a run. Raises ConfigError."""
     if not (run / "policy").is_dir():
         raise ConfigError(f"{run} has no trained policy", remedy="give the folder of a finished run")
-    return load_recipe(str(run / "recipe.yaml")), hosted_policy(str(run / "policy"))
+    recipe = load_recipe(str(run / "recipe.yaml"))
+    return recipe, hosted_policy(str(run / "policy"), recipe.policy)
 
 
 def _settings(label: str, settings: AgentSettings) -> AgentSettings:
@@ -133,13 +154,15 @@ def contestants_of(
         address = given.get(label) or given.get(name)
         kind = settings.method.policy
         if address and address.startswith(("http://", "https://")):
-            policy = served_policy(address, recipe, key=key)
+            policy = served_policy(address, recipe.policy_of(name), key=key)
         elif address or (policy is None and kind == "protocol"):
-            policy = hosted_policy(address or recipe.policy_of(name).model)
+            policy = hosted_policy(address or recipe.policy_of(name).model, recipe.policy_of(name))
         elif policy is None and kind != "none":
             policy = generator_as_policy(recipe, generator)
         if policy is not None and kind != "protocol":  # its prompts are texts; no token of it is trained on
             policy = policy.model_copy(update={"mode": "chat"})
+        if policy is not None and policy.mode == "chat" and policy.url:
+            require_servers_template(policy.template, policy.url)
         found.append(
             Contestant(
                 label=label,

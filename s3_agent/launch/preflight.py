@@ -4,9 +4,14 @@ The checks themselves are in `s3_agent.doctor`; gathering lies here because the 
 the index are the launcher's. Whatever can not be read becomes a finding: gathering raises nothing.
 """
 
+import httpx
+
 from retrieval_server.config import DenseSettings
 from s3_agent.agl.cpu import precision
 from s3_agent.agl.verl_config import TrainerRecipe, TrainerSettings, settings_alone, trainer_config
+from s3_agent.clients.connections import get
+from s3_agent.clients.gateway_limit import LIMIT_PATH
+from s3_agent.clients.http import bearer
 from s3_agent.data.prepared import rag_fingerprint
 from s3_agent.doctor.case import Case, IndexFacts, ModelFiles
 from s3_agent.doctor.host_snapshot import pins, this_machine
@@ -21,6 +26,8 @@ from s3_agent.launch.commands import gateway_url
 from s3_agent.launch.serving import has_cpu_vllm, served_packages
 from s3_agent.recipe import Recipe
 
+ANSWERS_WITHIN_S = 5.0
+
 
 def gather(recipe: Recipe, *, machine: Machine | None = None) -> Case:
     """The case of a recipe on this machine, or on a described one, whose host and files are not looked at."""
@@ -33,7 +40,7 @@ def gather(recipe: Recipe, *, machine: Machine | None = None) -> Case:
     train, validation = inputs.read_tasks(recipe, "train", problems), inputs.read_tasks(recipe, "validation", problems)
     corpus = inputs.open_corpus(recipe, problems)
     cache = inputs.read_rag_cache(recipe, problems)
-    tokenizer = inputs.open_tokenizer(models["policy"], problems)
+    tokenizer = inputs.open_tokenizer(models["policy"], recipe.policy.template, problems)
     if train is not None and cache is not None:
         train = inputs.beyond_cache(train, cache)
     known = corpus is not None and cache is not None
@@ -49,7 +56,7 @@ def gather(recipe: Recipe, *, machine: Machine | None = None) -> Case:
         index=inputs.index_facts(recipe, corpus),
         tokenizer=tokenizer,
         vocabulary=inputs.vocabulary(models["policy"].folder),
-        first_prompt=inputs.first_prompt(recipe, tokenizer, corpus, train),
+        first_prompt=inputs.or_none(lambda: inputs.first_prompt(recipe, tokenizer, corpus, train)),
         train=train,
         validation=validation,
         rag_cache=cache,
@@ -59,7 +66,19 @@ def gather(recipe: Recipe, *, machine: Machine | None = None) -> Case:
         pinned=pinned,
         precision=_precision(recipe),
         generator_refused=_generator(recipe),
+        gateway_answer=_gateway_answer(recipe),
     )
+
+
+def _gateway_answer(recipe: Recipe) -> str | None:
+    """The limit that a user's gateway reports. One that does not answer at all is reported at the start of the run."""
+    if recipe.gateway.url is None:
+        return None
+    try:
+        answer = get(recipe.gateway.url + LIMIT_PATH, headers=bearer(recipe.gateway.key), timeout=ANSWERS_WITHIN_S)
+    except httpx.HTTPError:
+        return None
+    return answer.text if answer.is_success else None
 
 
 def _precision(recipe: Recipe) -> precision.Precision | None:

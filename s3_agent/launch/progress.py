@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.status import Status
 
 from s3_agent.launch.stack import Stack
-from s3_agent.rollout.episode_log import GrowingFile
+from s3_agent.rollout.episode_log import GrowingFile, has_failed
 
 PLAIN_EVERY_S = 15.0
 LOOK_EVERY_S = 1.0
@@ -55,7 +55,7 @@ class Progress:
                 self._reward = f", reward {reward:.2f}"
         for line in self._episodes.lines():
             self._rollouts += 1
-            self._failed += b'"state":"failed"' in line
+            self._failed += has_failed(line)
 
     def _line(self) -> str:
         starting = self._stack.starting

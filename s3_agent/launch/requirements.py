@@ -80,7 +80,7 @@ def require_for_process(name: str, command: Sequence[str]) -> None:
             *_,
         ]:
             require_vllm(f"the {name}")
-        case ["-m", "agentlightning.server" | "s3_agent.agl.train", *_]:
+        case ["-m", "s3_agent.agl.gateway" | "s3_agent.agl.train", *_]:
             require_training_stack(f"the {name}")
 
 

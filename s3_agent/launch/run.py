@@ -17,6 +17,7 @@ from s3_agent.names import literal
 from s3_agent.recipe import Recipe
 
 METRICS = "metrics.jsonl"
+EPISODES, POOL_LOG = "episodes.jsonl", "pool.jsonl"
 
 
 def write_recipe(path: Path, recipe: Recipe) -> None:
@@ -33,7 +34,8 @@ class Run:
         self.logs = folder / "logs"
         self.recipe = folder / "recipe.yaml"
         self.metrics = folder / METRICS
-        self.episodes = folder / "episodes.jsonl"
+        self.episodes = folder / EPISODES
+        self.pool_log = folder / POOL_LOG
         self.summary = folder / "summary.json"
         self.checkpoints = folder / "checkpoints"
         self.policy = folder / "policy"

@@ -1,6 +1,7 @@
 """One JSON line per ended rollout, written whole by one append: the pool's memory of what it played."""
 
 import json
+import re
 from collections import deque
 from pathlib import Path
 from typing import Any, Literal
@@ -11,9 +12,12 @@ from s3_agent.data.appended import AppendedLines
 from s3_agent.errors import DataError
 from s3_agent.types import Episode, Task
 
+# A quote inside of a JSON text is escaped: nothing that an episode says can match it.
+_FAILED = re.compile(rb'"state": ?"failed"')
+
 
 class FailedAttempt(BaseModel):
-    """Why one attempt did not count. `seconds` is how long it took."""
+    """Why one attempt did not count; `boundary` is `cancelled` when the pool ended first. `seconds` is what it took."""
 
     attempt_id: str
     boundary: str
@@ -25,8 +29,9 @@ class FailedAttempt(BaseModel):
 class EpisodeRecord(BaseModel):
     """How one rollout ended. Times are Unix seconds; `timings` are seconds by phase.
 
-    `output` is the end of what an env-contract class printed. `reported` is false when the gateway did not take the end
-    from us, since somebody else had ended the rollout.
+    `boundary` is where a rollout failed (`failure_policy`). `output` is the end of what an env-contract class printed.
+    `reported` is false when the gateway did not take the end from us, and `error` then begins with why: the trainer had
+    deleted the rollout, another process had ended it, or the gateway could not be reached.
     """
 
     rollout_id: str
@@ -43,6 +48,7 @@ class EpisodeRecord(BaseModel):
     gbr: float | None = None
     metrics: dict[str, float] = {}
     error: str | None = None
+    boundary: str | None = None
     failures: list[FailedAttempt] = []
     output: str | None = None
     worker: str | None = None
@@ -118,6 +124,11 @@ def read_records(path: Path) -> list[EpisodeRecord]:
             f"{path} can not be read: {cause.strerror}", remedy="it is written by the worker pool"
         ) from cause
     return [read_record(line, where=f"{path}:{number}") for number, line in enumerate(lines, 1)]
+
+
+def has_failed(line: bytes) -> bool:
+    """Whether a line is of a rollout that failed, without parsing its episode."""
+    return _FAILED.search(line) is not None
 
 
 class GrowingFile:

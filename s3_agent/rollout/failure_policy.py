@@ -15,6 +15,8 @@ AGENT = "agent"
 REWARD = "reward"
 TIMEOUT = "timeout"
 DEADLINE = "deadline"
+GONE = "gone"
+STOPPED = "stopped"
 IMPORT = "agent-import"
 NOT_ALLOWED = "agent-not-allowed"
 

@@ -23,6 +23,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from s3_agent.rollout.cancelling import cancelled_attempt
 from s3_agent.rollout.process import adopt_orphans, die_with_parent, kill_children, reset_signals
 
 CONTRACT = frozenset({"AGL_KEY", "AGL_OPENAI_BASE_URL", "AGL_EVENT_URL"})
@@ -209,11 +210,8 @@ def serve(worker: socket.socket, agent_class: str) -> None:
     os.setsid()
     lines = _Lines(worker)
     while (job := lines.next()) is not None:
-        if "cancel" not in job:
-            report = _run(job, agent_class, lines)
-            if report is None:
-                return
-            worker.sendall(json.dumps(report).encode() + b"\n")
+        if cancelled_attempt(job) is None and (result := _run(job, agent_class, lines)) is not None:
+            worker.sendall(json.dumps(result).encode() + b"\n")
 
 
 class _Lines:
@@ -242,7 +240,7 @@ class _Lines:
 
 
 def _run(job: dict[str, Any], agent_class: str, lines: _Lines) -> dict[str, Any] | None:
-    """One attempt in a fork; its report, or None when the supervisor is gone."""
+    """One attempt in a fork; its result, or None when it was cancelled or the supervisor is gone."""
     output, write_output = os.pipe()
     imported, write_imported = os.pipe()
     worker, me, started = lines.source, os.getpid(), time.monotonic()
@@ -259,8 +257,8 @@ def _run(job: dict[str, Any], agent_class: str, lines: _Lines) -> dict[str, Any]
     poll = select.poll()
     for descriptor in (process, output, worker.fileno()):
         poll.register(descriptor, select.POLLIN)
-    ended = timed_out = cancelled = gone = False
-    while not (ended or timed_out or cancelled or gone):
+    ended = timed_out = given_up = False
+    while not (ended or timed_out or given_up):
         left = job["seconds"] - (time.monotonic() - started)
         patience_s = 0.0 if lines.waiting else max(0.0, min(left, 3600.0))
         ready = [descriptor for descriptor, _ in poll.poll(patience_s * 1000)]
@@ -268,8 +266,7 @@ def _run(job: dict[str, Any], agent_class: str, lines: _Lines) -> dict[str, Any]
             poll.unregister(output)
         if lines.waiting or worker.fileno() in ready:
             message = lines.next()
-            gone = message is None
-            cancelled = message is not None and message.get("cancel") == job["attempt_id"]
+            given_up = message is None or cancelled_attempt(message) == job["attempt_id"]
         ended = process in ready
         timed_out = not ended and left <= 0
     # Before it is reaped: its id can not be anybody else's yet. By itself, too: it may not lead its group yet.
@@ -282,15 +279,12 @@ def _run(job: dict[str, Any], agent_class: str, lines: _Lines) -> dict[str, Any]
     was_imported = bool(os.read(imported, 1))
     os.close(imported)
     text = reader.close()
-    if gone:
+    if given_up:
         return None
     code = os.waitstatus_to_exitcode(status)
-    failure = _failure(code, was_imported, timed_out, text, job["seconds"])
-    if cancelled:
-        failure = {"boundary": "cancelled", "message": "the attempt was given up", "retried": True}
     return {
         "attempt_id": job["attempt_id"],
-        "failure": failure,
+        "failure": _failure(code, was_imported, timed_out, text, job["seconds"]),
         "record": {"timings": {"play_s": time.monotonic() - started}},
         "output": text,
     }

@@ -55,7 +55,7 @@ class Failure(_Message):
         return message.encode(errors="backslashreplace").decode() if isinstance(message, str) else message
 
 
-class Report(_Message):
+class AttemptResult(_Message):
     """What came of an attempt: a finite reward for the supervisor to post, or a failure.
 
     `record` holds fields of the rollout's EpisodeRecord; `output` is the end of what an env-contract class printed,

@@ -13,8 +13,9 @@ from typing import Protocol
 import structlog
 
 from s3_agent.errors import ConfigError
+from s3_agent.rollout.cancelling import cancel_line
 from s3_agent.rollout.forked import UNSAFE_TO_PRELOAD
-from s3_agent.rollout.jobs import Job, Report
+from s3_agent.rollout.jobs import AttemptResult, Job
 from s3_agent.rollout.native import WorkerSettings
 from s3_agent.rollout.worker import LONGEST_MESSAGE
 
@@ -35,7 +36,7 @@ class Link(Protocol):
 
     name: str
 
-    async def play(self, job: Job) -> Report:
+    async def play(self, job: Job) -> AttemptResult:
         """Play one attempt. Raises WorkerLost when the process dies first, ConfigError for a job that can not be sent.
 
         Cancelling gives the attempt up.
@@ -80,7 +81,7 @@ class SocketLink:
     def __init__(self, name: str, pid: int, zygote: "Zygote") -> None:
         self.name, self.pid = name, pid
         self._zygote = zygote
-        self._waiting: dict[str, asyncio.Future[Report]] = {}
+        self._waiting: dict[str, asyncio.Future[AttemptResult]] = {}
         self._lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def connect(self, connection: socket.socket) -> None:
@@ -92,7 +93,7 @@ class SocketLink:
         garbled = ""
         try:
             while line := await reader.readline():
-                report = Report.model_validate_json(line)
+                report = AttemptResult.model_validate_json(line)
                 if (waiting := self._waiting.get(report.attempt_id)) and not waiting.done():
                     waiting.set_result(report)
         except ConnectionError:
@@ -108,7 +109,7 @@ class SocketLink:
             if not waiting.done():
                 waiting.set_exception(WorkerLost(reason))
 
-    async def play(self, job: Job) -> Report:
+    async def play(self, job: Job) -> AttemptResult:
         if self._lost.done() or self._writer.is_closing():
             raise WorkerLost("it had ended already")
         sent = job.as_json().encode() + b"\n"
@@ -117,7 +118,7 @@ class SocketLink:
             self._writer.write(sent)
             return await future
         except asyncio.CancelledError:
-            self._writer.write(json.dumps({"cancel": job.attempt_id}).encode() + b"\n")
+            self._writer.write(cancel_line(job.attempt_id))
             raise
         finally:
             del self._waiting[job.attempt_id]

@@ -16,10 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from s3_agent.agents.settings import AgentName
 from s3_agent.clients.connections import async_client
 from s3_agent.clients.generator import GeneratorSettings, make_generator
+from s3_agent.clients.http import bearer
 from s3_agent.clients.judge import JudgeSettings, make_judge
 from s3_agent.clients.policy import CompletionsPolicy
 from s3_agent.clients.retriever import HttpRetriever
-from s3_agent.clients.tokenizer import load_tokenizer
+from s3_agent.clients.tokenizer import ChatTemplate, load_tokenizer, policy_tokenizer
 from s3_agent.errors import ConfigError
 from s3_agent.rollout.jobs import Job
 from s3_agent.rollout.runner import AgentSettings, run_task
@@ -44,6 +45,8 @@ class WorkerSettings(BaseModel):
     retriever_url: str
     generator_url: str | None
     policy_tokenizer: str
+    policy_template: ChatTemplate = Field(default_factory=ChatTemplate)
+    policy_context_tokens: int | None = None
     concurrency: int = Field(default=8, ge=1)
     agent: AgentSettings = Field(default_factory=AgentSettings)
     generator: GeneratorSettings = Field(default_factory=GeneratorSettings)
@@ -80,10 +83,9 @@ def _tls() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
-def http_client(settings: WorkerSettings, headers: dict[str, str] | None = None) -> httpx.AsyncClient:
-    """A client for as many calls at a time as a worker plays rollouts."""
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=settings.concurrency * 2)
-    return async_client(timeout=httpx.Timeout(300.0, connect=10.0), limits=limits, headers=headers, verify=_tls())
+def http_client(*, read_s: float | None = 300.0, headers: dict[str, str] | None = None) -> httpx.AsyncClient:
+    """A client of a worker; an answer may take `read_s` seconds, None: as long as the attempt that waits for it."""
+    return async_client(timeout=httpx.Timeout(read_s, connect=10.0), headers=headers, verify=_tls())
 
 
 class RecipeAgent:
@@ -91,9 +93,10 @@ class RecipeAgent:
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
-        self._http = http_client(settings)
-        self._policy_http = http_client(settings, {"Authorization": f"Bearer {settings.gateway_key}"})
-        self._tokenizer = load_tokenizer(settings.policy_tokenizer)
+        self._http = http_client()
+        # A policy call waits for its turn in the policy server, and must not be made twice: the attempt's end ends it.
+        self._policy_http = http_client(read_s=None, headers=bearer(settings.gateway_key))
+        self._tokenizer = policy_tokenizer(settings.policy_tokenizer, settings.policy_template)
         self._retriever = HttpRetriever(self._http, settings.retriever_url)
         self._generator = make_generator(self._http, settings.generator_url, settings.generator)
         self._judge = make_judge(self._http, settings.generator_url, settings.judge)
@@ -101,7 +104,7 @@ class RecipeAgent:
     @staticmethod
     def preload(settings: WorkerSettings) -> None:
         """Load what all worker processes share."""
-        load_tokenizer(settings.policy_tokenizer)
+        policy_tokenizer(settings.policy_tokenizer, settings.policy_template)
         if settings.generator.tokenizer:
             load_tokenizer(settings.generator.tokenizer)
         _tls()
@@ -112,7 +115,13 @@ class RecipeAgent:
         outcome = await run_task(
             task,
             self._settings.agent.played_by(name) if name else self._settings.agent,
-            policy=CompletionsPolicy(self._policy_http, job.policy_url, self._tokenizer, seed=job.seed),
+            policy=CompletionsPolicy(
+                self._policy_http,
+                job.policy_url,
+                self._tokenizer,
+                seed=job.seed,
+                context_tokens=self._settings.policy_context_tokens,
+            ),
             retriever=self._retriever,
             generator=self._generator,
             judge=self._judge,

@@ -11,7 +11,7 @@ from collections.abc import Awaitable
 from typing import Any
 
 from s3_agent.errors import LaunchError
-from s3_agent.rollout.jobs import Job, Report
+from s3_agent.rollout.jobs import AttemptResult, Job
 from s3_agent.rollout.launcher import READY_WITHIN_S, LocalLauncher, WorkerLost
 from s3_agent.rollout.native import RecipeAgent, WorkerSettings, native_class
 from s3_agent.rollout.ray_address import LOOPBACK, use_loopback
@@ -79,10 +79,10 @@ class RayLink:
         except WorkerLost as cause:
             return str(cause)
 
-    async def play(self, job: Job) -> Report:
+    async def play(self, job: Job) -> AttemptResult:
         reference = self._actor.play.remote(job.as_json())
         try:
-            return Report.model_validate_json(await self._answer(reference))
+            return AttemptResult.model_validate_json(await self._answer(reference))
         except ValueError as cause:
             self.kill()
             raise WorkerLost(f"it sent what is no report: {str(cause)[:300]}") from cause

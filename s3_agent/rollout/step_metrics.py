@@ -1,8 +1,9 @@
 """What a step's rollouts say of search itself, for the trackers: the trainer knows their rewards and lengths alone."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
 from s3_agent.rollout.episode_log import EpisodeRecord
 from s3_agent.types import ActionKind
@@ -15,13 +16,34 @@ def step_metrics(records: Sequence[EpisodeRecord]) -> dict[str, float]:
 
     `rag_baseline` is naive RAG's accuracy on the same questions, `invalid_actions` a share of all responses,
     `answers_kept` the share of answers that the generator was not asked for again. `retries/…` counts attempts that
-    failed and were tried again, or given up, by the boundary at fault.
+    failed and were tried again, or given up, by the boundary at fault. `answers_untrained` counts the policy's answers
+    that are in no training row (`s3_agent.rollout.recorded`), of agents other than ours.
     """
     metrics: dict[str, float] = {}
     for split, is_train in (("train", True), ("val", False)):
         if chosen := [record for record in records if record.is_train is is_train]:
             metrics |= {f"s3/{split}/{name}": value for name, value in _of(chosen).items()}
     return metrics
+
+
+def batch_metrics(trainer: Mapping[str, Any], *, questions: int | None, groups_of_one: int | None) -> dict[str, float]:
+    """What of a step was not trained, from the trainer's own metrics: all 0 in a healthy run; empty without a step.
+
+    `rows_dropped` and `groups_gone` count rows that were thrown away and questions without any row left, of the step's
+    `questions`; `rollouts_untrained` counts rollouts without a row in an update, whether lost or dropped;
+    `groups_of_one` counts questions with one rollout left, whose advantage is 0. What is not known is left out.
+    """
+    if "training/n_sample_trained" not in trainer:
+        return {}
+    trained = trainer.get("training/rollout_level_advantage/n_rollouts")
+    dropped = (value for name, value in trainer.items() if name.startswith("training/n_sample_dropped/"))
+    counts = {
+        "rows_dropped": sum(dropped),
+        "rollouts_untrained": None if trained is None else trainer["training/n_rollouts"] - trained,
+        "groups_gone": None if questions is None else questions - trainer["training/n_groups"],
+        "groups_of_one": groups_of_one,
+    }
+    return {f"s3/train/{name}": float(count) for name, count in counts.items() if count is not None}
 
 
 def _of(records: Sequence[EpisodeRecord]) -> dict[str, float]:
@@ -47,6 +69,8 @@ def _of(records: Sequence[EpisodeRecord]) -> dict[str, float]:
         "failed": float(len(records) - len(ended)),
         **{f"retries/{boundary}": float(retries[boundary]) for boundary in {*BOUNDARIES, *retries}},
     }
+    if records[0].is_train:
+        counts["answers_untrained"] = sum(record.metrics.get("answers_untrained", 0.0) for record in ended)
     return {name: value for name, value in means.items() if value is not None} | counts
 
 

@@ -1,7 +1,10 @@
 """Claims queued rollouts and sees each to its end; the one process that changes their state."""
 
 import asyncio
+import math
+import os
 import random
+import socket
 import time
 from collections import deque
 from pathlib import Path
@@ -14,11 +17,11 @@ from s3_agent.rollout.contract import class_path
 from s3_agent.rollout.crew import Crew
 from s3_agent.rollout.episode_log import EpisodeLog
 from s3_agent.rollout.first_ended import until_first
-from s3_agent.rollout.jobs import Failure
 from s3_agent.rollout.launcher import Launcher
 from s3_agent.rollout.monitor import Monitor
 from s3_agent.rollout.native import WorkerSettings, is_native
-from s3_agent.rollout.playing import Player, Run
+from s3_agent.rollout.playing import ActiveRollout, Player
+from s3_agent.rollout.pool_log import PoolLog
 from s3_agent.rollout.settings import PoolSettings
 
 log = structlog.get_logger()
@@ -28,7 +31,6 @@ LOOKAHEAD = 2
 MOST_LISTED = 512
 CANDIDATES_LAST_S = 5.0
 WATCH_S = 2.0
-STOPPED = Failure(boundary="stopped", message="the pool was stopped before the rollout had ended")
 
 
 class Supervisor:
@@ -43,6 +45,9 @@ class Supervisor:
         )
         # Room for rollouts, by whether they are played natively.
         self._room = {True: settings.processes * worker_settings.concurrency, False: settings.processes}
+        # Room for rollouts of any kind: what the gateway passes of their policy calls, one each.
+        self._passed: float = math.inf
+        self._crowded = False
         self._most_listed = min(MOST_LISTED, LOOKAHEAD * max(self._room[True], 8))
         self._room_made = asyncio.Event()
         self._driven: set[asyncio.Task[None]] = set()
@@ -63,16 +68,65 @@ class Supervisor:
         """Work until stopped. Raises GatewayError when the gateway is lost, since its store is in memory."""
         settings, key = self._settings, self._worker.gateway_key
         episodes = EpisodeLog(settings.episodes)
+        self._events = PoolLog(settings.pool_log, pool=settings.pool_id)
         async with Gateway(settings.gateway_url, key, patience_s=settings.gateway_patience_s) as self._gateway:
             self._player = Player(
-                settings, self._gateway, self._crew, key=key, monitor=self._monitor, episodes=episodes
+                settings,
+                self._gateway,
+                self._crew,
+                key=key,
+                monitor=self._monitor,
+                episodes=episodes,
+                events=self._events,
             )
+            ended_by = ""
+            self._events.write("pool_started", message=f"process {os.getpid()} on {socket.gethostname()}")
             try:
-                await until_first(self._crew.run(), self._watch_gateway(), self._work())
+                limit = await self._learn_limit()
+                watched = [self._watch_gateway(), *([] if limit is None else [self._watch_calls(limit)])]
+                await until_first(self._crew.run(), *watched, self._work())
+            except Exception as cause:
+                ended_by = str(cause).partition("\n")[0]
+                raise
             finally:
                 await _cancel(self._driven)
+                self._events.write("pool_ended", message=ended_by)
                 await self._crew.close()
+                self._events.close()
                 episodes.close()
+
+    async def _learn_limit(self) -> int | None:
+        """How many policy calls the gateway passes: no more rollouts are claimed, as more calls would wait in it."""
+        limit, room = await self._gateway.limit(stated=self._settings.policy_calls), max(self._room.values())
+        if limit.calls is None:
+            return None
+        self._passed = limit.calls
+        if limit.bounds(room):
+            log.warning(
+                "the gateway passes fewer policy calls at a time than the pool plays rollouts: fewer are claimed",
+                policy_calls=limit.calls,
+                room=room,
+                basis=limit.basis,
+                remedy="docs/worker-pool.md, How many policy calls a gateway passes",
+            )
+        await self._look_at_calls(limit.calls)
+        return limit.calls
+
+    async def _look_at_calls(self, limit: int) -> None:
+        """Claim nothing while the gateway holds more calls than it passes: other pools have theirs there, too."""
+        held = await self._gateway.policy_calls()
+        crowded = held is not None and held > limit
+        if crowded and not self._crowded:
+            log.warning("the gateway holds more policy calls than it passes: claiming waits", held=held, passes=limit)
+        elif self._crowded and not crowded:
+            log.info("the gateway passes all policy calls again", held=held, passes=limit)
+            self._room_made.set()
+        self._crowded = crowded
+
+    async def _watch_calls(self, limit: int) -> None:
+        while True:
+            await asyncio.sleep(WATCH_S)
+            await self._look_at_calls(limit)
 
     async def _watch_gateway(self) -> None:
         """Notice a gateway that is gone or started again also while nothing is claimed or ended."""
@@ -84,6 +138,7 @@ class Supervisor:
             except GatewayError as error:
                 if error.status not in (404, 422):  # a version without this list
                     raise
+                await asyncio.Event().wait()  # forever: if one of these coroutines ends, the pool ends
                 return
             if count < most:
                 raise GatewayError(
@@ -122,6 +177,7 @@ class Supervisor:
             if (rollout.status.last_attempt_id or "").rpartition("-")[0] == self._settings.pool_id:
                 log.info("adopted", rollout_id=rollout.rollout_id)
                 self._monitor.adopted += 1
+                self._events.write("adopted", rollout.rollout_id)
                 self._drive(self._run_of(rollout), claim=False)
 
     async def _claim(self) -> None:
@@ -129,7 +185,7 @@ class Supervisor:
         while True:
             self._raise_from_driven()
             self._room_made.clear()
-            if not any(room > 0 for room in self._room.values()):
+            if not self._has_room():
                 await self._room_made.wait()
                 continue
             if not self._candidates or time.monotonic() - self._listed_at > CANDIDATES_LAST_S:
@@ -153,18 +209,21 @@ class Supervisor:
         self._candidates = deque(found)
         self._listed_at = time.monotonic()
 
-    def _run_of(self, rollout: Rollout) -> Run:
+    def _run_of(self, rollout: Rollout) -> ActiveRollout:
         local = rollout.config.local
         named = local.agent_class or None if local else None
         if is_native(path := class_path(named), self._worker):
-            return Run(rollout, path, True, None)
-        return Run(rollout, named, False, None)
+            return ActiveRollout(rollout, path, True, None)
+        return ActiveRollout(rollout, named, False, None)
+
+    def _has_room(self) -> bool:
+        return self._passed > 0 and not self._crowded and any(room > 0 for room in self._room.values())
 
     def _claim_candidates(self) -> bool:
         """Start to claim what there is room for; whether there was any."""
         kept: list[Rollout] = []
         started = False
-        while self._candidates and any(room > 0 for room in self._room.values()):
+        while self._candidates and self._has_room():
             rollout = self._candidates.popleft()
             run = self._run_of(rollout)
             if self._room[run.native] <= 0:
@@ -175,8 +234,9 @@ class Supervisor:
         self._candidates.extendleft(reversed(kept))
         return started
 
-    def _drive(self, run: Run, *, claim: bool) -> None:
+    def _drive(self, run: ActiveRollout, *, claim: bool) -> None:
         self._room[run.native] -= 1
+        self._passed -= 1
         self._monitor.running += 1
         task = asyncio.create_task(self._to_its_end(run, claim=claim))
         self._driven.add(task)
@@ -187,7 +247,7 @@ class Supervisor:
             self._driven.discard(task)
         self._room_made.set()
 
-    async def _to_its_end(self, run: Run, *, claim: bool) -> None:
+    async def _to_its_end(self, run: ActiveRollout, *, claim: bool) -> None:
         claiming: asyncio.Task[bool] | None = None
         try:
             if claim:
@@ -197,20 +257,18 @@ class Supervisor:
                     self._monitor.conflicts += 1
                     self._contended = True
                     return
+                self._events.write("claimed", run.rollout_id, attempt_id=run.attempt_id)
                 self._monitor.queued = max(0, self._monitor.queued - 1)
             await self._player.play(run)
         except asyncio.CancelledError:
             if not self._given_up or (claiming and not await claiming):
                 raise
-            await self._player.fail(run, STOPPED)
-        except GatewayError as error:
-            if error.status not in (404, 409):
-                raise
-            # The trainer deleted it, or somebody else ended it.
-            self._monitor.gone += 1
-            log.warning("rollout is gone", rollout_id=run.rollout_id, status=error.status)
+            await self._player.stop(run)
+        except GatewayError as error:  # the trainer deleted it, another process ended it, or the gateway is lost
+            self._player.forget(run, error)
         finally:
             self._room[run.native] += 1
+            self._passed += 1
             self._monitor.running -= 1
 
 

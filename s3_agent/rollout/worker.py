@@ -1,11 +1,11 @@
 """A native worker process: plays many attempts at a time and reports what came of each. It never patches a rollout.
 
-It ends when its socket does, so that no worker of a killed supervisor goes on reporting. Every attempt gets a report,
-whatever its agent returns or raises: the supervisor would wait for a missing one until the rollout's deadline.
+It ends when its socket does, so that no worker of a killed supervisor goes on reporting. Every attempt gets a result,
+whatever its agent returns or raises, unless it was cancelled: the supervisor would wait for a missing one until the
+rollout's deadline.
 """
 
 import asyncio
-import json
 import math
 import os
 import socket
@@ -15,10 +15,12 @@ from typing import Any
 
 import structlog
 
+from s3_agent.clients.http import attempt_ends
 from s3_agent.errors import BoundaryError, S3AgentError
 from s3_agent.logs import set_up_log
+from s3_agent.rollout.cancelling import cancelled_by
 from s3_agent.rollout.failure_policy import AGENT, REWARD, TIMEOUT
-from s3_agent.rollout.jobs import Failure, Job, Report
+from s3_agent.rollout.jobs import AttemptResult, Failure, Job
 from s3_agent.rollout.native import NativeAgent, Played, RecipeAgent, WorkerSettings, native_class
 
 log = structlog.get_logger()
@@ -40,12 +42,13 @@ class NativeWorker:
             self._agents[kind] = kind(self._settings)
         return self._agents[kind]
 
-    async def play(self, job: Job) -> Report:
-        """Play one attempt; whatever goes wrong is in the report. Raises CancelledError when it is given up."""
+    async def play(self, job: Job) -> AttemptResult:
+        """Play one attempt; whatever goes wrong is in the result. Raises CancelledError when it is cancelled."""
         limit = asyncio.timeout(job.seconds)
         try:
             async with limit:
-                played = await self._agent(job.agent_class).play(job)
+                with attempt_ends(job.seconds):
+                    played = await self._agent(job.agent_class).play(job)
             return _report(job, played)
         except BoundaryError as cause:
             # Refused, not unreachable: the same request would be refused again.
@@ -67,7 +70,7 @@ class NativeWorker:
             await agent.close()
 
 
-def _report(job: Job, played: Any) -> Report:
+def _report(job: Job, played: Any) -> AttemptResult:
     """The report of an attempt that ended by itself: a reward, or what is wrong with it."""
     reward, record = (played.reward, played.record) if isinstance(played, Played) else (played, {})
     if not isinstance(reward, int | float):
@@ -81,7 +84,7 @@ def _report(job: Job, played: Any) -> Report:
         value = math.inf
     if not math.isfinite(value):
         return _failed(job, REWARD, f"the agent's reward is {value}: it must be a finite number")
-    report = Report(attempt_id=job.attempt_id, reward=value, record=record)
+    report = AttemptResult(attempt_id=job.attempt_id, reward=value, record=record)
     try:
         report.model_dump_json()
     except Exception as cause:
@@ -93,13 +96,15 @@ def _described(cause: BaseException) -> str:
     return "".join(traceback.format_exception_only(cause)).strip()
 
 
-def _raised(job: Job, cause: BaseException) -> Report:
+def _raised(job: Job, cause: BaseException) -> AttemptResult:
     log.warning("the agent raised", rollout_id=job.rollout_id, error=traceback.format_exc(limit=-3))
     return _failed(job, AGENT, _described(cause))
 
 
-def _failed(job: Job, boundary: str, message: str, *, retried: bool = True) -> Report:
-    return Report(attempt_id=job.attempt_id, failure=Failure(boundary=boundary, message=message, retried=retried))
+def _failed(job: Job, boundary: str, message: str, *, retried: bool = True) -> AttemptResult:
+    return AttemptResult(
+        attempt_id=job.attempt_id, failure=Failure(boundary=boundary, message=message, retried=retried)
+    )
 
 
 async def _serve(worker: NativeWorker, connection: socket.socket) -> None:
@@ -112,8 +117,8 @@ async def _serve(worker: NativeWorker, connection: socket.socket) -> None:
         await writer.drain()
 
     while line := await reader.readline():
-        if line.startswith(b'{"cancel"'):
-            if task := playing.get(json.loads(line)["cancel"]):
+        if (cancelled := cancelled_by(line)) is not None:
+            if task := playing.get(cancelled):
                 task.cancel()
             continue
         job = Job.model_validate_json(line)

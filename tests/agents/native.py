@@ -10,7 +10,7 @@ from typing import Any
 import numpy
 
 from s3_agent.rollout.jobs import Job
-from s3_agent.rollout.native import Played, RecipeAgent
+from s3_agent.rollout.native import Played, RecipeAgent, WorkerSettings, http_client
 
 
 class _Once:
@@ -94,6 +94,22 @@ class EndsOddly(_Once):
         if make := ODD_RESULTS.get(job.input["odd"]):
             return make()
         raise ODD_ENDS[job.input["odd"]]()
+
+
+class AsksTwice:
+    """Asks the policy the same twice and uses the first answer."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._http = http_client(settings, {"Authorization": f"Bearer {settings.gateway_key}"})
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def play(self, job: Job) -> Played:
+        body = {"model": "auto", "prompt": [65, 66], "max_tokens": 8, "stop": []}
+        for _ in range(2):
+            (await self._http.post(f"{job.policy_url}/completions", json=body)).raise_for_status()
+        return Played(reward=0.5, record={"metrics": job.input["metrics"]})
 
 
 class OneAtATime(RecipeAgent):

@@ -89,6 +89,26 @@ class FailsOnce:
         time.sleep(600)
 
 
+class AsksTooMuch:
+    """Asks for two answers, asks the same again, and asks a chat whose server returns no token ids."""
+
+    def run(self) -> None:
+        headers = {"Authorization": f"Bearer {os.environ['AGL_KEY']}"}
+        with httpx.Client(base_url=os.environ["AGL_OPENAI_BASE_URL"], headers=headers, timeout=30) as client:
+            body = {"model": "auto", "max_tokens": 8, "stop": []}
+            message = {"role": "user", "content": "Krone?"}
+            for path, asked in (
+                ("completions", {"prompt": [65, 66], "n": 2}),
+                ("completions", {"prompt": [65, 67]}),
+                ("completions", {"prompt": [65, 67]}),
+                ("chat/completions", {"messages": [message]}),
+            ):
+                client.post(path, json={**body, **asked}).raise_for_status()
+            if os.environ.get("STREAMED"):
+                client.post("completions", json={**body, "prompt": [65], "stream": True}).raise_for_status()
+        post("reward", value=1.0)
+
+
 class EndsWithoutReward:
     """Exits as one that succeeded, and posts no reward that is a finite number."""
 

@@ -59,7 +59,8 @@ def test_a_twin_makes_its_steps_updates_checkpoints_and_validations(trained: Run
     assert [row["step"] for row in rows] == [0, 1, 2]
     for row in training_rows(rows):
         assert row["training/n_sample_trained"] == row["training/n_rollouts"] == twin.trainer.rollouts_per_step
-        assert row["actor/kl_coef"] == pytest.approx(twin.trainer.kl_loss)
+        assert row["actor/kl_coef"] == pytest.approx(twin.trainer.kl_loss / 2), "of two updates"
+        assert row["s3/train/groups_of_one"] == row["s3/train/rollouts_untrained"] == 0.0
         assert row["actor/kl_loss"] >= 0.0, "the reference policy was asked"
         assert row["actor/grad_norm"] >= 0.0
         assert row["s3/train/rollouts"] == twin.trainer.rollouts_per_step

@@ -14,6 +14,7 @@ import pytest
 from benchmarks.real_gateway import KEY, GatewayApi
 from s3_agent.rollout.failure_policy import FailurePolicy
 from s3_agent.rollout.native import WorkerSettings
+from s3_agent.rollout.recorded import NO_TOKENS, OTHER_CHOICES, SAME_PROMPT
 from s3_agent.rollout.settings import PoolSettings
 from tests.pool_harness import QUICK, ROOT, gone, pool_settings, records, started, task, until
 
@@ -155,15 +156,50 @@ def test_a_class_that_ends_well_without_a_finite_reward_has_failed(
     with started(twice, worker) as pool:
         until(lambda: ended(gateway, rollouts))
         assert pool.stop() == 0
-    for rollout_id in rollouts:
+    for reward, rollout_id in zip(rewards, rollouts, strict=True):
         status, record = gateway.status(rollout_id), records(settings)[rollout_id]
         assert status["state"] == "failed" and "posted no reward" in status["error_message"]
+        if reward in ("true", '"1.0"'):
+            assert f"its last is {reward}" in status["error_message"]
         assert gateway.events(rollout_id) == []
         assert (record.attempts, record.reward, {failure.boundary for failure in record.failures}) == (
             2,
             None,
             {"reward"},
         )
+
+
+def test_answers_that_no_row_trains_are_counted_and_logged_once_a_class(
+    gateway: GatewayApi, settings: PoolSettings, worker: WorkerSettings, tmp_path: Path
+) -> None:
+    """Best-of-n, the same prompt again and a policy server without token ids, through the real gateway."""
+    asked = [play(gateway, f"{PLAIN}:AsksTooMuch", task(number))[0] for number in range(3)]
+    [plain] = play(gateway, f"{PLAIN}:AsksThePolicy", task(1))
+    with started(settings, worker, log=tmp_path / "log") as pool:
+        until(lambda: ended(gateway, [*asked, plain]))
+        assert pool.stop() == 0
+    found = records(settings)
+    for rollout_id in asked:
+        recorded = gateway.http.get(f"/api/rollouts/{rollout_id}/events", params={"format": "triplet"}).json()
+        rows = [event for event in recorded if event["data"].get("response_token_ids")]
+        assert len(rows) == 2, "of five answers the trainer would see two"
+        assert found[rollout_id].metrics == {"answers_untrained": 3.0}
+    assert found[plain].metrics == {}
+    logged = (tmp_path / "log").read_text()
+    for reason in (SAME_PROMPT, OTHER_CHOICES, NO_TOKENS):
+        assert logged.count(reason) == 1
+
+
+def test_a_streamed_call_is_refused_and_fails_the_attempt(
+    gateway: GatewayApi, settings: PoolSettings, worker: WorkerSettings
+) -> None:
+    [rollout_id] = play(gateway, f"{PLAIN}:AsksTooMuch", task(1), STREAMED="yes")
+    once = settings.model_copy(update={"failure_policy": QUICK.model_copy(update={"most_attempts": 1})})
+    with started(once, worker) as pool:
+        until(lambda: ended(gateway, [rollout_id]))
+        assert pool.stop() == 0
+    assert gateway.status(rollout_id)["state"] == "failed"
+    assert "400 Bad Request" in str(records(settings)[rollout_id].output)
 
 
 def test_a_class_that_does_not_load_fails_its_rollout_and_not_the_pool(

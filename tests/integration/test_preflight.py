@@ -18,7 +18,7 @@ from s3_agent.doctor.machine import GIB, Disk, Machine, described
 from s3_agent.embedded import CORPUS, NANO_POLICY, RAG_CACHE, TRAIN, VALIDATION
 from s3_agent.errors import ConfigError
 from s3_agent.launch import preflight
-from s3_agent.launch.doctor import doctor_job, dry_run_lines, require_sound
+from s3_agent.launch.doctor import doctor_job, dry_run_extra, require_sound
 from s3_agent.recipe import load_recipe
 from tests.doctor_cases import HOST
 
@@ -111,11 +111,11 @@ def test_a_setting_that_verl_does_not_have_is_found() -> None:
     [("s3_8x40gb", "8x40gb"), ("s3_3b_8x40gb", "8x40gb"), ("search_r1_8x40gb", "8x40gb"), ("s3_1x80gb", "1x80gb")],
 )
 def test_a_dry_run_without_gpus_plans_for_the_cards_that_a_recipe_was_made_for(name: str, machine: str) -> None:
-    assert f"planned for {machine}, the smallest" in str(dry_run_lines(load_recipe(name))[0])
+    assert f"planned for {machine}, the smallest" in str(dry_run_extra(load_recipe(name))[0])
 
 
 def test_the_plan_of_a_dry_run_names_every_card() -> None:
-    lines = "\n".join(map(str, dry_run_lines(load_recipe("s3_8x40gb"))))
+    lines = "\n".join(map(str, dry_run_extra(load_recipe("s3_8x40gb"))))
     assert "GPU 0,1,2,3,4,5: trainer" in lines
     assert "index 30.1 GiB" in lines
     assert "TOO MUCH" not in lines

@@ -16,7 +16,7 @@ LOGGED = """
 import sys, threading
 import verl
 from verl.utils.tracking import Tracking  # as agentlightning/verl/trainer.py takes it
-config = {"trainer": {}, "agentlightning": {"agl_key": "secret-key", "agl_base_url": "http://gateway"}}
+config = {"trainer": {}, "data": {"train_batch_size": 3}, "agentlightning": {"agl_key": "secret-key", "agl_base_url": "http://gateway"}}
 tracking = Tracking("s3-agent", "a-run", ["file", *sys.argv[2:]], config)
 episodes, rows = sys.argv[1], open(sys.argv[1] + ".new").read().splitlines(keepends=True)
 def append(row):
@@ -24,7 +24,14 @@ def append(row):
         file.write(row)
 append(rows[0])
 threading.Timer(0.5, append, [rows[1]]).start()  # the pool writes the last rollout after the trainer has seen its end
-tracking.log({"training/n_rollouts": 2, "training/reward": 0.5}, step=1)
+import torch
+from verl.trainer.ppo.core_algos import get_adv_estimator_fn
+rewards = torch.tensor([[1.0], [0.0], [1.0]])  # two rows of one question, one of another; the third question has none
+get_adv_estimator_fn("s3_agent_grpo")(
+    token_level_rewards=rewards, response_mask=torch.ones_like(rewards), index=["a", "a", "b"], config={}
+)
+step = {"n_rollouts": 2, "reward": 0.5, "n_sample_trained": 3, "n_groups": 2, "n_sample_dropped/random": 5}
+tracking.log({f"training/{name}": value for name, value in step.items()}, step=1)
 append(rows[2])
 tracking.log({"val/n_rollouts": 1}, step=2)
 del tracking
@@ -72,6 +79,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert done.returncode == 0, done.stderr[-4000:]
     (folder / "console").write_text(done.stdout)
+    (folder / "log").write_text(done.stderr)
     return folder
 
 
@@ -84,6 +92,14 @@ def test_each_step_has_the_metrics_of_its_own_rollouts(logged: Path) -> None:
     assert 0 < first["at"] <= second["at"], "by which records of the steps are known from later ones"
     assert second["data"]["s3/val/rollouts"] == 1.0
     assert "s3/train/rollouts" not in second["data"]
+
+
+def test_each_step_says_what_was_not_trained(logged: Path) -> None:
+    _, first, second = read_jsonl(logged / "metrics.jsonl")
+    lost = {name: first["data"][f"s3/train/{name}"] for name in ("rows_dropped", "groups_gone", "groups_of_one")}
+    assert lost == {"rows_dropped": 5.0, "groups_gone": 1.0, "groups_of_one": 1.0}
+    assert "s3/train/groups_of_one" not in second["data"], "a validation has no groups"
+    assert "1 of 2 groups have one rollout left and count 0" in (logged / "log").read_text()
 
 
 def test_tensorboard_and_the_console_have_them(logged: Path) -> None:
@@ -104,3 +120,18 @@ def test_weights_and_biases_writes_offline_and_the_gateways_key_is_in_no_tracker
     assert b"http://gateway" in content, "the configuration is there"
     for path in logged.rglob("*"):
         assert path.is_dir() or b"secret-key" not in path.read_bytes(), path
+
+
+def test_a_trainer_of_yours_names_the_estimators_module_to_verl() -> None:
+    """As docs/your-own-agent.md says: verl loads it at its own import, in whichever process."""
+    program = "import verl, sys; from verl.trainer.ppo.core_algos import get_adv_estimator_fn as known; "
+    program += "known('s3_agent_grpo'); print('s3_agent.agl.tracking' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "VERL_USE_EXTERNAL_MODULES": "s3_agent.agl.advantages"},
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.splitlines()[-1] == "False", "which needs the files of a run"

@@ -4,7 +4,7 @@ import asyncio
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,14 @@ from s3_agent.clients.fakes import FakeGenerator
 from s3_agent.clients.tokenizer import load_tokenizer
 from s3_agent.data.appended import AppendedLines
 from s3_agent.embedded import NANO_POLICY
-from s3_agent.errors import ConfigError, DataError
+from s3_agent.errors import ConfigError, DataError, GatewayError
+from s3_agent.launch.rollout_story import pool_files, show_rollout
 from s3_agent.rollout.failure_policy import FailurePolicy
 from s3_agent.rollout.native import WorkerSettings
 from s3_agent.rollout.pool import GATEWAY_LOST, only_pool_of
+from s3_agent.rollout.recorded import SAME_PROMPT
 from s3_agent.rollout.settings import PoolSettings
+from s3_agent.rollout.story import Story
 from tests.agents.native import ODD_ENDS, ODD_RESULTS
 from tests.full_disk import cut_short, small_disk
 from tests.pool_harness import (
@@ -44,6 +47,18 @@ from tests.pool_harness import (
 )
 
 DOWN = 1_000_000
+
+
+def story(settings: PoolSettings, rollout_id: str) -> Story:
+    folder = Path(settings.pool_log or "").parent
+    return pool_files(str(folder), runs=folder).story(rollout_id)
+
+
+def events(settings: PoolSettings, rollout_id: str) -> list[str]:
+    """The names of a rollout's events, from a file that may still be written."""
+    if not Path(settings.pool_log or "").exists():
+        return []
+    return [event.event for event in story(settings, rollout_id).events]
 
 
 @pytest.fixture
@@ -279,7 +294,7 @@ async def test_a_pool_adopts_its_own_rollouts_and_no_others(
         gateway.http.patch(f"/api/rollouts/{rollout_id}", json={"status": {"state": "failed"}}).raise_for_status()
 
 
-async def test_a_rollout_that_the_trainer_deleted_is_forgotten(
+async def test_a_rollout_that_the_trainer_deleted_is_written_down_as_that(
     gateway: GatewayApi, settings: PoolSettings, worker: WorkerSettings, generator: FakeGenerator
 ) -> None:
     generator.failures = DOWN
@@ -290,6 +305,9 @@ async def test_a_rollout_that_the_trainer_deleted_is_forgotten(
         while not generator.calls:
             await asyncio.sleep(0.02)
     gateway.delete([deleted])
+    async with asyncio.timeout(20):
+        while "ended" not in events(settings, deleted):
+            await asyncio.sleep(0.02)
     generator.failures = 0
     [next_one] = gateway.enqueue(task("next"))
     async with asyncio.timeout(20):
@@ -298,7 +316,13 @@ async def test_a_rollout_that_the_trainer_deleted_is_forgotten(
             await asyncio.sleep(0.02)
     supervisor.stop()
     await running
-    assert set(records(settings)) == {next_one}
+    found = records(settings)
+    assert set(found) == {deleted, next_one}
+    gone = found[deleted]
+    assert (gone.state, gone.reported, gone.reward) == ("failed", False, None)
+    assert "the trainer has deleted it" in (gone.error or "")
+    assert "generator" in {failure.boundary for failure in gone.failures}
+    assert story(settings, deleted).ending == "failed" and events(settings, deleted)[-1] == "ended"
 
 
 @contextmanager
@@ -373,7 +397,13 @@ async def test_a_rollout_that_somebody_else_ended_is_written_down_as_that(
                 await asyncio.sleep(0.05)
         supervisor.stop()
         await running
-    assert records(settings)[rollout_id].reported is False
+    record = records(settings)[rollout_id]
+    assert (record.state, record.reported, record.error) == (
+        "succeeded",
+        False,
+        "another process had already ended the rollout",
+    )
+    assert story(settings, rollout_id).events[-1].reported is False
     assert gateway.status(rollout_id)["last_attempt_id"] == "stranger"
     assert gateway.events(rollout_id) == []
 
@@ -394,9 +424,75 @@ async def test_a_stopped_pool_fails_what_it_can_not_finish_without_events(
     assert gateway.states(rollouts) == {"failed"}
     assert all(gateway.events(rollout_id) == [] for rollout_id in rollouts)
     assert "the pool was stopped" in gateway.status(rollouts[0])["error_message"]
-    assert {record.state for record in records(settings).values()} == {"failed"}
+    assert {(record.state, record.boundary) for record in records(settings).values()} == {("failed", "stopped")}
     if gateway.status(later)["state"] == "queuing":
         gateway.delete([later])
+
+
+@pytest.mark.parametrize("gateway_stops_first", [False, True])
+async def test_an_attempt_that_a_stop_cancels_is_in_the_record(
+    gateway: GatewayApi, settings: PoolSettings, worker: WorkerSettings, tmp_path: Path, gateway_stops_first: bool
+) -> None:
+    waiting = worker.model_copy(update={"native_agents": ("tests.agents.native:EndsOddly",)})
+    [rollout_id] = gateway.enqueue({"until": str(tmp_path / "never")}, agent_class="tests.agents.native:EndsOddly")
+    with ExitStack() as between:
+        url = between.enter_context(unreliable(gateway, []))
+        through = settings.model_copy(update={"drain_s": 0.2, "gateway_url": url})
+        supervisor = make_supervisor(through, waiting)
+        running = asyncio.create_task(supervisor.run())
+        async with asyncio.timeout(20):
+            while "attempt_started" not in events(settings, rollout_id):
+                await asyncio.sleep(0.02)
+        if gateway_stops_first:
+            between.close()
+        supervisor.stop()
+        with suppress(GatewayError):
+            await asyncio.wait_for(running, 20)
+    record = records(settings)[rollout_id]
+    assert (record.state, record.boundary, record.reported) == ("failed", "stopped", not gateway_stops_first)
+    [cancelled] = record.failures
+    assert (cancelled.boundary, cancelled.worker) == ("cancelled", "worker-0") and cancelled.seconds > 0
+    claimed, started, failed, ended = story(settings, rollout_id).events
+    assert (claimed.event, started.event, ended.event) == ("claimed", "attempt_started", "ended")
+    assert (failed.event, failed.attempt_id) == ("attempt_failed", cancelled.attempt_id)
+    assert claimed.attempt_id == started.attempt_id == cancelled.attempt_id
+    assert (failed.boundary, failed.worker, failed.seconds) == ("cancelled", "worker-0", cancelled.seconds)
+    assert (ended.state, ended.boundary, ended.reported) == ("failed", "stopped", not gateway_stops_first)
+
+
+async def test_one_command_tells_the_story_of_a_rollout(
+    gateway: GatewayApi,
+    settings: PoolSettings,
+    worker: WorkerSettings,
+    generator: FakeGenerator,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    generator.failures = 3
+    [retried] = gateway.enqueue(task("retried"))
+    await work(gateway, [retried], make_supervisor(settings, worker))
+    [good] = gateway.enqueue(task("good"))
+    await work(gateway, [good], make_supervisor(settings, worker))
+    attempts = gateway.detail(retried)["attempts"]
+    told = events(settings, retried)
+    assert told[0] == "claimed" and told[-1] == "ended"
+    assert told.count("attempt_started") == told.count("attempt_failed") + 1 == len(attempts)
+    failed = [event for event in story(settings, retried).events if event.event == "attempt_failed"]
+    assert [event.attempt_id for event in failed] == attempts[:-1]
+    assert {(event.boundary, event.worker) for event in failed} == {("generator", "worker-0")}
+    assert all(event.seconds and "status 500" in (event.message or "") for event in failed)
+
+    show_rollout(tmp_path.name, retried[:10], runs=tmp_path.parent)
+    shown = " ".join(capsys.readouterr().out.split())
+    for part in (
+        *(f"rollout {retried}", f"claimed by pool {settings.pool_id}", "attempt 1 failed on worker-0", "at generator:"),
+        *("task tretried: What is the currency of Norway?", "golden answers: Krone", "turn 1: search", NORWAY.text),
+        *("selected (finished)", "It is the Krone.", "reward 1.000, accuracy 1.000", "succeeded with reward 1.000"),
+    ):
+        assert part in shown, part
+    show_rollout(tmp_path.name, None, runs=tmp_path.parent)
+    shown = capsys.readouterr().out
+    assert "2 rollouts: 2 succeeded; 1 retried" in shown and retried[:12] in shown and good[:12] not in shown
 
 
 def test_a_killed_worker_is_replaced_and_its_rollouts_end(
@@ -440,6 +536,11 @@ def test_a_killed_pool_takes_its_workers_along_and_the_next_one_adopts(
         until(lambda: gateway.states(rollouts) == {"succeeded"})
         assert pool.stop() == 0
     assert [gateway.rewards(rollout_id) for rollout_id in rollouts] == [[1.0]] * 3
+    for rollout_id in rollouts:
+        told = events(settings, rollout_id)
+        assert told[0] == "claimed" and "ended" not in told[: told.index("adopted")] and told[-1] == "ended"
+        assert "pool_started" in told[: told.index("adopted")]
+        assert story(settings, rollout_id).ending == "succeeded"
 
 
 def test_a_hung_worker_is_killed_and_its_rollout_tried_again(
@@ -469,6 +570,26 @@ def test_a_native_agent_that_raises_is_tried_again(
     [failure] = records(settings)[rollout_id].failures
     assert (failure.boundary, failure.message) == ("agent", "RuntimeError: once")
     assert gateway.rewards(rollout_id) == [0.5]
+
+
+def test_a_native_agents_answers_that_no_row_trains_are_counted(
+    gateway: GatewayApi, settings: PoolSettings, worker: WorkerSettings, tmp_path: Path
+) -> None:
+    agent = "tests.agents.native:AsksTwice"
+    asking = worker.model_copy(update={"native_agents": (agent,)})
+    mine, none, own = (
+        gateway.enqueue({"metrics": {"mine": 7.0}}, agent_class=agent)[0],
+        gateway.enqueue({"metrics": {}}, agent_class=agent)[0],
+        gateway.enqueue(task(1))[0],
+    )
+    with started(settings, asking, log=tmp_path / "log") as pool:
+        until(lambda: gateway.states([mine, none, own]) == {"succeeded"})
+        assert pool.stop() == 0
+    ended = records(settings)
+    assert ended[mine].metrics == {"mine": 7.0, "answers_untrained": 1.0}
+    assert ended[none].metrics == {"answers_untrained": 1.0}
+    assert "answers_untrained" not in ended[own].metrics
+    assert (tmp_path / "log").read_text().count(SAME_PROMPT) == 1
 
 
 def test_whatever_an_agent_returns_or_raises_ends_its_attempt_alone(

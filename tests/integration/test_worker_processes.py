@@ -10,7 +10,8 @@ import pytest
 
 from s3_agent.embedded import NANO_POLICY
 from s3_agent.errors import ConfigError
-from s3_agent.rollout.jobs import Failure, Job, Report
+from s3_agent.rollout.cancelling import cancel_line
+from s3_agent.rollout.jobs import AttemptResult, Failure, Job
 from s3_agent.rollout.launcher import LocalLauncher, SocketLink, WorkerLost
 from s3_agent.rollout.native import WorkerSettings
 from s3_agent.rollout.worker import NativeWorker
@@ -52,7 +53,7 @@ async def test_an_attempt_that_may_take_no_time_is_killed(launcher: LocalLaunche
 
 async def test_a_cancel_that_comes_in_one_packet_with_its_job_is_obeyed(launcher: LocalLauncher) -> None:
     link = await launcher.start_forked(PLAIN)
-    other, own = (f'{{"cancel": "{name}"}}\n'.encode() for name in ("another", "given up"))
+    other, own = (cancel_line(name) for name in ("another", "given up"))
     link._writer.write(job("given up").as_json().encode() + b"\n" + other + own)
     assert (await link.play(job("next", sleeps=0.0))).failure is None
 
@@ -61,7 +62,7 @@ async def test_a_native_worker_obeys_it_too_and_goes_on(launcher: LocalLauncher)
     link = await launcher.start_native(0)
     agent = "tests.agents.native:EndsOddly"
     waits = job("given up", agent_class=agent, input={"until": os.devnull + "/never"})
-    link._writer.write(waits.as_json().encode() + b'\n{"cancel": "given up"}\n')
+    link._writer.write(waits.as_json().encode() + b"\n" + cancel_line("given up"))
     report = await link.play(job("next", agent_class=agent, input={"until": os.devnull}))
     assert (report.reward, report.failure) == (1.0, None)
 
@@ -99,7 +100,7 @@ async def test_every_attempt_gets_a_report_that_can_be_sent(odd: str, tmp_path: 
     asked = job("a", agent_class="tests.agents.native:EndsOddly", input={"odd": odd, "mark": str(tmp_path / "mark")})
     report = await worker.play(asked)
     assert report.failure is not None and report.failure.retried and report.reward is None
-    assert Report.model_validate_json(report.model_dump_json()) == report
+    assert AttemptResult.model_validate_json(report.model_dump_json()) == report
     assert (await worker.play(asked)).reward == 0.5
 
 

@@ -199,7 +199,7 @@ async def test_the_last_generation_gets_only_the_room_that_is_left() -> None:
 
 
 async def test_a_prompt_that_does_not_fit_names_the_task_and_the_limits() -> None:
-    with pytest.raises(ConfigError, match="task t has") as caught:
+    with pytest.raises(ConfigError, match="task t is too long: it has") as caught:
         await play([END], limits=LIMITS.model_copy(update={"max_context_tokens": 64}))
     assert "initial_topk" in caught.value.remedy
 

@@ -388,15 +388,17 @@ async def test_what_can_not_be_reached_is_no_episode(name: str) -> None:
 # Over chat messages and raw texts
 
 
-def served(sent: list[tuple[str, Any]], *, window: int | None, text: str) -> ChatPolicy:
+def served(sent: list[tuple[str, Any]], *, window: int | None, text: str, continues: bool = True) -> ChatPolicy:
     def handle(request: httpx.Request) -> httpx.Response:
         path = request.url.path.removeprefix("/v1")
+        if path == "/tokenize":
+            return httpx.Response(404)
         sent.append((path, json.loads(request.content or b"null")))
         if path == "/models":
             if window is None:
                 return httpx.Response(404)
             return httpx.Response(200, json={"data": [{"id": "other"}, {"id": "m", "max_model_len": window}]})
-        if path == "/completions" and window == 1:
+        if path == "/completions" and not continues:
             return httpx.Response(404)
         said = {"text": text} if path == "/completions" else {"message": {"content": text}}
         return httpx.Response(200, json={"choices": [said], "usage": {"completion_tokens": 5, "total_tokens": 50}})
@@ -427,7 +429,7 @@ async def test_a_raw_text_goes_to_the_completions_of_a_chat_server() -> None:
 
 
 async def test_a_server_that_continues_no_text_is_told_of() -> None:
-    policy = served([], window=1, text="")
+    policy = served([], window=None, text="", continues=False)
     with pytest.raises(PolicyError, match="continues no raw text"):
         await policy.converse("x", template=False).generate(max_tokens=5, stop=())
 
@@ -436,11 +438,11 @@ async def test_replies_are_bound_by_the_window_that_the_server_tells() -> None:
     sent: list[tuple[str, Any]] = []
     await run_served("ircot", served(sent, window=1024, text=YES))
     prompt = sent[1][1]["messages"][0]["content"]
-    assert sent[1][1]["max_tokens"] == 1024 - 64 - -(-len(prompt.encode()) // 3)
+    assert sent[1][1]["max_tokens"] == 1024 - 80 - -(-len(prompt.encode()) // 3)
     sent.clear()
     await run_served("ircot", served(sent, window=None, text=YES))
     assert sent[1][1]["max_tokens"] == 2048
-    with pytest.raises(ConfigError, match="context of 36 tokens"):
+    with pytest.raises(ConfigError, match="context of 100 tokens"):
         await run_served("ircot", served(sent, window=100, text=YES))
 
 

@@ -28,6 +28,8 @@ def server(choices: Sequence[Any], sent: list[Any], *, usage: dict[str, int] | N
     left = iter(choices)
 
     def handle(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":  # a hosted model that says nothing about itself
+            return httpx.Response(404)
         sent.append(json.loads(request.content))
         answer = next(left)
         if isinstance(answer, httpx.Response):

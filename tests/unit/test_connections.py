@@ -3,6 +3,7 @@
 import ast
 import asyncio
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 import s3_agent
 from s3_agent.clients.chat_model import ClaudeChat, ModelSettings
 from s3_agent.clients.connections import (
+    KEEPALIVE,
     LOOPBACK,
     async_client,
     client,
@@ -23,6 +25,8 @@ from s3_agent.clients.connections import (
     proxy_of,
     sparing_loopback,
 )
+from s3_agent.clients.fake_servers import policy_app, serve
+from s3_agent.clients.fakes import FakeSlowPolicy
 from s3_agent.clients.gateway import Gateway
 from s3_agent.errors import GeneratorError
 
@@ -99,6 +103,35 @@ def test_this_machine_is_asked_itself_and_another_through_the_proxy(
     assert proxy.asked == []
     assert ask("http://elsewhere.invalid/x") == "proxy"
     assert proxy.asked == ["http://elsewhere.invalid/x"] and own.asked == ["/secret"] * 2
+
+
+@pytest.mark.parametrize(("calls", "passed"), [(None, 130), (3, 3)])
+async def test_no_call_waits_for_a_connection_unless_a_limit_is_asked_for(calls: int | None, passed: int) -> None:
+    """httpx's own default passes 100."""
+    policy = FakeSlowPolicy(lambda _: "x")
+    with serve(policy_app(policy)) as url:
+        async with async_client(timeout=60.0, calls=calls) as http:
+            body = {"prompt": [65], "max_tokens": 4, "stop": [], "model": "fake"}
+            answers = [asyncio.create_task(http.post(f"{url}/v1/completions", json=body)) for _ in range(130)]
+            async with asyncio.timeout(60):
+                while policy.calls < passed:
+                    await asyncio.sleep(0.01)
+            policy.release()
+            assert {answer.status_code for answer in await asyncio.gather(*answers)} == {200}
+    assert policy.most_calls == passed
+
+
+async def test_a_server_that_is_gone_without_a_word_is_noticed_by_the_kernel(
+    servers: tuple[FakeServer, FakeServer],
+) -> None:
+    async with (
+        async_client(timeout=10.0) as http,
+        http.stream("GET", f"http://127.0.0.1:{servers[0].port}/") as response,
+    ):
+        connection = response.extensions["network_stream"].get_extra_info("socket")
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        seconds = [connection.getsockopt(level, option) for level, option, _ in KEEPALIVE[1:]]
+        assert seconds == [60, 15, 4]
 
 
 async def test_the_gateways_client_asks_this_machine_itself(servers: tuple[FakeServer, FakeServer]) -> None:

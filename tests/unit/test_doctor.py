@@ -12,11 +12,13 @@ from s3_agent.clients.fakes import ToyTokenizer
 from s3_agent.doctor.case import Case, IndexFacts, ModelFiles
 from s3_agent.doctor.examine import examine
 from s3_agent.doctor.findings import Severity, as_rows, as_text
+from s3_agent.doctor.limits import limits, rollouts_at_once
 from s3_agent.doctor.machine import GIB, MIB, Disk, described
 from s3_agent.types import Task
 from tests.doctor_cases import A100, HOST, PINNED, TASKS, rag_cache, sound
 
 VERL = "trainer.verl.actor_rollout_ref"
+THEIR_GATEWAY = ("gateway.url=http://gateway:8181", "gateway.key=k")
 
 
 class Lossy(ToyTokenizer):
@@ -153,6 +155,8 @@ PLANTS: list[tuple[str, Callable[[], Case]]] = [
     ("host.open-files", with_host(open_files=1024)),
     ("host.processes", with_host(processes=1024)),
     ("host.shared-memory", with_host(shm_free=64 * MIB)),
+    ("host.backlog", with_host(backlog=128)),
+    ("host.outgoing-ports", with_host(ephemeral_ports=(60700, 60999))),
     ("host.proxy", with_host(environment={"https_proxy": "http://proxy:3128"})),
     ("host.proxy", with_host(environment={"HTTP_PROXY": "http://proxy:3128", "NO_PROXY": "10.0.0.0/8"})),
     ("host.stray-ray", with_host(stray_rays=(4711, 4712))),
@@ -191,8 +195,20 @@ PLANTS: list[tuple[str, Callable[[], Case]]] = [
     ("gateway.model-name", with_recipe(f"{VERL}.model.path=/another/copy")),
     ("gateway.temperature", with_recipe(f"{VERL}.rollout.temperature=0.6")),
     ("gateway.chat-mode", with_recipe("policy.mode=chat")),
-    ("gateway.key", with_recipe("gateway.url=http://gateway:8181")),
+    ("gateway.key", with_recipe("gateway.url=http://gateway:8181", "gateway.policy_calls=480")),
+    ("gateway.policy-calls", with_recipe(*THEIR_GATEWAY)),
+    ("gateway.policy-calls", with_recipe(*THEIR_GATEWAY, "workers.external=true")),
+    ("gateway.policy-calls", with_recipe(*THEIR_GATEWAY, "gateway.policy_calls=479")),
+    ("gateway.policy-calls", with_recipe("gateway.policy_calls=100")),
+    ("limits.policy-server", with_recipe(f"{VERL}.rollout.max_num_seqs=64")),
+    (
+        "limits.generator",
+        with_recipe("generator.serve=[--max-model-len,'8192',--gpu-memory-utilization,'0.85',--max-num-seqs,'32']"),
+    ),
+    ("limits.ray-cpus", with_host(cores=16)),
+    ("limits.ray-cpus", with_recipe("trainer.verl.ray_kwargs.ray_init.num_cpus=18")),
     ("batch.group-of-one", with_recipe(f"{VERL}.rollout.n=1")),
+    ("batch.lone-reward", with_recipe("trainer.verl.algorithm.adv_estimator=rloo")),
     ("batch.mini-batch-too-large", with_recipe(f"{VERL}.actor.ppo_mini_batch_size=240")),
     ("batch.rows-dropped", with_recipe(f"{VERL}.actor.ppo_mini_batch_size=90")),
     ("batch.updates-capped", with_recipe("trainer.max_updates=1")),
@@ -262,6 +278,27 @@ def test_one_80_gb_card_is_enough_for_its_recipe() -> None:
     assert as_text(examine(sound("s3_1x80gb", gpus=1, card=card))) == ""
 
 
+@pytest.mark.parametrize(
+    ("overrides", "answer"),
+    [([], '{"policy_calls": null}'), ([], '{"policy_calls": 480}'), (["gateway.policy_calls=480"], None)],
+)
+def test_a_gateway_that_passes_enough_is_no_finding(overrides: list[str], answer: str | None) -> None:
+    case = sound("s3_8x40gb", *THEIR_GATEWAY, *overrides)
+    assert as_text(examine(replace(case, gateway_answer=answer))) == ""
+
+
+def test_the_limits_name_what_the_pool_claims_of_a_silent_gateway() -> None:
+    case = sound("s3_8x40gb", *THEIR_GATEWAY)
+    rows = {row.id: row for row in limits(case)}
+    assert rollouts_at_once(case) == 480
+    assert (rows["gateway.policy-calls"].most, rows["gateway.policy-calls"].needed) == (100, 480)
+    assert "claims 100 rollouts at a time" in rows["gateway.policy-calls"].beyond
+    assert "assumed to be a stock gateway" in rows["gateway.policy-calls"].place
+    assert rows["limits.policy-server"].most == 6 * 1024 and rows["limits.ray-cpus"].needed == 19
+    assert {row.id for row in limits(sound())} >= {"limits.clients", "limits.retriever", "host.open-files"}
+    assert [row.id for row in limits(sound()) if row.too_small and row.report] == []
+
+
 def test_every_check_has_its_plants() -> None:
     assert len({id for id, _ in PLANTS}) >= 25
 
@@ -275,6 +312,15 @@ def test_an_emulated_precision_is_reported_with_its_factor() -> None:
     [finding] = examine(emulated("generator.dtype=bfloat16")())
     assert "8.0 times as long as in float32" in finding.why
     assert finding.mend == "generator.dtype=auto"
+
+
+@pytest.mark.parametrize(
+    ("estimator", "said"), [("s3_agent_grpo", "nothing is learned"), ("grpo", "raw reward of one alone")]
+)
+def test_what_a_group_of_one_does_depends_on_the_estimator(estimator: str, said: str) -> None:
+    found = examine(sound("s3_8x40gb", f"{VERL}.rollout.n=1", f"trainer.verl.algorithm.adv_estimator={estimator}"))
+    [finding] = [finding for finding in found if finding.id.startswith(("batch.group", "batch.lone"))]
+    assert finding.id == "batch.group-of-one" and said in finding.why
 
 
 def test_findings_are_told_errors_first_and_as_rows() -> None:

@@ -45,6 +45,8 @@ def test_claude_gets_the_same_pieces_in_one_message() -> None:
 
 async def answer(reply: Any, *, settings: GeneratorSettings = SETTINGS, sent: list[Any] | None = None) -> str:
     def handle(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(404)
         if sent is not None:
             sent.append((str(request.url), json.loads(request.content)))
         return reply if isinstance(reply, httpx.Response) else httpx.Response(200, json=reply)
@@ -110,6 +112,7 @@ class FakeClaude:
     def __init__(self) -> None:
         self.requests: list[dict[str, Any]] = []
         self.statuses: list[int] = []
+        self.ended = ("end_turn", 1)
         self.app = FastAPI()
 
         @self.app.post("/v1/messages")
@@ -126,9 +129,9 @@ class FakeClaude:
                     "role": "assistant",
                     "model": body["model"],
                     "content": [{"type": "text", "text": "the "}, {"type": "text", "text": "krone"}],
-                    "stop_reason": "end_turn",
+                    "stop_reason": self.ended[0],
                     "stop_sequence": None,
-                    "usage": {"input_tokens": 1, "output_tokens": 1},
+                    "usage": {"input_tokens": 1, "output_tokens": self.ended[1]},
                 }
             )
 
@@ -170,6 +173,19 @@ async def test_a_claude_that_fails_tells_refusal_from_outage(
         await generator.answer("q", PASSAGES)
     assert caught.value.status == kept
     assert len(fake.requests) == (1 if kept else 3)
+
+
+@pytest.mark.parametrize(("written", "whole"), [(500, True), (499, False), (1, False)])
+async def test_an_answer_of_claude_that_its_window_cut_is_none(
+    claude: tuple[FakeClaude, FrozenGenerator], written: int, whole: bool
+) -> None:
+    fake, generator = claude
+    fake.ended = ("max_tokens" if whole else "model_context_window_exceeded", written)
+    if whole:
+        assert await generator.answer("q", PASSAGES) == "the krone"
+    else:
+        with pytest.raises(GeneratorError, match=f"after {written} of 500 tokens"):
+            await generator.answer("q", PASSAGES)
 
 
 async def test_claude_without_credentials_is_a_config_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:

@@ -34,10 +34,9 @@ from s3_agent.embedded import generator as embedded_generator
 from s3_agent.errors import S3AgentError
 from s3_agent.evaluation.grids import Grid, terminal_grids
 from s3_agent.guard import TAGS, neutral, printable, quoted, without_control
-from s3_agent.launch.ask import episode_view
+from s3_agent.launch.episode_view import episode_view
 from s3_agent.logs import set_up_log
-from s3_agent.rollout.runner import Outcome
-from s3_agent.types import Action, ActionKind, Episode, Passage, RewardResult, StopReason, Task, Turn
+from s3_agent.types import Action, ActionKind, Episode, Passage, StopReason, Task, Turn
 
 ASSETS = Path(embedded_generator.__file__).parent / "assets"
 Encode = Callable[[str], Sequence[int]]
@@ -340,9 +339,8 @@ def test_an_episode_is_shown_without_its_escape_sequences() -> None:
         selected=(passage,),
         stop_reason=StopReason.FINISHED,
     )
-    outcome = Outcome(episode, ESCAPES, RewardResult(value=0.0), search_s=0.0, answer_s=0.0)
     file = io.StringIO()
-    Console(file=file, force_terminal=True, color_system=None, width=200).print(episode_view(ESCAPES, outcome))
+    Console(file=file, force_terminal=True, color_system=None, width=200).print(episode_view(ESCAPES, episode, ESCAPES))
     shown = re.sub(r"\x1b\[[0-9;]*m", "", file.getvalue())  # rich's own
     assert not any(char in shown for char in COMMANDS)
     assert "[red]" in shown

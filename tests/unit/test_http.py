@@ -13,7 +13,16 @@ import tenacity
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3_agent.clients.http import FIRST_WAIT_S, LONGEST_WAIT_S, call_json, retry_after_s, retry_wait_s
+from s3_agent.clients.http import (
+    CONNECT_S,
+    FIRST_WAIT_S,
+    LONGEST_PAUSE_S,
+    LONGEST_WAIT_S,
+    attempt_ends,
+    call_json,
+    retry_after_s,
+    retry_wait_s,
+)
 from s3_agent.errors import RetrieverError
 
 URL = "http://service/x"
@@ -133,6 +142,60 @@ async def test_what_was_not_carried_out_is_asked_again(clock: Clock, failure: An
     assert len(clock.waits) == 2
 
 
+def paused(after: str = "5") -> httpx.Response:
+    return httpx.Response(429, headers={"Retry-After": after, "X-Agl-Paused": "true"})
+
+
+async def test_a_paused_gateway_is_waited_out_for_as_long_as_it_says_so(clock: Clock) -> None:
+    assert await call([paused()] * 1000 + [OK], patience_s=0.2, repeatable=False) == {"ok": True}
+    assert clock.now == 5000.0
+
+
+async def test_the_patience_with_a_service_that_fails_begins_after_the_pause(clock: Clock) -> None:
+    failing = [paused()] * 100 + [httpx.ConnectError("refused")]
+    with pytest.raises(RetrieverError, match="failed for 60 s: ConnectError"):
+        await call(failing, patience_s=60.0)
+    assert clock.now == pytest.approx(99 * 5 + 60.0), "counted from the last answer that told of the pause"
+
+
+@pytest.mark.parametrize("after", ["inf", "1e9"])
+async def test_a_pause_is_looked_at_again_whatever_the_gateway_asks_for(clock: Clock, after: str) -> None:
+    assert await call([paused(after), OK]) == {"ok": True}
+    assert clock.waits == [LONGEST_PAUSE_S]
+
+
+@pytest.mark.parametrize("failure", [paused(), httpx.Response(503), httpx.ConnectError("refused")], ids=repr)
+async def test_an_attempt_waits_until_just_before_its_end_and_says_for_what(clock: Clock, failure: Any) -> None:
+    with attempt_ends(3600.0), pytest.raises(RetrieverError, match="failed for 3598 s"):
+        await call([failure])
+    assert clock.now == pytest.approx(3598.0, abs=0.5)
+
+
+async def test_an_attempt_of_a_moment_tries_once_more_and_what_was_given_counts(clock: Clock) -> None:
+    with attempt_ends(1.0), pytest.raises(RetrieverError, match="failed for"):
+        await call([httpx.Response(503)])
+    assert clock.now == pytest.approx(0.9, abs=0.1)
+    with attempt_ends(3600.0), pytest.raises(RetrieverError, match="failed for 30 s"):
+        await call([httpx.Response(503)], patience_s=30.0)
+
+
+async def test_an_answer_may_take_as_long_as_the_attempt(clock: Clock) -> None:
+    given_: list[dict[str, float]] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        given_.append(request.extensions["timeout"])
+        return httpx.Response(200, json={})
+
+    transport = httpx.MockTransport(handle)
+    async with httpx.AsyncClient(transport=transport, timeout=httpx.Timeout(300.0, connect=7.0)) as client:
+        await call_json(client, "GET", URL, error=RetrieverError)
+        with attempt_ends(3600.0):
+            await call_json(client, "GET", URL, error=RetrieverError)
+        await call_json(client, "GET", URL, error=RetrieverError)
+    assert [round(timeout["read"], -1) for timeout in given_] == [300.0, 3600.0, 300.0]
+    assert [timeout["connect"] for timeout in given_] == [7.0, CONNECT_S, 7.0]
+
+
 @pytest.mark.parametrize("value", ["inf", "1e9", "3600"])
 async def test_a_service_can_not_make_us_wait_beyond_our_patience(clock: Clock, value: str) -> None:
     with pytest.raises(RetrieverError, match="failed for 30 s: status 429"):
@@ -170,7 +233,7 @@ async def test_what_stays_down_is_an_error_that_names_service_cause_and_remedy(c
     assert caught.value.status is None
 
 
-@pytest.mark.parametrize("status", [400, 401, 404, 409, 422])
+@pytest.mark.parametrize("status", [400, 401, 404, 409, 422, 501])
 async def test_a_refusal_raises_at_once_with_its_status(clock: Clock, status: int) -> None:
     with pytest.raises(RetrieverError, match=f"status {status}: no such thing") as caught:
         await call([httpx.Response(status, text="no such thing"), OK])

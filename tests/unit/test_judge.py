@@ -117,6 +117,8 @@ async def test_over_http_it_asks_greedily_for_few_tokens() -> None:
     sent: list[dict] = []
 
     def handle(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(404)
         sent.append(json.loads(request.content))
         return httpx.Response(200, json={"choices": [{"message": {"content": "Yes"}}]})
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from s3_agent.launch import progress as progress_module
 from s3_agent.launch.progress import Progress
 from s3_agent.launch.stack import Part, Stack
-from s3_agent.rollout.episode_log import GrowingFile
+from s3_agent.rollout.episode_log import EpisodeLog, GrowingFile
 
 
 class Clock:
@@ -41,7 +41,10 @@ def test_plain_lines_come_rarely_and_only_on_change(tmp_path: Path, clock: Clock
     assert "starting generator" in line
 
     metrics.write_text(json.dumps({"step": 2, "data": {"training/reward": 0.25}}) + '\n{"step": 3, "da')
-    episodes.write_text('{"state":"succeeded"}\n{"state":"failed"}\n')
+    log = EpisodeLog(str(episodes))
+    for state in ("succeeded", "failed"):
+        log.write({"rollout_id": state, "state": state, "answer": '"state": "failed"'})
+    log.close()
     clock.now = 80.0
     progress()
     progress.close()

@@ -45,6 +45,13 @@ def test_the_plan_tells_the_memory_of_every_card_without_the_stack() -> None:
         assert card in told
 
 
+def test_the_plan_has_one_table_of_the_limits_of_all_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    told = " ".join(shown("--recipe", "s3_8x40gb", "gateway.url=http://127.0.0.1:1", "gateway.policy_calls=96").split())
+    for text in ("limits, for 512 rollouts at a time", "the retriever's queue", "open files", "claims 96 rollouts"):
+        assert text in told
+
+
 def test_the_plan_of_the_large_recipe() -> None:
     plan = make_plan(load_recipe("s3_8x40gb"))
     assert {process.name: process.gpus for process in plan.processes} == {
@@ -67,6 +74,16 @@ def test_steps_and_rollouts_are_told() -> None:
     told = shown("--recipe", "s3_8x40gb")
     assert "20 x 480 rollouts (120 questions x 4) = 9,600, 2 updates a step" in told
     assert "198.0 GB" in told
+    assert "KL: 0.001 beside the policy's loss; verl is told 0.0005: Agent Lightning divides" in told
+    assert "of all 2" in told
+
+
+def test_updates_and_kl_are_those_that_verl_is_told() -> None:
+    actor = "trainer.verl.actor_rollout_ref.actor"
+    told = shown("--recipe", "s3_8x40gb", f"{actor}.ppo_mini_batch_size=30", f"{actor}.policy_loss.loss_mode=vanilla")
+    assert "4 updates a step" in told
+    assert "KL: 0.001 beside the policy's loss; verl is told 0.001\n" in told
+    assert "KL:" not in shown("--recipe", "cpu"), "without a reference there is no distance"
 
 
 def test_parameters_that_nobody_knows_are_told_as_that() -> None:

@@ -10,9 +10,10 @@ from s3_agent.rollout import playing
 from s3_agent.rollout.crew import Crew
 from s3_agent.rollout.episode_log import EpisodeLog
 from s3_agent.rollout.failure_policy import FailurePolicy
-from s3_agent.rollout.jobs import Failure, Job, Report
+from s3_agent.rollout.jobs import AttemptResult, Failure, Job
 from s3_agent.rollout.monitor import Monitor
-from s3_agent.rollout.playing import Player, Run
+from s3_agent.rollout.playing import ActiveRollout, Player
+from s3_agent.rollout.pool_log import PoolLog
 from s3_agent.rollout.settings import PoolSettings
 
 
@@ -25,9 +26,9 @@ class FakeLink:
         self.kills = 0
         self._lost = asyncio.Event()
 
-    async def play(self, job: Job) -> Report:
+    async def play(self, job: Job) -> AttemptResult:
         self.jobs.append(job)
-        return Report(attempt_id=job.attempt_id, **self.report)
+        return AttemptResult(attempt_id=job.attempt_id, **self.report)
 
     async def wait_lost(self) -> str:
         await self._lost.wait()
@@ -68,13 +69,14 @@ def made(launcher: FakeLauncher, policy: FailurePolicy, *, processes: int = 1) -
     settings = PoolSettings(gateway_url="http://127.0.0.1:9", failure_policy=policy)
     gateway = Gateway.__new__(Gateway)  # only its addresses are asked for
     gateway.url = settings.gateway_url
-    return Player(settings, gateway, crew, key="k", monitor=monitor, episodes=EpisodeLog(None)), crew
+    events = PoolLog(None, pool="p")
+    return Player(settings, gateway, crew, key="k", monitor=monitor, episodes=EpisodeLog(None), events=events), crew
 
 
-def a_run(agent_class: str | None = None, *, timeout_s: int = 600) -> Run:
+def a_run(agent_class: str | None = None, *, timeout_s: int = 600) -> ActiveRollout:
     config = RolloutConfig(timeout_seconds=timeout_s, local=LocalConfig(agent_class=agent_class))
     rollout = Rollout(rollout_id="r", input={}, config=config, status=RolloutStatus(state="running"))
-    return Run(rollout, agent_class, agent_class is None, "a")
+    return ActiveRollout(rollout, agent_class, agent_class is None, "a")
 
 
 async def test_waiting_for_a_worker_takes_nothing_from_an_attempt_and_kills_nobody(
@@ -91,7 +93,7 @@ async def test_waiting_for_a_worker_takes_nothing_from_an_attempt_and_kills_nobo
     async with asyncio.timeout(20):
         found = await attempt
     [link] = launcher.links
-    assert (found.report.reward, found.report.failure, link.kills) == (1.0, None, 0)
+    assert (found.reward, found.failure, link.kills) == (1.0, None, 0)
     assert [job.seconds for job in link.jobs] == [0.05]
     keeping.cancel()
 
@@ -103,9 +105,9 @@ async def test_the_rollouts_deadline_ends_the_waiting() -> None:
     late.started -= 1.0
     async with asyncio.timeout(20):
         found = await player._attempt(late, "a")
-    assert found.report.failure is not None and found.report.failure.boundary == "timeout"
-    assert "no worker became free" in found.report.failure.message
-    assert launcher.links == [] and found.worker == ""
+    assert found.failure is not None and found.failure.boundary == "timeout"
+    assert "no worker became free" in found.failure.message
+    assert launcher.links == [] and late.worker == ""
     await crew.close()
 
 
@@ -115,7 +117,7 @@ async def test_a_class_that_can_not_be_loaded_keeps_no_process() -> None:
     player, crew = made(launcher, FailurePolicy(), processes=4)
     names = [f"nowhere:Class{number}" for number in range(3)]
     attempts = await asyncio.gather(*(player._attempt(a_run(name), "a") for name in [*names, names[0]]))
-    assert {attempt.report.failure and attempt.report.failure.boundary for attempt in attempts} == {"agent-import"}
+    assert {attempt.failure and attempt.failure.boundary for attempt in attempts} == {"agent-import"}
     assert [link.kills for link in launcher.links] == [1] * 4
     assert {*launcher.retired} == {*names} and crew._forked == []
     await crew.close()

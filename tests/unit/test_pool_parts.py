@@ -149,23 +149,12 @@ async def test_a_gateway_that_asks_for_no_wait_is_not_asked_without_pause(
     assert len(waits) == 4 and min(waits) >= FIRST_WAIT_S / 2
 
 
-@pytest.mark.parametrize(
-    ("values", "reward"),
-    [
-        ([], None),
-        ([0.5, 1], 1.0),
-        ([1.0, None], None),
-        ([True], None),
-        (["1.0"], None),
-        ([float("nan")], None),
-        ([float("-inf")], None),
-        ([10**400], None),
-    ],
-    ids=repr,
-)
-async def test_a_reward_is_the_last_ones_finite_number(values: list[Any], reward: float | None) -> None:
-    events = [{"event_type": "reward", "data": {"value": value}} for value in values]
-    assert await with_gateway(FakeGateway((200, events)), lambda gateway: gateway.reward("r")) == reward
+async def test_events_are_read_with_their_data() -> None:
+    events = [{"event_type": "reward", "data": {"value": 1}}]
+    assert await with_gateway(FakeGateway((200, events)), lambda gateway: gateway.events("r")) == events
+    for odd in ([{"event_type": "reward"}], [{"data": {}}], [{"event_type": "reward", "data": 3}], {"detail": "?"}):
+        with pytest.raises(GatewayError, match="unknown form"):
+            await with_gateway(FakeGateway((200, odd)), lambda gateway: gateway.events("r"))
 
 
 @pytest.mark.parametrize("body", [{"detail": "?"}, [{"no": "rollout"}], 7])

@@ -233,3 +233,10 @@ def test_the_published_data_of_the_documentation_are_a_recipe(tmp_path: Path) ->
 def test_a_published_index_of_another_corpus_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the published index e5-flat is of wiki-18"):
         load_recipe("cpu", ["data.sources.corpus=medcorp", "data.sources.index=e5-flat"])
+
+
+@pytest.mark.parametrize("field", ["n=2", "stream=true"])
+def test_a_policy_is_asked_for_one_whole_answer_a_call(field: str) -> None:
+    with pytest.raises(ConfigError, match="n and stream can not be set"):
+        load_recipe("cpu", [f"policy.request.{field}"])
+    assert load_recipe("cpu", ["policy.request.n=1", "policy.request.top_k=5"]).policy.request == {"n": 1, "top_k": 5}

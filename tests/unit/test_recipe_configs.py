@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from s3_agent.agl.verl_config import trainer_config
+from s3_agent.agl.verl_config import ESTIMATOR, trainer_config
 from s3_agent.launch.job import trainer_settings
 from s3_agent.launch.run import Run
 from s3_agent.launch.twin import load_twin
@@ -86,7 +86,7 @@ def test_a_twin_trains_by_the_same_rules(name: str, tmp_path: Path) -> None:
     for path in rules:
         assert rule(twin, path) == rule(large, path), path
     for config in (large, twin):
-        assert config.algorithm.adv_estimator == "grpo"
+        assert config.algorithm.adv_estimator == ESTIMATOR
         assert config.actor_rollout_ref.actor.policy_loss.loss_mode == "per_rollout_mean"
 
 
@@ -107,11 +107,18 @@ def test_the_agent_changes_and_the_trainer_does_not(name: str, tmp_path: Path) -
     assert others == [first, first]
 
 
+@pytest.mark.parametrize(
+    ("name", "told"), [("s3_8x40gb", 0.0005), ("s3_1x80gb", 0.0005), ("s3_3b_8x40gb", 0.0005), ("cpu", 0.0)]
+)
+def test_the_kl_of_a_recipe_is_shared_among_its_updates(name: str, told: float, tmp_path: Path) -> None:
+    assert composed(load_recipe(name), tmp_path).actor_rollout_ref.actor.kl_loss_coef == told
+
+
 def test_the_published_setting_of_agent_lightnings_example(tmp_path: Path) -> None:
     """Spec 6.3, value by value."""
     config = composed(load_recipe("search_r1_8x40gb"), tmp_path)
     expected = {
-        "algorithm.adv_estimator": "grpo",
+        "algorithm.adv_estimator": ESTIMATOR,  # the example's grpo, but for groups of one
         "algorithm.use_kl_in_reward": False,
         "algorithm.enable_rollout_level_advantage": True,
         "data.train_batch_size": 512,

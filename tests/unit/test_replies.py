@@ -1,6 +1,7 @@
 """A 200 that says it failed: no such generation is scored, judged, trained or kept. What was cut is counted."""
 
 import asyncio
+import json
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +20,7 @@ from s3_agent.clients.generator import FrozenGenerator, GeneratorSettings, answe
 from s3_agent.clients.judge import JudgeSettings, make_judge, read_verdict
 from s3_agent.clients.policy import CompletionsPolicy
 from s3_agent.clients.prompts import read_answer
-from s3_agent.clients.replies import without_thinking
+from s3_agent.clients.replies import most_tokens, without_thinking
 from s3_agent.data.naive_rag import naive_rag
 from s3_agent.errors import GeneratorError, JudgeError, PolicyError
 from s3_agent.rollout.scoring import score_generated
@@ -37,10 +38,15 @@ def choice(content: Any = "Ada", reason: Any = "stop", **message: Any) -> dict[s
 
 
 def serving(*choices: Any) -> tuple[httpx.AsyncClient, list[str]]:
-    """A server that answers with one choice after the other, the last for ever, and the paths that were asked."""
+    """A server that answers with one choice after the other, the last for ever, and the paths that were asked.
+
+    It says nothing about its models.
+    """
     left, asked = list(choices), []
 
     def handle(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(404)
         asked.append(request.url.path)
         return httpx.Response(200, json={"choices": [left.pop(0) if len(left) > 1 else left[0]]})
 
@@ -102,11 +108,80 @@ async def test_a_policy_that_failed_sampled_nothing_that_counts(reason: Any) -> 
         await CompletionsPolicy(http, "http://p/v1", ToyTokenizer()).complete([1], max_tokens=9, stop=())
 
 
-@pytest.mark.parametrize("reason", ["stop", "length", None])
-async def test_a_policy_that_finished_or_was_cut_has_its_tokens(reason: Any) -> None:
+@pytest.mark.parametrize(("reason", "most"), [("stop", 9), ("length", 2), (None, 9)])
+async def test_a_policy_that_finished_or_was_cut_has_its_tokens(reason: Any, most: int) -> None:
     http, _ = serving({"token_ids": [65, 66], "text": "AB", "finish_reason": reason})
-    completion = await CompletionsPolicy(http, "http://p/v1", ToyTokenizer()).complete([1], max_tokens=9, stop=())
+    completion = await CompletionsPolicy(http, "http://p/v1", ToyTokenizer()).complete([1], max_tokens=most, stop=())
     assert completion.token_ids == (65, 66)
+
+
+def shortened(most: int, usage: Any, **rest: Any) -> httpx.AsyncClient:
+    """A server whose replies end at their limit after what `usage` says."""
+    cut = choice("Ada is", "length", **rest) | {"token_ids": [65, 66], "text": "AB"}
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(404)
+        assert json.loads(request.content)["max_tokens"] == most
+        return httpx.Response(200, json={"choices": [cut], "usage": usage})
+
+    return httpx.AsyncClient(transport=httpx.MockTransport(handle))
+
+
+SHORT = "after 2 of 9 tokens"
+TWO = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
+
+
+async def test_a_policys_response_that_the_server_shortened_is_no_response() -> None:
+    token = CompletionsPolicy(shortened(9, None), "http://p/v1", ToyTokenizer())
+    chat = ChatPolicy(shortened(9, TWO), "http://p/v1", model="m")
+    for conversation in (token.converse("q"), chat.converse("q"), chat.converse("q", template=False)):
+        with pytest.raises(PolicyError, match=SHORT) as caught:
+            await conversation.generate(max_tokens=9, stop=())
+        assert caught.value.status == 413, "the same request would be shortened again"
+        assert "context_tokens" in caught.value.remedy
+
+
+async def test_an_answer_or_verdict_that_the_server_shortened_is_none() -> None:
+    settings = GeneratorSettings(model="m", max_tokens=9, patience_s=0.2)
+    with pytest.raises(GeneratorError, match=SHORT):
+        await make_generator(shortened(9, TWO), "http://g/v1", settings).answer("q", ())
+    judge = make_judge(shortened(9, TWO), "http://g/v1", JudgeSettings(rule="judge", model="m", max_tokens=9))
+    assert judge is not None
+    with pytest.raises(JudgeError, match=SHORT):
+        await judge.check("q", "Ada", ["Ada"])
+
+
+@pytest.mark.parametrize(
+    ("usage", "whole"),
+    [
+        (None, True),
+        ({}, True),
+        ({"completion_tokens": "2"}, True),
+        ({"completion_tokens": 9}, True),
+        ({"completion_tokens": 10}, True),
+        ({"completion_tokens": 2, "prompt_tokens": 7, "total_tokens": 16}, True),
+        ({"completion_tokens": 8}, False),
+        (TWO, False),
+    ],
+    ids=["none", "empty", "text", "all", "one more", "hidden reasoning", "one less", "two"],
+)
+async def test_what_was_written_is_what_the_server_counts(usage: Any, whole: bool) -> None:
+    settings = GeneratorSettings(model="m", max_tokens=9, patience_s=0.2)
+    generator_ = make_generator(shortened(9, usage), "http://g/v1", settings)
+    if whole:
+        assert await generator_.answer("q", ()) == "Ada is"
+    else:
+        with pytest.raises(GeneratorError, match="of 9 tokens"):
+            await generator_.answer("q", ())
+
+
+async def test_a_limit_by_its_newer_name_counts_too() -> None:
+    body = {"max_tokens": None, "max_completion_tokens": 9}
+    http, _ = serving(choice("Ada is", "length") | {"usage": TWO})
+    policy = ChatPolicy(http, "http://p/v1", model="m", body=body)
+    assert (await policy.converse("q").generate(max_tokens=500, stop=())).text == "Ada is", "no usage, no comparison"
+    assert [most_tokens(asked) for asked in ({"max_completion_tokens": 9}, {"max_tokens": 5}, {})] == [9, 5, None]
 
 
 async def test_a_model_that_says_nothing_has_an_empty_answer() -> None:

@@ -38,6 +38,8 @@ def test_a_run_has_its_validation_passes_and_its_training(tmp_path: Path) -> Non
     report = gather([write_run(tmp_path / "run")])
     assert [group["agent"] for group in report["groups"]] == ["validation 1 of 2", "training", "validation 2 of 2"]
     assert report["runs"][0]["summary"] is None and len(report["runs"][0]["steps"]) == 7
+    [failed] = [row for row in report["episodes"] if row["outcome"] == "failed"]
+    assert failed["failure"] == ("generator", "the generator was gone")
 
 
 @pytest.mark.parametrize("left", ["", '{"steps": ', "[]"], ids=repr)

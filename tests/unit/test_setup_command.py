@@ -77,7 +77,7 @@ def test_what_is_installed_is_not_missing() -> None:
         (["-m", "s3_agent.cli", "serve", "--recipe", "x"], "bm25s"),
         (["-m", "s3_agent.cli", "generator", "--recipe", "x"], "vllm"),
         (["-m", "vllm.entrypoints.openai.api_server", "--model", "x"], "vllm"),
-        (["-m", "agentlightning.server"], "agentlightning"),
+        (["-m", "s3_agent.agl.gateway"], "agentlightning"),
         (["-m", "s3_agent.agl.train", "x"], "agentlightning"),
     ],
 )

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from s3_agent.rollout.episode_log import EpisodeRecord, FailedAttempt
-from s3_agent.rollout.step_metrics import step_metrics
+from s3_agent.rollout.step_metrics import batch_metrics, step_metrics
 from s3_agent.types import Action, ActionKind, Episode, Passage, StopReason, Task, Turn
 
 PASSAGE = Passage(id="1", title="t", text="x")
@@ -73,6 +73,13 @@ def test_training_and_validation_are_told_apart() -> None:
     assert (found["s3/train/accuracy"], found["s3/val/accuracy"]) == (1.0, 0.0)
 
 
+def test_untrained_answers_are_added_up_over_training_rollouts() -> None:
+    lost = [record(FINISH, metrics={"answers_untrained": count}) for count in (2.0, 3.0)]
+    found = step_metrics([*lost, record(FINISH), record(FINISH, is_train=False)])
+    assert found["s3/train/answers_untrained"] == 5.0
+    assert "s3/val/answers_untrained" not in found, "validation trains nothing"
+
+
 def test_a_step_whose_rollouts_all_failed_has_counts_alone() -> None:
     found = step_metrics([record(FINISH, state="failed", episode=None)])
     assert found["s3/train/failed"] == pytest.approx(1.0)
@@ -81,3 +88,29 @@ def test_a_step_whose_rollouts_all_failed_has_counts_alone() -> None:
 
 def test_nothing_played_says_nothing() -> None:
     assert step_metrics([]) == {}
+
+
+STEP = {
+    "training/n_rollouts": 480,
+    "training/n_sample_trained": 240,
+    "training/n_sample_dropped/marked": 1,
+    "training/n_sample_dropped/same_reward": 38,
+    "training/n_sample_dropped/random": 200,
+    "training/n_groups": 111,
+    "training/rollout_level_advantage/n_rollouts": 240,
+}
+
+
+def test_what_was_not_trained_is_counted_in_rows_rollouts_and_groups() -> None:
+    assert batch_metrics(STEP, questions=120, groups_of_one=35) == {
+        "s3/train/rows_dropped": 239.0,
+        "s3/train/rollouts_untrained": 240.0,
+        "s3/train/groups_gone": 9.0,
+        "s3/train/groups_of_one": 35.0,
+    }
+
+
+def test_what_is_not_known_of_a_step_is_left_out() -> None:
+    bare = {name: value for name, value in STEP.items() if "rollout_level" not in name}
+    assert batch_metrics(bare, questions=None, groups_of_one=None) == {"s3/train/rows_dropped": 239.0}
+    assert batch_metrics({"val/n_rollouts": 3}, questions=120, groups_of_one=0) == {}

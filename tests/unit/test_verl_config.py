@@ -9,7 +9,16 @@ from pydantic import ValidationError
 
 from s3_agent.agl import cpu
 from s3_agent.agl.run_files import MODULES_VARIABLE, TRACKING
-from s3_agent.agl.verl_config import REFUSED, TrainerRecipe, TrainerSettings, environment, ranks_of, trainer_config
+from s3_agent.agl.verl_config import (
+    ESTIMATOR,
+    REFUSED,
+    TrainerRecipe,
+    TrainerSettings,
+    environment,
+    ranks_of,
+    settings_alone,
+    trainer_config,
+)
 from s3_agent.errors import ConfigError
 from s3_agent.recipe import load_recipe
 
@@ -112,12 +121,41 @@ def test_a_setting_lands_where_it_is_read(request: pytest.FixtureRequest, device
 def test_grpo_without_kl_and_one_update_a_step() -> None:
     on_cpu = composed(kl_loss=0.0)
     actor = on_cpu.actor_rollout_ref.actor
-    assert on_cpu.algorithm.adv_estimator == "grpo"
+    assert on_cpu.algorithm.adv_estimator == ESTIMATOR
     assert not on_cpu.algorithm.use_kl_in_reward
     assert not actor.use_kl_loss
     assert actor.entropy_coeff == 0
     assert actor.ppo_epochs == 1
     assert actor.ppo_mini_batch_size == on_cpu.data.train_batch_size
+
+
+def _loss(mode: str) -> dict[str, Any]:
+    return {"actor_rollout_ref": {"actor": {"policy_loss": {"loss_mode": mode}}}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "coefficient"),
+    [
+        ({}, 0.004),
+        ({"questions_per_update": 4}, 0.002),
+        ({"questions_per_update": 2}, 0.001),
+        ({"questions_per_update": 2, "max_updates": 2}, 0.002),
+        ({"questions_per_update": 2, "max_updates": 1}, 0.004),
+        ({"questions_per_update": 4, "verl": {"data": {"train_batch_size": 16}}}, 0.001),
+        ({"questions_per_update": 4, "verl": _loss("cispo_per_rollout_mean")}, 0.002),
+        ({"questions_per_update": 4, "verl": _loss("vanilla")}, 0.004),
+        ({"questions_per_update": 4, "verl": {"actor_rollout_ref": {"actor": {"kl_loss_coef": 0.5}}}}, 0.5),
+        ({"kl_loss": 0.0, "questions_per_update": 4}, 0.0),
+    ],
+)
+def test_kl_weighs_what_the_recipe_says_however_many_updates_there_are(
+    changes: dict[str, Any], coefficient: float
+) -> None:
+    """Agent Lightning's losses are divided by the rows of a step, verl's KL by those of an update."""
+    eight = {"gpus": 1, "questions_per_step": 8, "rollouts_per_question": 2, "kl_loss": 0.004, "max_updates": None}
+    told = settings(**{**eight, **changes})
+    assert trainer_config(told, gateway_key=KEY).actor_rollout_ref.actor.kl_loss_coef == coefficient
+    assert settings_alone(told).actor_rollout_ref.actor.kl_loss_coef == coefficient
 
 
 def test_validation_is_one_batch_before_and_after(on_cpu: DictConfig) -> None:

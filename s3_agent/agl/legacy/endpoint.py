@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from s3_agent.agl.one_task import TIMEOUT, OneTaskSettings, play_one, policy_at
+from s3_agent.agl.one_task import OneTaskSettings, play_one, policy_at
 from s3_agent.clients.connections import async_client
 from s3_agent.clients.http import bearer
 from s3_agent.clients.policy import Completion, TokenPolicy
@@ -21,6 +21,10 @@ class RecordingPolicy(TokenPolicy):
         super().__init__(policy.tokenizer)
         self.calls: list[tuple[list[int], list[int]]] = []
         self._policy = policy
+
+    async def window(self) -> int | None:
+        """As the policy's."""
+        return await self._policy.window()
 
     async def complete(self, prompt_ids: Sequence[int], *, max_tokens: int, stop: Sequence[str]) -> Completion:
         """As the policy does."""
@@ -51,6 +55,6 @@ async def play_at(
     """
     task = Task.from_row(dict(row))
     sampling = {field: model.sampling_parameters[field] for field in SAMPLING if field in model.sampling_parameters}
-    async with async_client(timeout=TIMEOUT, headers=bearer(key)) as client:
+    async with async_client(timeout=settings.timeout, headers=bearer(key)) as client:
         policy = RecordingPolicy(policy_at(client, settings, url, model=model.model, **sampling))
         return await play_one(task, settings, policy=policy), policy.calls

@@ -6,12 +6,15 @@ here is what verl is told in the end. AGL floors the rows of a step to whole min
 
 from collections.abc import Iterator
 
+from s3_agent.agl.verl_config import ESTIMATOR
 from s3_agent.doctor.case import Case
 from s3_agent.doctor.findings import Finding, error, warning
 from s3_agent.doctor.training import Training
 
 _ROLLOUT = "trainer.verl.actor_rollout_ref.rollout"
 _ACTOR = "trainer.verl.actor_rollout_ref.actor"
+REWARD_ALONE = frozenset({"grpo", "grpo_vectorized", "rloo", "opo", "gpg", "gdpo", "reinforce_plus_plus_baseline"})
+"""verl's estimators that compare the rollouts of a question, and take the reward of one that is alone as it is."""
 
 
 def check_batch(case: Case) -> Iterator[Finding]:
@@ -25,8 +28,20 @@ def check_batch(case: Case) -> Iterator[Finding]:
         yield error(
             "batch.group-of-one",
             what="one rollout a question",
-            why="GRPO compares the rollouts of a question with each other: of one alone every advantage is 0",
+            why="rollouts of a question are compared with each other: "
+            + (
+                "verl takes the raw reward of one alone for its advantage, so that all of them are reinforced"
+                if training.estimator in REWARD_ALONE
+                else "one alone has nothing to be compared with, and nothing is learned"
+            ),
             mend="set trainer.rollouts_per_question=4 and take rollout.n out of trainer.verl",
+        )
+    elif training.estimator in REWARD_ALONE:
+        yield warning(
+            "batch.lone-reward",
+            what=f"the advantage estimator is verl's {training.estimator}",
+            why="where rows are lost or dropped, a question with one rollout left gets its raw reward for an advantage",
+            mend=f"take adv_estimator out of trainer.verl: {ESTIMATOR} is GRPO in which such a rollout counts 0",
         )
     if not training.level.startswith("trajectory"):
         yield warning(

@@ -1,4 +1,4 @@
-"""Limits and surroundings of the machine that end a run late: files, shared memory, proxies, left-over Rays, clock."""
+"""Surroundings on the machine that end a run late: shared memory, proxies, left-over Rays, clock."""
 
 from collections.abc import Iterator, Mapping
 
@@ -7,17 +7,14 @@ from s3_agent.doctor.findings import Finding, error, warning
 from s3_agent.doctor.machine import GIB
 from s3_agent.doctor.memory import gib
 
-FILES_AT_REST, FILES_A_ROLLOUT = 512, 4
-THREADS_AT_REST, THREADS_A_WORKER = 2048, 16
 DAY_S = 86400
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
 
 def check_host(case: Case) -> Iterator[Finding]:
-    """What the operating system allows and what is left over on it."""
+    """What the operating system offers and what is left over on it."""
     if case.machine.host is None:
         return
-    yield from _limits(case)
     yield from _shared_memory(case)
     yield from _proxies(case.machine.host.environment)
     yield from _left_over(case)
@@ -28,28 +25,6 @@ def check_host(case: Case) -> Iterator[Finding]:
             what="generator.serve asks vLLM to compile the generator, and there is no C++ compiler",
             why="on a CPU torch compiles to C++: the generator ends when it starts",
             mend="take the option out of generator.serve, or install g++ (Debian: apt install g++)",
-        )
-
-
-def _limits(case: Case) -> Iterator[Finding]:
-    host, recipe = case.machine.host, case.recipe
-    assert host is not None
-    at_once = min(recipe.workers.processes * recipe.workers.concurrency, recipe.trainer.rollouts_per_step)
-    files = FILES_AT_REST + FILES_A_ROLLOUT * at_once
-    if host.open_files < files:
-        yield error(
-            "host.open-files",
-            what=f"a process may open {host.open_files} files, {at_once} rollouts at a time need about {files}",
-            why="gateway and workers hold several connections for each rollout; beyond the limit all of them fail",
-            mend=f"ulimit -n {max(65536, files)}",
-        )
-    threads = THREADS_AT_REST + THREADS_A_WORKER * recipe.workers.processes + 16 * host.cores
-    if host.processes is not None and host.processes < threads:
-        yield error(
-            "host.processes",
-            what=f"this user may have {host.processes} processes and threads, a run has about {threads}",
-            why="Ray, torch and vLLM start a thread a core each, and end without saying why when they can not",
-            mend=f"ulimit -u {max(32768, threads)}",
         )
 
 

@@ -23,7 +23,7 @@ def _episode(case: Case) -> Iterator[Finding]:
         yield error(
             "lengths.first-prompt",
             what=f"a first prompt has {prompt} tokens, agent.limits.max_context_tokens is {limits.max_context_tokens}",
-            why="every such rollout fails before its first turn",
+            why="its passages are cut, and a question that is too long without them fails",
             mend="raise agent.limits.max_context_tokens, or lower agent.limits.initial_topk",
         )
     if limits.max_observation_tokens is None:
@@ -70,11 +70,11 @@ def _kept(case: Case, training: Training) -> Iterator[Finding]:
 def _served(case: Case, training: Training) -> Iterator[Finding]:
     limits, shape = case.recipe.agent.limits, case.shape("policy")
     if training.max_model_len is not None and training.max_model_len < limits.max_context_tokens:
-        yield error(
+        yield warning(
             "lengths.policy-server",
             what=f"the policy server takes {training.max_model_len} tokens, an episode may have "
             f"{limits.max_context_tokens}",
-            why="it refuses longer prompts: such rollouts are tried again until their deadline, and then lost",
+            why="episodes end where the server's window is full, before the limit that the recipe sets",
             mend="lower agent.limits.max_context_tokens, or raise rollout.max_model_len in trainer.verl",
         )
     if shape is not None and training.max_model_len is not None and training.max_model_len > shape.positions:

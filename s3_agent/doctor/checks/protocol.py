@@ -7,7 +7,7 @@ survive its own tokens, a template that loses the message, or a tag that is a co
 from collections.abc import Iterator
 
 from s3_agent.agents.search_r1 import SearchR1Protocol
-from s3_agent.clients.tokenizer import Tokenizer
+from s3_agent.clients.tokenizer import Tokenizer, lost_message
 from s3_agent.doctor.case import Case
 from s3_agent.doctor.findings import Finding, error
 from s3_agent.tags import INVALID_HINT, QUERY_END, observation
@@ -72,15 +72,14 @@ def _stops(tokenizer: Tokenizer, stops: tuple[str, ...]) -> Iterator[Finding]:
 
 
 def _template(tokenizer: Tokenizer) -> Iterator[Finding]:
-    text = tokenizer.decode(tokenizer.chat(_PROBE))
-    if text.count(_PROBE) != 1:
+    if lost := lost_message(tokenizer):
         yield error(
             "protocol.template",
-            what=f"the chat template shows a user's message {text.count(_PROBE)} times",
+            what=lost,
             why="the policy must read the question once",
-            mend="put the model's own chat_template.jinja into its folder",
+            mend="put the model's own chat_template.jinja into its folder, or set policy.chat_template=FILE.jinja",
         )
-    elif not text.partition(_PROBE)[2].strip():
+    elif not tokenizer.decode(tokenizer.chat(_PROBE)).partition(_PROBE)[2].strip():
         yield error(
             "protocol.generation-prompt",
             what="the chat template ends with the user's message",

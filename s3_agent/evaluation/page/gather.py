@@ -164,6 +164,7 @@ def _run(folder: Path, name: str, episodes: Episodes) -> dict[str, Any]:
             groups[phase] = episodes.group(folder=name, agent=phase, kind=kind)
         score = record.accuracy if record.accuracy is not None else record.reward
         failed = record.state == "failed"
+        boundary = record.boundary or (record.failures[-1].boundary if record.failures else "rollout")
         episode = record.episode
         episodes.add(
             groups[phase],
@@ -175,9 +176,7 @@ def _run(folder: Path, name: str, episodes: Episodes) -> dict[str, Any]:
             counts={} if episode is None else counts_of(episode, {}),
             recall=() if episode is None else recall_by_turn(episode, record.task.golden_answers),
             reward=record.reward,
-            failure=(record.failures[-1].boundary if record.failures else "rollout", record.error or "")
-            if failed
-            else None,
+            failure=(boundary, record.error or "") if failed else None,
         )
     return {"name": name, "summary": summary, "steps": steps}
 
