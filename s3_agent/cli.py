@@ -216,7 +216,9 @@ def export_policy(
     from s3_agent.launch.run import Run
 
     exported = export(Run(run), output, step=step)
-    typer.echo(f"{output}: the policy after step {exported}")
+    typer.echo(f"{output}: the policy after step {exported.step}")
+    if exported.note:
+        typer.echo(exported.note)
 
 
 @app.command()
@@ -333,15 +335,18 @@ def serve(overrides: Overrides = None, recipe: RecipeOption = "cpu") -> None:
 @app.command()
 def generator(overrides: Overrides = None, recipe: RecipeOption = "cpu") -> None:
     """Host the recipe's generator with vLLM behind the OpenAI API, on the CPU or on a GPU."""
-    require_vllm("the generator")
-    from s3_agent.launch.commands import CPU_ENVIRONMENT, generator_command
-    from s3_agent.launch.serving import has_cpu_vllm, with_precision
+    from s3_agent.launch.commands import cpu_environment, generator_command
+    from s3_agent.launch.serving import generator_on_cpu, with_precision
 
-    settings = with_precision(load_recipe(recipe, overrides or []))
-    if has_cpu_vllm():
-        os.environ.update(CPU_ENVIRONMENT)
+    loaded = load_recipe(recipe, overrides or [])
+    if loaded.generator.python is None:
+        require_vllm("the generator")
+    settings = with_precision(loaded)
+    on_cpu = generator_on_cpu(settings)
+    if on_cpu:
+        os.environ.update(cpu_environment(settings.generator))
     command = generator_command(settings, port=settings.generator.port)
-    if not has_cpu_vllm():
+    if settings.generator.python is not None or not on_cpu:
         _become(command)
     from s3_agent.agl.cpu import vllm_server
 

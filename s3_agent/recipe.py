@@ -28,6 +28,9 @@ from s3_agent.errors import ConfigError, nearest
 from s3_agent.rollout.runner import AgentSettings
 from s3_agent.shipped import EXAMPLES, shipped_recipes
 
+EAGER = "--enforce-eager"
+"""vLLM's option to compile nothing."""
+_COMPILING = ("--no-enforce-eager", "--compilation-config", "--optimization-level", "-O", "-cc")
 KINDS = ("bm25", "dense", "lucene")
 
 
@@ -98,11 +101,14 @@ class GeneratorRecipe(GeneratorSettings):
     """A vLLM server of our own for `model` on `port`, or a running one at `url` (its OpenAI base, ending in /v1).
 
     `serve` are further options of vLLM. `dtype=auto` is the model's own precision on a GPU; on a CPU the model's own
-    where the processor computes it, and float32 elsewhere (docs/generator.md).
+    where the processor computes it, and float32 elsewhere (docs/generator.md). On a CPU `serve` must say
+    `--no-enforce-eager` to have the model compiled. `python` is another environment's interpreter, whose vLLM serves
+    instead of the one that is installed here.
     """
 
     url: Url | None = None
     port: Port = 8000
+    python: Path | None = None
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     serve: list[str] = Field(default_factory=list)
 
@@ -122,6 +128,11 @@ class GeneratorRecipe(GeneratorSettings):
         """The context in tokens that `serve` asks for; None where it leaves it open, or not as a plain number."""
         served = self._served("--max-model-len")
         return int(served) if served and served.isdecimal() else None
+
+    @property
+    def compiled(self) -> bool:
+        """Whether `serve` asks vLLM to compile the model, which on a CPU is not done otherwise."""
+        return EAGER not in self.serve and any(option.startswith(_COMPILING) for option in self.serve)
 
     def _served(self, name: str) -> str | None:
         for option, following in zip_longest(self.serve, self.serve[1:]):

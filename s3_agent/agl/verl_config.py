@@ -46,6 +46,15 @@ REFUSED = {
     "trainer.test_freq": "set trainer.validate_every",
     "trainer.val_before_train": "a summary compares with the validation before the first step: leave it out",
     "trainer.logger": "set trainer.trackers",
+    **dict.fromkeys(
+        (
+            "actor_rollout_ref.model.lora_rank",
+            "actor_rollout_ref.model.lora_adapter_path",
+            "actor_rollout_ref.model.lora",
+        ),
+        "LoRA does not work end to end yet (the weights do not reach the policy server, or not the exported policy): "
+        "leave it out, and train all weights",
+    ),
 }
 """Keys of `trainer.verl` that a recipe can not set, with what to do instead."""
 
@@ -131,6 +140,13 @@ class TrainerRecipe(BaseModel):
         if problems:
             raise ValueError("; ".join(problems))
         return verl
+
+    @model_validator(mode="after")
+    def _compiles_nothing_on_a_cpu(self) -> Self:
+        path = "actor_rollout_ref.rollout.enforce_eager"
+        if self.device == "cpu" and OmegaConf.select(OmegaConf.create(literal(self.verl)), path) is False:
+            raise ValueError(f"verl.{path}=false: on a CPU the policy server can not compile: leave it out")
+        return self
 
     @model_validator(mode="after")
     def _batches_divide(self) -> Self:

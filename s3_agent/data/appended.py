@@ -30,7 +30,7 @@ class AppendedLines:
         self.path = path
         with room_kept(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+            self.fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
             with self._alone():
                 self._end_of_lines()
 

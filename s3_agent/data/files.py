@@ -93,6 +93,18 @@ def write_whole(path: Path, text: str) -> None:
         write(text.encode())
 
 
+def follow_umask(folder: Path) -> None:
+    """Give a folder and all in it the permissions that the user's umask asks for.
+
+    safetensors 0.8 writes files that nobody else can read, whatever the umask, and a copy keeps its original's.
+    """
+    umask = os.umask(0o077)
+    os.umask(umask)
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+
+
 def dump(value: Any) -> str:
     """JSON of one line that is the same for the same value, and text that UTF-8 can hold whatever the value has."""
     return whole_text(json.dumps(value, ensure_ascii=False, separators=(", ", ": ")))

@@ -43,7 +43,8 @@ class Case:
     what to do; `pinned` is the tested matrix, a distribution to its version; `first_prompt` are the tokens of a long
     first prompt; `precision` what was measured of this processor, where the recipe asks it for a precision;
     `gateway_answer` what a user's gateway reports about its limit (`s3_agent.clients.gateway_limit`); `written` the
-    bytes of checkpoints that a resumed run has already.
+    bytes of checkpoints that a resumed run has already;
+    `generator_refused` why the other environment that the recipe names can not serve its generator, with what to do.
     """
 
     recipe: Recipe
@@ -62,6 +63,7 @@ class Case:
     refused: tuple[str, str] | None = None
     pinned: Mapping[str, str] = field(default_factory=dict)
     precision: Precision | None = None
+    generator_refused: tuple[str, str] | None = None
     gateway_answer: str | None = None
     written: int = 0
 

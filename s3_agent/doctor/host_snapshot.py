@@ -218,5 +218,6 @@ def this_machine(*, paths: Sequence[Path], inputs: Sequence[Path], packages: Map
         missing_certificates=_missing_certificates(os.environ),
         interfaces=frozenset(psutil.net_if_addrs()),
         wandb_key=has_wandb_key(os.environ, home=_home()),
+        compiler=any(shutil.which(name) for name in filter(None, (os.environ.get("CXX"), "g++", "clang++"))),
     )
     return Machine(gpus=visible_gpus(), host=host)

@@ -42,10 +42,10 @@ class Host:
     path of the recipe to what holds it; `newest_input` is the last change of a data file; `stray_rays` are the process
     ids of Ray daemons that no job owns; `cuda` is the CUDA release that torch was built for; `instructions` are the
     processor's as Linux names them on x86, empty elsewhere; `backlog` is the kernel's bound on connections that wait to
-    be accepted at a port. `environment` is what the checks read of the variables; `temporary` the user's temporary
-    folder and `sockets` the one that a run uses for its sockets (None: there is none); `shadowing` maps a package of
-    the run to the folder on Python's path that holds another of its name; `missing_certificates` a variable to the file
-    that it names and that does not exist; `interfaces` are the network's.
+    be accepted at a port; `compiler` whether there is a C++ compiler. `environment` is what the checks read of the
+    variables; `temporary` the user's temporary folder and `sockets` the one that a run uses for its sockets (None:
+    there is none); `shadowing` maps a package of the run to the folder on Python's path that holds another of its name;
+    `missing_certificates` a variable to the file that it names and that does not exist; `interfaces` are the network's.
     """
 
     ram: int
@@ -66,6 +66,7 @@ class Host:
     python: tuple[int, int] = (3, 12)
     root: bool = False
     instructions: frozenset[str] = frozenset()
+    compiler: bool = True
     backlog: int | None = None
     temporary: Path = Path("/tmp")
     sockets: Path | None = Path("/tmp")

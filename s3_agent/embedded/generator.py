@@ -8,6 +8,7 @@ import shutil
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+from s3_agent.data.files import follow_umask
 from s3_agent.errors import ConfigError
 
 NAME = "SmolLM2-135M-Instruct"
@@ -49,5 +50,6 @@ def prepare_generator(folder: Path) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     model.bfloat16().save_pretrained(partial)
     tokenizer.save_pretrained(partial)
+    follow_umask(partial)
     partial.rename(folder)
     return folder

@@ -14,20 +14,19 @@ from s3_agent.embedded import generator as embedded_generator
 from s3_agent.errors import ConfigError
 from s3_agent.launch.ports import HOST
 from s3_agent.launch.run import Run
-from s3_agent.launch.serving import has_cpu_vllm
+from s3_agent.launch.serving import generator_on_cpu, has_cpu_vllm
 from s3_agent.names import hydra_value, literal
-from s3_agent.recipe import Recipe
+from s3_agent.recipe import EAGER, GeneratorRecipe, Recipe
 
-# Without compilation a small generator is ready in two thirds of the time, answers as fast, and needs no C++ compiler.
 CPU_ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    "TORCHDYNAMO_DISABLE": "1",
     **BRIEF_SPINNING,
 }
 CPU_SERVER = "s3_agent.agl.cpu.vllm_server"
+API_SERVER = "vllm.entrypoints.openai.api_server"
 SERVER_MODULES = (
-    "vllm.entrypoints.openai.api_server",
+    API_SERVER,
     "vllm.v1.engine.core",
     "vllm.v1.worker.cpu_worker",
     "vllm.model_executor.models.llama",
@@ -52,15 +51,31 @@ def generator_url(recipe: Recipe) -> str | None:
     return settings.url or (f"http://{HOST}:{settings.port}/v1" if settings.hosted else None)
 
 
-def cpu_serving(*, threads: int | None = None) -> dict[str, Any]:
+def cpu_environment(settings: GeneratorRecipe | None = None) -> dict[str, str]:
+    """What a vLLM server on the CPU finds in its environment; `settings`: those of the generator, if it is that.
+
+    One that compiles nothing needs no C++ compiler. What `CPU_SERVER` does for the release that is installed here, a
+    release from 0.32 on does when it is told so.
+    """
+    compiled = settings is not None and settings.compiled
+    elsewhere = settings is not None and settings.python is not None
+    return {
+        **CPU_ENVIRONMENT,
+        **({} if compiled else {"TORCHDYNAMO_DISABLE": "1"}),
+        **({"VLLM_ENABLE_V1_MULTIPROCESSING": "0"} if elsewhere else {}),
+    }
+
+
+def cpu_serving(settings: GeneratorRecipe | None = None, *, threads: int | None = None) -> dict[str, Any]:
     """What a process that is a vLLM server on the CPU has besides its command. `threads` None: one for each core."""
     limit = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
-    return {"environment": {**CPU_ENVIRONMENT, **limit}, "preload": SERVER_MODULES}
+    ours = settings is None or settings.python is None
+    return {"environment": {**cpu_environment(settings), **limit}, "preload": SERVER_MODULES if ours else ()}
 
 
-def own_command(command: str, recipe: Path) -> list[str]:
+def own_command(command: str, recipe: Path, *overrides: str) -> list[str]:
     """One of our own subcommands over a resolved recipe."""
-    return [sys.executable, "-m", "s3_agent.cli", command, "--recipe", str(recipe)]
+    return [sys.executable, "-m", "s3_agent.cli", command, *overrides, "--recipe", str(recipe)]
 
 
 def retriever_command(recipe: Recipe, *, port: int) -> list[str]:
@@ -90,14 +105,18 @@ def generator_model(recipe: Recipe) -> str:
     return str(embedded_generator.prepare_generator(recipe.prepared / model))
 
 
-def vllm_command(model: str, name: str, *, port: int, options: list[str]) -> list[str]:
-    """vLLM's OpenAI server, without the sampling defaults that a model's own generation_config would bring."""
+def vllm_command(model: str, name: str, *, port: int, options: list[str], python: Path | None = None) -> list[str]:
+    """vLLM's OpenAI server, without the sampling defaults that a model's own generation_config would bring.
+
+    `python` is another environment's interpreter: what we change of vLLM is for the release that is installed here.
+    """
+    ours = python is None and has_cpu_vllm()
     # The `vllm` command looks for a distribution of that name, which the CPU build does not have.
     return [
-        *(sys.executable, "-m", CPU_SERVER if has_cpu_vllm() else "vllm.entrypoints.openai.api_server"),
+        *(str(python or sys.executable), "-m", CPU_SERVER if ours else API_SERVER),
         *("--model", model, "--served-model-name", name, "--host", HOST, "--port", str(port)),
         *("--generation-config", "vllm", "--disable-uvicorn-access-log"),
-        *(("--worker-extension-cls", SEEDED_WORKER) if has_cpu_vllm() else ()),
+        *(("--worker-extension-cls", SEEDED_WORKER) if ours else ()),
         *options,
     ]
 
@@ -110,13 +129,28 @@ def generator_command(recipe: Recipe, *, port: int) -> list[str]:
             f"the generator {settings.model} is hosted elsewhere ({settings.url or settings.kind})",
             remedy="leave generator.url and generator.kind out to host one here",
         )
-    return vllm_command(generator_model(recipe), settings.model, port=port, options=generator_options(recipe))
+    return vllm_command(
+        generator_model(recipe),
+        settings.model,
+        port=port,
+        options=generator_options(recipe),
+        python=settings.python,
+    )
 
 
 def generator_options(recipe: Recipe) -> list[str]:
-    """vLLM's options for the recipe's generator, its precision included."""
+    """vLLM's options for the recipe's generator, its precision included.
+
+    On a CPU nothing is compiled unless the recipe asks for it: a small generator is then ready in two thirds of the
+    time, answers as fast, and needs no C++ compiler.
+    """
     settings = recipe.generator
-    return [*(() if settings.served_dtype else ("--dtype", settings.dtype)), *settings.serve]
+    eager = generator_on_cpu(recipe) and not settings.compiled and EAGER not in settings.serve
+    return [
+        *(() if settings.served_dtype else ("--dtype", settings.dtype)),
+        *((EAGER,) if eager else ()),
+        *settings.serve,
+    ]
 
 
 def gateway_command(recipe: Recipe, *, port: int, folder: Path) -> list[str]:

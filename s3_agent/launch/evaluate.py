@@ -42,7 +42,7 @@ from s3_agent.launch.parts import service_parts
 from s3_agent.launch.policies import contestants_of
 from s3_agent.launch.ports import HOST, reserve_port
 from s3_agent.launch.run import scratch_run
-from s3_agent.launch.serving import with_precision
+from s3_agent.launch.serving import served_packages, with_precision
 from s3_agent.launch.stack import Interrupted, Stack
 from s3_agent.recipe import Recipe
 from s3_agent.types import Passage, Task
@@ -79,7 +79,8 @@ def _generator_identity(recipe: Recipe) -> dict[str, Any]:
     )
     identity |= {"added": settings.added} if settings.added else {}
     if settings.hosted:
-        return {**identity, "serve": commands.generator_options(recipe)}
+        elsewhere = {"packages": served_packages(recipe)} if settings.python is not None else {}
+        return {**identity, "serve": commands.generator_options(recipe), **elsewhere}
     if settings.kind == "openai":
         response = get(f"{settings.url}/models", timeout=10.0)
         listed = response.json().get("data") if response.status_code == 200 else None
@@ -129,7 +130,7 @@ def _setting(
         },
         data=data,
         seed=conditions.seed,
-        versions=versions(),
+        versions=versions(recipe),
         started_at=time.time(),
     )
 

@@ -26,14 +26,14 @@ from s3_agent.launch import commands
 from s3_agent.launch.changes import changes, changes_of, record_changes, require_same, write_conditions
 from s3_agent.launch.contract import agent_class_of, env_map_of
 from s3_agent.launch.doctor import require_sound
-from s3_agent.launch.export import replace_policy
+from s3_agent.launch.export import Exported, replace_policy
 from s3_agent.launch.keys import KEY_REMEDY, with_gateway_key
 from s3_agent.launch.parts import service_parts, training_parts
 from s3_agent.launch.ports import listening, reserve_port
 from s3_agent.launch.progress import Progress
 from s3_agent.launch.resume import CheckpointBound, end_leftovers, require_ranks, rewind
 from s3_agent.launch.run import Run
-from s3_agent.launch.serving import with_answer_cache, with_precision, with_served_identity
+from s3_agent.launch.serving import served_packages, with_answer_cache, with_precision, with_served_identity
 from s3_agent.launch.stack import Interrupted, Stack
 from s3_agent.launch.tasks import write_tasks
 from s3_agent.recipe import Recipe, load_recipe, require_trainable
@@ -122,14 +122,17 @@ def trainer_settings(
     )
 
 
-def versions() -> dict[str, str]:
-    """The versions that a result depends on, of what is installed."""
+def versions(recipe: Recipe) -> dict[str, str]:
+    """The versions that a result depends on, of what is installed here and where the generator is served."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
+    if recipe.generator.hosted and recipe.generator.python is not None:
+        served = served_packages(recipe).items()
+        found |= {f"generator: {package}": release for package, release in served if release is not None}
     return found
 
 
@@ -209,7 +212,7 @@ def _train(recipe: Recipe, run: Run, *, resumed: bool, changed: Sequence[str] = 
                     f"go on with --resume {run.folder.name}"
                 )
                 return interrupted.code
-        replace_policy(run)
+        exported = replace_policy(run)
         summary = summarize(
             records=read_records(run.episodes),
             metrics=read_jsonl(run.metrics),
@@ -218,10 +221,10 @@ def _train(recipe: Recipe, run: Run, *, resumed: bool, changed: Sequence[str] = 
             rollouts_per_step=recipe.trainer.rollouts_per_step,
             wall_seconds=time.monotonic() - started,
             start_up_seconds=start_up,
-            versions=versions(),
+            versions=versions(recipe),
             changes=changes_of(run),
         )
-        _close(run, summary)
+        _close(run, summary, exported)
     return 0
 
 
@@ -258,7 +261,7 @@ def _say(line: str) -> None:
     console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
 
-def _close(run: Run, summary: Summary) -> None:
+def _close(run: Run, summary: Summary, exported: Exported) -> None:
     write_whole(run.summary, summary.model_dump_json(indent=1))
     console.print(closing_table(summary))
     for change in summary.changes:
@@ -266,4 +269,6 @@ def _close(run: Run, summary: Summary) -> None:
     for row in json.loads(run.sockets.read_text(encoding="utf-8")) if run.sockets.exists() else []:
         if not row["loopback"]:
             _say(f"listened beyond 127.0.0.1: {row['part']} ({row['process']}) on {row['address']}:{row['port']}")
+    if exported.note:
+        _say(exported.note)
     _say(f"summary: {run.summary}; trained policy: {run.policy}")

@@ -1,6 +1,7 @@
 """The parts of a run as processes: their commands, what each needs to be ready, and the GPUs it sees."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -9,8 +10,9 @@ from s3_agent.agl.train import KEY_VARIABLE
 from s3_agent.clients.connections import DIRECT
 from s3_agent.launch import commands
 from s3_agent.launch.gpus import gpu_environment, shared_with
+from s3_agent.launch.requirements import OTHER_PYTHON
 from s3_agent.launch.run import Run
-from s3_agent.launch.serving import generator_threads, has_cpu_vllm
+from s3_agent.launch.serving import generator_on_cpu, generator_threads, has_cpu_vllm
 from s3_agent.launch.stack import Part
 from s3_agent.recipe import Recipe
 
@@ -27,12 +29,13 @@ def _own(
     command: str,
     ready: str,
     environment: Mapping[str, str] = MappingProxyType({}),
+    overrides: Sequence[str] = (),
     **kwargs: Any,
 ) -> Part:
     """A part that is one of our own subcommands over the resolved recipe."""
     return Part(
         name=name,
-        command=commands.own_command(command, run.recipe),
+        command=commands.own_command(command, run.recipe, *overrides),
         log=run.logs / f"{name}.log",
         ready_url=ready,
         environment={**gpu_environment(recipe, name), **environment},
@@ -53,7 +56,12 @@ def service_parts(recipe: Recipe, run: Run) -> list[Part]:
     if recipe.generator.hosted and recipe.asks_generator:
         ready = f"http://127.0.0.1:{recipe.generator.port}/health"
         remedy = "check generator.model and generator.serve, and that memory is left for vLLM"
-        served: dict[str, Any] = commands.cpu_serving(threads=generator_threads(recipe)) if has_cpu_vllm() else {}
+        served: dict[str, Any] = {}
+        if generator_on_cpu(recipe):
+            served = commands.cpu_serving(recipe.generator, threads=generator_threads(recipe))
+        if python := recipe.generator.python:
+            # Said on the command line as well: what this process needs is then not looked for in our environment.
+            served["overrides"] = [f"{OTHER_PYTHON}{json.dumps(str(python))}"]
         parts.append(_own(recipe, run, "generator", "generator", ready, remedy=remedy, **served))
     return parts
 

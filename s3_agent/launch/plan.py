@@ -5,7 +5,8 @@ It needs neither a GPU nor verl, vLLM or torch: what it tells comes from the rec
 
 import shlex
 import shutil
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,7 +91,11 @@ def make_plan(recipe: Recipe) -> Plan:
     becomes = {
         "retriever": retriever_command(recipe, port=recipe.retriever.port),
         "generator": vllm_command(
-            generator.model, generator.model, port=generator.port, options=generator_options(recipe)
+            generator.model,
+            generator.model,
+            port=generator.port,
+            options=generator_options(recipe),
+            python=generator.python,
         ),
     }
     processes = [
@@ -98,11 +103,16 @@ def make_plan(recipe: Recipe) -> Plan:
             part.name,
             recipe.gpus.of(part.name),
             ports.get(part.name),
-            shlex.join(["python", *becomes.get(part.name, part.command)[1:]]),
+            _shown(becomes.get(part.name, part.command)),
         )
         for part in parts
     ]
     return Plan(recipe, processes, _files(recipe), _disk(recipe))
+
+
+def _shown(command: Sequence[str]) -> str:
+    interpreter = "python" if command[0] == sys.executable else command[0]
+    return shlex.join([interpreter, *command[1:]])
 
 
 def _files(recipe: Recipe) -> list[File]:

@@ -27,7 +27,7 @@ from s3_agent.errors import ConfigError
 from s3_agent.launch import inputs
 from s3_agent.launch.commands import gateway_url
 from s3_agent.launch.run import Run
-from s3_agent.launch.serving import has_cpu_vllm
+from s3_agent.launch.serving import has_cpu_vllm, served_packages
 from s3_agent.recipe import Recipe
 
 ANSWERS_WITHIN_S = 5.0
@@ -72,6 +72,7 @@ def gather(recipe: Recipe, *, machine: Machine | None = None, run: Run | None = 
         refused=refused,
         pinned=pinned,
         precision=_precision(recipe),
+        generator_refused=_generator(recipe),
         gateway_answer=_gateway_answer(recipe),
         written=0 if run is None else _size(run.checkpoints),
     )
@@ -99,6 +100,16 @@ def _precision(recipe: Recipe) -> precision.Precision | None:
     if recipe.trainer.device != "cpu" or not (asks or recipe.trainer.verl) or not has_cpu_vllm():
         return None
     return inputs.or_none(precision.measured)
+
+
+def _generator(recipe: Recipe) -> tuple[str, str] | None:
+    if not recipe.generator.hosted:
+        return None
+    try:
+        served_packages(recipe)
+    except ConfigError as cause:
+        return cause.message, cause.remedy
+    return None
 
 
 def _training(recipe: Recipe) -> tuple[Training | None, tuple[str, str] | None]:

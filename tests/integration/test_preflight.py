@@ -39,6 +39,12 @@ def test_the_shipped_cpu_recipe_is_sound() -> None:
     assert found() == {}
 
 
+def test_an_environment_that_can_not_serve_the_generator_is_found(tmp_path: Path) -> None:
+    told = found(f"generator.python={tmp_path / 'python'}")
+    assert "is no Python interpreter" in told["versions.generator"]
+    assert found(f"generator.python={tmp_path / 'python'}", "generator.url=http://127.0.0.1:1/v1") == {}
+
+
 def test_training_is_refused_with_every_error(tmp_path: Path) -> None:
     require_sound(load_recipe("cpu"))
     wrong = load_recipe("cpu", [f"data.train={tmp_path / 'none.jsonl'}", "gateway.port=8000"])

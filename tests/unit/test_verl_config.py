@@ -310,6 +310,14 @@ def test_a_recipe_names_the_key_and_what_to_do_instead() -> None:
         load_recipe("cpu", ["trainer.verl.actor_rollout_ref.actor.checkpoint.async_save=true"])
 
 
+def test_a_policy_server_that_compiles_on_a_cpu_is_refused() -> None:
+    override = "trainer.verl.actor_rollout_ref.rollout.enforce_eager=false"
+    with pytest.raises(ConfigError, match="enforce_eager=false: on a CPU the policy server can not compile"):
+        load_recipe("cpu", [override])
+    assert load_recipe("s3_8x40gb", [override]).trainer.device == "cuda"
+    assert load_recipe("cpu", [override.replace("false", "true")]).trainer.verl
+
+
 @pytest.mark.parametrize(
     ("verl", "ranks"),
     [({}, 5), ({"trainer": {"nnodes": 2}}, 10), ({"trainer": {"n_gpus_per_node": 2, "nnodes": 3}}, 6)],

@@ -16,6 +16,14 @@ def check_host(case: Case) -> Iterator[Finding]:
         return
     yield from _shared_memory(case)
     yield from _left_over(case)
+    generator = case.recipe.generator
+    if not case.cuda and generator.hosted and generator.compiled and not case.machine.host.compiler:
+        yield error(
+            "host.compiler",
+            what="generator.serve asks vLLM to compile the generator, and there is no C++ compiler",
+            why="on a CPU torch compiles to C++: the generator ends when it starts",
+            mend="take the option out of generator.serve, or install g++ (Debian: apt install g++)",
+        )
 
 
 def _shared_memory(case: Case) -> Iterator[Finding]:

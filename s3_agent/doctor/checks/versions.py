@@ -14,6 +14,11 @@ def check_versions(case: Case) -> Iterator[Finding]:
     """Python, and each pinned distribution of the recipe's device."""
     if (host := case.machine.host) is None:
         return
+    if case.generator_refused is not None:
+        what, mend = case.generator_refused
+        yield error(
+            "versions.generator", what=what, why="the generator is served by the environment that it names", mend=mend
+        )
     if not (3, 12) <= host.python < (3, 14):
         yield error(
             "versions.python",
