@@ -9,8 +9,8 @@ has shown that it is right and that the engine alone misses its target (docs/gpu
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
+import triton  # pyright: ignore[reportMissingImports]
+import triton.language as tl  # pyright: ignore[reportMissingImports]
 
 ROWS = 128  # of a block: one program multiplies them by all queries
 MOST_QUERIES = 64
