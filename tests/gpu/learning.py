@@ -31,8 +31,13 @@ def nano() -> Any:
 
 def middle(*, small: bool) -> Any:
     """The shape of SmolLM2-135M, with random weights; in the rehearsal with two of its layers, narrowed."""
-    shape = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "vocab_size": 49152}
-    heads = {"num_attention_heads": 9, "num_key_value_heads": 3}
+    shape: dict[str, Any] = {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "vocab_size": 49152,
+    }
+    heads: dict[str, Any] = {"num_attention_heads": 9, "num_key_value_heads": 3}
     if small:
         shape = {"hidden_size": 72, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 512}
     config = LlamaConfig(**shape, **heads, tie_word_embeddings=True, max_position_embeddings=2048)

@@ -58,7 +58,7 @@ def block_best(asked: Any, vectors: Any, scales: Any = None) -> Any:
     queries, blocks = len(asked), -(-passages // ROWS)
     assert queries <= MOST_QUERIES and dimension % _STRIPE == 0 and asked.is_contiguous() and vectors.is_contiguous()
     best = torch.empty(queries, blocks, dtype=torch.float32, device=vectors.device)
-    _block_best[(blocks,)](
+    _block_best[(blocks,)](  # pyright: ignore[reportIndexIssue]
         asked,
         vectors,
         vectors if scales is None else scales,
