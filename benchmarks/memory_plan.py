@@ -145,7 +145,7 @@ def large(recipe: str, model: str) -> dict[str, Any]:
             made: Any = forward_with_torch_backend(
                 policy, input_ids=ids, temperature=1.0, return_dict=True, use_cache=False
             )
-            made.log_probs.sum().backward()
+            (made.log_probs.sum() - (0 * made.entropy.sum() if training.entropy else 0)).backward()
             peak = _peak(tracker)
     held = 2 * 2 * shape.parameters  # bf16 weights and gradients: sharded and fp32 in a run, so they are left out here
     return {"tokens": tokens, "activations_peak": _beside(activations(shape, training).peak, peak - held)}

@@ -7,7 +7,14 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def save_untrained_bert(
-    folder: Path, words: Sequence[str], *, dimension: int, layers: int, heads: int, spread: float = 0.02
+    folder: Path,
+    words: Sequence[str],
+    *,
+    dimension: int,
+    layers: int,
+    heads: int,
+    intermediate: int = 64,
+    spread: float = 0.02,
 ) -> None:
     """Write model and tokenizer to `folder`. `spread`: the weights' standard deviation. They follow torch's seed."""
     from tokenizers import BertWordPieceTokenizer
@@ -25,7 +32,7 @@ def save_untrained_bert(
         hidden_size=dimension,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        intermediate_size=64,
+        intermediate_size=intermediate,
         initializer_range=spread,
     )
     BertModel(config).save_pretrained(folder)

@@ -126,7 +126,9 @@ class DenseSettings(BaseModel):
     candidates: int = Field(default=400, ge=0, description="re-ranked from the vectors on disk; 0: no re-ranking")
     torch_device: str = "cpu"
     torch_dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
-    chunk: int = Field(default=65536, ge=1, description="vectors a step of the torch search")
+    chunk: int | None = Field(
+        default=None, ge=1, description="vectors a step of the torch search; default: by the number of queries"
+    )
 
     @model_validator(mode="after")
     def _torch_is_flat(self) -> Self:

@@ -1,84 +1,177 @@
 """Exact search with torch alone, for a CPU or a GPU without a GPU build of FAISS: half the memory in fp16, a quarter in
-int8 (one scale a vector), a chunk of vectors at a time."""
+int8 (one scale a vector).
 
+A search should cost one pass over the vectors in memory, and not much else. So its first stage keeps nothing of the
+products but the best score of each block of rows: one matrix product and one maximum a step. The best `k` rows of a
+query lie in the `k` blocks with the best scores, whatever the numbers are, and only these blocks are scored again, row
+by row. A block is rows of a step at equal distances, so that the maximum runs over whole stretches of memory. A step is
+small enough for its scores to stay in a GPU's second-level cache, and large enough for the time of its two kernels to
+be longer than the time it takes to start them.
+"""
+
+from itertools import pairwise
 from typing import Any
 
 from retrieval_server.backends.base import Hits
-from retrieval_server.backends.ordering import HALF, SINGLE, fetch_ties, ordered
+from retrieval_server.backends.ordering import HALF, SINGLE, fetch_ties
 from retrieval_server.config import DenseSettings
+
+BLOCK = 16  # rows
+_STEP_SCORES = 1 << 23  # 16 MB in fp16; the second-level cache of an A100 has 40 MB, of an H100 50
+_STEP_ROWS = 1 << 16, 1 << 20  # the fewest and the most; the fewest where vectors are converted to be multiplied
+_GATHERED_ROWS = 1 << 16  # scored again at a time
+_ONE_BY_ONE_ROWS = 1 << 13  # the same in float64
+
+
+def _converted(settings: DenseSettings) -> bool:
+    """Whether vectors are multiplied in another type than they are stored in."""
+    return settings.torch_dtype != ("float32" if settings.torch_device == "cpu" else "float16")
+
+
+def rows_per_step(settings: DenseSettings, queries: int) -> int:
+    """Rows that are multiplied at a time: whole blocks."""
+    fewest, most = _STEP_ROWS
+    rows = settings.chunk or (
+        fewest if _converted(settings) else min(max(_STEP_SCORES // max(1, queries), fewest), most)
+    )
+    return -(-rows // BLOCK) * BLOCK
+
+
+def search_bytes(settings: DenseSettings, *, queries: int, passages: int, dimension: int) -> int:
+    """Bytes that a search of `queries` queries allocates at most beside the vectors, on a GPU."""
+    step = rows_per_step(settings, queries)
+    scores = queries * step * (2 + (4 if settings.torch_dtype == "int8" else 0))
+    vectors = step * dimension * 2 if _converted(settings) else 0
+    second = 2 * _GATHERED_ROWS * dimension * 2
+    return queries * -(-passages // BLOCK) * 4 + max(scores + vectors, second)
 
 
 class TorchEngine:
-    """All vectors on one device, in the settings' type. A memory map in that type on a CPU stays on the disk."""
+    """All vectors on one device, in the settings' type. What is in that type on that device already is not copied: a
+    memory map on a CPU stays on the disk."""
 
     def __init__(self, vectors: Any, settings: DenseSettings) -> None:
+        """`vectors`: (passages, dimension), an array of numpy or a tensor."""
         import torch
 
         self._settings = settings
         self._device = torch.device(settings.torch_device)
         # bfloat16 and fp16 products are sums in float32 on every device that is worth using; a CPU has no fast fp16.
         self._compute = torch.float32 if self._device.type == "cpu" else torch.float16
-        self._passages = len(vectors)
-        self._scales: list[Any] = []
-        self._chunks: list[Any] = []
-        for start in range(0, len(vectors), settings.chunk):
-            self._keep(torch.from_numpy(vectors[start : start + settings.chunk]))
+        self._near = SINGLE if self._device.type == "cpu" else HALF
+        self._scales: Any = None
+        self._vectors = self._kept(vectors)
+        self._blocks = -(-len(self._vectors) // BLOCK)
 
-    def _keep(self, chunk: Any) -> None:
+    def _kept(self, vectors: Any) -> Any:
         import torch
 
-        if self._settings.torch_dtype == "int8":
-            chunk = chunk.float()
-            scale = chunk.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
-            self._scales.append(scale.squeeze(1).to(self._device))
-            chunk = (chunk / scale).round().to(torch.int8)
-        else:
-            chunk = chunk.to(getattr(torch, self._settings.torch_dtype))
-        self._chunks.append(chunk.to(self._device))
+        dtype = getattr(torch, self._settings.torch_dtype)
+        given = torch.as_tensor(vectors)
+        if dtype == given.dtype and self._device.type == given.device.type:
+            return given
+        kept = torch.empty(given.shape, dtype=dtype, device=self._device)
+        if dtype == torch.int8:
+            self._scales = torch.empty(len(given), device=self._device)
+        for start in range(0, len(given), _STEP_ROWS[0]):
+            at = slice(start, start + _STEP_ROWS[0])
+            part = given[at].to(self._device)
+            if self._scales is not None:
+                part = part.float()
+                scale = part.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
+                self._scales[at] = scale.squeeze(1)
+                part = (part / scale).round()
+            kept[at] = part
+        return kept
 
     def search(self, queries: Any, *, topk: int) -> list[Hits]:
         """`queries`: float32 (queries, dimension). At most `topk` (row, score) each, best first, ties by row."""
+        import numpy as np
         import torch
 
+        if not len(queries):
+            return []
         with torch.inference_mode():
-            near = SINGLE if self._compute == torch.float32 else HALF
-            found = fetch_ties(self._best, queries, topk, most=self._passages, near=near)
-            return [
-                ordered(rows, self._scores(query, rows), topk) for query, (rows, _) in zip(queries, found, strict=True)
+            found = [
+                rows for rows, _ in fetch_ties(self._best, queries, topk, most=len(self._vectors), near=self._near)
             ]
+            rows, query = np.concatenate(found), np.repeat(np.arange(len(found)), [len(part) for part in found])
+            scores = self._scores(queries, query, rows)
+        order = np.lexsort((rows, -scores, query))
+        hits = list(zip(rows[order].tolist(), scores[order].tolist(), strict=True))
+        ends = np.cumsum([0, *map(len, found)]).tolist()
+        return [hits[start : min(end, start + topk)] for start, end in pairwise(ends)]
 
     def _best(self, queries: Any, topk: int) -> tuple[Any, Any]:
         """The scores and rows of the best, as arrays of numpy; of ties at the end, any."""
         import torch
 
         asked = torch.as_tensor(queries).to(self._device, self._compute)
-        best: tuple[Any, Any] | None = None
-        first = 0
-        for number, chunk in enumerate(self._chunks):
-            scores = (asked @ chunk.to(self._compute).T).float()
-            if self._scales:
-                scores *= self._scales[number]
-            values, rows = scores.topk(min(topk, len(chunk)), dim=1)
-            rows += first
-            if best is not None:
-                values, rows = torch.cat((best[0], values), dim=1), torch.cat((best[1], rows), dim=1)
-            values, at = values.topk(min(topk, values.shape[1]), dim=1)
-            best, first = (values, rows.gather(1, at)), first + len(chunk)
-        assert best is not None, "a corpus has at least one passage"
-        return best[0].cpu().numpy(), best[1].cpu().numpy()
+        step = rows_per_step(self._settings, len(asked))
+        blocks = self._block_scores(asked, step).topk(min(topk, self._blocks), dim=1).indices
+        rows = self._rows(blocks, step)
+        values, at = self._row_scores(asked, rows).topk(topk, dim=1)
+        return values.cpu().numpy(), rows.gather(1, at).cpu().numpy()
 
-    def _scores(self, query: Any, rows: Any) -> Any:
-        """The scores of these passages, each computed alone: the same for copies, whatever the batch."""
+    def _block_scores(self, asked: Any, step: int) -> Any:
+        """(queries, blocks): the best score in each. The last block has the rows that make no whole one."""
+        import torch
+
+        best = torch.empty((len(asked), self._blocks), dtype=self._compute, device=self._device)
+        for start in range(0, len(self._vectors), step):
+            at = slice(start, start + step)
+            scores = asked @ self._vectors[at].to(self._compute).T
+            if self._scales is not None:
+                scores = scores * self._scales[at]
+            first, whole = start // BLOCK, scores.shape[1] // BLOCK
+            best[:, first : first + whole] = scores[:, : whole * BLOCK].unflatten(1, (BLOCK, whole)).amax(dim=1)
+            if whole * BLOCK < scores.shape[1]:
+                best[:, -1] = scores[:, whole * BLOCK :].amax(dim=1)
+        return best
+
+    def _rows(self, blocks: Any, step: int) -> Any:
+        """(queries, blocks * BLOCK): the rows of these blocks, (queries, blocks); beyond the last: there is none."""
+        import torch
+
+        passages, a_step = len(self._vectors), step // BLOCK
+        start = blocks // a_step * step
+        whole = (passages - start).clamp(max=step) // BLOCK
+        in_step = blocks % a_step
+        distance = torch.where(in_step < whole, whole, 1)
+        first = torch.where(in_step < whole, start + in_step, start + whole * BLOCK)
+        rows = first.unsqueeze(2) + distance.unsqueeze(2) * torch.arange(BLOCK, device=self._device)
+        return rows.flatten(1)
+
+    def _row_scores(self, asked: Any, rows: Any) -> Any:
+        """float32 (queries, rows): the scores of these rows, (queries, rows); no row: the least."""
+        import torch
+
+        wanted = rows.view(-1, BLOCK)
+        scores = torch.empty(wanted.shape, device=self._device)
+        at_once = _GATHERED_ROWS // BLOCK
+        for start in range(0, len(wanted), at_once):
+            part = wanted[start : start + at_once]
+            there = part.clamp(max=len(self._vectors) - 1)
+            query = torch.arange(start, start + len(part), device=self._device) * BLOCK // rows.shape[1]
+            products = torch.bmm(self._vectors[there].to(self._compute), asked[query].unsqueeze(2)).squeeze(2).float()
+            if self._scales is not None:
+                products *= self._scales[there]
+            scores[start : start + at_once] = products.masked_fill_(part >= len(self._vectors), float("-inf"))
+        return scores.view(rows.shape)
+
+    def _scores(self, queries: Any, query: Any, rows: Any) -> Any:
+        """The score of each of `rows` for the query of that number, each computed alone: the same for copies, whatever
+        the batch."""
         import numpy as np
         import torch
 
+        asked = torch.as_tensor(queries).to(self._device, torch.float64)
         scores = np.empty(len(rows), dtype=np.float32)
-        asked = torch.as_tensor(query).to(self._device, torch.float64)
-        for number in np.unique(rows // self._settings.chunk):
-            here = rows // self._settings.chunk == number
-            local = torch.as_tensor(rows[here] - number * self._settings.chunk, device=self._device)
-            products = (self._chunks[number][local].double() * asked).sum(dim=1)
-            if self._scales:
-                products *= self._scales[number][local]
-            scores[here] = products.float().cpu().numpy()
+        for start in range(0, len(rows), _ONE_BY_ONE_ROWS):
+            at = slice(start, start + _ONE_BY_ONE_ROWS)
+            local, own = (torch.as_tensor(part[at], device=self._device) for part in (rows, query))
+            products = (self._vectors[local].double() * asked[own]).sum(dim=1)
+            if self._scales is not None:
+                products *= self._scales[local]
+            scores[at] = products.float().cpu().numpy()
         return scores

@@ -49,7 +49,10 @@ def logits_bytes(shape: ModelShape, tokens: int, training: Training, *, width: i
     """
     vocab = shape.vocab
     if training.fused:
-        chunk = FUSED_CHUNK * vocab * 4 * (3 if backward else 2)
+        # In fp32. Forward: logits, probabilities, and either's product or logarithm; backward: the one-hot targets, the
+        # gradient and its factors too.
+        copies = 3 if not backward else 7 if training.entropy else 5
+        chunk = FUSED_CHUNK * vocab * 4 * copies
         return chunk + (2 * shape.embedding * width if backward else 0)
     one = tokens * vocab
     if not backward:

@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from retrieval_server.backends.torch_exact import search_bytes
 from retrieval_server.config import DenseSettings, IndexSettings
 from retrieval_server.indexing.plan import needs
 from s3_agent.doctor.memory import CONTEXT, GRAPHS, Item, Phase
@@ -92,10 +93,8 @@ def retriever_phases(settings: IndexSettings, *, passages: int, dimension: int, 
     items = []
     if settings.engine == "faiss_gpu" or (settings.engine == "torch" and settings.torch_device.startswith("cuda")):
         items.append(Item("index", index_bytes(settings, passages=passages, dimension=dimension, cards=cards)))
-        width = 2 if settings.torch_dtype in ("float16", "bfloat16") else 4
-        scores = QUERIES_AT_ONCE * settings.chunk * (width + 4)
-        converted = settings.chunk * dimension * width if settings.torch_dtype == "int8" else 0
-        items.append(Item("scores of a batch", scores + converted))
+        batch = search_bytes(settings, queries=QUERIES_AT_ONCE, passages=passages, dimension=dimension)
+        items.append(Item("scores of a batch", batch))
     if settings.encoder.device.startswith("cuda"):
         width = 4 if settings.encoder.dtype == "float32" else 2
         items.append(Item("encoder", ENCODER_PARAMETERS * width))

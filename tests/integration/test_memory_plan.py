@@ -1,8 +1,13 @@
 """The memory plan against torch's memory tracker: the CPU twin's trainer and the GPU recipes traced without data."""
 
+from dataclasses import replace
+
 import pytest
 
 from benchmarks.memory_plan import large, twin
+from s3_agent.doctor.activations import logits_bytes
+from s3_agent.doctor.models import PUBLISHED
+from tests.doctor_cases import training
 
 # Rows of 192 tokens: verl's log-probs on the CPU are a loop over tokens, which the tracker makes slow.
 SHORT = ("trainer.prompt_tokens=64", "trainer.response_tokens=128", "agent.limits.max_context_tokens=128")
@@ -25,6 +30,29 @@ def test_packed_rows_on_a_cpu_need_no_more_than_the_plan_says() -> None:
     """Their log-probs are computed without the copies that padded rows have; the plan has the larger of both."""
     measured = twin(2, *SHORT, f"{ENTROPY}=true")
     assert 0.5 <= measured["training_peak"]["ratio"] <= 1.15
+
+
+@pytest.mark.parametrize("entropy", [True, False])
+@pytest.mark.parametrize("backward", [True, False])
+def test_fused_log_probs_need_what_the_plan_says(entropy: bool, backward: bool) -> None:
+    """verl's own, over tensors without data; several chunks of tokens, and a large vocabulary beside few numbers."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.distributed._tools.mem_tracker import MemTracker
+    from verl.utils.experimental.torch_functional import FusedLinearForPPO
+
+    shape = replace(PUBLISHED["Qwen/Qwen2.5-3B-Instruct"], hidden=64)
+    with FakeTensorMode():
+        hidden, weights = (torch.ones(n, 64, dtype=torch.bfloat16, requires_grad=True) for n in (1536, shape.vocab))
+        tracker = MemTracker()
+        with tracker:
+            log_probs, made = FusedLinearForPPO()(hidden, weights, torch.zeros(1536, dtype=torch.long))
+            if backward:
+                (log_probs.sum() - (0 * made.sum() if entropy else 0)).backward()
+        measured = max(snapshot["Total"] for snapshot in tracker.get_tracker_snapshot("peak").values())
+    how = replace(training("s3_3b_8x40gb"), fused=True, entropy=entropy)
+    planned = logits_bytes(shape, 1536, how, width=2, backward=backward)
+    assert planned == pytest.approx(measured, rel=0.1)
 
 
 @pytest.mark.slow

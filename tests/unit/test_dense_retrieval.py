@@ -145,6 +145,65 @@ def test_flat_search_is_numpys_exact_search(vectors: Any, model: Path, engine: A
     assert all(len(row) == len(vectors) for row in rows_of(found.search(queries, topk=len(vectors) + 5)))
 
 
+@given(
+    passages=st.integers(1, 700),
+    count=st.integers(1, 5),
+    topk=st.integers(1, 40),
+    chunk=st.sampled_from([1, 16, 100, 256, None]),
+    seed=st.integers(0, 99),
+)
+def test_the_torch_engine_finds_what_numpy_finds_whatever_the_steps_and_blocks(
+    passages: int, count: int, topk: int, chunk: int | None, seed: int
+) -> None:
+    """Some vectors are copies: of these the first rows are wanted."""
+    from retrieval_server.backends.torch_exact import TorchEngine
+
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((passages, 8)).astype(np.float32)[rng.integers(passages, size=passages)]
+    queries = rng.standard_normal((count, 8)).astype(np.float32)
+    settings = DenseSettings(encoder=EncoderSettings(model="none"), engine="torch", chunk=chunk)
+    hits = TorchEngine(rows, settings).search(queries, topk=topk)
+    wanted = exact(rows.astype(np.float64), queries.astype(np.float64), topk)
+    scores = (rows.astype(np.float64) @ queries.T.astype(np.float64)).astype(np.float32)
+    for at, (found, best) in enumerate(zip(hits, wanted, strict=True)):
+        assert [row for row, _ in found] == sorted(best, key=lambda row: (-scores[row, at], row))
+        assert [score for _, score in found] == pytest.approx(scores[best, at].tolist(), abs=1e-6)
+
+
+def test_the_torch_engine_copies_no_vectors_that_are_as_it_wants_them(vectors: Any, tmp_path: Path) -> None:
+    """A memory map stays on the disk, and a tensor where it is."""
+    from retrieval_server.backends.torch_exact import TorchEngine
+
+    settings = DenseSettings(encoder=EncoderSettings(model="none"), engine="torch")
+    np.save(tmp_path / "vectors.npy", vectors)
+    mapped, tensor = np.load(tmp_path / "vectors.npy", mmap_mode="r+"), torch.as_tensor(vectors.copy())
+    kept = [TorchEngine(given, settings)._vectors.data_ptr() for given in (mapped, tensor)]
+    assert kept == [mapped.ctypes.data, tensor.data_ptr()]
+    assert TorchEngine(tensor.half(), settings)._vectors.dtype == torch.float32
+
+
+def test_no_queries_have_no_hits(vectors: Any) -> None:
+    from retrieval_server.backends.torch_exact import TorchEngine
+
+    settings = DenseSettings(encoder=EncoderSettings(model="none"), engine="torch")
+    assert TorchEngine(vectors, settings).search(np.empty((0, DIMENSION), dtype=np.float32), topk=3) == []
+
+
+@pytest.mark.parametrize(("queries", "rows"), [(1, 1 << 20), (64, 1 << 17), (512, 1 << 16)])
+def test_the_scores_of_a_step_fit_a_gpus_cache_and_a_step_is_worth_starting(queries: int, rows: int) -> None:
+    """At 21M passages and one query 21 steps, and never more than 321."""
+    from retrieval_server.backends.torch_exact import rows_per_step, search_bytes
+
+    settings = DenseSettings(
+        encoder=EncoderSettings(model="none"), engine="torch", torch_device="cuda", torch_dtype="float16"
+    )
+    assert rows_per_step(settings, queries) == rows
+    assert search_bytes(settings, queries=queries, passages=21_015_324, dimension=768) < 3e9
+    compressed = settings.model_copy(update={"torch_dtype": "int8"})
+    assert rows_per_step(compressed, queries) == 1 << 16
+    assert search_bytes(compressed, queries=queries, passages=21_015_324, dimension=768) > 65536 * 768 * 2
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
 def test_fewer_bits_keep_most_neighbours(vectors: Any, model: Path, dtype: Any) -> None:
     from retrieval_server.backends.torch_exact import TorchEngine

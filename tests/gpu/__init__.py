@@ -1,0 +1,1 @@
+"""What only a GPU can tell: `bash tests/gpu/run.sh` measures it in minutes, docs/gpu.md says what each figure means."""
