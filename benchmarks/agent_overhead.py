@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from s3_agent.agents.base import Agent, Limits
 from s3_agent.agents.s3 import S3Agent
 from s3_agent.agents.search_r1 import SearchR1Agent
-from s3_agent.clients.fakes import FakeRetriever
 from s3_agent.clients.policy import Completion, TokenPolicy
 from s3_agent.clients.tokenizer import load_tokenizer
 from s3_agent.data.tasks import read_jsonl
 from s3_agent.embedded import CORPUS, NANO_POLICY
+from s3_agent.testing.fakes import FakeRetriever
 from s3_agent.types import Episode, Passage, Task
 
 RESPONSES = {

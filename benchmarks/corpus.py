@@ -35,7 +35,7 @@ def generate(path: Path, passages: int) -> None:
 
 
 def _convert(source: Path, corpus: Path) -> None:
-    from s3_agent.data.corpora import convert_corpus
+    from s3_agent.data.corpus.corpora import convert_corpus
 
     convert_corpus([source], corpus, made_of={}, drop_blank=False)
 

@@ -24,11 +24,11 @@ import httpx
 
 from s3_agent.clients.tokenizer import load_tokenizer
 from s3_agent.embedded import NANO_POLICY
+from s3_agent.evaluation import job
 from s3_agent.evaluation.pipeline import Pipeline
+from s3_agent.evaluation.players import contestants_of
 from s3_agent.evaluation.run import evaluate_all, units_of
-from s3_agent.launch import evaluate as job
-from s3_agent.launch.policies import contestants_of
-from s3_agent.launch.ports import HOST, reserve_port
+from s3_agent.processes.ports import HOST, reserve_port
 from s3_agent.recipe import Recipe, load_recipe
 from s3_agent.types import Task
 

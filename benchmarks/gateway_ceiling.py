@@ -27,8 +27,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.real_gateway import KEY, GatewayApi, real_gateway  # noqa: E402
 from benchmarks.retrieval_throughput import busy  # noqa: E402
 from s3_agent.agl.cpu.precision import processor_name  # noqa: E402
-from s3_agent.clients.fake_servers import policy_app, serve  # noqa: E402
-from s3_agent.clients.fakes import FakeSlowPolicy  # noqa: E402
+from s3_agent.testing.fakes import FakeSlowPolicy  # noqa: E402
+from s3_agent.testing.servers import policy_app, serve  # noqa: E402
 
 AGENT = "benchmarks.native_agents:OneCallNative"
 WARM = 16

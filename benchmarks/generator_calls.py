@@ -19,20 +19,20 @@ from statistics import fmean
 
 import httpx
 
+from s3_agent.ask import policy_part
 from s3_agent.clients.generator import make_generator
 from s3_agent.clients.policy import CompletionsPolicy
 from s3_agent.clients.retriever import HttpRetriever
 from s3_agent.clients.tokenizer import load_tokenizer
 from s3_agent.data.tasks import load_tasks
-from s3_agent.launch.ask import policy_part
-from s3_agent.launch.commands import generator_url, retriever_url
-from s3_agent.launch.job import resolve_ports
-from s3_agent.launch.parts import service_parts
-from s3_agent.launch.ports import HOST, reserve_port
-from s3_agent.launch.run import scratch_run
-from s3_agent.launch.stack import Stack
+from s3_agent.processes.commands import generator_url, retriever_url
+from s3_agent.processes.parts import service_parts
+from s3_agent.processes.ports import HOST, reserve_port
+from s3_agent.processes.run_folder import scratch_run
+from s3_agent.processes.stack import Stack
 from s3_agent.recipe import Recipe, load_recipe
 from s3_agent.rollout.runner import Outcome, run_task
+from s3_agent.training.job import resolve_ports
 from s3_agent.types import Task
 
 

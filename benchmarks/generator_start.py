@@ -25,17 +25,17 @@ from s3_agent.clients.connections import async_client
 from s3_agent.clients.generator import make_generator
 from s3_agent.clients.prompts import AnswerPrompt
 from s3_agent.clients.retriever import HttpRetriever
-from s3_agent.data.naive_rag import naive_rag
-from s3_agent.data.rag_cache import RagAnswer, RagCache
+from s3_agent.data.naive_rag.answers import naive_rag
+from s3_agent.data.naive_rag.cache import RagAnswer, RagCache
 from s3_agent.data.tasks import load_tasks
-from s3_agent.launch.commands import generator_url, retriever_url
-from s3_agent.launch.data_answers import services
-from s3_agent.launch.job import resolve_ports
-from s3_agent.launch.parts import service_parts
-from s3_agent.launch.run import scratch_run
-from s3_agent.launch.serving import served_packages, with_precision
-from s3_agent.launch.stack import PART, PRELOADED, Stack, own_processes
+from s3_agent.preparation.answer_stages import services
+from s3_agent.processes.commands import generator_url, retriever_url
+from s3_agent.processes.parts import service_parts
+from s3_agent.processes.run_folder import scratch_run
+from s3_agent.processes.serving import served_packages, with_precision
+from s3_agent.processes.stack import PART, PRELOADED, Stack, own_processes
 from s3_agent.recipe import Recipe, load_recipe
+from s3_agent.training.job import resolve_ports
 from s3_agent.types import Passage, Task
 
 

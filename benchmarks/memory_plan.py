@@ -17,10 +17,10 @@ import typer
 
 from s3_agent.agl.verl_config import TrainerSettings, trainer_config
 from s3_agent.doctor.activations import activations
-from s3_agent.doctor.models import PUBLISHED, ModelShape, model_shape
 from s3_agent.doctor.trainer_memory import state_bytes
 from s3_agent.doctor.training import Training, read_training
 from s3_agent.embedded import NANO_POLICY
+from s3_agent.machine.model_files import PUBLISHED, ModelShape, model_shape
 from s3_agent.recipe import load_recipe
 
 

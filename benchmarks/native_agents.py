@@ -1,11 +1,11 @@
 """What the throughput benchmark plays, as native agents; `agents` plays the same."""
 
 from benchmarks.agents import CALLS, PROMPT
-from s3_agent.clients.fakes import ToyTokenizer
 from s3_agent.clients.http import bearer
 from s3_agent.clients.policy import CompletionsPolicy
 from s3_agent.rollout.jobs import Job
-from s3_agent.rollout.native import WorkerSettings, http_client
+from s3_agent.rollout.worker.native import WorkerSettings, http_client
+from s3_agent.testing.fakes import ToyTokenizer
 
 
 class FourCallsNative:

@@ -25,11 +25,11 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.real_gateway import KEY, real_gateway  # noqa: E402
-from s3_agent.clients.fake_servers import generator_app, policy_app, retriever_app, serve  # noqa: E402
-from s3_agent.clients.fakes import FakeGenerator, FakePolicy, FakeRetriever  # noqa: E402
 from s3_agent.clients.tokenizer import load_tokenizer  # noqa: E402
 from s3_agent.embedded import NANO_POLICY  # noqa: E402
-from s3_agent.launch.ports import reserve_port  # noqa: E402
+from s3_agent.processes.ports import reserve_port  # noqa: E402
+from s3_agent.testing.fakes import FakeGenerator, FakePolicy, FakeRetriever  # noqa: E402
+from s3_agent.testing.servers import generator_app, policy_app, retriever_app, serve  # noqa: E402
 from s3_agent.types import Passage  # noqa: E402
 
 READY_WITHIN_S = 120.0

@@ -10,8 +10,8 @@ from typing import Any
 
 import httpx
 
-from s3_agent.launch.commands import gateway_command
-from s3_agent.launch.ports import reserve_port
+from s3_agent.processes.commands import gateway_command
+from s3_agent.processes.ports import reserve_port
 from s3_agent.recipe import load_recipe
 
 KEY = "real-gateway"

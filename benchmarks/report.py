@@ -19,7 +19,7 @@ from playwright.sync_api import sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from s3_agent.evaluation.page.render import write_report
+from s3_agent.evaluation.report.render import write_report
 from tests.evaluated import write_evaluation
 from tests.integration.test_report_page import FLAGS
 

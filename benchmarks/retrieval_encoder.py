@@ -21,7 +21,7 @@ from typing import Any
 from package_texts import passages
 from synthetic_vectors import Generator, neighbourhood, structure
 
-from retrieval_server.backends.encoder import Encoder
+from retrieval_server.backends.dense.encoder import Encoder
 from retrieval_server.config import EncoderSettings
 
 BATCH, TIMED = 128, 1024

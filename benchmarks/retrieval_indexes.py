@@ -27,7 +27,7 @@ import psutil
 from synthetic_vectors import Generator
 
 from retrieval_server.backends.base import Hits
-from retrieval_server.backends.faiss_index import FaissEngine, make, read
+from retrieval_server.backends.dense.faiss_index import FaissEngine, make, read
 from retrieval_server.config import COMPRESSED, DenseSettings, EncoderSettings
 
 KINDS = ("flat", "hnsw", "sq8", "rabitq", "pq", "ivf_flat", "ivf_sq8", "ivf_pq", "ivf_rabitq")

@@ -27,8 +27,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.real_gateway import KEY, GatewayApi, real_gateway  # noqa: E402
-from s3_agent.clients.fake_servers import policy_app, serve  # noqa: E402
-from s3_agent.clients.fakes import FakePolicy  # noqa: E402
+from s3_agent.testing.fakes import FakePolicy  # noqa: E402
+from s3_agent.testing.servers import policy_app, serve  # noqa: E402
 
 ENV_CLASS, NATIVE = "benchmarks.agents:Trivial", "benchmarks.native_agents:TrivialNative"
 CALLS_CLASS, CALLS_NATIVE = "benchmarks.agents:FourCalls", "benchmarks.native_agents:FourCallsNative"

@@ -23,7 +23,7 @@ from s3_agent.clients.generator import GeneratorSettings
 from s3_agent.clients.judge import JudgeSettings
 from s3_agent.clients.prompts import ContextLayout
 from s3_agent.clients.tokenizer import ChatTemplate
-from s3_agent.data.sources import SourceSettings
+from s3_agent.data.published.sources import SourceSettings
 from s3_agent.errors import ConfigError, nearest
 from s3_agent.rollout.runner import AgentSettings
 from s3_agent.shipped import EXAMPLES, shipped_recipes

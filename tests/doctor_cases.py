@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from s3_agent.agl.verl_config import TrainerRecipe, TrainerSettings, trainer_config
-from s3_agent.clients.fakes import ToyTokenizer
-from s3_agent.data.rag_cache import Fingerprint, RagAnswer, RagCache
+from s3_agent.data.naive_rag.cache import Fingerprint, RagAnswer, RagCache
 from s3_agent.doctor.case import Case, IndexFacts, ModelFiles
-from s3_agent.doctor.machine import GIB, MIB, Disk, Gpu, Host, Machine
-from s3_agent.doctor.models import PUBLISHED
 from s3_agent.doctor.training import Training, read_training
+from s3_agent.machine.description import GIB, MIB, Disk, Gpu, Host, Machine
+from s3_agent.machine.model_files import PUBLISHED
 from s3_agent.recipe import Recipe, load_recipe
+from s3_agent.testing.fakes import ToyTokenizer
 from s3_agent.types import Task
 
 PINNED = {"agentlightning": "1.0.2", "verl": "0.8.0", "torch": "2.11.0", "vllm": "0.20.2", "flash-attn": "2.8.3"}

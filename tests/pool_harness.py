@@ -19,16 +19,16 @@ from s3_agent.clients.generator import GeneratorSettings
 from s3_agent.data.tasks import read_jsonl
 from s3_agent.embedded import NANO_POLICY
 from s3_agent.errors import GeneratorError
-from s3_agent.launch.run import EPISODES, POOL_LOG
+from s3_agent.processes.run_folder import EPISODES, POOL_LOG
 from s3_agent.rollout.episode_log import EpisodeRecord
 from s3_agent.rollout.failure_policy import FailurePolicy
 from s3_agent.rollout.jobs import AttemptResult, Job
-from s3_agent.rollout.monitor import Monitor
-from s3_agent.rollout.native import WorkerSettings
+from s3_agent.rollout.pool.monitor import Monitor
+from s3_agent.rollout.pool.settings import PoolSettings
+from s3_agent.rollout.pool.supervisor import Supervisor
 from s3_agent.rollout.runner import AgentSettings
-from s3_agent.rollout.settings import PoolSettings
-from s3_agent.rollout.supervisor import Supervisor
-from s3_agent.rollout.worker import NativeWorker
+from s3_agent.rollout.worker.native import WorkerSettings
+from s3_agent.rollout.worker.worker import NativeWorker
 from s3_agent.types import Passage
 
 ROOT = Path(__file__).parents[1]
@@ -38,9 +38,9 @@ QUICK = FailurePolicy(first_wait_s=0.05, longest_wait_s=0.2)
 _POOL = """
 import sys
 from s3_agent.logs import set_up_log
-from s3_agent.rollout.native import WorkerSettings
-from s3_agent.rollout.pool import run_pool
-from s3_agent.rollout.settings import PoolSettings
+from s3_agent.rollout.worker.native import WorkerSettings
+from s3_agent.rollout.pool.pool import run_pool
+from s3_agent.rollout.pool.settings import PoolSettings
 set_up_log()
 pool, worker = PoolSettings.model_validate_json(sys.argv[1]), WorkerSettings.model_validate_json(sys.argv[2])
 raise SystemExit(run_pool(pool, worker))

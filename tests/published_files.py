@@ -10,8 +10,8 @@ import numpy
 import pyarrow
 import pyarrow.parquet
 
-from s3_agent.data.fake_hub import FakeHub
-from s3_agent.data.sources import FLASHRAG, MIRAGE_FILE, S3_ROWS, SEARCH_R1_ROWS
+from s3_agent.data.published.sources import FLASHRAG, MIRAGE_FILE, S3_ROWS, SEARCH_R1_ROWS
+from s3_agent.testing.fake_hub import FakeHub
 
 Row = dict[str, Any]
 CITIES = ["Oslo", "Lima", "Quito", "Accra", "Sofia", "Riga", "Doha", "Hanoi", "Tunis", "Minsk", "Dakar", "Seoul"]

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from retrieval_server.backends.analysis import stemmer_release
-from retrieval_server.backends.bm25 import Bm25
-from retrieval_server.backends.vectors import RECORD, VECTORS, fill, open_vectors
+from retrieval_server.backends.bm25.analysis import stemmer_release
+from retrieval_server.backends.bm25.index import Bm25
+from retrieval_server.backends.dense.vectors import RECORD, VECTORS, fill, open_vectors
 from retrieval_server.config import Bm25Settings, DenseSettings
 from retrieval_server.corpus import Corpus, Report, silent
 from retrieval_server.errors import RetrievalError
@@ -39,7 +39,7 @@ Rows = Callable[[int, int], Any]
 def build_index(corpus: Corpus, folder: Path, settings: Settings, *, report: Report = silent) -> None:
     """Build the index in `folder`, replacing what is there. Raises RetrievalError, and leaves the old index then."""
     if isinstance(settings, DenseSettings):
-        from retrieval_server.backends.encoder import Encoder
+        from retrieval_server.backends.dense.encoder import Encoder
 
         encoder = Encoder(settings.encoder)
 
@@ -69,7 +69,7 @@ def build_from_vectors(
         vectors = fill(partial, passages=len(corpus), dimension=dimension, dtype=dtype, rows=rows, report=report)
         if vectors.shape != (len(corpus), dimension):
             raise RetrievalError(f"{partial / VECTORS} has the shape {vectors.shape}", remedy=f"remove {partial}")
-        from retrieval_server.backends.faiss_index import make, write
+        from retrieval_server.backends.dense.faiss_index import make, write
 
         write(make(vectors, settings, report=report), partial / FAISS_FILE)
         return {"dimension": dimension, "metric": "inner_product", "vectors": len(vectors)}
@@ -93,8 +93,8 @@ def convert_index(
         def rows(start: int, end: int) -> Any:
             return vectors[start:end]
     else:
-        from retrieval_server.backends.faiss_index import read
-        from retrieval_server.backends.foreign_faiss import ForeignIndex
+        from retrieval_server.backends.dense.faiss_index import read
+        from retrieval_server.backends.dense.foreign_faiss import ForeignIndex
 
         index = ForeignIndex(read(source), corpus, source, report=report)
         index.check_vectors()

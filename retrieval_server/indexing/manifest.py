@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from retrieval_server.backends.analysis import stemmer_release
+from retrieval_server.backends.bm25.analysis import stemmer_release
 from retrieval_server.config import Bm25Settings, DenseSettings, LuceneSettings, index_settings
 from retrieval_server.corpus import LINES_RECORD, Corpus, Report, silent
 from retrieval_server.errors import RetrievalError

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from retrieval_server.backends.base import Backend
-from retrieval_server.backends.bm25 import Bm25
-from retrieval_server.backends.dense import Dense, Engine
-from retrieval_server.backends.lucene import Lucene
-from retrieval_server.backends.vectors import open_vectors
+from retrieval_server.backends.bm25.index import Bm25
+from retrieval_server.backends.dense.index import Dense, Engine
+from retrieval_server.backends.dense.vectors import open_vectors
+from retrieval_server.backends.lucene.index import Lucene
 from retrieval_server.config import Bm25Settings, DenseSettings, LuceneSettings
 from retrieval_server.corpus import Corpus, Report, silent
 from retrieval_server.errors import RetrievalError
@@ -58,7 +58,7 @@ def _load(corpus: Corpus, folder: Path, settings: Settings, report: Report) -> B
         case DenseSettings():
             engine, dimension = _engine(corpus, folder, settings, report)
             report("loading the encoder", 0, 0)
-            from retrieval_server.backends.encoder import Encoder
+            from retrieval_server.backends.dense.encoder import Encoder
 
             encoder = Encoder(settings.encoder)
             if encoder.dimension != dimension:
@@ -72,14 +72,14 @@ def _load(corpus: Corpus, folder: Path, settings: Settings, report: Report) -> B
 
 def _engine(corpus: Corpus, folder: Path, settings: DenseSettings, report: Report) -> tuple[Engine, int]:
     if settings.engine == "torch":
-        from retrieval_server.backends.torch_exact import TorchEngine
+        from retrieval_server.backends.dense.torch_exact import TorchEngine
 
         vectors = open_vectors(folder)
         return TorchEngine(vectors, settings), vectors.shape[1]
-    from retrieval_server.backends.faiss_index import FaissEngine, read
+    from retrieval_server.backends.dense.faiss_index import FaissEngine, read
 
     if settings.file is not None:
-        from retrieval_server.backends.foreign_faiss import ForeignIndex
+        from retrieval_server.backends.dense.foreign_faiss import ForeignIndex
 
         foreign = ForeignIndex(read(settings.file), corpus, settings.file, report=report)
         return FaissEngine(foreign.index, settings, rows=foreign.rows), foreign.index.d

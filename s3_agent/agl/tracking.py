@@ -15,7 +15,7 @@ import orjson
 import verl.utils.tracking as verl_tracking
 
 from s3_agent.agl.run_files import EPISODES_VARIABLE, METRICS_VARIABLE
-from s3_agent.data.appended import AppendedLines
+from s3_agent.data.files.appended import AppendedLines
 from s3_agent.rollout.episode_log import GrowingFile, read_record
 from s3_agent.rollout.step_metrics import batch_metrics, step_metrics
 
@@ -27,7 +27,7 @@ class AppendedJsonl:
     """verl's `file` tracker overwrites its file; this one adds to it.
 
     `at` is the time of the row in Unix seconds. A step is logged when its checkpoint is whole and before the next one
-    begins, so that it separates the step's rollouts from later ones (`s3_agent.launch.resume`).
+    begins, so that it separates the step's rollouts from later ones (`s3_agent.training.resume`).
     """
 
     def __init__(self, path: Path) -> None:

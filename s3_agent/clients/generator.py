@@ -11,7 +11,7 @@ import httpx
 import structlog
 from pydantic import Field
 
-from s3_agent.clients.answer_cache import CachedChat
+from s3_agent.clients.answers.cache import CachedChat
 from s3_agent.clients.chat_model import ChatReply, Message, ModelSettings, ServedModel, make_chat_model
 from s3_agent.clients.model_server import ModelServer
 from s3_agent.clients.prompts import CONTEXT, AnswerPrompt, answer_messages, read_answer

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from s3_agent.data.files import refuse_lfs_pointer
+from s3_agent.data.files.whole import refuse_lfs_pointer
 from s3_agent.data.golds import golds_in
 from s3_agent.errors import ConfigError
 from s3_agent.types import Task

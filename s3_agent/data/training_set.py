@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from s3_agent.agents.base import retrieval_query
-from s3_agent.data.files import write_rows
-from s3_agent.data.naive_retrieval import Retrieved
-from s3_agent.data.published_rows import to_published, write_parquet
+from s3_agent.data.files.tables import Row
+from s3_agent.data.files.whole import write_rows
+from s3_agent.data.naive_rag.cache import RagCache, beyond_rag
+from s3_agent.data.naive_rag.passages import Retrieved
+from s3_agent.data.published.rows import to_published, write_parquet
 from s3_agent.data.questions import Dropped
-from s3_agent.data.rag_cache import RagCache, beyond_rag
-from s3_agent.data.tables import Row
 from s3_agent.data.tasks import load_tasks, task_rows
 
 

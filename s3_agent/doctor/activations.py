@@ -6,8 +6,8 @@ torch's own memory tracker sees for the same operations.
 
 from dataclasses import dataclass
 
-from s3_agent.doctor.models import ModelShape
 from s3_agent.doctor.training import Training
+from s3_agent.machine.model_files import ModelShape
 
 WIDTH = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2}
 FUSED_CHUNK = 512  # tokens: verl/utils/experimental/torch_functional.py

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from s3_agent.agl.cpu.precision import Precision
 from s3_agent.clients.tokenizer import Tokenizer
-from s3_agent.data.rag_cache import Fingerprint, RagCache
-from s3_agent.doctor.machine import Machine
-from s3_agent.doctor.models import ModelShape
+from s3_agent.data.naive_rag.cache import Fingerprint, RagCache
 from s3_agent.doctor.training import Training
+from s3_agent.machine.description import Machine
+from s3_agent.machine.model_files import ModelShape
 from s3_agent.recipe import Recipe
 from s3_agent.types import Task
 

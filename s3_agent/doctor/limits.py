@@ -14,8 +14,8 @@ from s3_agent.clients.gateway import CONNECTIONS
 from s3_agent.clients.gateway_limit import STOCK_CALL_S, GatewayLimit, gateway_limit
 from s3_agent.doctor.case import Case
 from s3_agent.doctor.findings import Finding, error, warning
-from s3_agent.doctor.machine import Host
 from s3_agent.doctor.serving_memory import read_options
+from s3_agent.machine.description import Host
 
 FILES_AT_REST, FILES_A_ROLLOUT = 512, 4
 THREADS_AT_REST, THREADS_A_WORKER = 2048, 16

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from s3_agent.doctor.machine import GIB, MIB
+from s3_agent.machine.description import GIB, MIB
 
 Basis = Literal["computed", "assumed"]
 

@@ -8,11 +8,11 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from retrieval_server.backends.torch_exact import search_bytes
+from retrieval_server.backends.dense.torch_exact import search_bytes
 from retrieval_server.config import DenseSettings, IndexSettings
 from retrieval_server.indexing.plan import needs
 from s3_agent.doctor.memory import CONTEXT, GRAPHS, Item, Phase
-from s3_agent.doctor.models import ModelShape
+from s3_agent.machine.model_files import ModelShape
 
 WIKI_18 = 21_015_324
 DIMENSION, ENCODER_PARAMETERS = 768, 109_482_240  # E5-base

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from s3_agent.doctor.case import Case
 from s3_agent.doctor.checks.memory import check_caches, plans
-from s3_agent.doctor.machine import Machine, described
+from s3_agent.machine.description import Machine, described
 
 CARDS_GB = (16, 24, 40, 48, 80, 96, 141)
 

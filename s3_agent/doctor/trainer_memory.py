@@ -5,10 +5,10 @@ trainer is on the GPU, whatever is offloaded: offloading frees it for the sampli
 """
 
 from s3_agent.doctor.activations import WIDTH, activations, logits_bytes
-from s3_agent.doctor.machine import GIB
 from s3_agent.doctor.memory import COLLECTIVES, CONTEXT, GRAPHS, Item, Phase, with_fragments
-from s3_agent.doctor.models import ModelShape
 from s3_agent.doctor.training import Training
+from s3_agent.machine.description import GIB
+from s3_agent.machine.model_files import ModelShape
 
 TRAIN_CHANGE = (
     "set trainer.fused_log_probs=true and trainer.tokens_per_gpu to prompt_tokens + response_tokens, or train on more "

@@ -8,7 +8,7 @@ import shutil
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from s3_agent.data.files import follow_umask
+from s3_agent.data.files.whole import follow_umask
 from s3_agent.errors import ConfigError
 
 NAME = "SmolLM2-135M-Instruct"

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict
 
 from s3_agent.data.tasks import load_tasks
 from s3_agent.errors import ConfigError
-from s3_agent.evaluation.intervals import Difference, Estimate, difference_of, estimate_means, holm
-from s3_agent.evaluation.statistics import exact
+from s3_agent.evaluation.statistics.intervals import Difference, Estimate, difference_of, estimate_means, holm
+from s3_agent.evaluation.statistics.tests import exact
 from s3_agent.evaluation.summary import Summary, accuracies, validation_passes
 from s3_agent.rollout.episode_log import read_records
 from s3_agent.types import Task

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from s3_agent.clients.prompts import render_context
-from s3_agent.data.files import write_whole
+from s3_agent.data.files.whole import write_whole
 from s3_agent.errors import ConfigError
 from s3_agent.evaluation.records import EvaluatedTask, results_of
 from s3_agent.names import file_name

@@ -18,7 +18,7 @@ from typing import Any
 
 import structlog
 
-from s3_agent.data.appended import AppendedLines
+from s3_agent.data.files.appended import AppendedLines
 from s3_agent.errors import ConfigError
 
 log = structlog.get_logger()

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from s3_agent.errors import S3AgentError
-from s3_agent.evaluation.intervals import difference_of
+from s3_agent.evaluation.statistics.intervals import difference_of
 from s3_agent.rollout.episode_log import EpisodeRecord
 from s3_agent.types import Task
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from s3_agent.evaluation.intervals import Difference, Estimate, difference_of, estimate_means, holm
 from s3_agent.evaluation.records import SCORES, EvaluatedTask
+from s3_agent.evaluation.statistics.intervals import Difference, Estimate, difference_of, estimate_means, holm
 
 COMPARED = (*SCORES, "searches", "tokens")
 """Measures by which agents are compared, each a family of its own for the correction."""

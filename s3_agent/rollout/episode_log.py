@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from s3_agent.data.appended import AppendedLines
+from s3_agent.data.files.appended import AppendedLines
 from s3_agent.errors import DataError
 from s3_agent.types import Episode, Task
 

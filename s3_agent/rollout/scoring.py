@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from s3_agent.agents.search_r1 import scored_responses, scored_text
-from s3_agent.clients.answer_cache import asked_model
+from s3_agent.clients.answers.cache import asked_model
 from s3_agent.clients.generator import Generator, answer_cut
 from s3_agent.clients.judge import Judge
 from s3_agent.clients.prompts import AnswerPrompt

@@ -17,7 +17,7 @@ def step_metrics(records: Sequence[EpisodeRecord]) -> dict[str, float]:
     `rag_baseline` is naive RAG's accuracy on the same questions, `invalid_actions` a share of all responses,
     `answers_kept` the share of answers that the generator was not asked for again. `retries/…` counts attempts that
     failed and were tried again, or given up, by the boundary at fault. `answers_untrained` counts the policy's answers
-    that are in no training row (`s3_agent.rollout.recorded`), of agents other than ours.
+    that are in no training row (`s3_agent.rollout.pool.recorded`), of agents other than ours.
     """
     metrics: dict[str, float] = {}
     for split, is_train in (("train", True), ("val", False)):

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from s3_agent.errors import ConfigError
 from s3_agent.rollout.episode_log import EpisodeRecord
-from s3_agent.rollout.pool_log import PoolEvent
+from s3_agent.rollout.pool.pool_log import PoolEvent
 
 Ending = Literal["succeeded", "failed", "lost", "open"]
 """How a rollout ended. `lost`: its pool has ended, or was started again and did not adopt it, and there is no end.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy
 
 from s3_agent.rollout.jobs import Job
-from s3_agent.rollout.native import Played, RecipeAgent, WorkerSettings, http_client
+from s3_agent.rollout.worker.native import Played, RecipeAgent, WorkerSettings, http_client
 
 
 class _Once:

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from s3_agent.data.prepared import rag_fingerprint
-from s3_agent.data.rag_cache import RagCache
+from s3_agent.data.naive_rag.cache import RagCache
 from s3_agent.data.tasks import load_tasks, read_jsonl
+from s3_agent.data_identity import rag_fingerprint
 from s3_agent.embedded import RAG_CACHE, TRAIN
-from s3_agent.launch.commands import generator_url, retriever_url
-from s3_agent.launch.job import resolve_ports
-from s3_agent.launch.parts import service_parts
-from s3_agent.launch.run import Run
-from s3_agent.launch.stack import Stack
+from s3_agent.processes.commands import generator_url, retriever_url
+from s3_agent.processes.parts import service_parts
+from s3_agent.processes.run_folder import Run
+from s3_agent.processes.stack import Stack
 from s3_agent.recipe import load_recipe
+from s3_agent.training.job import resolve_ports
 
 ROOT = Path(__file__).parents[2]
 STEPS = 3

@@ -14,7 +14,7 @@ import pytest
 from s3_agent.agl.verl_config import TrainerSettings
 from s3_agent.data.tasks import read_jsonl
 from s3_agent.evaluation.comparison import Comparison
-from s3_agent.launch.run import Run
+from s3_agent.processes.run_folder import Run
 from s3_agent.rollout.episode_log import EpisodeRecord
 from tests.e2e.conftest import QUESTIONS, ROLLOUTS, ROOT, Services, rag_cache_of
 
@@ -25,7 +25,7 @@ CLASSES = {
     "s3-seed0": "s3_agent.agl.entry:S3Agent",
     "search_r1-seed0": "s3_agent.agl.entry:SearchR1Agent",
     "one_look_agent-OneLook-seed0": STRANGER,
-    "s3-rewards-shuffled-seed0": "s3_agent.rollout.controls:ShuffledRewards",
+    "s3-rewards-shuffled-seed0": "s3_agent.rollout.worker.controls:ShuffledRewards",
     "s3-learning-rate-0-seed0": "s3_agent.agl.entry:S3Agent",
 }
 VALIDATION = 8

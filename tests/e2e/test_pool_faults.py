@@ -16,12 +16,12 @@ import pytest
 from fastapi import FastAPI, Request, Response
 
 from benchmarks.real_gateway import GatewayApi, real_gateway
-from s3_agent.clients.fake_servers import generator_app, policy_app, retriever_app, serve
-from s3_agent.clients.fakes import FakeGenerator, FakePolicy, FakeRetriever
 from s3_agent.clients.tokenizer import load_tokenizer
 from s3_agent.embedded import NANO_POLICY
 from s3_agent.rollout.failure_policy import FailurePolicy
-from s3_agent.rollout.settings import PoolSettings
+from s3_agent.rollout.pool.settings import PoolSettings
+from s3_agent.testing.fakes import FakeGenerator, FakePolicy, FakeRetriever
+from s3_agent.testing.servers import generator_app, policy_app, retriever_app, serve
 from tests.pool_harness import (
     NORWAY,
     SPAIN,

@@ -12,15 +12,15 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
+from s3_agent.ask import policy_part
 from s3_agent.data.tasks import read_jsonl
 from s3_agent.evaluation.summary import logprob_gap, training_rows
-from s3_agent.launch.ask import policy_part
-from s3_agent.launch.ports import HOST, reserve_port
-from s3_agent.launch.resume import LATEST, checkpoint_steps
-from s3_agent.launch.run import Run
-from s3_agent.launch.stack import MARKER, Stack
-from s3_agent.launch.twin import load_twin
+from s3_agent.processes.ports import HOST, reserve_port
+from s3_agent.processes.run_folder import Run
+from s3_agent.processes.stack import MARKER, Stack
 from s3_agent.rollout.episode_log import EpisodeRecord
+from s3_agent.training.resume import LATEST, checkpoint_steps
+from s3_agent.training.twin import load_twin
 from tests.e2e.conftest import LARGEST_GAP, ROOT, Services
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]

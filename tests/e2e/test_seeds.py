@@ -9,11 +9,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from s3_agent.ask import POLICY_NAME, policy_part
 from s3_agent.embedded import NANO_POLICY
-from s3_agent.launch.ask import POLICY_NAME, policy_part
-from s3_agent.launch.ports import HOST, reserve_port
-from s3_agent.launch.run import Run
-from s3_agent.launch.stack import Stack
+from s3_agent.processes.ports import HOST, reserve_port
+from s3_agent.processes.run_folder import Run
+from s3_agent.processes.stack import Stack
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 

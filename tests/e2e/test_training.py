@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from s3_agent.data.tasks import read_jsonl
 from s3_agent.embedded import NANO_POLICY
 from s3_agent.evaluation.summary import Summary, logprob_gap, training_rows
-from s3_agent.launch.run import Run
-from s3_agent.launch.stack import MARKER
+from s3_agent.processes.run_folder import Run
+from s3_agent.processes.stack import MARKER
 from s3_agent.rollout.episode_log import EpisodeRecord
 from tests.e2e.conftest import LARGEST_GAP, QUESTIONS, ROLLOUTS, STEPS, Services
 

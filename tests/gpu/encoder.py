@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from benchmarks.untrained_encoder import save_untrained_bert
-from retrieval_server.backends.encoder import Encoder
-from retrieval_server.backends.vectors import SHARD, fill
+from retrieval_server.backends.dense.encoder import Encoder
+from retrieval_server.backends.dense.vectors import SHARD, fill
 from retrieval_server.config import EncoderSettings
 from tests.gpu.measuring import Measuring, begin
 

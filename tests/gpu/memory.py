@@ -22,9 +22,9 @@ import torch
 from s3_agent.agl.verl_config import TrainerRecipe, TrainerSettings, settings_alone
 from s3_agent.doctor.activations import activations
 from s3_agent.doctor.memory import FRAGMENTS
-from s3_agent.doctor.models import PUBLISHED, ModelShape
 from s3_agent.doctor.trainer_memory import training_phases
 from s3_agent.doctor.training import Training, read_training
+from s3_agent.machine.model_files import PUBLISHED, ModelShape
 from s3_agent.recipe import load_recipe
 from tests.gpu.measuring import Measuring, begin
 

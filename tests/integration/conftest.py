@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import pytest
 
 from benchmarks.real_gateway import GatewayApi, real_gateway
-from s3_agent.clients.fake_servers import generator_app, policy_app, retriever_app, serve
-from s3_agent.clients.fakes import FakeGenerator, FakePolicy, FakeRetriever
 from s3_agent.clients.tokenizer import load_tokenizer
 from s3_agent.embedded import NANO_POLICY
-from s3_agent.rollout.native import WorkerSettings
+from s3_agent.rollout.worker.native import WorkerSettings
+from s3_agent.testing.fakes import FakeGenerator, FakePolicy, FakeRetriever
+from s3_agent.testing.servers import generator_app, policy_app, retriever_app, serve
 from tests.pool_harness import NORWAY, SPAIN, reader, searcher, worker_settings
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from s3_agent.cli import app
-from s3_agent.clients.fake_servers import generator_app, policy_app, retriever_app, serve
-from s3_agent.clients.fakes import FakeGenerator, FakePolicy, FakeRetriever
+from s3_agent.cli.main import app
 from s3_agent.clients.tokenizer import load_tokenizer
 from s3_agent.embedded import NANO_POLICY
+from s3_agent.testing.fakes import FakeGenerator, FakePolicy, FakeRetriever
+from s3_agent.testing.servers import generator_app, policy_app, retriever_app, serve
 from s3_agent.types import Episode, Passage
 
 DOC = Passage(id="1", title="Norway", text="The currency of Norway is the krone.")

@@ -12,10 +12,10 @@ from unittest import mock
 import httpx
 import pytest
 
-from s3_agent.launch import stack as stack_module
-from s3_agent.launch.parts import training_parts
-from s3_agent.launch.run import Run
-from s3_agent.launch.stack import Part, Stack, own_processes
+from s3_agent.processes import stack as stack_module
+from s3_agent.processes.parts import training_parts
+from s3_agent.processes.run_folder import Run
+from s3_agent.processes.stack import Part, Stack, own_processes
 from s3_agent.recipe import load_recipe
 from tests.unit.test_connections import FakeServer
 
@@ -198,7 +198,7 @@ def test_the_doctor_of_a_command_sees_the_environment_of_its_shell() -> None:
     """The command line has left out the proxy by then."""
     source = (
         "import os; del os.environ['all_proxy']\n"
-        "from s3_agent.doctor.host_snapshot import this_machine\n"
+        "from s3_agent.machine.host import this_machine\n"
         "print(this_machine(paths=[], inputs=[], packages={}).host.environment['all_proxy'])"
     )
     environment = {**os.environ, "all_proxy": "socks5://127.0.0.1:9"}

@@ -18,17 +18,17 @@ from typing import Any
 import pytest
 import yaml
 
-from s3_agent.clients.fake_servers import generator_app, retriever_app, serve
-from s3_agent.clients.fakes import FakeGenerator, FakeRetriever
-from s3_agent.data.fake_hub import FakeHub, hub_app
 from s3_agent.data.tasks import load_tasks, read_jsonl
 from s3_agent.errors import DataError, RagCacheError, S3AgentError
 from s3_agent.recipe import load_recipe
+from s3_agent.testing.fake_hub import FakeHub, hub_app
+from s3_agent.testing.fakes import FakeGenerator, FakeRetriever
+from s3_agent.testing.servers import generator_app, retriever_app, serve
 from s3_agent.types import Passage
 from tests.published_files import PASSAGES, QUESTIONS, city, fake_hub, wiki
 
 spawning = multiprocessing.get_context("forkserver")
-spawning.set_forkserver_preload(["s3_agent.launch.data_stages", "retrieval_server.indexing.command", "huggingface_hub"])
+spawning.set_forkserver_preload(["s3_agent.preparation.stages", "retrieval_server.indexing.command", "huggingface_hub"])
 
 
 def hub_at(url: str) -> dict[str, str]:
@@ -86,7 +86,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         for name, value in hub_at(url).items():
             monkeypatch.setattr(f"huggingface_hub.{name}", value, raising=False)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
-        monkeypatch.setattr("s3_agent.data.fetching.WAIT_S", 0.0)
+        monkeypatch.setattr("s3_agent.data.published.fetching.WAIT_S", 0.0)
         recipe = tmp_path / "recipe.yaml"
         places = dict.fromkeys(("corpus", "train", "validation", "rag_cache"), "x")
         sources = {"train": ["nq", "hotpotqa"], "test": ["nq", "hotpotqa", "medqa"], "github_raw": f"{url}/raw"}
@@ -106,8 +106,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 
 def prepare(world: World, folder: Path, *overrides: str, wanted: str = "all", **options: Any) -> list[str]:
     """Run the stages; what was said."""
-    from s3_agent.data.stages import Ledger, run_stages
-    from s3_agent.launch.data_stages import DataStages
+    from s3_agent.data.files.stages import Ledger, run_stages
+    from s3_agent.preparation.stages import DataStages
 
     recipe = load_recipe(str(world.recipe), [*world.overrides(folder), *overrides])
     said: list[str] = []
@@ -153,9 +153,9 @@ def test_from_nothing_to_a_training_set_and_a_second_run_does_nothing(world: Wor
 def _child(recipe: str, overrides: list[str], url: str, cache: str, events: int | None) -> None:
     import huggingface_hub.constants as constants
 
-    import s3_agent.data.fetching as fetching
-    from s3_agent.data.stages import Ledger, run_stages
-    from s3_agent.launch.data_stages import DataStages
+    import s3_agent.data.published.fetching as fetching
+    from s3_agent.data.files.stages import Ledger, run_stages
+    from s3_agent.preparation.stages import DataStages
 
     for place, value in hub_at(url).items():
         module, name = place.split(".")
@@ -452,7 +452,7 @@ def test_a_generator_that_fails_midway_keeps_what_was_answered(world: World, tmp
     [("generator.model=other", "generator"), ("data.rag_topk=2", "topk"), ("judge.rule=judge", "judge")],
 )
 def test_a_cache_of_other_parts_is_refused_by_field(world: World, tmp_path: Path, override: str, field: str) -> None:
-    from s3_agent.data.prepared import prepare_tasks
+    from s3_agent.data_identity import prepare_tasks
 
     folder = tmp_path / "data"
     prepare(world, folder)
@@ -502,7 +502,7 @@ def test_a_published_index_is_joined_from_its_parts(world: World, tmp_path: Path
 
 
 def test_two_at_once_are_refused(world: World, tmp_path: Path) -> None:
-    from s3_agent.data.stages import Ledger
+    from s3_agent.data.files.stages import Ledger
 
     with Ledger(tmp_path / "data").held(), pytest.raises(DataError, match="another process prepares"):
         prepare(world, tmp_path / "data")

@@ -13,9 +13,9 @@ import pytest
 
 from benchmarks.real_gateway import KEY, GatewayApi
 from s3_agent.rollout.failure_policy import FailurePolicy
-from s3_agent.rollout.native import WorkerSettings
-from s3_agent.rollout.recorded import NO_TOKENS, OTHER_CHOICES, SAME_PROMPT
-from s3_agent.rollout.settings import PoolSettings
+from s3_agent.rollout.pool.recorded import NO_TOKENS, OTHER_CHOICES, SAME_PROMPT
+from s3_agent.rollout.pool.settings import PoolSettings
+from s3_agent.rollout.worker.native import WorkerSettings
 from tests.pool_harness import QUICK, ROOT, gone, pool_settings, records, started, task, until
 
 PLAIN = "tests.agents.plain"

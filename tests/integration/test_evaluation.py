@@ -16,16 +16,16 @@ import pytest
 from fastapi import FastAPI, HTTPException
 from typer.testing import CliRunner, Result
 
-from s3_agent.cli import app
-from s3_agent.clients.fake_servers import generator_app, policy_app, retriever_app, serve
-from s3_agent.clients.fakes import FakeGenerator, FakePolicy, FakeRetriever
+from s3_agent.cli.main import app
 from s3_agent.clients.tokenizer import load_tokenizer
 from s3_agent.data.tasks import read_jsonl
 from s3_agent.embedded import NANO_POLICY
 from s3_agent.errors import GeneratorError, LaunchError
+from s3_agent.evaluation.job import services_id
 from s3_agent.evaluation.records import EvaluatedTask, EvaluationSetting
-from s3_agent.launch.evaluate import services_id
-from s3_agent.launch.stack import MARKER, Part, Stack
+from s3_agent.processes.stack import MARKER, Part, Stack
+from s3_agent.testing.fakes import FakeGenerator, FakePolicy, FakeRetriever
+from s3_agent.testing.servers import generator_app, policy_app, retriever_app, serve
 from s3_agent.types import Passage
 from tests.pool_harness import until
 

@@ -10,10 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from s3_agent.agents.methods import METHODS, AgentName
-from s3_agent.cli import app
+from s3_agent.cli.main import app
 from s3_agent.clients.chat_policy import ChatPolicy
-from s3_agent.clients.fake_servers import generator_app, policy_app, retriever_app, serve
-from s3_agent.clients.fakes import FakeGenerator, FakePolicy, FakeRetriever
 from s3_agent.clients.generator import GeneratorSettings, make_generator
 from s3_agent.clients.policy import CompletionsPolicy, NoPolicy, Policy
 from s3_agent.clients.retriever import HttpRetriever
@@ -21,6 +19,8 @@ from s3_agent.clients.tokenizer import load_tokenizer
 from s3_agent.embedded import NANO_POLICY
 from s3_agent.errors import ConfigError
 from s3_agent.rollout.runner import AgentSettings, run_task
+from s3_agent.testing.fakes import FakeGenerator, FakePolicy, FakeRetriever
+from s3_agent.testing.servers import generator_app, policy_app, retriever_app, serve
 from s3_agent.types import Episode, Passage, Task
 
 DOC = Passage(id="1", title="Norway", text="The currency of Norway is the krone.")

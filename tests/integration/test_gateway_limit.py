@@ -17,19 +17,19 @@ from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.real_gateway import KEY, GatewayApi, real_gateway
 from s3_agent.agl import gateway as entry
-from s3_agent.clients.fake_servers import policy_app, serve
-from s3_agent.clients.fakes import FakeSlowPolicy
 from s3_agent.clients.gateway import Gateway
 from s3_agent.clients.gateway_limit import STOCK_POLICY_CALLS, GatewayLimit, gateway_limit
+from s3_agent.doctor.gather import gather
 from s3_agent.doctor.limits import gateway_of
 from s3_agent.errors import ConfigError, GatewayError, LaunchError
-from s3_agent.launch.preflight import gather
 from s3_agent.recipe import load_recipe
-from s3_agent.rollout import supervisor as supervisor_module
 from s3_agent.rollout.failure_policy import TIMEOUT
 from s3_agent.rollout.jobs import Job
-from s3_agent.rollout.native import RecipeAgent, WorkerSettings
-from s3_agent.rollout.worker import NativeWorker
+from s3_agent.rollout.pool import supervisor as supervisor_module
+from s3_agent.rollout.worker.native import RecipeAgent, WorkerSettings
+from s3_agent.rollout.worker.worker import NativeWorker
+from s3_agent.testing.fakes import FakeSlowPolicy
+from s3_agent.testing.servers import policy_app, serve
 from tests.pool_harness import make_supervisor, pool_settings, task, until, work, worker_settings
 
 ONE_CALL = "benchmarks.native_agents:OneCallNative"

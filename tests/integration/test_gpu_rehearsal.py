@@ -101,6 +101,6 @@ def test_every_figure_is_explained(findings: list[dict[str, Any]]) -> None:
 
 def test_the_candidate_kernel_is_never_loaded_without_a_card() -> None:
     """Triton is not in the environment of a CPU; the engine must not need it."""
-    code = "import sys; import retrieval_server.backends.torch_exact; print('triton' in sys.modules)"
+    code = "import sys; import retrieval_server.backends.dense.torch_exact; print('triton' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

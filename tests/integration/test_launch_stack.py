@@ -15,10 +15,10 @@ import psutil
 import pytest
 
 from s3_agent.errors import LaunchError
-from s3_agent.launch import stack as stack_module
-from s3_agent.launch.evaluate import services_id
-from s3_agent.launch.ports import listening
-from s3_agent.launch.stack import Part, Stack, own_processes, scratch_folder
+from s3_agent.evaluation.job import services_id
+from s3_agent.processes import stack as stack_module
+from s3_agent.processes.ports import listening
+from s3_agent.processes.stack import Part, Stack, own_processes, scratch_folder
 
 ROOT = Path(__file__).parents[2]
 SERVER = """
@@ -217,7 +217,7 @@ LAUNCHER = """
 import signal, sys
 from pathlib import Path
 from s3_agent.launch import stack as module
-from s3_agent.launch.stack import Interrupted, Part, Stack
+from s3_agent.processes.stack import Interrupted, Part, Stack
 module.STOP_S = 3.0
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may themselves run under nohup
 daemon, pid_file, log, run_id = sys.argv[1:]

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from fastapi import FastAPI, Request
 
-from s3_agent.clients.fake_servers import policy_app, retriever_app, serve
-from s3_agent.clients.fakes import FakePolicy, FakeRetriever
 from s3_agent.clients.tokenizer import load_tokenizer
 from s3_agent.embedded import NANO_POLICY
-from s3_agent.launch.ports import reserve_port
-from s3_agent.rollout.native import WorkerSettings
+from s3_agent.processes.ports import reserve_port
+from s3_agent.rollout.worker.native import WorkerSettings
+from s3_agent.testing.fakes import FakePolicy, FakeRetriever
+from s3_agent.testing.servers import policy_app, retriever_app, serve
 from tests.pool_harness import ROOT, SPAIN, searcher, task
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

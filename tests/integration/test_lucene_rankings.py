@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from retrieval_server.backends.analysis import EnglishAnalyzer
-from retrieval_server.backends.bm25 import Bm25
-from retrieval_server.backends.lucene import Lucene
+from retrieval_server.backends.bm25.analysis import EnglishAnalyzer
+from retrieval_server.backends.bm25.index import Bm25
+from retrieval_server.backends.lucene.index import Lucene
 from retrieval_server.config import Bm25Settings, LuceneSettings
 from retrieval_server.corpus import Corpus
 from retrieval_server.errors import RetrievalError

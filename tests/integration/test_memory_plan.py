@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.memory_plan import large, twin
 from s3_agent.doctor.activations import logits_bytes
-from s3_agent.doctor.models import PUBLISHED
+from s3_agent.machine.model_files import PUBLISHED
 from tests.doctor_cases import training
 
 # Rows of 192 tokens: verl's log-probs on the CPU are a loop over tokens, which the tracker makes slow.

@@ -17,15 +17,15 @@ from s3_agent.agents.base import Limits
 from s3_agent.agents.s3 import S3Agent
 from s3_agent.agents.search_r1 import SearchR1Agent
 from s3_agent.agl.one_task import OneTaskSettings, policy_at
-from s3_agent.cli import app
+from s3_agent.cli.main import app
 from s3_agent.clients.chat_policy import ChatPolicy
-from s3_agent.clients.fake_servers import generator_app, policy_app, retriever_app, serve
-from s3_agent.clients.fakes import FakeGenerator, FakePolicy, FakeRetriever
 from s3_agent.clients.http import attempt_ends, call_json
 from s3_agent.clients.policy import CompletionsPolicy, Policy
 from s3_agent.clients.tokenizer import load_tokenizer
 from s3_agent.embedded import NANO_POLICY
 from s3_agent.errors import PolicyError
+from s3_agent.testing.fakes import FakeGenerator, FakePolicy, FakeRetriever
+from s3_agent.testing.servers import generator_app, policy_app, retriever_app, serve
 from s3_agent.types import Passage, StopReason, Task
 from tests.unit.test_chat_templates import BASE, LISTS
 

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config
 
 from s3_agent.embedded import NANO_POLICY
-from s3_agent.launch.export import export_policy
-from s3_agent.launch.portable import in_both_forms, make_portable
-from s3_agent.launch.run import Run
+from s3_agent.processes.run_folder import Run
+from s3_agent.training.export import export_policy
+from s3_agent.training.portable import in_both_forms, make_portable
 from tests.installed_wheel import find_uv
 
 OLD = "transformers==4.57.6"

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from s3_agent import cli
+from s3_agent.cli import main as cli
+from s3_agent.doctor import gather as preflight
 from s3_agent.doctor.checks.memory import plans, ram_items
 from s3_agent.doctor.examine import examine
 from s3_agent.doctor.findings import errors
-from s3_agent.doctor.machine import GIB, Disk, Machine, described
+from s3_agent.doctor.job import doctor_job, dry_run_extra, require_sound
 from s3_agent.embedded import CORPUS, NANO_POLICY, RAG_CACHE, TRAIN, VALIDATION
 from s3_agent.errors import ConfigError
-from s3_agent.launch import preflight
-from s3_agent.launch.doctor import doctor_job, dry_run_extra, require_sound
+from s3_agent.machine.description import GIB, Disk, Machine, described
 from s3_agent.recipe import load_recipe
 from tests.doctor_cases import HOST
 

@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from benchmarks.real_gateway import KEY, GatewayApi
-from s3_agent.launch.ports import _is_loopback
-from s3_agent.rollout.native import WorkerSettings
+from s3_agent.processes.ports import _is_loopback
+from s3_agent.rollout.worker.native import WorkerSettings
 from tests.pool_harness import ROOT, gone, task, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]

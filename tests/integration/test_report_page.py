@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from s3_agent.evaluation.page.render import write_report
+from s3_agent.evaluation.report.render import write_report
 from tests.evaluated import HOSTILE, write_evaluation, write_run
 
 CHROMIUM = os.environ.get("S3_AGENT_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")

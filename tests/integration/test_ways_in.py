@@ -19,10 +19,10 @@ from agentlightning.schemas import Rollout
 from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.real_gateway import KEY, GatewayApi
-from s3_agent.clients.fake_servers import generator_app, retriever_app, serve
-from s3_agent.clients.fakes import FakeGenerator, FakeRetriever
 from s3_agent.embedded import NANO_POLICY
-from s3_agent.rollout.native import WorkerSettings
+from s3_agent.rollout.worker.native import WorkerSettings
+from s3_agent.testing.fakes import FakeGenerator, FakeRetriever
+from s3_agent.testing.servers import generator_app, retriever_app, serve
 from tests.installed_wheel import build_wheel, find_uv
 from tests.integration.test_env_contract import stock_controller
 from tests.pool_harness import ROOT, SPAIN, reader, task, until

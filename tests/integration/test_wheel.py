@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from s3_agent.launch.ports import reserve_port
+from s3_agent.processes.ports import reserve_port
 from tests.installed_wheel import ROOT, Installation, build_wheel, commands_of, install
 
 README = ROOT / "README.md"

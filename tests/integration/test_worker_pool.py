@@ -14,19 +14,19 @@ import pytest
 from fastapi import FastAPI, Request, Response
 
 from benchmarks.real_gateway import GatewayApi, real_gateway
-from s3_agent.clients.fake_servers import generator_app, serve
-from s3_agent.clients.fakes import FakeGenerator
+from s3_agent.cli.rollout import pool_files, show_rollout
 from s3_agent.clients.tokenizer import load_tokenizer
-from s3_agent.data.appended import AppendedLines
+from s3_agent.data.files.appended import AppendedLines
 from s3_agent.embedded import NANO_POLICY
 from s3_agent.errors import ConfigError, DataError, GatewayError
-from s3_agent.launch.rollout_story import pool_files, show_rollout
 from s3_agent.rollout.failure_policy import FailurePolicy
-from s3_agent.rollout.native import WorkerSettings
-from s3_agent.rollout.pool import GATEWAY_LOST, only_pool_of
-from s3_agent.rollout.recorded import SAME_PROMPT
-from s3_agent.rollout.settings import PoolSettings
+from s3_agent.rollout.pool.pool import GATEWAY_LOST, only_pool_of
+from s3_agent.rollout.pool.recorded import SAME_PROMPT
+from s3_agent.rollout.pool.settings import PoolSettings
 from s3_agent.rollout.story import Story
+from s3_agent.rollout.worker.native import WorkerSettings
+from s3_agent.testing.fakes import FakeGenerator
+from s3_agent.testing.servers import generator_app, serve
 from tests.agents.native import ODD_ENDS, ODD_RESULTS
 from tests.full_disk import cut_short, small_disk
 from tests.pool_harness import (

@@ -12,9 +12,9 @@ from s3_agent.embedded import NANO_POLICY
 from s3_agent.errors import ConfigError
 from s3_agent.rollout.cancelling import cancel_line
 from s3_agent.rollout.jobs import AttemptResult, Failure, Job
-from s3_agent.rollout.launcher import LocalLauncher, SocketLink, WorkerLost
-from s3_agent.rollout.native import WorkerSettings
-from s3_agent.rollout.worker import NativeWorker
+from s3_agent.rollout.pool.launcher import LocalLauncher, SocketLink, WorkerLost
+from s3_agent.rollout.worker.native import WorkerSettings
+from s3_agent.rollout.worker.worker import NativeWorker
 from tests.agents.native import ODD_ENDS, ODD_RESULTS
 
 PLAIN = "tests.agents.plain:Sleeps"

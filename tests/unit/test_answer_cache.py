@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from s3_agent.clients import answer_cache
-from s3_agent.clients.answer_cache import MOST_FAILURES, CachedChat, asked_model, content_address
-from s3_agent.clients.answer_store import ASIDE, AnswerStore
+from s3_agent.clients.answers import cache as answer_cache
+from s3_agent.clients.answers.cache import MOST_FAILURES, CachedChat, asked_model, content_address
+from s3_agent.clients.answers.store import ASIDE, AnswerStore
 from s3_agent.clients.chat_model import Message, ModelSettings
 from s3_agent.errors import GeneratorError
 

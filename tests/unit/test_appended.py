@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from s3_agent.data.appended import AppendedLines
-from s3_agent.data.checkpoint import Checkpoint
+from s3_agent.data.files.appended import AppendedLines
+from s3_agent.data.files.checkpoint import Checkpoint
 from s3_agent.errors import DataError
 from s3_agent.evaluation.stages import Stage, key_of
 from s3_agent.rollout.episode_log import EpisodeLog, read_records

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from s3_agent.agents import deep_retrieval, ircot, search_o1
 from s3_agent.agents.methods import METHODS
 from s3_agent.clients.chat_policy import ChatPolicy
-from s3_agent.clients.fakes import FakeGenerator, FakePolicy, FakeRetriever
 from s3_agent.clients.prompts import AnswerPrompt
 from s3_agent.errors import ConfigError, PolicyError, RetrieverError
 from s3_agent.rollout.runner import AgentSettings, Outcome, run_task
+from s3_agent.testing.fakes import FakeGenerator, FakePolicy, FakeRetriever
 from s3_agent.types import ActionKind, Episode, Passage, StopReason, Task
 
 A, B, C, D = (Passage(id=name, title=f'"{name}"', text=f"text of {name}") for name in "ABCD")

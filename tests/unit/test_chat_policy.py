@@ -11,8 +11,8 @@ from s3_agent.agents.base import Limits
 from s3_agent.agents.s3 import S3Agent
 from s3_agent.agents.search_r1 import SearchR1Agent
 from s3_agent.clients.chat_policy import ChatPolicy, close_stop
-from s3_agent.clients.fakes import FakeRetriever
 from s3_agent.errors import PolicyError
+from s3_agent.testing.fakes import FakeRetriever
 from s3_agent.types import Passage, StopReason, Task
 
 TASK = Task(id="t", question="Which", golden_answers=("a",), initial_passages=())

@@ -13,21 +13,21 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from s3_agent.agl.one_task import OneTaskSettings
-from s3_agent.clients.answer_cache import content_address
+from s3_agent.clients.answers.cache import content_address
 from s3_agent.clients.chat_model import ModelSettings
 from s3_agent.clients.chat_policy import ChatPolicy, chat_body
 from s3_agent.clients.generator import GeneratorSettings, make_generator
 from s3_agent.clients.judge import JudgeSettings
 from s3_agent.clients.tokenizer import ChatTemplate, load_tokenizer, lost_message, policy_tokenizer
-from s3_agent.data.fingerprint import Fingerprint
+from s3_agent.data.naive_rag.fingerprint import Fingerprint
 from s3_agent.embedded import NANO_POLICY
 from s3_agent.errors import ConfigError
-from s3_agent.launch.changes import conditions_of
-from s3_agent.launch.contract import env_map_of
-from s3_agent.launch.job import trainer_settings
-from s3_agent.launch.policies import hosted_policy
-from s3_agent.launch.run import Run
+from s3_agent.evaluation.players import hosted_policy
+from s3_agent.processes.run_folder import Run
 from s3_agent.recipe import load_recipe
+from s3_agent.training.agent_environment import env_map_of
+from s3_agent.training.changes import conditions_of
+from s3_agent.training.job import trainer_settings
 from s3_agent.types import Passage
 
 QUESTION = "Which currency?"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from s3_agent.cli import app
+from s3_agent.cli.main import app
 
 
 def compare(folder: Path, *arguments: str) -> Result:

@@ -10,7 +10,7 @@ from scipy.stats import wilcoxon
 
 from s3_agent.errors import ConfigError
 from s3_agent.evaluation.comparison import Comparison, TrainedRun, compare, unseen
-from s3_agent.evaluation.comparison_view import comparison_markdown, terminal_comparison
+from s3_agent.evaluation.views.comparison import comparison_markdown, terminal_comparison
 
 QUESTIONS = 60
 NAIVE = {f"q{number}": float(number % 3 == 0) for number in range(QUESTIONS)}

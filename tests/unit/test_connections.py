@@ -29,10 +29,10 @@ from s3_agent.clients.connections import (
     sparing_loopback,
     usable_proxy,
 )
-from s3_agent.clients.fake_servers import policy_app, serve
-from s3_agent.clients.fakes import FakeSlowPolicy
 from s3_agent.clients.gateway import Gateway
 from s3_agent.errors import GeneratorError
+from s3_agent.testing.fakes import FakeSlowPolicy
+from s3_agent.testing.servers import policy_app, serve
 
 PACKAGE = Path(s3_agent.__file__).parent
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from s3_agent.agents.base import Limits
 from s3_agent.agents.s3 import S3Agent
 from s3_agent.agents.search_r1 import SearchR1Agent
-from s3_agent.clients.fakes import FakePolicy, FakeRetriever, ToyTokenizer
 from s3_agent.clients.tokenizer import load_tokenizer
 from s3_agent.embedded import NANO_POLICY
+from s3_agent.testing.fakes import FakePolicy, FakeRetriever, ToyTokenizer
 from s3_agent.types import Episode, Passage, Task
 
 PIECES = (">\n", "y>", "</", ">\n\n", "h> ", "ation>\n")

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s3_agent.data.files import (
+from s3_agent.data.files.stages import Ledger, Need, Stage, check_room, run_stages
+from s3_agent.data.files.whole import (
     Report,
     cut_torn_line,
     grow_rows,
@@ -25,11 +26,10 @@ from s3_agent.data.files import (
     write_whole,
     written_whole,
 )
-from s3_agent.data.stages import Ledger, Need, Stage, check_room, run_stages
 from s3_agent.embedded import CORPUS, TRAIN, VALIDATION
 from s3_agent.errors import DataError, S3AgentError
-from s3_agent.evaluation.page.render import write_report
-from s3_agent.launch.data_stages import DataStages
+from s3_agent.evaluation.report.render import write_report
+from s3_agent.preparation.stages import DataStages
 from s3_agent.recipe import load_recipe
 from tests.evaluated import write_run
 from tests.full_disk import with_small_files
@@ -91,7 +91,7 @@ def test_a_torn_line_is_cut(tmp_path: Path) -> None:
 FULL = """
 import resource, sys
 from pathlib import Path
-from s3_agent.data.files import grow_rows, silent
+from s3_agent.data.files.whole import grow_rows, silent
 from s3_agent.errors import DataError
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
 try:

@@ -17,14 +17,14 @@ from retrieval_server.corpus import Corpus
 from retrieval_server.errors import RetrievalError
 from retrieval_server.indexing import build_index
 from retrieval_server.passages import contents_of, read_id, read_passage
-from s3_agent.data.corpora import passages_of_files
-from s3_agent.data.files import write_rows
+from s3_agent.data.corpus.corpora import passages_of_files
+from s3_agent.data.files.tables import read_rows
+from s3_agent.data.files.whole import write_rows
 from s3_agent.data.golds import golds_in
-from s3_agent.data.published_rows import tasks_of
+from s3_agent.data.published.rows import tasks_of
 from s3_agent.data.questions import flashrag_questions, own_questions
-from s3_agent.data.tables import read_rows
 from s3_agent.errors import DataError
-from s3_agent.launch.own_data import import_own
+from s3_agent.preparation.own_data import import_own
 
 DOCS = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 Row = dict[str, Any]

@@ -18,8 +18,8 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from benchmarks.untrained_encoder import save_untrained_bert
-from retrieval_server.backends.boolean import parse
-from retrieval_server.backends.faiss_index import blas_threshold
+from retrieval_server.backends.bm25.boolean import parse
+from retrieval_server.backends.dense.faiss_index import blas_threshold
 from retrieval_server.backends.ordering import fetch_ties, ordered
 from retrieval_server.config import DenseSettings, EncoderSettings, ServerSettings, read_index_settings
 from retrieval_server.corpus import Corpus
@@ -91,7 +91,7 @@ def rows_of(found: Any) -> list[list[int]]:
 def test_vectors_are_the_models_states_pooled(model: Path, pooling: Any) -> None:
     from transformers import AutoModel, AutoTokenizer
 
-    from retrieval_server.backends.encoder import Encoder
+    from retrieval_server.backends.dense.encoder import Encoder
 
     texts = ["river bank", "castle", "krone norway city water stone music"]
     encoder = Encoder(EncoderSettings.e5(str(model), pooling=pooling, max_tokens=7))
@@ -107,7 +107,7 @@ def test_vectors_are_the_models_states_pooled(model: Path, pooling: Any) -> None
 
 @given(lengths=st.lists(st.integers(1, 600), max_size=80), padding=st.integers(0, 500))
 def test_texts_are_computed_once_in_batches_of_like_length(lengths: list[int], padding: int) -> None:
-    from retrieval_server.backends.encoder import BATCH_TOKENS, batches
+    from retrieval_server.backends.dense.encoder import BATCH_TOKENS, batches
 
     made = list(batches(lengths, padding))
     assert sorted(row for batch in made for row in batch) == list(range(len(lengths)))
@@ -123,7 +123,7 @@ def test_texts_are_computed_once_in_batches_of_like_length(lengths: list[int], p
 
 
 def test_a_model_that_is_not_there_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
-    from retrieval_server.backends.encoder import Encoder
+    from retrieval_server.backends.dense.encoder import Encoder
 
     with pytest.raises(RetrievalError, match=r"can not be loaded(.|\n)*What to do"):
         Encoder(EncoderSettings(model=str(tmp_path / "nothing")))
@@ -132,8 +132,8 @@ def test_a_model_that_is_not_there_is_an_error_that_says_what_to_do(tmp_path: Pa
 @pytest.mark.parametrize("engine", ["faiss", "torch"])
 @pytest.mark.parametrize("count", [1, 3, 40])
 def test_flat_search_is_numpys_exact_search(vectors: Any, model: Path, engine: Any, count: int) -> None:
-    from retrieval_server.backends.faiss_index import FaissEngine, make
-    from retrieval_server.backends.torch_exact import TorchEngine
+    from retrieval_server.backends.dense.faiss_index import FaissEngine, make
+    from retrieval_server.backends.dense.torch_exact import TorchEngine
 
     queries = np.random.default_rng(2).standard_normal((count, DIMENSION)).astype(np.float32)
     settings = e5(model, chunk=64)
@@ -156,7 +156,7 @@ def test_the_torch_engine_finds_what_numpy_finds_whatever_the_steps_and_blocks(
     passages: int, count: int, topk: int, chunk: int | None, seed: int
 ) -> None:
     """Some vectors are copies: of these the first rows are wanted."""
-    from retrieval_server.backends.torch_exact import TorchEngine
+    from retrieval_server.backends.dense.torch_exact import TorchEngine
 
     rng = np.random.default_rng(seed)
     rows = rng.standard_normal((passages, 8)).astype(np.float32)[rng.integers(passages, size=passages)]
@@ -172,7 +172,7 @@ def test_the_torch_engine_finds_what_numpy_finds_whatever_the_steps_and_blocks(
 
 def test_the_torch_engine_copies_no_vectors_that_are_as_it_wants_them(vectors: Any, tmp_path: Path) -> None:
     """A memory map stays on the disk, and a tensor where it is."""
-    from retrieval_server.backends.torch_exact import TorchEngine
+    from retrieval_server.backends.dense.torch_exact import TorchEngine
 
     settings = DenseSettings(encoder=EncoderSettings(model="none"), engine="torch")
     np.save(tmp_path / "vectors.npy", vectors)
@@ -183,7 +183,7 @@ def test_the_torch_engine_copies_no_vectors_that_are_as_it_wants_them(vectors: A
 
 
 def test_no_queries_have_no_hits(vectors: Any) -> None:
-    from retrieval_server.backends.torch_exact import TorchEngine
+    from retrieval_server.backends.dense.torch_exact import TorchEngine
 
     settings = DenseSettings(encoder=EncoderSettings(model="none"), engine="torch")
     assert TorchEngine(vectors, settings).search(np.empty((0, DIMENSION), dtype=np.float32), topk=3) == []
@@ -192,7 +192,7 @@ def test_no_queries_have_no_hits(vectors: Any) -> None:
 @pytest.mark.parametrize(("queries", "rows"), [(1, 1 << 20), (64, 1 << 17), (512, 1 << 16)])
 def test_the_scores_of_a_step_fit_a_gpus_cache_and_a_step_is_worth_starting(queries: int, rows: int) -> None:
     """At 21M passages and one query 21 steps, and never more than 321."""
-    from retrieval_server.backends.torch_exact import rows_per_step, search_bytes
+    from retrieval_server.backends.dense.torch_exact import rows_per_step, search_bytes
 
     settings = DenseSettings(
         encoder=EncoderSettings(model="none"), engine="torch", torch_device="cuda", torch_dtype="float16"
@@ -206,7 +206,7 @@ def test_the_scores_of_a_step_fit_a_gpus_cache_and_a_step_is_worth_starting(quer
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
 def test_fewer_bits_keep_most_neighbours(vectors: Any, model: Path, dtype: Any) -> None:
-    from retrieval_server.backends.torch_exact import TorchEngine
+    from retrieval_server.backends.dense.torch_exact import TorchEngine
 
     queries = np.random.default_rng(2).standard_normal((20, DIMENSION)).astype(np.float32)
     found = rows_of(TorchEngine(vectors, e5(model, torch_dtype=dtype)).search(queries, topk=8))
@@ -234,7 +234,7 @@ def test_every_layout_finds_the_neighbours_with_their_true_scores(
 
 
 def test_a_graph_is_the_same_with_any_number_of_threads(model: Path) -> None:
-    from retrieval_server.backends.faiss_index import make
+    from retrieval_server.backends.dense.faiss_index import make
 
     many = np.random.default_rng(0).standard_normal((4000, DIMENSION)).astype(np.float32)
     made: list[bytes] = []
@@ -443,8 +443,8 @@ def copied(vectors: Any) -> Any:
 def test_copies_come_in_the_order_of_their_rows_whatever_else_is_asked(
     copied: Any, model: Path, engine: Any, dtype: Any
 ) -> None:
-    from retrieval_server.backends.faiss_index import FaissEngine, make
-    from retrieval_server.backends.torch_exact import TorchEngine
+    from retrieval_server.backends.dense.faiss_index import FaissEngine, make
+    from retrieval_server.backends.dense.torch_exact import TorchEngine
 
     settings = e5(model, chunk=37, torch_dtype=dtype)
     found: Any = FaissEngine(make(copied, settings), settings) if engine == "faiss" else TorchEngine(copied, settings)
@@ -536,7 +536,7 @@ def test_a_converted_index_has_the_same_vectors(corpus: Corpus, model: Path, tmp
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from retrieval_server.backends import vectors
+from retrieval_server.backends.dense import vectors
 from retrieval_server.config import read_index_settings
 from retrieval_server.corpus import Corpus
 from retrieval_server.indexing import build_index

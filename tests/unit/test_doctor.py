@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from s3_agent.agl.cpu.precision import Precision
-from s3_agent.clients.fakes import ToyTokenizer
 from s3_agent.doctor.case import Case, IndexFacts, ModelFiles
 from s3_agent.doctor.examine import examine
 from s3_agent.doctor.findings import Severity, as_rows, as_text
 from s3_agent.doctor.limits import limits, rollouts_at_once
-from s3_agent.doctor.machine import GIB, MIB, Disk, described
+from s3_agent.machine.description import GIB, MIB, Disk, described
+from s3_agent.testing.fakes import ToyTokenizer
 from s3_agent.types import Task
 from tests.doctor_cases import A100, HOST, INSTALLED, TASKS, rag_cache, sound
 

@@ -8,11 +8,11 @@ import pytest
 from retrieval_server.config import DenseSettings, EncoderSettings
 from s3_agent.agl.verl_config import settings_alone
 from s3_agent.doctor.checks.memory import plans
-from s3_agent.doctor.machine import GIB, described
 from s3_agent.doctor.memory import as_rows, as_text
-from s3_agent.doctor.models import PUBLISHED, from_config
 from s3_agent.doctor.serving_memory import index_bytes
 from s3_agent.doctor.training import read_training
+from s3_agent.machine.description import GIB, described
+from s3_agent.machine.model_files import PUBLISHED, from_config
 from tests.doctor_cases import settings, sound, training
 
 GB = 10**9

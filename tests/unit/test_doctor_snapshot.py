@@ -6,11 +6,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from s3_agent.doctor.gpu_snapshot import read_gpus
-from s3_agent.doctor.host_snapshot import has_wandb_key, pins, shadowing, this_machine
-from s3_agent.doctor.machine import MIB, described
-from s3_agent.doctor.models import missing_files, model_folder, model_shape
 from s3_agent.errors import ConfigError
+from s3_agent.machine.description import MIB, described
+from s3_agent.machine.gpus import read_gpus
+from s3_agent.machine.host import has_wandb_key, pins, shadowing, this_machine
+from s3_agent.machine.model_files import missing_files, model_folder, model_shape
 
 LISTING = """\
 0, NVIDIA A100-SXM4-40GB, 40960, 4, 580.95.05, 8.0, GPU-aaaa

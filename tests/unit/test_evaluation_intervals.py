@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from s3_agent.evaluation.intervals import Difference, difference_of, estimate_means, holm
+from s3_agent.evaluation.statistics.intervals import Difference, difference_of, estimate_means, holm
 
 SIMULATIONS = 500
 ALPHA = 0.05

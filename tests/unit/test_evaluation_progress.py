@@ -5,9 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
+from s3_agent.evaluation import progress as evaluation_progress
+from s3_agent.evaluation.progress import EvaluationProgress
 from s3_agent.evaluation.records import SCORES, EvaluatedTask, Failure
-from s3_agent.launch import evaluation_progress
-from s3_agent.launch.evaluation_progress import EvaluationProgress
 from s3_agent.types import Task
 
 TASK = Task(id="t", question="q?", golden_answers=("a",))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import wilcoxon
 
-from s3_agent.evaluation.statistics import MOST_EXACT, compare_paired, exact, signed_rank_p
+from s3_agent.evaluation.statistics.tests import MOST_EXACT, compare_paired, exact, signed_rank_p
 
 
 def pairs(

@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from s3_agent.errors import S3AgentError
-from s3_agent.evaluation.report import closing_table
 from s3_agent.evaluation.summary import Summary, logprob_gap, reward_curve, summarize, validation_passes
+from s3_agent.evaluation.views.closing import closing_table
 from s3_agent.rollout.episode_log import EpisodeRecord
 from s3_agent.types import Task
 

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from s3_agent.data.appended import AppendedLines
-from s3_agent.data.files import follow_umask
+from s3_agent.data.files.appended import AppendedLines
+from s3_agent.data.files.whole import follow_umask
 from s3_agent.embedded import NANO_POLICY
 from s3_agent.errors import ConfigError, S3AgentError
-from s3_agent.launch import commands
-from s3_agent.launch.export import export_policy, replace_policy
-from s3_agent.launch.run import Run
-from s3_agent.launch.weights import largest_change
+from s3_agent.processes import commands
+from s3_agent.processes.run_folder import Run
+from s3_agent.training.export import export_policy, replace_policy
+from s3_agent.training.weights import largest_change
 
 START = {"embed": np.arange(6, dtype="f4").reshape(2, 3), "lm_head.weight": np.ones(4, dtype="f4")}
 TRAINED = {**START, "embed": START["embed"] + np.float32(0.5)}

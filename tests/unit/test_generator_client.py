@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3_agent.clients import chat_model
-from s3_agent.clients.fake_servers import generator_app, serve
-from s3_agent.clients.fakes import FakeGenerator
 from s3_agent.clients.generator import FrozenGenerator, GeneratorSettings, make_generator
 from s3_agent.clients.prompts import AnswerPrompt, answer_messages, read_answer, render_context
 from s3_agent.embedded import NANO_POLICY
 from s3_agent.errors import ConfigError, GeneratorError
+from s3_agent.testing.fakes import FakeGenerator
+from s3_agent.testing.servers import generator_app, serve
 from s3_agent.types import Passage
 
 PASSAGES = (Passage(id="1", title='"Norway"', text="krone\nis money"), Passage(id="2", title="B (c)", text="x"))

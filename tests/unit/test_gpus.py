@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from s3_agent.errors import ConfigError
-from s3_agent.launch.gpus import VISIBLE, gpu_environment, shared_with
-from s3_agent.launch.parts import service_parts, training_parts
-from s3_agent.launch.run import Run
+from s3_agent.processes.gpus import VISIBLE, gpu_environment, shared_with
+from s3_agent.processes.parts import service_parts, training_parts
+from s3_agent.processes.run_folder import Run
 from s3_agent.recipe import load_recipe
 
 LARGE = load_recipe("s3_8x40gb")

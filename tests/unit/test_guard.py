@@ -20,21 +20,21 @@ from rich.console import Console
 from tokenizers import AddedToken, Tokenizer, normalizers
 from tokenizers.models import BPE
 
-from s3_agent import cli
 from s3_agent.agents.deep_retrieval import DeepRetrievalAgent
 from s3_agent.agents.ircot import IrcotAgent
 from s3_agent.agents.s3 import S3Protocol
 from s3_agent.agents.search_o1 import MARKERS, SearchO1Agent
 from s3_agent.agents.search_r1 import SearchR1Protocol
+from s3_agent.cli import main as cli
 from s3_agent.clients.judge import JudgePrompt, judge_messages
 from s3_agent.clients.prompts import AnswerPrompt, answer_messages
 from s3_agent.clients.tokenizer import load_tokenizer
 from s3_agent.doctor.findings import as_text, warning
 from s3_agent.embedded import generator as embedded_generator
 from s3_agent.errors import S3AgentError
-from s3_agent.evaluation.grids import Grid, terminal_grids
+from s3_agent.evaluation.views.episode import episode_view
+from s3_agent.evaluation.views.grids import Grid, terminal_grids
 from s3_agent.guard import TAGS, neutral, printable, quoted, without_control
-from s3_agent.launch.episode_view import episode_view
 from s3_agent.logs import set_up_log
 from s3_agent.types import Action, ActionKind, Episode, Passage, StopReason, Task, Turn
 

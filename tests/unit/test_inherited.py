@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3_agent.errors import LaunchError
-from s3_agent.launch.stack import scratch_folder
-from s3_agent.rollout import inherited as inherited_module
-from s3_agent.rollout.inherited import LEFT_OUT, MARK, SHORT, inherited, temporary_folder
+from s3_agent.machine import inherited as inherited_module
+from s3_agent.machine.inherited import LEFT_OUT, MARK, SHORT, inherited, temporary_folder
+from s3_agent.processes.stack import scratch_folder
 
 
 @pytest.mark.parametrize("name", [*LEFT_OUT, "TORCHELASTIC_RUN_ID"])

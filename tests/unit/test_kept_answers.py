@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from s3_agent.clients.answer_cache import content_address
+from s3_agent.clients.answers.cache import content_address
 from s3_agent.clients.chat_model import Message, ModelSettings
-from s3_agent.launch import serving
+from s3_agent.processes import serving
 from s3_agent.recipe import Recipe, load_recipe
 
 ASKED: list[Message] = [{"role": "user", "content": "q"}]

@@ -9,7 +9,7 @@ import pytest
 
 from s3_agent.agl.train import KEY_VARIABLE
 from s3_agent.errors import ConfigError
-from s3_agent.launch.keys import given_key, read_key, shown_keys, with_gateway_key
+from s3_agent.processes.keys import given_key, read_key, shown_keys, with_gateway_key
 from s3_agent.recipe import load_recipe
 
 URL = "gateway.url=http://127.0.0.1:1"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from s3_agent.errors import LaunchError
-from s3_agent.launch.ports import _is_loopback, reserve_port
+from s3_agent.processes.ports import _is_loopback, reserve_port
 
 
 @pytest.fixture

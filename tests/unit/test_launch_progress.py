@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from s3_agent.launch import progress as progress_module
-from s3_agent.launch.progress import Progress
-from s3_agent.launch.stack import Part, Stack
+from s3_agent.processes.stack import Part, Stack
 from s3_agent.rollout.episode_log import EpisodeLog, GrowingFile
+from s3_agent.training import progress as progress_module
+from s3_agent.training.progress import Progress
 
 
 class Clock:

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from pydantic import TypeAdapter, ValidationError
 
-from s3_agent.data import hub
-from s3_agent.data.hub import Wanted
+from s3_agent.data.published import hub
+from s3_agent.data.published.hub import Wanted
 from s3_agent.errors import DataError
-from s3_agent.launch.commands import gateway_command
-from s3_agent.launch.run import write_recipe
 from s3_agent.names import ContentHash, RelativePath, file_name, hydra_value, literal
+from s3_agent.processes.commands import gateway_command
+from s3_agent.processes.run_folder import write_recipe
 from s3_agent.recipe import load_recipe
 
 WANTED = Wanted(repo="owner/name", patterns=("*",))

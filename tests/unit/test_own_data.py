@@ -15,15 +15,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3_agent.data.corpora import check_corpus, passages_of, passages_of_files
-from s3_agent.data.documents import passages_of_folder, read_document
-from s3_agent.data.pdf_text import Line, text_of
+from s3_agent.data.corpus.corpora import check_corpus, passages_of, passages_of_files
+from s3_agent.data.corpus.documents import passages_of_folder, read_document
+from s3_agent.data.corpus.pdf_text import Line, text_of
+from s3_agent.data.corpus.splitting import Splitter, count_words
+from s3_agent.data.files.tables import read_rows
 from s3_agent.data.questions import Dropped, own_questions, usable
-from s3_agent.data.splitting import Splitter, count_words
-from s3_agent.data.tables import read_rows
 from s3_agent.data.tasks import load_tasks
 from s3_agent.errors import DataError
-from s3_agent.launch.own_data import import_own
+from s3_agent.preparation.own_data import import_own
 from s3_agent.recipe import load_recipe
 
 ROWS = [{"id": "a", "title": "Oslo", "text": "A city,\nin Norway."}, {"id": "b", "title": "Bergen", "text": "Rain."}]
@@ -363,7 +363,7 @@ WITHOUT_CRYPTOGRAPHY = """
 import sys
 from pathlib import Path
 sys.modules |= {"cryptography": None, "Crypto": None}
-from s3_agent.data.documents import read_document
+from s3_agent.data.corpus.documents import read_document
 from s3_agent.errors import DataError
 try:
     read_document(Path(sys.argv[1]))

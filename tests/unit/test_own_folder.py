@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from s3_agent.cli.recipes import described, list_recipes
 from s3_agent.errors import ConfigError
-from s3_agent.launch.own_data import import_own
-from s3_agent.launch.own_folder import AGENT, lay_out, own_recipe
-from s3_agent.launch.recipes import described, list_recipes
+from s3_agent.preparation.own_data import import_own
+from s3_agent.preparation.own_folder import AGENT, lay_out, own_recipe
 from s3_agent.recipe import load_recipe, recipe_path
 from s3_agent.shipped import ENVIRONMENT, EXAMPLES, IN_CLONE, shipped_recipes
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from s3_agent.launch.plan import make_plan
-from s3_agent.launch.twin import load_twin
 from s3_agent.recipe import EXAMPLES, load_recipe
+from s3_agent.training.dry_run import make_plan
+from s3_agent.training.twin import load_twin
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted(path.stem for path in EXAMPLES.glob("*/recipes/*.yaml"))
@@ -16,7 +16,7 @@ WITHOUT = """
 import sys
 for name in ("torch", "verl", "vllm", "ray", "agentlightning", "transformers", "tensordict", "numpy", "scipy"):
     sys.modules[name] = None  # importing it fails
-from s3_agent.cli import main
+from s3_agent.cli.main import main
 sys.argv = ["s3-agent", *{arguments!r}]
 main()
 """

@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 
 from s3_agent.clients.gateway import Gateway, LocalConfig, Rollout, RolloutConfig, RolloutStatus
-from s3_agent.rollout import playing
-from s3_agent.rollout.crew import Crew
 from s3_agent.rollout.episode_log import EpisodeLog
 from s3_agent.rollout.failure_policy import FailurePolicy
 from s3_agent.rollout.jobs import AttemptResult, Failure, Job
-from s3_agent.rollout.monitor import Monitor
-from s3_agent.rollout.playing import ActiveRollout, Player
-from s3_agent.rollout.pool_log import PoolLog
-from s3_agent.rollout.settings import PoolSettings
+from s3_agent.rollout.pool import playing
+from s3_agent.rollout.pool.crew import Crew
+from s3_agent.rollout.pool.monitor import Monitor
+from s3_agent.rollout.pool.playing import ActiveRollout, Player
+from s3_agent.rollout.pool.pool_log import PoolLog
+from s3_agent.rollout.pool.settings import PoolSettings
 
 
 class FakeLink:

@@ -7,12 +7,12 @@ from typing import Any
 import httpx
 import pytest
 
-from s3_agent.clients.fakes import FakePolicy, ToyTokenizer
 from s3_agent.clients.policy import CompletionsPolicy
 from s3_agent.clients.retriever import HttpRetriever, passage_of
 from s3_agent.clients.tokenizer import HuggingFaceTokenizer, load_tokenizer
 from s3_agent.embedded import NANO_POLICY
 from s3_agent.errors import BoundaryError, ConfigError, PolicyError, RetrieverError
+from s3_agent.testing.fakes import FakePolicy, ToyTokenizer
 from s3_agent.types import Passage
 
 

@@ -15,12 +15,12 @@ from rich.console import Console
 from s3_agent.clients.gateway import Gateway, LocalConfig, Rollout, RolloutConfig, RolloutStatus
 from s3_agent.clients.http import FIRST_WAIT_S
 from s3_agent.errors import ConfigError, GatewayError
-from s3_agent.rollout.contract import class_path, environment_of
 from s3_agent.rollout.episode_log import EpisodeLog, EpisodeRecord
-from s3_agent.rollout.metrics import serve_metrics
-from s3_agent.rollout.monitor import Monitor
-from s3_agent.rollout.native import WorkerSettings, is_native
-from s3_agent.rollout.view import line, show, table
+from s3_agent.rollout.pool.contract import class_path, environment_of
+from s3_agent.rollout.pool.metrics import serve_metrics
+from s3_agent.rollout.pool.monitor import Monitor
+from s3_agent.rollout.pool.view import line, show, table
+from s3_agent.rollout.worker.native import WorkerSettings, is_native
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),

@@ -12,9 +12,9 @@ import pytest
 from s3_agent.agl.cpu import precision
 from s3_agent.agl.cpu.precision import Precision
 from s3_agent.errors import ConfigError, LaunchError
-from s3_agent.launch import parts, serving
-from s3_agent.launch.commands import generator_options
-from s3_agent.launch.run import Run
+from s3_agent.processes import parts, serving
+from s3_agent.processes.commands import generator_options
+from s3_agent.processes.run_folder import Run
 from s3_agent.recipe import Recipe, load_recipe
 
 EMULATED = Precision(processor="p", kernels="_C_AVX2", seconds={"bfloat16": 8.0, "float16": 9.0, "float32": 1.0})

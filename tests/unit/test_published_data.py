@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3_agent.data.exchange import read_published, write_published
-from s3_agent.data.published_json import import_sequences, render_contexts, split_contexts
-from s3_agent.data.published_rows import Form, form_of, to_published, to_task, write_parquet
+from s3_agent.data.naive_rag.cache import RagCache
+from s3_agent.data.published.exchange import read_published, write_published
+from s3_agent.data.published.json_files import import_sequences, render_contexts, split_contexts
+from s3_agent.data.published.rows import Form, form_of, to_published, to_task, write_parquet
 from s3_agent.data.questions import Dropped, mirage_questions, sampled, usable
-from s3_agent.data.rag_cache import RagCache
 from s3_agent.data.tasks import load_tasks
 from s3_agent.errors import DataError
 from s3_agent.types import Passage, Task

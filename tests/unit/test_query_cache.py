@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval_server.backends.analysis import EnglishAnalyzer
+from retrieval_server.backends.bm25.analysis import EnglishAnalyzer
 from retrieval_server.batcher import Batcher, Hits, SearchFailed
 from retrieval_server.metrics import Metrics
 from retrieval_server.query_cache import QueryCache, normalise

@@ -9,18 +9,18 @@ import pytest
 import respx
 from structlog.testing import capture_logs
 
-from s3_agent.clients.fakes import FakeGenerator, FakeRetriever
 from s3_agent.clients.generator import GeneratorSettings
 from s3_agent.clients.judge import JudgeSettings
-from s3_agent.data import fingerprint as fingerprints
-from s3_agent.data.checkpoint import Checkpoint
-from s3_agent.data.fingerprint import Fingerprint
-from s3_agent.data.naive_rag import complete_cache, naive_rag
-from s3_agent.data.prepared import generator_window
-from s3_agent.data.rag_cache import RagAnswer, RagCache, beyond_rag
+from s3_agent.data.files.checkpoint import Checkpoint
+from s3_agent.data.naive_rag import fingerprint as fingerprints
+from s3_agent.data.naive_rag.answers import complete_cache, naive_rag
+from s3_agent.data.naive_rag.cache import RagAnswer, RagCache, beyond_rag
+from s3_agent.data.naive_rag.fingerprint import Fingerprint
+from s3_agent.data_identity import generator_window
 from s3_agent.embedded import RAG_CACHE, TRAIN, VALIDATION
 from s3_agent.errors import GeneratorError, RagCacheError, RetrieverError
 from s3_agent.recipe import load_recipe
+from s3_agent.testing.fakes import FakeGenerator, FakeRetriever
 from s3_agent.types import Passage, Task
 
 GENERATOR = GeneratorSettings(model="m", max_tokens=24)

@@ -7,10 +7,10 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from s3_agent.agl.verl_config import ESTIMATOR, trainer_config
-from s3_agent.launch.job import trainer_settings
-from s3_agent.launch.run import Run
-from s3_agent.launch.twin import load_twin
+from s3_agent.processes.run_folder import Run
 from s3_agent.recipe import EXAMPLES, Recipe, load_recipe
+from s3_agent.training.job import trainer_settings
+from s3_agent.training.twin import load_twin
 
 SHIPPED = sorted(path.stem for path in EXAMPLES.glob("*/recipes/*.yaml"))
 LARGE = [name for name in SHIPPED if name != "cpu"]

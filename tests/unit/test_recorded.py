@@ -12,7 +12,7 @@ from agentlightning.verl.agl_rollout_manager import AglRolloutManagerBase, Compl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3_agent.rollout.recorded import NO_TOKENS, OTHER_CHOICES, SAME_PROMPT, reward_of, untrained_answers
+from s3_agent.rollout.pool.recorded import NO_TOKENS, OTHER_CHOICES, SAME_PROMPT, reward_of, untrained_answers
 
 
 def reward(value: Any) -> dict[str, Any]:

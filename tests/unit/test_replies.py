@@ -15,15 +15,15 @@ from structlog.testing import capture_logs
 
 from s3_agent.agents.search_r1 import SearchR1Agent
 from s3_agent.clients.chat_policy import ChatPolicy
-from s3_agent.clients.fakes import FakeRetriever, ToyTokenizer
 from s3_agent.clients.generator import FrozenGenerator, GeneratorSettings, answer_cut, make_generator
 from s3_agent.clients.judge import JudgeSettings, make_judge, read_verdict
 from s3_agent.clients.policy import CompletionsPolicy
 from s3_agent.clients.prompts import read_answer
 from s3_agent.clients.replies import most_tokens, without_thinking
-from s3_agent.data.naive_rag import naive_rag
+from s3_agent.data.naive_rag.answers import naive_rag
 from s3_agent.errors import GeneratorError, JudgeError, PolicyError
 from s3_agent.rollout.scoring import score_generated
+from s3_agent.testing.fakes import FakeRetriever, ToyTokenizer
 from s3_agent.types import Episode, StopReason, Task
 
 TASK = Task(id="t", question="q", golden_answers=("Ada",))

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from s3_agent.errors import ConfigError
-from s3_agent.evaluation.page.anchors import anchor_of
-from s3_agent.evaluation.page.gather import gather
-from s3_agent.evaluation.page.render import write_report
+from s3_agent.evaluation.report.anchors import anchor_of
+from s3_agent.evaluation.report.gather import gather
+from s3_agent.evaluation.report.render import write_report
 from tests.evaluated import write_evaluation, write_run
 
 WIKI18 = 21_015_324

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from s3_agent.errors import ConfigError, LaunchError
-from s3_agent.launch.resume import (
+from s3_agent.processes.run_folder import Run
+from s3_agent.processes.stack import MARKER, scratch_folder
+from s3_agent.training.resume import (
     CheckpointBound,
     checkpoint_steps,
     end_leftovers,
@@ -22,8 +24,6 @@ from s3_agent.launch.resume import (
     require_ranks,
     rewind,
 )
-from s3_agent.launch.run import Run
-from s3_agent.launch.stack import MARKER, scratch_folder
 
 SAVED = 1000.0
 LATEST = "latest_checkpointed_iteration.txt"

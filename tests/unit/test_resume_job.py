@@ -10,14 +10,14 @@ import pytest
 import respx
 
 from s3_agent.doctor.checks.disk import disk_items
+from s3_agent.doctor.gather import gather
 from s3_agent.errors import ConfigError, LaunchError
-from s3_agent.launch import serving
-from s3_agent.launch.changes import changes, changes_of, record_changes, require_same, write_conditions
-from s3_agent.launch.job import require_empty_gateway, resume_job
-from s3_agent.launch.preflight import gather
-from s3_agent.launch.run import Run
-from s3_agent.launch.serving import with_answer_cache, with_served_identity
+from s3_agent.processes import serving
+from s3_agent.processes.run_folder import Run
+from s3_agent.processes.serving import with_answer_cache, with_served_identity
 from s3_agent.recipe import load_recipe
+from s3_agent.training.changes import changes, changes_of, record_changes, require_same, write_conditions
+from s3_agent.training.job import require_empty_gateway, resume_job
 from tests.doctor_cases import sound
 
 GATEWAY = "http://gateway:1"

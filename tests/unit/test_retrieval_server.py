@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from retrieval_server.backends.analysis import EnglishAnalyzer
-from retrieval_server.backends.bm25 import Bm25
-from retrieval_server.backends.lucene import Lucene
+from retrieval_server.backends.bm25.analysis import EnglishAnalyzer
+from retrieval_server.backends.bm25.index import Bm25
+from retrieval_server.backends.lucene.index import Lucene
 from retrieval_server.config import Bm25Settings, LuceneSettings, ServerSettings
 from retrieval_server.corpus import Corpus
 from retrieval_server.errors import QueryError, RetrievalError
@@ -314,7 +314,7 @@ def test_a_stemmer_whose_terms_change_with_its_release_is_known_by_it(
 ) -> None:
     settings = Bm25Settings(stemmer=stemmer)
     build_index(corpus, tmp_path / "index", settings)
-    monkeypatch.setattr("retrieval_server.backends.analysis.version", lambda _: "2.2.0.3")
+    monkeypatch.setattr("retrieval_server.backends.bm25.analysis.version", lambda _: "2.2.0.3")
     if refused:
         with pytest.raises(RetrievalError, match=r"stemmer is 'PyStemmer .*, not 'PyStemmer 2\.2\.0\.3'"):
             load_index(corpus, tmp_path / "index")

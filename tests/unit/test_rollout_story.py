@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
 
-from s3_agent.cli import app
+from s3_agent.cli.main import app
+from s3_agent.cli.rollout import overview_view, pool_files, show_rollout, story_view
 from s3_agent.errors import ConfigError
-from s3_agent.launch.rollout_story import overview_view, pool_files, show_rollout, story_view
-from s3_agent.launch.run import EPISODES, POOL_LOG
+from s3_agent.processes.run_folder import EPISODES, POOL_LOG
 from s3_agent.rollout.episode_log import EpisodeLog
-from s3_agent.rollout.pool_log import EventName, PoolLog
+from s3_agent.rollout.pool.pool_log import EventName, PoolLog
 from s3_agent.rollout.story import PoolFiles, Story
 from tests.evaluated import write_evaluation, write_run
 from tests.full_disk import cut_short

@@ -19,11 +19,11 @@ from s3_agent.agents.search_r1 import (
     scored_text,
 )
 from s3_agent.agents.settings import AgentChoice
-from s3_agent.clients.fakes import FakePolicy, FakeRetriever
 from s3_agent.errors import ConfigError
 from s3_agent.rewards.search_r1 import final_answer
 from s3_agent.rollout.scoring import score_own
 from s3_agent.tags import observation
+from s3_agent.testing.fakes import FakePolicy, FakeRetriever
 from s3_agent.types import ActionKind, Episode, Passage, StopReason, Task
 
 A, B, C = (Passage(id=name, title=f'"{name}"', text=f"text of {name}") for name in "ABC")

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from s3_agent.cli import setup as environment
+from s3_agent.cli.setup import setup_command
 from s3_agent.errors import ConfigError
-from s3_agent.launch import environment, requirements
-from s3_agent.launch.environment import setup_command
-from s3_agent.launch.stack import Part, Stack
+from s3_agent.processes import requirements
+from s3_agent.processes.stack import Part, Stack
 from s3_agent.shipped import ENVIRONMENT
 
 

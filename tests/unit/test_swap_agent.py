@@ -8,19 +8,19 @@ from typing import Any
 import pytest
 
 from s3_agent.agl.one_task import OneTaskSettings
-from s3_agent.clients.fakes import FakeGenerator, FakePolicy, FakeRetriever
 from s3_agent.clients.tokenizer import load_tokenizer
 from s3_agent.embedded import NANO_POLICY, NANO_SEARCH_R1
 from s3_agent.errors import ConfigError
-from s3_agent.launch.contract import agent_class_of, env_map_of
-from s3_agent.launch.parts import training_parts
-from s3_agent.launch.run import Run
-from s3_agent.launch.weights import largest_change
+from s3_agent.processes.parts import training_parts
+from s3_agent.processes.run_folder import Run
 from s3_agent.recipe import load_recipe, require_trainable
-from s3_agent.rollout import controls
 from s3_agent.rollout.jobs import Job
-from s3_agent.rollout.native import Played, RecipeAgent
 from s3_agent.rollout.runner import AgentSettings, run_task
+from s3_agent.rollout.worker import controls
+from s3_agent.rollout.worker.native import Played, RecipeAgent
+from s3_agent.testing.fakes import FakeGenerator, FakePolicy, FakeRetriever
+from s3_agent.training.agent_environment import agent_class_of, env_map_of
+from s3_agent.training.weights import largest_change
 from s3_agent.types import Passage, Task
 
 STRANGER = "one_look_agent:OneLook"

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from s3_agent.data.tasks import in_training_order
 from s3_agent.errors import ConfigError
-from s3_agent.launch.run import Run
-from s3_agent.launch.tasks import write_tasks
+from s3_agent.processes.run_folder import Run
 from s3_agent.recipe import load_recipe
+from s3_agent.training.task_order import write_tasks
 from s3_agent.types import Task
 
 

@@ -14,11 +14,11 @@ from s3_agent.agents.ircot import IrcotAgent
 from s3_agent.agents.s3 import S3Agent
 from s3_agent.agents.search_r1 import SearchR1Agent
 from s3_agent.clients.chat_policy import ChatPolicy
-from s3_agent.clients.fakes import FakePolicy, FakeRetriever, ToyTokenizer
 from s3_agent.clients.model_server import MOST_STOPS, NEUTRAL, ModelServer, cut_at
 from s3_agent.clients.policy import Completion, CompletionsPolicy, Policy
 from s3_agent.errors import ConfigError, ContextFull, PolicyError
 from s3_agent.recipe import load_recipe
+from s3_agent.testing.fakes import FakePolicy, FakeRetriever, ToyTokenizer
 from s3_agent.types import Episode, Passage, StopReason, Task
 
 TASK = Task(id="t", question="Which", golden_answers=("a",), initial_passages=())

@@ -1,6 +1,6 @@
 """What the environment variables of a shell, a scheduler or a container do to a run.
 
-Variables that the processes of a run do not take over (`s3_agent.rollout.inherited`) are no findings, but for the one
+Variables that the processes of a run do not take over (`s3_agent.machine.inherited`) are no findings, but for the one
 that may have been meant for it: RAY_ADDRESS.
 """
 
@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from s3_agent.clients.connections import NO_PROXY, usable_proxy
 from s3_agent.doctor.case import Case
 from s3_agent.doctor.findings import Finding, error, warning
-from s3_agent.doctor.machine import Host
-from s3_agent.rollout.inherited import MARK, SHORT
+from s3_agent.machine.description import Host
+from s3_agent.machine.inherited import MARK, SHORT
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 TRACKERS = ("tensorboard", "wandb")

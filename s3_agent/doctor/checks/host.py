@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from s3_agent.doctor.case import Case
 from s3_agent.doctor.findings import Finding, error, warning
-from s3_agent.doctor.machine import GIB
 from s3_agent.doctor.memory import gib
+from s3_agent.machine.description import GIB
 
 DAY_S = 86400
 

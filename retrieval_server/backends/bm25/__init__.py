@@ -1,0 +1,1 @@
+"""BM25 with Lucene's formula and English analysis, without Java."""

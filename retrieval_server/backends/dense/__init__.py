@@ -1,0 +1,1 @@
+"""Vectors of an encoder, searched by inner product with FAISS or torch."""

@@ -1,0 +1,1 @@
+"""An existing Lucene index, searched through pyserini."""

@@ -1,0 +1,1 @@
+"""The command line: options and printing. The work is in the rooms below."""

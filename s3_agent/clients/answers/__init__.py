@@ -1,0 +1,1 @@
+"""Answers of frozen models that are kept: one call for each question, shared by processes."""

@@ -1,0 +1,1 @@
+"""From documents of any kind to the passages of a corpus."""

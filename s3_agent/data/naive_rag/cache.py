@@ -1,0 +1,120 @@
+"""Naive-RAG answers of every task, stored with the fingerprint of what produced them (docs/data.md#the-rag-cache).
+
+s3 trains on what naive RAG can not answer and reports the gain beyond it, so a cache of another corpus, index,
+generator or prompt would silently change the task: it is refused, with the part that differs (docs/promises.md, 4).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel
+
+from s3_agent.agents.base import normalize_question
+from s3_agent.data.files.whole import write_whole
+from s3_agent.data.naive_rag.fingerprint import Fingerprint
+from s3_agent.data.questions import Dropped
+from s3_agent.errors import RagCacheError
+from s3_agent.types import Task
+
+YES_NO = {"yes", "no", "true", "false", "Yes", "No", "True", "False"}
+REBUILD = "build it for these parts: s3-agent rag-cache build --recipe …"
+
+
+class RagAnswer(BaseModel):
+    """The naive-RAG answer of one task; scores are 0 or 1.
+
+    `question` is normalised; `golden_answers` are those that the scores are by, None in published caches, which do not
+    say. `answer` is None in published caches where the original got none: that is no answer, and its score no score.
+    `data_source` is the task's.
+    """
+
+    question: str
+    answer: str | None
+    score: int
+    em_score: int
+    data_source: str = ""
+    golden_answers: tuple[str, ...] | None = None
+
+    def answers(self, task: Task) -> bool:
+        """Whether this is an answer to the task, which may have been reworded since."""
+        return self.answer is not None and self.question == normalize_question(task.question)
+
+    def scores(self, task: Task) -> bool:
+        """Whether its scores are by the golden answers of the task, which may have been corrected since."""
+        return self.golden_answers is not None and sorted(self.golden_answers) == sorted(task.golden_answers)
+
+
+class RagCache(BaseModel):
+    """Answers by task id, with the fingerprint that they were made under; None: of a published file that has none."""
+
+    fingerprint: Fingerprint | None
+    answers: dict[str, RagAnswer]
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The cache at `path`, whatever it was made with. Raises RagCacheError when it is missing or broken."""
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as cause:
+            raise RagCacheError(f"the RAG cache {path} can not be read: {cause}", remedy=REBUILD) from cause
+
+    @classmethod
+    def load(cls, path: Path, *, expected: Fingerprint) -> Self:
+        """The cache at `path`. Raises RagCacheError when it is missing, broken or another's."""
+        cache = cls.read(path)
+        if different := cache.differences(expected):
+            raise RagCacheError(
+                f"the RAG cache {path} was made with other parts: " + "; ".join(different),
+                remedy=f"{REBUILD}; data.allow_mismatch=true takes it as it is, and the run's record says so",
+            )
+        return cache
+
+    @classmethod
+    def there(cls, path: Path, expected: Fingerprint) -> Self | None:
+        """The cache at `path`; None when it is missing, broken or another's, and all has to be asked for."""
+        try:
+            return cls.load(path, expected=expected)
+        except RagCacheError:
+            return None
+
+    def differences(self, expected: Fingerprint) -> list[str]:
+        """The fields in which the cache was made with other parts than are `expected`, for people."""
+        if self.fingerprint is None:
+            return ["it is a published file, which does not say what made it"]
+        return self.fingerprint.differences(expected)
+
+    def save(self, path: Path) -> None:
+        """Write the cache; an interrupted write leaves the old file. Raises DataError for a full disk."""
+        write_whole(path, self.model_dump_json(indent=1))
+
+    def missing(self, tasks: Sequence[Task]) -> list[Task]:
+        """The tasks that have no answer here, or one whose scores are by other golden answers."""
+        return [task for task in tasks if not self._has(task)]
+
+    def _has(self, task: Task) -> bool:
+        hit = self.answers.get(task.id)
+        return hit is not None and hit.answers(task) and (self.fingerprint is None or hit.scores(task))
+
+    def scored(self, tasks: Sequence[Task]) -> list[Task]:
+        """The tasks with their naive-RAG score. Raises RagCacheError for a task that is not in the cache."""
+        if missing := self.missing(tasks):
+            raise RagCacheError(
+                f"{len(missing)} of {len(tasks)} tasks are not in the RAG cache with this question and these golden "
+                f"answers, the first is {missing[0].id!r}",
+                remedy="answer them too: s3-agent rag-cache build --recipe …",
+            )
+        return [task.model_copy(update={"rag_score": float(self.answers[task.id].score)}) for task in tasks]
+
+
+def beyond_rag(tasks: Sequence[Task], dropped: Dropped | None = None) -> list[Task]:
+    """s3's training set: no yes/no questions, none that naive RAG answers; `dropped` counts them."""
+    dropped, kept = dropped or Dropped(), []
+    for task in tasks:
+        if YES_NO.intersection(task.golden_answers):
+            dropped.add("with a yes or no for an answer", task.id)
+        elif task.rag_score != 0:
+            dropped.add("solved by naive RAG", task.id)
+        else:
+            kept.append(task)
+    return kept

@@ -1,0 +1,77 @@
+"""The passages that each question finds by itself, kept once for naive RAG, first prompts and export.
+
+Twelve are kept, as s3's pipeline does; naive RAG reads the first three of them.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from s3_agent.agents.base import retrieval_query
+from s3_agent.clients.retriever import HttpRetriever
+from s3_agent.data.files.checkpoint import Checkpoint
+from s3_agent.data.files.whole import write_rows
+from s3_agent.data.tasks import iterate_jsonl
+from s3_agent.errors import DataError
+from s3_agent.types import Passage, Task
+
+BATCH = 64
+
+
+async def retrieve_all(
+    tasks: Sequence[Task],
+    *,
+    retriever: HttpRetriever,
+    topk: int,
+    path: Path,
+    made_of: dict[str, Any],
+    concurrency: int,
+    done: Callable[[int, int], None],
+) -> None:
+    """Write the passages of every task to `path`, in the order of the tasks.
+
+    A killed call goes on where it was. Raises RetrieverError, and keeps what it has.
+    """
+    with Checkpoint(path, made_of=made_of) as checkpoint:
+        waiting = [task for task in tasks if task.id not in checkpoint.ids]
+        batches = [waiting[start : start + BATCH] for start in range(0, len(waiting), BATCH)]
+        slots = asyncio.Semaphore(concurrency)
+
+        async def ask(batch: Sequence[Task]) -> None:
+            async with slots:
+                found = await retriever.retrieve_batch([retrieval_query(task.question) for task in batch], topk=topk)
+            for task, passages in zip(batch, found, strict=True):
+                rows = [passage.model_dump() for passage in passages]
+                checkpoint.add(task.id, {"question": task.question, "passages": rows})
+            done(len(checkpoint), len(tasks))
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for batch in batches:
+                    group.create_task(ask(batch))
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from failed
+        write_rows(path, checkpoint.rows(task.id for task in tasks))
+        checkpoint.remove()
+
+
+class Retrieved:
+    """What `retrieve_all` wrote, as a retriever: it knows the questions that were asked, and searches nothing."""
+
+    def __init__(self, path: Path, *, topk: int) -> None:
+        self._path = path
+        self._found = {
+            retrieval_query(row["question"]): tuple(Passage.model_validate(each) for each in row["passages"][:topk])
+            for row in iterate_jsonl(path)
+        }
+
+    def first(self, query: str) -> tuple[Passage, ...]:
+        """The first passages of a question that was asked. Raises DataError for another."""
+        if query not in self._found:
+            raise DataError(f"{self._path} has no passages for {query!r}", remedy="run the stage retrieve again")
+        return self._found[query]
+
+    async def retrieve(self, query: str, *, topk: int) -> tuple[Passage, ...]:
+        """As a retriever."""
+        return self.first(query)[:topk]

@@ -1,0 +1,62 @@
+"""Files of the original projects in and out: published rows, RAG caches and retrieved passages."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from s3_agent.data.files.tables import read_rows
+from s3_agent.data.files.whole import write_rows, write_whole
+from s3_agent.data.naive_rag.cache import RagCache
+from s3_agent.data.published.json_files import export_rag_cache, export_sequences, import_rag_cache, import_sequences
+from s3_agent.data.published.rows import Form, tasks_of, to_published, write_parquet
+from s3_agent.data.questions import Dropped, usable
+from s3_agent.data.tasks import iterate_jsonl, load_tasks, task_rows
+
+
+def read_published(
+    kind: str, source: Path, target: Path, *, task_files: Sequence[Path], data_source: str
+) -> Iterator[str]:
+    """Write our form of a published file to `target`; yields what there is to tell. Raises DataError."""
+    tasks = [task for path in task_files for task in load_tasks(path)]
+    match kind:
+        case "rows":
+            dropped = Dropped()
+            count = write_rows(target, usable(tasks_of(read_rows(source)), dropped))
+            yield f"{count} tasks in {target}; dropped: {dropped.text()}"
+            yield from (
+                f"dropped {told['count']} {reason}, the first: {', '.join(told['first'])}"
+                for reason, told in dropped.report().items()
+            )
+        case "rag-cache":
+            cache, strangers = import_rag_cache(source, tasks)
+            cache.save(target)
+            yield f"{len(cache.answers)} answers in {target}; {strangers} entries are of none of the tasks given"
+            yield "the file does not say what made it: training refuses it unless data.allow_mismatch=true"
+        case _:
+            count = write_rows(target, import_sequences(source, tasks, data_source=data_source))
+            yield f"{count} questions with their passages in {target}"
+
+
+def write_published(
+    kind: str, source: Path, target: Path, *, task_files: Sequence[Path], form: Form | None
+) -> Iterator[str]:
+    """Write the published form of our file to `target`; yields what there is to tell. Raises DataError."""
+    match kind:
+        case "rows":
+            rows = task_rows(source)
+            published = [to_published(row, form=form, split=source.stem, index=index) for index, row in enumerate(rows)]
+            write_parquet(target, published)
+            yield f"{len(rows)} rows in {target}"
+        case "rag-cache":
+            entries, lost = export_rag_cache(RagCache.read(source))
+            write_whole(target, json.dumps(entries, ensure_ascii=False, indent=4))
+            yield f"{sum(map(len, entries.values()))} entries in {target}; " + _shared(lost)
+        case _:
+            golds = {task.id: task.golden_answers for path in task_files for task in load_tasks(path)}
+            entries, lost = export_sequences(iterate_jsonl(source), golds)
+            write_whole(target, json.dumps(entries, ensure_ascii=False, indent=4))
+            yield f"{len(entries)} entries in {target}; " + _shared(lost)
+
+
+def _shared(lost: int) -> str:
+    return f"{lost} had the question of another entry with other content, and this form can hold only one"

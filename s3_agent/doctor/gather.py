@@ -1,0 +1,153 @@
+"""What is looked at before a run: a recipe, the files it names and this machine become the doctor's `Case`.
+
+The checks themselves are in `s3_agent.doctor`; gathering lies here because the corpus's fingerprint and the folder of
+the index are the launcher's. Whatever can not be read becomes a finding: gathering raises nothing.
+"""
+
+from pathlib import Path
+
+import httpx
+from omegaconf import DictConfig
+
+from retrieval_server.config import DenseSettings
+from s3_agent.agl.cpu import precision
+from s3_agent.agl.verl_config import TrainerRecipe, TrainerSettings, settings_alone, trainer_config
+from s3_agent.clients.connections import get
+from s3_agent.clients.gateway_limit import LIMIT_PATH
+from s3_agent.clients.http import bearer
+from s3_agent.data_identity import rag_fingerprint
+from s3_agent.doctor import inputs
+from s3_agent.doctor.case import Case, IndexFacts, ModelFiles
+from s3_agent.doctor.serving_memory import DIMENSION, WIKI_18
+from s3_agent.doctor.training import Training, read_training
+from s3_agent.embedded import generator as embedded_generator
+from s3_agent.errors import ConfigError
+from s3_agent.machine.description import Machine
+from s3_agent.machine.host import pins, this_machine
+from s3_agent.machine.model_files import missing_files, model_folder, model_shape
+from s3_agent.processes.commands import gateway_url
+from s3_agent.processes.run_folder import Run
+from s3_agent.processes.serving import has_cpu_vllm, served_packages
+from s3_agent.recipe import Recipe
+
+ANSWERS_WITHIN_S = 5.0
+
+
+def gather(recipe: Recipe, *, machine: Machine | None = None, run: Run | None = None) -> Case:
+    """The case of a recipe on this machine, or on a described one, whose host and files are not looked at.
+
+    `run` is a run of it that is there already.
+    """
+    problems: inputs.Problems = {}
+    training, refused = _training(recipe)
+    models = _models(recipe)
+    if machine is not None:
+        index = IndexFacts(WIKI_18, DIMENSION, supposed=True) if recipe.retriever.url is None else None
+        return Case(recipe, training, machine, models=models, index=index, refused=refused)
+    train, validation = inputs.read_tasks(recipe, "train", problems), inputs.read_tasks(recipe, "validation", problems)
+    corpus = inputs.open_corpus(recipe, problems)
+    cache = inputs.read_rag_cache(recipe, problems)
+    tokenizer = inputs.open_tokenizer(models["policy"], recipe.policy.template, problems)
+    if train is not None and cache is not None:
+        train = inputs.beyond_cache(train, cache)
+    known = corpus is not None and cache is not None
+    pinned = pins("cuda" if recipe.trainer.device == "cuda" else "cpu")
+    data = [recipe.data.corpus, recipe.data.train, recipe.data.validation]
+    return Case(
+        recipe,
+        training,
+        this_machine(
+            paths=[recipe.runs, recipe.prepared, *filter(None, [recipe.generator.cache])], inputs=data, packages=pinned
+        ),
+        models=models,
+        index=inputs.index_facts(recipe, corpus),
+        tokenizer=tokenizer,
+        vocabulary=inputs.vocabulary(models["policy"].folder),
+        first_prompt=inputs.or_none(lambda: inputs.first_prompt(recipe, tokenizer, corpus, train)),
+        train=train,
+        validation=validation,
+        rag_cache=cache,
+        fingerprint=inputs.or_none(lambda: rag_fingerprint(recipe)) if known else None,
+        unreadable=problems,
+        refused=refused,
+        pinned=pinned,
+        precision=_precision(recipe),
+        generator_refused=_generator(recipe),
+        gateway_answer=_gateway_answer(recipe),
+        written=0 if run is None else _size(run.checkpoints),
+    )
+
+
+def _gateway_answer(recipe: Recipe) -> str | None:
+    """The limit that a user's gateway reports. One that does not answer at all is reported at the start of the run."""
+    if recipe.gateway.url is None:
+        return None
+    try:
+        answer = get(recipe.gateway.url + LIMIT_PATH, headers=bearer(recipe.gateway.key), timeout=ANSWERS_WITHIN_S)
+    except httpx.HTTPError:
+        return None
+    return answer.text if answer.is_success else None
+
+
+def _size(folder: Path) -> int:
+    """The bytes of the files below a folder; 0 where there is none."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _precision(recipe: Recipe) -> precision.Precision | None:
+    """What this processor computes; measured only where the answer can be a finding."""
+    asks = recipe.generator.hosted and (recipe.generator.dtype != "auto" or recipe.generator.served_dtype)
+    if recipe.trainer.device != "cpu" or not (asks or recipe.trainer.verl) or not has_cpu_vllm():
+        return None
+    return inputs.or_none(precision.measured)
+
+
+def _generator(recipe: Recipe) -> tuple[str, str] | None:
+    if not recipe.generator.hosted:
+        return None
+    try:
+        served_packages(recipe)
+    except ConfigError as cause:
+        return cause.message, cause.remedy
+    return None
+
+
+def _training(recipe: Recipe) -> tuple[Training | None, tuple[str, str] | None]:
+    settings = TrainerSettings(
+        **recipe.trainer.model_dump(include=set(TrainerRecipe.model_fields)),
+        run=recipe.name,
+        model=recipe.policy.model,
+        gateway_url=gateway_url(recipe),
+        checkpoints=recipe.runs,
+        validation_size=recipe.data.validation_size or 1,
+        seed=recipe.seed,
+    )
+    try:
+        return read_training(_composed(settings)), None
+    except ConfigError as cause:
+        return None, (cause.message, cause.remedy)
+    except Exception as cause:  # hydra, OmegaConf and verl have each their own
+        return None, (str(cause), "correct trainer.verl")
+
+
+def _composed(settings: TrainerSettings) -> DictConfig:
+    try:
+        return trainer_config(settings, gateway_key="")
+    except ImportError:  # a dry run needs no training stack; that it is missing is told by `check_versions`
+        return settings_alone(settings)
+
+
+def _models(recipe: Recipe) -> dict[str, ModelFiles]:
+    named = {"policy": recipe.policy.model}
+    if recipe.generator.hosted and recipe.agent.asks_generator and recipe.generator.model != embedded_generator.NAME:
+        named["generator"] = recipe.generator.model
+    if recipe.retriever.url is None and isinstance(recipe.retriever.index, DenseSettings):
+        named["encoder"] = recipe.retriever.index.encoder.model
+    found = {}
+    for part, name in named.items():
+        folder = model_folder(name)
+        shape = (
+            None if part == "encoder" else inputs.or_none(lambda name=name, folder=folder: model_shape(name, folder))
+        )
+        found[part] = ModelFiles(name, folder, shape, missing_files(folder) if folder else ())
+    return found

@@ -1,0 +1,149 @@
+"""What the doctor looks at of the files that a recipe names: tasks, corpus, index, RAG cache, tokenizer.
+
+What can not be read is noted in `problems`, by the field of the recipe, with why and what to do; nothing raises.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from retrieval_server.corpus import Corpus
+from retrieval_server.errors import RetrievalError
+from retrieval_server.indexing.manifest import MANIFEST, check, expected_manifest, read_manifest
+from s3_agent.agents.s3 import S3Protocol
+from s3_agent.agents.search_r1 import SearchR1Protocol
+from s3_agent.clients.tokenizer import ChatTemplate, Tokenizer, load_tokenizer
+from s3_agent.data.naive_rag.cache import RagCache, beyond_rag
+from s3_agent.data.tasks import load_tasks
+from s3_agent.doctor.case import IndexFacts, ModelFiles
+from s3_agent.doctor.serving_memory import DIMENSION, WIKI_18
+from s3_agent.errors import S3AgentError
+from s3_agent.recipe import Recipe
+from s3_agent.types import Passage, Task
+
+SAMPLE = 200  # passages and tasks that are looked at for an ordinary first prompt
+Problems = dict[str, tuple[str, str]]
+
+
+def or_none[T](make: Callable[[], T]) -> T | None:
+    """What is made, or None where that fails."""
+    try:
+        return make()
+    except (S3AgentError, RetrievalError, OSError):  # told by the check of what it is made of
+        return None
+
+
+def read_tasks(recipe: Recipe, name: str, problems: Problems) -> tuple[Task, ...] | None:
+    """The tasks of `data.train` or `data.validation`."""
+    try:
+        tasks = load_tasks(getattr(recipe.data, name))
+    except S3AgentError as cause:
+        problems[name] = (cause.message, cause.remedy)
+        return None
+    return tuple(tasks if name == "train" else tasks[: recipe.data.validation_size])
+
+
+def beyond_cache(train: tuple[Task, ...], cache: RagCache) -> tuple[Task, ...]:
+    """The training tasks that naive RAG does not answer, and those that the cache does not know."""
+    known = [task for task in train if task.id in cache.answers]
+    scored = beyond_rag([task.model_copy(update={"rag_score": cache.answers[task.id].score}) for task in known])
+    return (*scored, *(task for task in train if task.id not in cache.answers))
+
+
+def open_corpus(recipe: Recipe, problems: Problems) -> Corpus | None:
+    """The corpus of a retriever of ours, by its saved lines where there are any."""
+    if recipe.retriever.url is not None:
+        return None
+    try:
+        return Corpus(recipe.data.corpus, lines=recipe.index_folder)
+    except RetrievalError as cause:
+        problems["corpus"] = (str(cause).splitlines()[0], "s3-agent data all --recipe …, or set data.corpus")
+        return None
+
+
+def read_rag_cache(recipe: Recipe, problems: Problems) -> RagCache | None:
+    """The naive-RAG answers, whatever made them."""
+    path = recipe.data.rag_cache
+    if path is None:
+        return None
+    try:
+        return RagCache.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as cause:
+        reason = str(cause).splitlines()[0]
+        problems["rag_cache"] = (
+            f"{path} can not be read: {reason}",
+            f"s3-agent rag-cache build --recipe {recipe.name}",
+        )
+        return None
+
+
+def open_tokenizer(policy: ModelFiles, template: ChatTemplate, problems: Problems) -> Tokenizer | None:
+    """The policy's tokenizer, if its files are here and transformers is installed."""
+    if policy.folder is None or policy.missing:
+        return None
+    try:
+        return load_tokenizer(str(policy.folder), template)
+    except ImportError:
+        return None
+    except S3AgentError as cause:
+        problems["tokenizer"] = (cause.message, cause.remedy)
+        return None
+
+
+def vocabulary(folder: Path | None) -> int | None:
+    """Tokens of a `tokenizer.json`, the added ones included."""
+    if folder is None or not (path := folder / "tokenizer.json").is_file():
+        return None
+    try:
+        told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        ids = [*dict(told["model"]["vocab"]).values(), *(token["id"] for token in told.get("added_tokens", ()))]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return max(ids, default=0) + 1
+
+
+def index_facts(recipe: Recipe, corpus: Corpus | None) -> IndexFacts | None:
+    """The index of a retriever of ours: how large it is, and whether it is this corpus's with these settings."""
+    if recipe.retriever.url is not None:
+        return None
+    settings, folder = recipe.retriever.index, recipe.index_folder
+    if settings.kind == "lucene" or (settings.kind == "dense" and settings.file is not None):
+        path = settings.path if settings.kind == "lucene" else settings.file
+        problem = None if path is not None and path.exists() else f"the index {path} is not there"
+        return IndexFacts(WIKI_18, DIMENSION, supposed=True, problem=problem, remedy="give the path of an index")
+    if corpus is None:
+        return IndexFacts(WIKI_18, DIMENSION, supposed=True)
+    remedy = f"s3-agent index build --corpus {recipe.data.corpus} --index {folder} --backend {folder}.yaml"
+    if settings.kind == "bm25" and not (folder / MANIFEST).exists():
+        return IndexFacts(len(corpus), DIMENSION)  # it is built when the run starts
+    try:
+        manifest = read_manifest(folder, remedy=remedy)
+        check(manifest, folder, expected_manifest(corpus, settings), remedy=remedy)
+        return IndexFacts(int(manifest["passages"]), int(manifest.get("dimension", DIMENSION)))
+    except Exception as cause:  # the retriever's own error, or a manifest that is none
+        problem = None if settings.kind == "bm25" else str(cause).splitlines()[0]
+        return IndexFacts(len(corpus), DIMENSION, problem=problem, remedy=remedy)
+
+
+def first_prompt(
+    recipe: Recipe, tokenizer: Tokenizer | None, corpus: Corpus | None, train: tuple[Task, ...] | None
+) -> int | None:
+    """Tokens of a first prompt with the longest of some questions and passages of ordinary length."""
+    if tokenizer is None or not train or recipe.agent.prompt == "data":
+        return None
+    limits = recipe.agent.limits
+    passages: list[Passage] = []
+    if limits.initial_topk:
+        if corpus is None:
+            return None
+        rows = [corpus[number] for number in range(min(SAMPLE, len(corpus)))]
+        ordinary = sorted(rows, key=lambda row: len(row.text))[len(rows) // 2]
+        passages = [Passage(id=ordinary.id, title=ordinary.title, text=ordinary.text)] * limits.initial_topk
+    task = max(train[:SAMPLE], key=lambda task: len(task.question))
+    prompt = recipe.agent.prompt
+    if recipe.agent.name == "s3" and prompt != "double_template":  # which is DeepRetrieval's alone
+        protocol = S3Protocol(prompt)
+    else:
+        protocol = SearchR1Protocol("instruct")
+    return len(tokenizer.chat(protocol.message(task, passages, tokenizer.control)))

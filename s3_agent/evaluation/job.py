@@ -1,0 +1,362 @@
+"""The evaluation job: which services are needed for what is not kept yet, the progress, and the table at the end."""
+
+import asyncio
+import os
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+
+from s3_agent.ask import POLICY_NAME, policy_part
+from s3_agent.clients.chat_model import make_chat_model
+from s3_agent.clients.chat_policy import ChatPolicy, chat_body
+from s3_agent.clients.connections import async_client, get
+from s3_agent.clients.generator import FrozenGenerator
+from s3_agent.clients.http import bearer
+from s3_agent.clients.judge import make_judge
+from s3_agent.clients.policy import CompletionsPolicy, NoPolicy, Policy
+from s3_agent.clients.prompts import answer_messages
+from s3_agent.clients.retriever import HttpRetriever
+from s3_agent.clients.tokenizer import policy_tokenizer
+from s3_agent.data.files.whole import sha256_of, write_whole, written_whole
+from s3_agent.data.tasks import load_tasks
+from s3_agent.data_identity import index_identity
+from s3_agent.errors import ConfigError, GeneratorError
+from s3_agent.evaluation.contestants import Contestant, PolicyUnderTest, SamplingName
+from s3_agent.evaluation.pipeline import Conditions, Pipeline, Services
+from s3_agent.evaluation.players import contestants_of
+from s3_agent.evaluation.progress import EvaluationProgress
+from s3_agent.evaluation.records import EvaluatedTask, EvaluationSetting, read_json
+from s3_agent.evaluation.run import Unit, evaluate_all, read_kept, units_of
+from s3_agent.evaluation.stages import key_of, only_one
+from s3_agent.evaluation.table import EvaluationTable, Numbers, numbers_of, table_of
+from s3_agent.evaluation.views.table import markdown, terminal_tables
+from s3_agent.processes import commands
+from s3_agent.processes.parts import service_parts
+from s3_agent.processes.ports import HOST, reserve_port
+from s3_agent.processes.run_folder import scratch_run
+from s3_agent.processes.serving import served_packages, with_precision
+from s3_agent.processes.stack import Interrupted, Stack
+from s3_agent.recipe import Recipe
+from s3_agent.training.job import require_external, resolve_ports, versions
+from s3_agent.types import Passage, Task
+
+SEQUENCES = 64
+POLICY_PATIENCE_S = 300.0
+console = Console(stderr=True)
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRequest:
+    """What to evaluate. `policies` are addresses, folders or hub names by agent; `data` None: the recipe's validation.
+
+    `concurrency` is how many questions are under way at a time.
+    """
+
+    agents: Sequence[str]
+    data: Path | None = None
+    limit: int | None = None
+    concurrency: int = 64
+    policies: Mapping[str, str] = field(default_factory=dict)
+    policy_key: str | None = None
+    runs: Sequence[Path] = ()
+    sampling: SamplingName = "published"
+    out: Path | None = None
+    plain: bool = False
+
+
+def _generator_identity(recipe: Recipe) -> dict[str, Any]:
+    """What an answer depends on: the model, its bounds, and the window that its server has."""
+    settings = recipe.generator
+    identity: dict[str, Any] = settings.client.model_dump(
+        mode="json", include={"kind", "model", "max_tokens", "context_tokens", "tokenizer"}
+    )
+    identity |= {"added": settings.added} if settings.added else {}
+    if settings.hosted:
+        elsewhere = {"packages": served_packages(recipe)} if settings.python is not None else {}
+        return {**identity, "serve": commands.generator_options(recipe), **elsewhere}
+    if settings.kind == "openai":
+        response = get(f"{settings.url}/models", timeout=10.0)
+        listed = response.json().get("data") if response.status_code == 200 else None
+        for model in listed or []:
+            if model.get("id") == settings.model:
+                identity["server"] = {name: model.get(name) for name in ("root", "max_model_len")}
+    return identity
+
+
+def conditions_of(recipe: Recipe, generator: dict[str, Any]) -> Conditions:
+    """What all agents share, with the generator's identity."""
+    return Conditions(
+        index=index_identity(recipe),
+        generator=generator,
+        generator_model=recipe.generator.model,
+        judge=recipe.judge,
+        seed=recipe.seed,
+        prices=recipe.evaluation.prices,
+    )
+
+
+def _prompt(recipe: Recipe) -> list[dict[str, str]]:
+    probe = Passage(id="", title="{title}", text="{text}")
+    return answer_messages("{question}", [probe], kind=recipe.generator.kind)
+
+
+def _setting(
+    recipe: Recipe, contestants: Sequence[Contestant], conditions: Conditions, data: dict[str, Any]
+) -> EvaluationSetting:
+    agents = {
+        one.label: {
+            "settings": one.settings.model_dump(mode="json"),
+            "sampling": one.sampling and one.sampling.model_dump(),
+            "policy": one.policy and one.policy.model_dump(mode="json"),
+            "answers": one.settings.answers,
+        }
+        for one in contestants
+    }
+    judge = recipe.judge.model_dump(mode="json", exclude={"cache", "cache_bytes", "patience_s"})
+    return EvaluationSetting(
+        agents=agents,
+        services={
+            "retriever": conditions.index,
+            "generator": {**conditions.generator, "prompt": _prompt(recipe)},
+            "judge": judge if recipe.judge.rule != "span" else {"rule": "span"},
+            "prices": {model: price.model_dump() for model, price in conditions.prices.items()},
+        },
+        data=data,
+        seed=conditions.seed,
+        versions=versions(recipe),
+        started_at=time.time(),
+    )
+
+
+def policy_client(one: Contestant, url: str, *, http: httpx.AsyncClient, recipe: Recipe) -> Policy:
+    """The client of a contestant's policy at `url`."""
+    policy, sampling = one.policy, one.sampling.model_dump() if one.sampling else {}
+    if policy is None:
+        return NoPolicy()
+    name = policy.model if policy.url or policy.at_generator else POLICY_NAME
+    common: dict[str, Any] = {"model": name, "seed": recipe.seed, "context_tokens": policy.context_tokens, **sampling}
+    common["patience_s"] = POLICY_PATIENCE_S
+    if policy.mode == "chat":
+        return ChatPolicy(http, url, body=chat_body(policy.template, policy.request), **common)
+    tokenizer = policy_tokenizer(_tokenizer(policy, recipe), policy.template)
+    return CompletionsPolicy(http, url, tokenizer, repeatable=True, asks_window=True, **common)
+
+
+def require_tokenizers(recipe: Recipe, units: Sequence[Unit]) -> None:
+    """Raises ConfigError for a policy whose tokenizer or chat template can not be used, before anything is started."""
+    for policy in (unit.contestant.policy for unit in units):
+        if policy is not None and policy.mode == "tokens":
+            policy_tokenizer(_tokenizer(policy, recipe), policy.template)
+
+
+def _tokenizer(policy: PolicyUnderTest, recipe: Recipe) -> str:
+    """The served model's own tokenizer: where its server says it is from, unless that is a folder elsewhere."""
+    if policy.url is None:
+        return policy.model
+    root = policy.identity.get("root")
+    return root if root and (Path(root).is_dir() or not root.startswith("/")) else recipe.policy.model
+
+
+def services_id(out: Path) -> str:
+    """The mark of the services of evaluations into `out`, by which the next one finds what a `kill -9` left running.
+
+    It is drawn by chance and kept there, so that nobody else knows it, and is of this folder alone: a copy has another.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / ".services"
+    with suppress(FileExistsError), open(path, "x", opener=_private) as file:
+        file.write(secrets.token_hex(16))
+    place = out.stat()
+    known = [path.read_text(encoding="utf-8"), str(out.resolve()), place.st_dev, place.st_ino]
+    return "evaluation-" + key_of(*known)[:16]
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, mode=0o600)
+
+
+@contextmanager
+def _serving(recipe: Recipe, units: Sequence[Unit], out: Path) -> Iterator[tuple[Recipe, dict[str, str], Stack]]:
+    """What the units need, started where it does not run yet: the recipe with its ports, policy addresses, parts."""
+    recipe = resolve_ports(recipe.model_copy(update={"gateway": recipe.gateway.model_copy(update={"port": 0})}))
+    contestants = {unit.contestant.label: unit.contestant for unit in units}.values()
+    with scratch_run(recipe) as run:
+        parts = service_parts(recipe, run)
+        needed = {
+            "retriever": any(one.settings.method.uses for one in contestants),
+            "generator": any(one.asks_generator_model for one in contestants)
+            or (recipe.judge.rule != "span" and recipe.judge.url is None),
+        }
+        parts = [part for part in parts if needed[part.name]]
+        hosted: dict[str, str] = {}
+        urls: dict[str, str] = {}
+        for one in contestants:
+            if one.policy is None:
+                urls[one.label] = ""
+                continue
+            if one.policy.url or one.policy.at_generator:
+                urls[one.label] = one.policy.url or str(commands.generator_url(recipe))
+                continue
+            model, template = one.policy.model, one.policy.template
+            served = f"{model} {template.chat_template}"
+            if served not in hosted:
+                name = f"policy-{len(hosted) + 1}"
+                port = reserve_port("policy", 0)
+                parts.append(
+                    policy_part(
+                        model, run, port=port, part=name, sequences=SEQUENCES, chat_template=template.chat_template
+                    )
+                )
+                hosted[served] = f"http://{HOST}:{port}/v1"
+            urls[one.label] = hosted[served]
+        with Stack(parts, run_id=services_id(out)) as stack:
+            stack.stop()  # who started them is dead, else the folder would be locked
+            if parts:
+                console.print("starting " + ", ".join(part.name for part in parts), highlight=False)
+                stack.run()
+            yield recipe, urls, stack
+
+
+async def _ask(
+    recipe: Recipe,
+    urls: Mapping[str, str],
+    stack: Stack,
+    pipeline: Pipeline,
+    units: Sequence[Unit],
+    request: EvaluationRequest,
+    progress: EvaluationProgress,
+    *,
+    done: Any,
+) -> None:
+    timeout = httpx.Timeout(600.0, connect=10.0)
+    async with (
+        async_client(timeout=timeout) as http,
+        async_client(timeout=timeout, headers=bearer(request.policy_key)) as own,
+    ):
+        contestants = {unit.contestant.label: unit.contestant for unit in units}
+        policies = {
+            label: policy_client(one, urls[label], http=own if one.policy and one.policy.url else http, recipe=recipe)
+            for label, one in contestants.items()
+        }
+        services = services_of(recipe, http, policies)
+        work = evaluate_all(pipeline, units, services, concurrency=request.concurrency, done=done)
+        await stack.while_alive(work)
+
+
+def services_of(recipe: Recipe, http: httpx.AsyncClient, policies: Mapping[str, Policy]) -> Services:
+    """The clients of the recipe's services, with the policies by label."""
+    url = commands.generator_url(recipe)
+    model = make_chat_model(http, url, recipe.generator.client, error=GeneratorError)
+    return Services(
+        policies=policies,
+        retriever=HttpRetriever(http, commands.retriever_url(recipe)),
+        generator=FrozenGenerator(model, recipe.generator.client, client=http, url=url),
+        model=model,
+        judge=make_judge(http, url, recipe.judge),
+    )
+
+
+def read_questions(path: Path, limit: int | None) -> tuple[str, list[Task]]:
+    """The hash of a task file and its first tasks. Raises ConfigError, also when it changes while it is read."""
+    before = sha256_of(path) if path.is_file() else ""
+    tasks = load_tasks(path)[:limit]
+    if sha256_of(path) != before:
+        raise ConfigError(f"{path} changed while it was read", remedy="run the same command again")
+    return before, tasks
+
+
+def evaluate_job(recipe: Recipe, request: EvaluationRequest) -> int:
+    """Evaluate and print the table; 0 when every question of every agent has a result. Raises S3AgentError."""
+    require_external(recipe)
+    recipe = with_precision(recipe)
+    path = request.data or recipe.data.validation
+    digest, tasks = read_questions(path, request.limit)
+    generator = _generator_identity(recipe)
+    contestants = contestants_of(
+        recipe,
+        request.agents,
+        given=request.policies,
+        runs=request.runs,
+        sampling=request.sampling,
+        generator=generator,
+        key=request.policy_key,
+    )
+    conditions = conditions_of(recipe, generator)
+    data = {
+        "path": str(path),
+        "sha256": digest,
+        "questions": len(tasks),
+        "limit": request.limit,
+    }
+    out = request.out or recipe.runs / f"evaluation-{recipe.name}"
+    with only_one(out), closing(Pipeline(out, conditions)) as pipeline:
+        key = pipeline.key(contestants, tasks)
+        kept = read_json(out / "table.json")
+        if kept.get("key") == key:
+            table = EvaluationTable.model_validate(kept)
+        else:
+            setting = _setting(recipe, contestants, conditions, data)
+            write_whole(out / "evaluation.json", setting.model_dump_json(indent=1))
+            try:
+                table = _evaluate(recipe, request, pipeline, contestants, tasks, out, key)
+            except Interrupted as interrupted:
+                console.print(
+                    f"stopped by {interrupted}; what is done is kept in {out}, the same command goes on from there",
+                    highlight=False,
+                )
+                return interrupted.code
+    Console().print(terminal_tables(table))
+    missing = sum(sum(agent.failed.values()) for agent in table.agents)
+    console.print(f"results: {out}/results.jsonl, table.json, table.md", highlight=False)
+    if missing:
+        console.print(
+            f"{missing} results are missing and in no number above; the same command tries them again", style="red"
+        )
+    return int(bool(missing))
+
+
+def _evaluate(
+    recipe: Recipe,
+    request: EvaluationRequest,
+    pipeline: Pipeline,
+    contestants: Sequence[Contestant],
+    tasks: Sequence[Task],
+    out: Path,
+    key: str,
+) -> EvaluationTable:
+    units = units_of(contestants, tasks)
+    numbers: list[Numbers] = []
+    progress = EvaluationProgress(console, {one.label: len(tasks) for one in contestants}, plain=request.plain)
+    try:
+        with written_whole(out / "results.jsonl") as write:
+
+            def done(result: EvaluatedTask) -> None:
+                write(result.model_dump_json().encode() + b"\n")
+                numbers.append(numbers_of(result))
+                progress(result)
+
+            async def kept() -> list[Unit]:
+                async with async_client(timeout=5.0) as http:
+                    return await read_kept(pipeline, units, services_of(recipe, http, {}), done=done)
+
+            left = asyncio.run(kept())
+            if left:
+                require_tokenizers(recipe, left)
+                with _serving(recipe, left, out) as (serving, urls, stack):
+                    progress.resumed()
+                    asyncio.run(_ask(serving, urls, stack, pipeline, left, request, progress, done=done))
+    finally:
+        progress.close()
+    table = table_of(numbers, [one.label for one in contestants])
+    complete = not any(agent.failed for agent in table.agents)
+    # Only a table without gaps is printed again as it is; else what failed is tried anew.
+    write_whole(out / "table.json", table.model_copy(update={"key": key if complete else ""}).model_dump_json(indent=1))
+    write_whole(out / "table.md", markdown(table))
+    return table

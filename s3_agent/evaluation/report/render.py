@@ -1,0 +1,80 @@
+"""The report's forms: a page that needs nothing else, JSON, and Markdown."""
+
+import base64
+import gzip
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from s3_agent.data.files.whole import written_whole
+from s3_agent.errors import ConfigError
+from s3_agent.evaluation.report.gather import gather
+from s3_agent.evaluation.table import EvaluationTable
+from s3_agent.evaluation.views.closing import TESTS
+from s3_agent.evaluation.views.table import markdown
+
+_ASSETS = ("page.css", "d3.min.js", "plot.umd.min.js", "figures.js", "viewer.js", "page.js")
+
+
+def page(report: dict[str, Any]) -> str:
+    """One HTML document. Its data are compressed and encoded, so that no text of a model can end a tag."""
+    assets = files("s3_agent.evaluation.report").joinpath("assets")
+    html = assets.joinpath("page.html").read_text(encoding="utf-8")
+    for name in _ASSETS:
+        html = html.replace(f"/*{name}*/", assets.joinpath(name).read_text(encoding="utf-8"), 1)
+    packed = gzip.compress(json.dumps(report, ensure_ascii=False).encode("utf-8", "replace"), mtime=0)
+    return html.replace("/*data*/", base64.b64encode(packed).decode("ascii"), 1)
+
+
+def text(report: dict[str, Any]) -> str:
+    """The tables of the report as Markdown."""
+    blocks = []
+    for evaluation in report["evaluations"]:
+        blocks.append(f"# {evaluation['name']}\n\n{markdown(EvaluationTable.model_validate(evaluation['table']))}")
+        anchors = [
+            f"| {agent} | {anchor['method']} ({anchor['generator']}) | "
+            + ", ".join(f"{source} {accuracy} ({exact})" for source, (accuracy, exact) in anchor["scores"].items())
+            + " |"
+            if anchor["scores"]
+            else f"| {agent} | - | {anchor['reason']} |"
+            for agent, anchor in evaluation["anchors"].items()
+        ]
+        head = "## Published, GenAcc (EM) in %\n\n| agent | row | numbers |\n| --- | --- | --- |"
+        blocks.append("\n".join([head, *anchors]))
+    for run in report["runs"]:
+        blocks.append(f"# {run['name']}\n\n{_run_text(run['summary'])}")
+    return "\n\n".join(blocks) + "\n"
+
+
+def _run_text(summary: dict[str, Any] | None) -> str:
+    if summary is None:
+        return "The run has no summary: it did not end, or did not validate before and after training."
+    rows = [
+        ("all", summary["val_n"], summary["naive_rag"], summary["val_before"], summary["val_after"]),
+        *(
+            (f"{hops} hops", part["n"], part.get("naive_rag"), part["before"], part["after"])
+            for hops, part in summary["by_hops"].items()
+        ),
+    ]
+    lines = [
+        f"| {name} | {n:.0f} | {'-' if rag is None else f'{rag:.3f}'} | {before:.3f} | {after:.3f} |"
+        for name, n, rag, before, after in rows
+    ]
+    return (
+        "| questions | n | naive RAG | before | after |\n| --- | ---: | ---: | ---: | ---: |\n"
+        + "\n".join(lines)
+        + f"\n\nGain p = {summary['p_value']:.2g} ({TESTS[summary['test']]}); {summary['steps']} steps, "
+        f"{summary['rollouts']} rollouts, {summary['lost_rollouts']} lost."
+    )
+
+
+def write_report(folders: Sequence[Path], out: Path) -> None:
+    """Write the report of the folders; the ending of `out` is its form: .html, .json or .md. Raises ConfigError."""
+    forms = {".html": page, ".json": lambda report: json.dumps(report, indent=1, ensure_ascii=False), ".md": text}
+    if out.suffix not in forms:
+        raise ConfigError(f"{out} has no form that is known", remedy="let it end in .html, .json or .md")
+    written = forms[out.suffix](gather(folders))
+    with written_whole(out) as write:
+        write(written.encode(errors="replace"))

@@ -1,0 +1,1 @@
+"""Paired tests and intervals over the questions of an evaluation."""

@@ -1,0 +1,114 @@
+"""The result table of an evaluation: means, data sources, and how agents differ."""
+
+from collections.abc import Sequence
+
+from rich.console import Group
+
+from s3_agent.evaluation.table import AgentResult, EvaluationTable
+from s3_agent.evaluation.views.grids import Grid, markdown_grids, terminal_grids
+
+_MEASURES = {
+    "gen_acc": ("GenAcc", "{:.3f}"),
+    "exact_match": ("EM", "{:.3f}"),
+    "f1": ("F1", "{:.3f}"),
+    "answer_recall": ("recall", "{:.3f}"),
+    "searches": ("searches", "{:.2f}"),
+    "turns": ("turns", "{:.2f}"),
+    "tokens": ("tokens", "{:.0f}"),
+    "seconds": ("seconds", "{:.2f}"),
+    "cost_usd": ("US$ a 1000", "{:.3f}"),
+    "answer_cut": ("answers cut", "{:.3f}"),
+}
+_IF_ANY = frozenset({"answer_cut"})
+_SCALE = {"cost_usd": 1000.0}
+_NOTE = (
+    "Means over the questions that have a result, 95 % bootstrap intervals. GenAcc: the answer holds a gold answer (or "
+    "the judge says so); recall: what was read holds one; tokens: all that policy and generator read and wrote; "
+    "seconds: from question to answer under this load; answers cut: the share that ended at the generator's token "
+    "limit. p: exact McNemar test on the questions of both agents, "
+    "corrected for all pairs (Holm)."
+)
+
+
+def _cell(agent: AgentResult, measure: str) -> str:
+    estimate = agent.overall.get(measure)
+    if estimate is None:
+        return "-"
+    scale, shape = _SCALE.get(measure, 1.0), _MEASURES[measure][1]
+    shown = shape.format(estimate.mean * scale)
+    if measure == "gen_acc":
+        return f"{shown} [{estimate.low:.3f}, {estimate.high:.3f}]"
+    return shown
+
+
+def _coverage(agent: AgentResult) -> str:
+    """How many of the questions have a result, and which boundaries kept the others from one."""
+    reasons = ", ".join(f"{count} {boundary}" for boundary, count in sorted(agent.failed.items()))
+    return f"{agent.evaluated}/{agent.questions}" + (f" ({reasons})" if reasons else "")
+
+
+def _means(table: EvaluationTable) -> Grid:
+    measures = [
+        name
+        for name in _MEASURES
+        if any(name in agent.overall and (name not in _IF_ANY or agent.overall[name].mean) for agent in table.agents)
+    ]
+    header = ["agent", "questions", *(_MEASURES[name][0] for name in measures)]
+    rows = [[agent.agent, _coverage(agent), *(_cell(agent, name) for name in measures)] for agent in table.agents]
+    return Grid("Evaluation", header, rows)
+
+
+def _by_source(table: EvaluationTable) -> Grid | None:
+    """GenAcc (EM) in percent by data source and their plain mean, as the papers print them; None for one source."""
+    sources = sorted({source for agent in table.agents for source in agent.sources})
+    if len(sources) < 2:
+        return None
+
+    def cell(estimates: dict) -> str:
+        if "gen_acc" not in estimates:
+            return "-"
+        return f"{estimates['gen_acc'].mean * 100:.1f} ({estimates['exact_match'].mean * 100:.1f})"
+
+    rows = []
+    for agent in table.agents:
+        macro = cell(agent.macro)
+        if (estimate := agent.macro.get("gen_acc")) is not None:
+            macro += f" [{estimate.low * 100:.1f}, {estimate.high * 100:.1f}]"
+        # A mean over fewer sources than the others have is not comparable.
+        missing = len(agent.sources) < len(sources)
+        rows.append([agent.agent, *(cell(agent.sources.get(one, {})) for one in sources), "-" if missing else macro])
+    return Grid("GenAcc (EM) in % by data source", ["agent", *sources, "macro average"], rows)
+
+
+def _differences(table: EvaluationTable, *, reference: str | None) -> Grid | None:
+    """GenAcc differences, of all pairs or of those with the reference."""
+    found = [one for one in table.differences if one.measure == "gen_acc" and reference in (None, one.first)]
+    if not found:
+        return None
+    rows = [
+        [
+            f"{one.second} - {one.first}",
+            str(one.n),
+            f"{one.gain:+.3f} [{one.low:+.3f}, {one.high:+.3f}]",
+            f"{one.p_value:.2g}",
+            f"{one.p_holm:.2g}",
+        ]
+        for one in found
+    ]
+    title = f"GenAcc compared with {reference}" if reference else "GenAcc compared"
+    return Grid(title, ["pair", "n", "difference", "p", "p (Holm)"], rows)
+
+
+def _grids(table: EvaluationTable, *, reference: str | None) -> Sequence[Grid]:
+    grids = (_means(table), _by_source(table), _differences(table, reference=reference))
+    return [grid for grid in grids if grid is not None]
+
+
+def terminal_tables(table: EvaluationTable) -> Group:
+    """Means, data sources, and how the others differ from the agent that was named first."""
+    return terminal_grids(_grids(table, reference=table.agents[0].agent if table.agents else None), note=_NOTE)
+
+
+def markdown(table: EvaluationTable) -> str:
+    """The same with all pairs, as Markdown."""
+    return markdown_grids(_grids(table, reference=None), note=_NOTE)

@@ -1,1 +1,0 @@
-"""One command, many processes: what a run starts, watches and stops."""

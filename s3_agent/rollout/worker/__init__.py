@@ -1,0 +1,1 @@
+"""A worker process: how it is forked, what it plays, and what it sends back."""

@@ -1,0 +1,1 @@
+"""Fakes that stand for a policy, a generator, a retriever or the Hugging Face hub in tests."""

@@ -1,0 +1,92 @@
+"""What a run is played with, kept in its folder: a resumed run says what would be different, and needs a word for it.
+
+Everything in a recipe counts but what is known not to change what is learned: addresses, places, and how much work is
+done at once. The weights of a policy or generator in a folder count as well as their names.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from s3_agent.data.files.whole import sha256_of, write_whole
+from s3_agent.errors import ConfigError
+from s3_agent.evaluation.players import model_identity
+from s3_agent.processes.run_folder import Run
+from s3_agent.recipe import Recipe
+
+FREE = (
+    *("name", "runs", "prepared", "workers", "gpus", "ray", "gateway", "evaluation", "agents", "policies"),
+    *(f"data.{field}" for field in ("allow_mismatch", "folder", "sources", "retrieved_topk")),
+    *(f"retriever.{field}" for field in ("url", "port", "folder")),
+    *(f"generator.{field}" for field in ("url", "port", "cache", "cache_bytes", "patience_s", "identity")),
+    *(f"judge.{field}" for field in ("url", "cache", "cache_bytes", "patience_s", "identity")),
+    "policy.parameters",
+    *(f"trainer.{field}" for field in ("steps", "checkpoint_every", "checkpoints_kept", "checkpoint_policy")),
+    *(f"trainer.{field}" for field in ("validate_every", "trackers", "wandb_mode", "rollout_timeout_s")),
+    *(f"trainer.{field}" for field in ("gpus", "micro_batch", "tokens_per_gpu", "threads", "offload")),
+    *(f"trainer.{field}" for field in ("fused_log_probs", "rollout_memory", "tensor_parallel")),
+)
+"""Fields and sections of a recipe that a resumed run may have different without a word."""
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        if path in FREE:
+            continue
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{path}.")
+        else:
+            yield path, value
+
+
+def conditions_of(recipe: Recipe) -> dict[str, Any]:
+    """What the recipe's training depends on, by dotted path; JSON alone."""
+    template = recipe.policy.chat_template
+    weights: dict[str, Any] = {} if template is None else {"policy.chat_template": sha256_of(template)}
+    weights |= {f"{name}.weights": model_identity(getattr(recipe, name).model) for name in ("policy", "generator")}
+    return dict(_leaves(recipe.model_dump(mode="json"))) | weights
+
+
+def write_conditions(run: Run, recipe: Recipe) -> None:
+    """Keep what this generation of the run is played with."""
+    write_whole(run.conditions, json.dumps(conditions_of(recipe), indent=1))
+
+
+def changes(run: Run, recorded: Recipe, recipe: Recipe) -> list[str]:
+    """What `recipe` changes of how the run was played, for people; `recorded` is the recipe in its folder.
+
+    Raises ConfigError when the record can not be read.
+    """
+    try:
+        text = run.conditions.read_text(encoding="utf-8") if run.conditions.exists() else None
+        before = conditions_of(recorded) if text is None else dict(json.loads(text))
+    except (OSError, TypeError, ValueError) as cause:
+        raise ConfigError(
+            f"{run.conditions} can not be read: {cause}",
+            remedy="remove it to go on; a recipe that was edited by hand is then not noticed",
+        ) from cause
+    now = conditions_of(recipe)
+    paths = [path for path in {**before, **now} if before.get(path) != now.get(path)]
+    return [f"{path} was {before.get(path)!r}, is {now.get(path)!r}" for path in paths]
+
+
+def require_same(run: Run, found: Sequence[str], *, allowed: bool) -> None:
+    """Raises ConfigError that names the changes, unless they are `allowed`."""
+    if found and not allowed:
+        raise ConfigError(
+            f"the run {run.folder} was played with other settings: {'; '.join(found)}",
+            remedy="leave the change out, or say that it is meant: --allow-changes (the run's summary names it)",
+        )
+
+
+def record_changes(run: Run, found: Sequence[str], *, after_step: int) -> None:
+    """Keep what was changed, and after which step."""
+    if found:
+        told = [f"after step {after_step}: {change}" for change in found]
+        write_whole(run.changes, json.dumps([*changes_of(run), *told], indent=1, ensure_ascii=False))
+
+
+def changes_of(run: Run) -> list[str]:
+    """What was changed while the run was under way, in order."""
+    return list(json.loads(run.changes.read_text(encoding="utf-8"))) if run.changes.exists() else []

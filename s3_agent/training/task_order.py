@@ -1,0 +1,42 @@
+"""The task files of a run, in the order of play."""
+
+from collections.abc import Sequence
+from itertools import zip_longest
+from pathlib import Path
+
+from s3_agent.data.files.whole import write_whole
+from s3_agent.data.tasks import in_training_order
+from s3_agent.errors import ConfigError
+from s3_agent.processes.run_folder import Run
+from s3_agent.recipe import Recipe
+from s3_agent.types import Task
+
+
+def write_tasks(recipe: Recipe, run: Run, train: Sequence[Task], validation: Sequence[Task]) -> None:
+    """The run's own task files; the trainer goes through them from the first line to the last.
+
+    The order is the seed's alone: a run that is resumed, or given more steps, plays what it would have played. Raises
+    ConfigError when the folder holds another order.
+    """
+    ordered = in_training_order(
+        train,
+        steps=recipe.trainer.steps,
+        questions_per_step=recipe.trainer.questions_per_step,
+        seed=recipe.seed if recipe.data.shuffle else None,
+    )
+    for path, tasks in ((run.train, ordered), (run.validation, validation)):
+        rows = [task.model_dump_json(exclude={"initial_passages"}) for task in tasks]
+        _refuse_another(path, rows)
+        write_whole(path, "".join(row + "\n" for row in rows))
+
+
+def _refuse_another(path: Path, rows: Sequence[str]) -> None:
+    if not path.exists():
+        return
+    before = path.read_text(encoding="utf-8").split("\n")[:-1]
+    for number, (old, new) in enumerate(zip_longest(before, rows), 1):
+        if old is not None and new is not None and old != new:
+            raise ConfigError(
+                f"{path}:{number}: the run was started with other tasks, or in another order",
+                remedy="resume it with the data, the seed and the batch sizes that it was started with",
+            )
