@@ -46,7 +46,7 @@ def _copy(source: Path, corpus: Path) -> None:
 
 
 def _index(source: Path, corpus: Path) -> None:
-    from retrieval_server.config import Bm25Settings
+    from retrieval_server.backends.bm25.settings import Bm25Settings
     from retrieval_server.corpus import Corpus
     from retrieval_server.indexing import build_index
 

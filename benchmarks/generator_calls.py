@@ -19,7 +19,6 @@ from statistics import fmean
 
 import httpx
 
-from s3_agent.ask import policy_part
 from s3_agent.clients.generator import make_generator
 from s3_agent.clients.policy import CompletionsPolicy
 from s3_agent.clients.retriever import HttpRetriever
@@ -29,10 +28,10 @@ from s3_agent.processes.commands import generator_url, retriever_url
 from s3_agent.processes.parts import service_parts
 from s3_agent.processes.ports import HOST, reserve_port
 from s3_agent.processes.run_folder import scratch_run
+from s3_agent.processes.services import policy_part, resolve_ports
 from s3_agent.processes.stack import Stack
 from s3_agent.recipe import Recipe, load_recipe
 from s3_agent.rollout.runner import Outcome, run_task
-from s3_agent.training.job import resolve_ports
 from s3_agent.types import Task
 
 

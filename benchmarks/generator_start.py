@@ -32,10 +32,10 @@ from s3_agent.preparation.answer_stages import services
 from s3_agent.processes.commands import generator_url, retriever_url
 from s3_agent.processes.parts import service_parts
 from s3_agent.processes.run_folder import scratch_run
+from s3_agent.processes.services import resolve_ports
 from s3_agent.processes.serving import served_packages, with_precision
 from s3_agent.processes.stack import PART, PRELOADED, Stack, own_processes
 from s3_agent.recipe import Recipe, load_recipe
-from s3_agent.training.job import resolve_ports
 from s3_agent.types import Passage, Task
 
 

@@ -22,7 +22,7 @@ from package_texts import passages
 from synthetic_vectors import Generator, neighbourhood, structure
 
 from retrieval_server.backends.dense.encoder import Encoder
-from retrieval_server.config import EncoderSettings
+from retrieval_server.backends.dense.settings import EncoderSettings
 
 BATCH, TIMED = 128, 1024
 LIMIT_SIZES = 16, 32, 128  # the best of them is the limit

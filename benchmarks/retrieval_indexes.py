@@ -28,7 +28,7 @@ from synthetic_vectors import Generator
 
 from retrieval_server.backends.base import Hits
 from retrieval_server.backends.dense.faiss_index import FaissEngine, make, read
-from retrieval_server.config import COMPRESSED, DenseSettings, EncoderSettings
+from retrieval_server.backends.dense.settings import COMPRESSED, DenseSettings, EncoderSettings
 
 KINDS = ("flat", "hnsw", "sq8", "rabitq", "pq", "ivf_flat", "ivf_sq8", "ivf_pq", "ivf_rabitq")
 QUICK = tuple(kind for kind in KINDS if kind != "hnsw")  # which is built by one thread: measured when asked for

@@ -20,7 +20,7 @@ from typing import Any
 from package_texts import write_corpus
 
 from retrieval_server.backends.bm25.index import Bm25
-from retrieval_server.config import Bm25Settings
+from retrieval_server.backends.bm25.settings import Bm25Settings
 from retrieval_server.corpus import Corpus
 
 TOPK = 10

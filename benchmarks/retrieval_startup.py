@@ -28,8 +28,9 @@ from retrieval_throughput import free_port, running
 from synthetic_vectors import Generator
 from untrained_encoder import save_untrained_bert
 
+from retrieval_server.backends.bm25.settings import Bm25Settings
+from retrieval_server.backends.dense.settings import DenseSettings, EncoderSettings
 from retrieval_server.backends.dense.vectors import VECTORS
-from retrieval_server.config import Bm25Settings, DenseSettings, EncoderSettings
 from retrieval_server.corpus import Corpus
 from retrieval_server.indexing import build_index
 from retrieval_server.indexing.build import build_from_vectors

@@ -69,7 +69,7 @@ def open_backend(material: Material) -> Any:
     """Our dense backend over the flat FAISS index, a memory map: the processes share one copy of the vectors."""
     from retrieval_server.backends.dense.faiss_index import FaissEngine, read
     from retrieval_server.backends.dense.index import Dense
-    from retrieval_server.config import DenseSettings, EncoderSettings
+    from retrieval_server.backends.dense.settings import DenseSettings, EncoderSettings
 
     settings = DenseSettings(encoder=EncoderSettings(model="table"), layout="flat")
     return Dense(Table(material), FaissEngine(read(material.index), settings), settings)

@@ -23,16 +23,14 @@ from s3_agent.processes import commands
 from s3_agent.processes.parts import service_parts
 from s3_agent.processes.ports import HOST, reserve_port
 from s3_agent.processes.requirements import require_vllm
-from s3_agent.processes.run_folder import Run, scratch_run
-from s3_agent.processes.serving import has_cpu_vllm
-from s3_agent.processes.stack import Part, Stack
+from s3_agent.processes.run_folder import scratch_run
+from s3_agent.processes.services import policy_part, require_external, resolve_ports
+from s3_agent.processes.stack import Stack
 from s3_agent.recipe import Recipe
 from s3_agent.rollout.runner import Outcome, run_task
-from s3_agent.training.job import require_external, resolve_ports
 from s3_agent.types import Task
 
 console = Console(stderr=True)
-POLICY_NAME = "policy"
 UNKNOWN = "(unknown)"
 
 
@@ -43,33 +41,6 @@ def newest_run(runs: Path) -> Path:
         require_vllm("asking a policy that was trained here")
         raise ConfigError(f"no run in {runs} has a trained policy", remedy="train one: s3-agent train")
     return finished[-1].parents[1]
-
-
-def policy_part(
-    model: Path | str,
-    run: Run,
-    *,
-    port: int,
-    name: str = POLICY_NAME,
-    part: str = "policy",
-    sequences: int = 8,
-    chat_template: Path | None = None,
-) -> Part:
-    """vLLM over the policy in the folder or of the hub name `model`, served as `name`, `sequences` at a time.
-
-    `chat_template` is for chat messages: prompts of token ids are templated before they are sent.
-    """
-    options = ["--enforce-eager", "--max-num-seqs", str(sequences)]
-    options += ["--chat-template", str(chat_template)] if chat_template else []
-    options += ["--dtype", "float32"] if has_cpu_vllm() else []
-    return Part(
-        name=part,
-        command=commands.vllm_command(str(model), name, port=port, options=options),
-        log=run.logs / f"{part}.log",
-        ready_url=f"http://{HOST}:{port}/health",
-        remedy="check that the run's policy folder is whole",
-        **(commands.cpu_serving() if has_cpu_vllm() else {}),
-    )
 
 
 async def _served_name(http: httpx.AsyncClient, url: str) -> str:

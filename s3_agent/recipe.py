@@ -14,7 +14,9 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from yaml import YAMLError
 
-from retrieval_server.config import Bm25Settings, DenseSettings, IndexSettings
+from retrieval_server.backends.bm25.settings import Bm25Settings
+from retrieval_server.backends.dense.settings import DenseSettings
+from retrieval_server.config import IndexSettings
 from s3_agent import embedded
 from s3_agent.agents.methods import METHODS, named
 from s3_agent.agents.settings import AgentName

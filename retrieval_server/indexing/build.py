@@ -14,8 +14,9 @@ from typing import Any
 
 from retrieval_server.backends.bm25.analysis import stemmer_release
 from retrieval_server.backends.bm25.index import Bm25
+from retrieval_server.backends.bm25.settings import Bm25Settings
+from retrieval_server.backends.dense.settings import DenseSettings
 from retrieval_server.backends.dense.vectors import RECORD, VECTORS, fill, open_vectors
-from retrieval_server.config import Bm25Settings, DenseSettings
 from retrieval_server.corpus import Corpus, Report, silent
 from retrieval_server.errors import RetrievalError
 from retrieval_server.indexing.lock import only_build

@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from retrieval_server.config import Bm25Settings, DenseSettings, read_index_settings
+from retrieval_server.backends.bm25.settings import Bm25Settings
+from retrieval_server.backends.dense.settings import DenseSettings
+from retrieval_server.config import read_index_settings
 from retrieval_server.corpus import Report
 from retrieval_server.errors import RetrievalError
 

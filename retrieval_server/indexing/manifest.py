@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from retrieval_server.backends.bm25.analysis import stemmer_release
-from retrieval_server.config import Bm25Settings, DenseSettings, LuceneSettings, index_settings
+from retrieval_server.backends.bm25.settings import Bm25Settings
+from retrieval_server.backends.dense.settings import DenseSettings
+from retrieval_server.backends.lucene.settings import LuceneSettings
+from retrieval_server.config import index_settings
 from retrieval_server.corpus import LINES_RECORD, Corpus, Report, silent
 from retrieval_server.errors import RetrievalError
 

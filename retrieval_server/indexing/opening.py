@@ -5,10 +5,12 @@ from typing import Any
 
 from retrieval_server.backends.base import Backend
 from retrieval_server.backends.bm25.index import Bm25
+from retrieval_server.backends.bm25.settings import Bm25Settings
 from retrieval_server.backends.dense.index import Dense, Engine
+from retrieval_server.backends.dense.settings import DenseSettings
 from retrieval_server.backends.dense.vectors import open_vectors
 from retrieval_server.backends.lucene.index import Lucene
-from retrieval_server.config import Bm25Settings, DenseSettings, LuceneSettings
+from retrieval_server.backends.lucene.settings import LuceneSettings
 from retrieval_server.corpus import Corpus, Report, silent
 from retrieval_server.errors import RetrievalError
 from retrieval_server.indexing.build import FAISS_FILE, build_index

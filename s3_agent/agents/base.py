@@ -14,11 +14,10 @@ from s3_agent.clients.policy import Conversation, Policy, Role
 from s3_agent.clients.retriever import Retriever
 from s3_agent.errors import ConfigError, ContextFull, RetrieverError
 from s3_agent.fitting import fit_passages
+from s3_agent.questions import normalize_question, retrieval_query
 from s3_agent.selection import SelectionRule, select_passages
 from s3_agent.types import Action, ActionKind, Episode, Passage, StopReason, Task, Turn
 
-OPTIONS = "\nOptions:"
-"""Goes before the options in a question of MIRAGE."""
 _REFUSALS = (400, 413, 422)
 _ENDS = {ActionKind.FINISH: StopReason.FINISHED, ActionKind.ANSWER: StopReason.ANSWERED}
 
@@ -79,17 +78,6 @@ class Agent(Protocol):
     async def run(self, task: Task, *, policy: Policy, retriever: Retriever) -> Episode:
         """Play one task. Raises PolicyError and RetrieverError; a malformed response is an episode."""
         ...
-
-
-def normalize_question(question: str) -> str:
-    """Strip, and end with a question mark, as the originals do; a question with options is only stripped."""
-    question = question.strip()
-    return question if question.endswith("?") or OPTIONS in question else question + "?"
-
-
-def retrieval_query(question: str) -> str:
-    """What retrieves a task's first passages: the normalised question, without options."""
-    return normalize_question(question).partition(OPTIONS)[0].rstrip()
 
 
 async def search(retriever: Retriever, query: str, question: str, *, topk: int) -> tuple[Passage, ...]:

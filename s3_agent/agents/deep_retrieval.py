@@ -9,11 +9,12 @@ original's.
 import json
 from typing import Literal
 
-from s3_agent.agents.base import Limits, normalize_question, search
+from s3_agent.agents.base import Limits, search
 from s3_agent.agents.prompted import Calls
 from s3_agent.clients.policy import Policy
 from s3_agent.clients.retriever import Retriever
 from s3_agent.guard import neutral
+from s3_agent.questions import normalize_question
 from s3_agent.selection import SelectionRule, select_passages
 from s3_agent.tags import bodies
 from s3_agent.types import Action, ActionKind, Episode, StopReason, Task, Turn, whole_text

@@ -7,9 +7,10 @@ without that tag is searched for, and what is found twice is shown twice (docs/o
 import re
 from collections.abc import Sequence
 
-from s3_agent.agents.base import Limits, normalize_question
+from s3_agent.agents.base import Limits
 from s3_agent.agents.prompted import PromptedAgent
 from s3_agent.guard import neutral, without_control
+from s3_agent.questions import normalize_question
 from s3_agent.tags import documents
 from s3_agent.types import Action, ActionKind, Passage, Task, Turn
 

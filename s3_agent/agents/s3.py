@@ -7,10 +7,11 @@ lines, the question and information blocks at the end, the hint after an invalid
 from collections.abc import Sequence
 from typing import Literal
 
-from s3_agent.agents.base import Limits, SearchAgent, normalize_question
+from s3_agent.agents.base import Limits, SearchAgent
 from s3_agent.clients.policy import Role
 from s3_agent.errors import ConfigError
 from s3_agent.guard import neutral, without_control
+from s3_agent.questions import normalize_question
 from s3_agent.selection import SelectionRule
 from s3_agent.tags import INVALID_HINT, QUERY_END, initial_block, observation, parse, read_initial_block
 from s3_agent.types import Action, Passage, Task

@@ -6,9 +6,10 @@ gets the raw documents (docs/originals.md#e3). The wording is ours; markers and 
 
 from collections.abc import Sequence
 
-from s3_agent.agents.base import Limits, normalize_question
+from s3_agent.agents.base import Limits
 from s3_agent.agents.prompted import Ask, PromptedAgent
 from s3_agent.guard import neutral, without_control
+from s3_agent.questions import normalize_question
 from s3_agent.tags import documents
 from s3_agent.types import Action, ActionKind, Passage, Task, Turn
 

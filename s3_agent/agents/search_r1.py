@@ -8,11 +8,12 @@ an invalid action ends the episode, so its numbers are not Search-R1's (docs/ori
 from collections.abc import Sequence
 from typing import Literal
 
-from s3_agent.agents.base import Limits, SearchAgent, normalize_question
+from s3_agent.agents.base import Limits, SearchAgent
 from s3_agent.clients.policy import Role
 from s3_agent.clients.replies import without_thinking
 from s3_agent.errors import ConfigError
 from s3_agent.guard import neutral, without_control
+from s3_agent.questions import normalize_question
 from s3_agent.selection import SelectionRule
 from s3_agent.tags import bodies, observation
 from s3_agent.types import Action, ActionKind, Episode, Passage, Task

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from string import ascii_uppercase
 from typing import Any
 
-from s3_agent.agents.base import OPTIONS
 from s3_agent.data.golds import golds_in
+from s3_agent.questions import OPTIONS
 
 
 def options_of(row: Mapping[str, Any]) -> dict[str, str]:

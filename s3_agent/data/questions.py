@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from retrieval_server.passages import read_id, whole_text
-from s3_agent.agents.base import normalize_question
 from s3_agent.data.files.tables import Placed, Row
 from s3_agent.data.golds import golds_in, ground_truth, nested_question
 from s3_agent.data.options import golds_of_options, options_of, with_options
 from s3_agent.errors import DataError
+from s3_agent.questions import normalize_question
 from s3_agent.rewards.answer_match import can_match
 from s3_agent.types import prompt_text
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from s3_agent.agents.base import retrieval_query
 from s3_agent.data.files.tables import Row
 from s3_agent.data.files.whole import write_rows
 from s3_agent.data.naive_rag.cache import RagCache, beyond_rag
@@ -12,6 +11,7 @@ from s3_agent.data.naive_rag.passages import Retrieved
 from s3_agent.data.published.rows import to_published, write_parquet
 from s3_agent.data.questions import Dropped
 from s3_agent.data.tasks import load_tasks, task_rows
+from s3_agent.questions import retrieval_query
 
 
 def write_task_sets(

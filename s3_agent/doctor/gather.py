@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 from omegaconf import DictConfig
 
-from retrieval_server.config import DenseSettings
+from retrieval_server.backends.dense.settings import DenseSettings
 from s3_agent.agl.cpu import precision
 from s3_agent.agl.verl_config import TrainerRecipe, TrainerSettings, settings_alone, trainer_config
 from s3_agent.clients.connections import get

@@ -8,8 +8,9 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from retrieval_server.backends.dense.settings import DenseSettings
 from retrieval_server.backends.dense.torch_exact import search_bytes
-from retrieval_server.config import DenseSettings, IndexSettings
+from retrieval_server.config import IndexSettings
 from retrieval_server.indexing.plan import needs
 from s3_agent.doctor.memory import CONTEXT, GRAPHS, Item, Phase
 from s3_agent.machine.model_files import ModelShape

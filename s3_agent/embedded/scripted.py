@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from retrieval_server.backends.bm25.index import Bm25
-from retrieval_server.config import Bm25Settings
+from retrieval_server.backends.bm25.settings import Bm25Settings
 from retrieval_server.corpus import Corpus
 from s3_agent.agents.s3 import compact_prompt
 from s3_agent.agents.search_r1 import SearchR1Protocol

@@ -13,7 +13,6 @@ from typing import Any
 import httpx
 from rich.console import Console
 
-from s3_agent.ask import POLICY_NAME, policy_part
 from s3_agent.clients.chat_model import make_chat_model
 from s3_agent.clients.chat_policy import ChatPolicy, chat_body
 from s3_agent.clients.connections import async_client, get
@@ -41,10 +40,10 @@ from s3_agent.processes import commands
 from s3_agent.processes.parts import service_parts
 from s3_agent.processes.ports import HOST, reserve_port
 from s3_agent.processes.run_folder import scratch_run
+from s3_agent.processes.services import POLICY_NAME, policy_part, require_external, resolve_ports, versions
 from s3_agent.processes.serving import served_packages, with_precision
 from s3_agent.processes.stack import Interrupted, Stack
 from s3_agent.recipe import Recipe
-from s3_agent.training.job import require_external, resolve_ports, versions
 from s3_agent.types import Passage, Task
 
 SEQUENCES = 64

@@ -21,7 +21,7 @@ from s3_agent.evaluation.records import EvaluatedTask
 from s3_agent.evaluation.scores import cost_of, counts_of, holds_answer, recall_by_turn
 from s3_agent.evaluation.stages import Made, Stage, code_of, key_of
 from s3_agent.recipe import Price
-from s3_agent.rollout.scoring import check_answer
+from s3_agent.rewards.accuracy import check_answer
 from s3_agent.types import Episode, Passage, StopReason, Task
 
 _CONTEXT_CODE = (

@@ -13,31 +13,11 @@ from s3_agent.clients.http import bearer, call_json
 from s3_agent.clients.tokenizer import ChatTemplate
 from s3_agent.errors import ConfigError, PolicyError
 from s3_agent.evaluation.contestants import Contestant, PolicyUnderTest, SamplingName, sampling_of
+from s3_agent.machine.model_files import model_identity
 from s3_agent.recipe import PolicyRecipe, Recipe, load_recipe
 from s3_agent.rollout.runner import AgentSettings
 
 _ANSWERS = {"ret": "generator", "self": "policy"}
-_BLOCKS = 64
-_BLOCK_BYTES = 1 << 16
-
-
-def model_identity(model: str) -> dict[str, Any]:
-    """What tells a model folder from another: a hash of its files' names, sizes and of 64 blocks of each; or its name.
-
-    A training step changes weights all over a file, so that samples of it tell, and 15 GB need not be read.
-    """
-    folder = Path(model)
-    if not folder.is_dir():
-        return {"name": model}
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        with path.open("rb") as file:
-            for block in range(_BLOCKS):
-                file.seek(size * block // _BLOCKS)
-                digest.update(file.read(_BLOCK_BYTES))
-    return {"sha256": digest.hexdigest()}
 
 
 async def _served(url: str, key: str | None) -> dict[str, Any]:

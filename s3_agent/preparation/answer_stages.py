@@ -27,9 +27,9 @@ from s3_agent.data_identity import index_identity, rag_fingerprint, retriever_te
 from s3_agent.processes.commands import generator_url, retriever_url
 from s3_agent.processes.parts import service_parts
 from s3_agent.processes.run_folder import scratch_run
+from s3_agent.processes.services import require_external, resolve_ports
 from s3_agent.processes.stack import Stack
 from s3_agent.recipe import GatewayRecipe, Recipe
-from s3_agent.training.job import require_external, resolve_ports
 from s3_agent.types import Task
 
 AT_A_TIME = 8

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from retrieval_server.config import DenseSettings, LuceneSettings
+from retrieval_server.backends.dense.settings import DenseSettings
+from retrieval_server.backends.lucene.settings import LuceneSettings
 from retrieval_server.corpus import LINES_RECORD, Corpus
 from retrieval_server.errors import RetrievalError
 from retrieval_server.indexing import build_index, expected_manifest, open_corpus

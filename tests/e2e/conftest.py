@@ -17,9 +17,9 @@ from s3_agent.embedded import RAG_CACHE, TRAIN
 from s3_agent.processes.commands import generator_url, retriever_url
 from s3_agent.processes.parts import service_parts
 from s3_agent.processes.run_folder import Run
+from s3_agent.processes.services import resolve_ports
 from s3_agent.processes.stack import Stack
 from s3_agent.recipe import load_recipe
-from s3_agent.training.job import resolve_ports
 
 ROOT = Path(__file__).parents[2]
 STEPS = 3

@@ -11,7 +11,6 @@ import torch
 from agentlightning.verl.agl_rollout_manager import AglRolloutManager, CompletedRollout
 from agentlightning.verl.rollout_adapter import RolloutAdapter
 
-from s3_agent.ask import policy_part
 from s3_agent.clients.tokenizer import HuggingFaceTokenizer, load_tokenizer
 from s3_agent.data.tasks import read_jsonl
 from s3_agent.embedded import NANO_POLICY, TRAIN
@@ -19,11 +18,11 @@ from s3_agent.processes import commands
 from s3_agent.processes.parts import training_parts
 from s3_agent.processes.ports import HOST, reserve_port
 from s3_agent.processes.run_folder import Run
+from s3_agent.processes.services import policy_part, resolve_ports
 from s3_agent.processes.stack import Stack
 from s3_agent.recipe import Recipe, load_recipe
 from s3_agent.rollout.episode_log import EpisodeRecord
 from s3_agent.rollout.runner import AgentSettings
-from s3_agent.training.job import resolve_ports
 from tests.e2e import split_tags
 from tests.e2e.conftest import Services
 

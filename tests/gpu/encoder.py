@@ -17,8 +17,8 @@ import torch
 
 from benchmarks.untrained_encoder import save_untrained_bert
 from retrieval_server.backends.dense.encoder import Encoder
+from retrieval_server.backends.dense.settings import EncoderSettings
 from retrieval_server.backends.dense.vectors import SHARD, fill
-from retrieval_server.config import EncoderSettings
 from tests.gpu.measuring import Measuring, begin
 
 WIKI_18 = 21_015_324

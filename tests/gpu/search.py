@@ -28,8 +28,9 @@ from retrieval_server.app import create_app
 from retrieval_server.app.listening import http_server
 from retrieval_server.app.service import Opened
 from retrieval_server.backends.dense.index import Dense
+from retrieval_server.backends.dense.settings import DenseSettings, EncoderSettings
 from retrieval_server.backends.dense.torch_exact import BLOCK, TorchEngine, rows_per_step
-from retrieval_server.config import DenseSettings, EncoderSettings, ServerSettings
+from retrieval_server.config import ServerSettings
 from tests.gpu.card import copy_rate, product_rate
 from tests.gpu.measuring import Measuring, begin
 

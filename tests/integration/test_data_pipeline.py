@@ -452,7 +452,7 @@ def test_a_generator_that_fails_midway_keeps_what_was_answered(world: World, tmp
     [("generator.model=other", "generator"), ("data.rag_topk=2", "topk"), ("judge.rule=judge", "judge")],
 )
 def test_a_cache_of_other_parts_is_refused_by_field(world: World, tmp_path: Path, override: str, field: str) -> None:
-    from s3_agent.data_identity import prepare_tasks
+    from s3_agent.training.prepared_tasks import prepare_tasks
 
     folder = tmp_path / "data"
     prepare(world, folder)

@@ -12,8 +12,9 @@ import pytest
 
 from retrieval_server.backends.bm25.analysis import EnglishAnalyzer
 from retrieval_server.backends.bm25.index import Bm25
+from retrieval_server.backends.bm25.settings import Bm25Settings
 from retrieval_server.backends.lucene.index import Lucene
-from retrieval_server.config import Bm25Settings, LuceneSettings
+from retrieval_server.backends.lucene.settings import LuceneSettings
 from retrieval_server.corpus import Corpus
 from retrieval_server.errors import RetrievalError
 from retrieval_server.indexing import open_backend

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3_agent.agents.base import Limits, normalize_question
+from s3_agent.agents.base import Limits
 from s3_agent.agents.s3 import S3Agent, S3Protocol
 from s3_agent.errors import ConfigError, PolicyError, RetrieverError
 from s3_agent.fitting import fit_passages
+from s3_agent.questions import normalize_question
 from s3_agent.tags import INVALID_HINT, initial_block, observation
 from s3_agent.testing.fakes import FakePolicy, FakeRetriever, ToyTokenizer
 from s3_agent.types import ActionKind, Episode, Passage, StopReason, Task

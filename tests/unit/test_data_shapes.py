@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval_server.config import Bm25Settings
+from retrieval_server.backends.bm25.settings import Bm25Settings
 from retrieval_server.corpus import Corpus
 from retrieval_server.errors import RetrievalError
 from retrieval_server.indexing import build_index

@@ -20,8 +20,9 @@ from typer.testing import CliRunner
 from benchmarks.untrained_encoder import save_untrained_bert
 from retrieval_server.backends.bm25.boolean import parse
 from retrieval_server.backends.dense.faiss_index import blas_threshold
+from retrieval_server.backends.dense.settings import DenseSettings, EncoderSettings
 from retrieval_server.backends.ordering import fetch_ties, ordered
-from retrieval_server.config import DenseSettings, EncoderSettings, ServerSettings, read_index_settings
+from retrieval_server.config import ServerSettings, read_index_settings
 from retrieval_server.corpus import Corpus
 from retrieval_server.errors import RetrievalError
 from retrieval_server.indexing import build_index, load_index, open_backend, open_corpus, verify_index
@@ -611,7 +612,7 @@ WITHOUT_ROOM = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from retrieval_server.config import DenseSettings, EncoderSettings
+from retrieval_server.backends.dense.settings import DenseSettings, EncoderSettings
 from retrieval_server.corpus import Corpus
 from retrieval_server.errors import RetrievalError
 from retrieval_server.indexing.build import build_from_vectors

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from retrieval_server.config import DenseSettings, EncoderSettings
+from retrieval_server.backends.dense.settings import DenseSettings, EncoderSettings
 from s3_agent.agl.verl_config import settings_alone
 from s3_agent.doctor.checks.memory import plans
 from s3_agent.doctor.memory import as_rows, as_text

@@ -10,11 +10,11 @@ from s3_agent.data.tasks import load_tasks
 from s3_agent.errors import ConfigError
 from s3_agent.evaluation import job as evaluate
 from s3_agent.evaluation.export import export_results
-from s3_agent.evaluation.players import model_identity
 from s3_agent.evaluation.records import SCORES, EvaluatedTask, Failure
 from s3_agent.evaluation.scores import cost_of, counts_of, recall_by_turn
 from s3_agent.evaluation.table import Numbers, numbers_of, table_of
 from s3_agent.evaluation.views.table import markdown
+from s3_agent.machine.model_files import model_identity
 from s3_agent.recipe import Price
 from s3_agent.types import Episode, Passage, StopReason, Task, Turn
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from retrieval_server.config import DenseSettings
+from retrieval_server.backends.dense.settings import DenseSettings
 from s3_agent.errors import ConfigError
 from s3_agent.recipe import EXAMPLES, load_recipe
 

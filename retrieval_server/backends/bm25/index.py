@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 from retrieval_server.backends.base import Hits
 from retrieval_server.backends.bm25.analysis import EnglishAnalyzer
 from retrieval_server.backends.bm25.boolean import parse
-from retrieval_server.config import Bm25Settings
+from retrieval_server.backends.bm25.settings import Bm25Settings
 from retrieval_server.corpus import Corpus, Report, silent
 from retrieval_server.errors import RetrievalError
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from retrieval_server.config import EncoderSettings
+from retrieval_server.backends.dense.settings import EncoderSettings
 from retrieval_server.errors import RetrievalError
 
 BATCH_TOKENS = 16384

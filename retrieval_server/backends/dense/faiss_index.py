@@ -14,8 +14,8 @@ from typing import Any
 from packaging.version import Version
 
 from retrieval_server.backends.base import Hits
+from retrieval_server.backends.dense.settings import COMPRESSED, DenseSettings
 from retrieval_server.backends.ordering import fetch_ties, ordered
-from retrieval_server.config import COMPRESSED, DenseSettings
 from retrieval_server.corpus import Report, silent
 from retrieval_server.errors import RetrievalError
 

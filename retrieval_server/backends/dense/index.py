@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
 from retrieval_server.backends.base import Hits
-from retrieval_server.config import DenseSettings
+from retrieval_server.backends.dense.settings import DenseSettings
 
 
 class Engine(Protocol):

@@ -13,8 +13,8 @@ from itertools import pairwise
 from typing import Any
 
 from retrieval_server.backends.base import Hits
+from retrieval_server.backends.dense.settings import DenseSettings
 from retrieval_server.backends.ordering import HALF, SINGLE, fetch_ties
-from retrieval_server.config import DenseSettings
 
 BLOCK = 16  # rows
 _STEP_SCORES = 1 << 23  # 16 MB in fp16; the second-level cache of an A100 has 40 MB, of an H100 50

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from retrieval_server.backends.base import Hits
+from retrieval_server.backends.lucene.settings import LuceneSettings
 from retrieval_server.backends.ordering import SPARE
-from retrieval_server.config import LuceneSettings
 from retrieval_server.corpus import Corpus, Report, silent
 from retrieval_server.errors import RetrievalError
 

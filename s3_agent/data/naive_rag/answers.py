@@ -6,14 +6,14 @@ from pathlib import Path
 
 import structlog
 
-from s3_agent.agents.base import normalize_question, retrieval_query
 from s3_agent.clients.generator import Generator, answer_cut
 from s3_agent.clients.judge import Judge
 from s3_agent.clients.retriever import Retriever
 from s3_agent.data.files.checkpoint import Checkpoint
 from s3_agent.data.naive_rag.cache import RagAnswer, RagCache
 from s3_agent.data.naive_rag.fingerprint import Fingerprint
-from s3_agent.rollout.scoring import check_answer
+from s3_agent.questions import normalize_question, retrieval_query
+from s3_agent.rewards.accuracy import check_answer
 from s3_agent.types import Task
 
 log = structlog.get_logger()

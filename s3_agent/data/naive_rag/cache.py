@@ -10,11 +10,11 @@ from typing import Self
 
 from pydantic import BaseModel
 
-from s3_agent.agents.base import normalize_question
 from s3_agent.data.files.whole import write_whole
 from s3_agent.data.naive_rag.fingerprint import Fingerprint
 from s3_agent.data.questions import Dropped
 from s3_agent.errors import RagCacheError
+from s3_agent.questions import normalize_question
 from s3_agent.types import Task
 
 YES_NO = {"yes", "no", "true", "false", "Yes", "No", "True", "False"}

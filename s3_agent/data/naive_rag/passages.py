@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from s3_agent.agents.base import retrieval_query
 from s3_agent.clients.retriever import HttpRetriever
 from s3_agent.data.files.checkpoint import Checkpoint
 from s3_agent.data.files.whole import write_rows
 from s3_agent.data.tasks import iterate_jsonl
 from s3_agent.errors import DataError
+from s3_agent.questions import retrieval_query
 from s3_agent.types import Passage, Task
 
 BATCH = 64

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from s3_agent.agents.base import normalize_question
 from s3_agent.data.files.tables import Row
 from s3_agent.data.naive_rag.cache import RagAnswer, RagCache
 from s3_agent.errors import DataError
+from s3_agent.questions import normalize_question
 from s3_agent.types import Passage, Task
 
 _DOC = re.compile(r'Doc (\d+) \(Title: ("[^\n]*?"|.*?)\) ', re.DOTALL)

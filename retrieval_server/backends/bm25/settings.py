@@ -1,0 +1,26 @@
+"""The settings of a BM25 index."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Bm25Settings(BaseModel):
+    """BM25 with Lucene's formula and English analysis. `boolean`: AND, OR, NOT, quotes count (docs/originals.md#e1)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["bm25"] = "bm25"
+    k1: float = Field(default=0.9, ge=0)
+    b: float = Field(default=0.4, ge=0, le=1)
+    stemmer: str = "porter"
+    stopwords: str = "english"
+    boolean: bool = False
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that an index is built with."""
+        return self.model_dump(exclude={"kind", "boolean"})
+
+    def answers(self) -> dict[str, Any]:
+        """The settings that answers depend on. Boolean parsing is named only when it is on."""
+        return self.identity() | ({"boolean": True} if self.boolean else {})

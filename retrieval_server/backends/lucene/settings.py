@@ -1,0 +1,25 @@
+"""The settings of an existing Lucene index."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class LuceneSettings(BaseModel):
+    """An existing Lucene index, searched by pyserini as Anserini's SimpleSearcher does. Needs Java and pyserini."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["lucene"] = "lucene"
+    path: Path
+    k1: float = Field(default=0.9, ge=0)
+    b: float = Field(default=0.4, ge=0, le=1)
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that an index is built with."""
+        return {"path": str(self.path)}
+
+    def answers(self) -> dict[str, Any]:
+        """The settings that answers depend on."""
+        return self.model_dump(mode="json", exclude={"kind"})

