@@ -17,7 +17,7 @@ from s3_agent.processes.parts import training_parts
 from s3_agent.processes.run_folder import Run
 from s3_agent.processes.stack import Part, Stack, own_processes
 from s3_agent.recipe import load_recipe
-from tests.unit.test_connections import FakeServer
+from tests.unit.clients.test_connections import FakeServer
 
 ASKS = """
 import asyncio, sys, urllib.request

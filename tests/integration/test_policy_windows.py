@@ -27,7 +27,7 @@ from s3_agent.errors import PolicyError
 from s3_agent.testing.fakes import FakeGenerator, FakePolicy, FakeRetriever
 from s3_agent.testing.servers import generator_app, policy_app, retriever_app, serve
 from s3_agent.types import Passage, StopReason, Task
-from tests.unit.test_chat_templates import BASE, LISTS
+from tests.unit.clients.test_chat_templates import BASE, LISTS
 
 DOC = Passage(id="1", title="Norway", text="The currency of Norway is the krone. " * 60)
 QUESTION = "What is the currency of Norway?"

@@ -14,7 +14,7 @@ from s3_agent.shipped import ENVIRONMENT, EXAMPLES, IN_CLONE, shipped_recipes
 
 
 def test_in_a_clone_the_files_are_beside_the_package() -> None:
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     assert IN_CLONE and root / "examples" == EXAMPLES and root == ENVIRONMENT
 
 

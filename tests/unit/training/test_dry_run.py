@@ -10,7 +10,7 @@ from s3_agent.recipe import EXAMPLES, load_recipe
 from s3_agent.training.dry_run import make_plan
 from s3_agent.training.twin import load_twin
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SHIPPED = sorted(path.stem for path in EXAMPLES.glob("*/recipes/*.yaml"))
 WITHOUT = """
 import sys

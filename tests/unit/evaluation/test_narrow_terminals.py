@@ -21,7 +21,7 @@ from s3_agent.rollout.pool.monitor import Monitor
 from s3_agent.rollout.pool.view import table as pool_table
 from s3_agent.shipped import shipped_recipes
 from tests.evaluated import results
-from tests.unit.test_comparison import compared, validation
+from tests.unit.evaluation.test_comparison import compared, validation
 
 __all__ = ["validation"]  # a fixture
 AGENTS = ["s3", "search_r1", "search_r1:ret", "deep_retrieval", "ircot", "search_o1", "rag"]

@@ -26,7 +26,7 @@ from s3_agent.data.questions import flashrag_questions, own_questions
 from s3_agent.errors import DataError
 from s3_agent.preparation.own_data import import_own
 
-DOCS = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+DOCS = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
 Row = dict[str, Any]
 
 
