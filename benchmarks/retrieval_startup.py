@@ -29,11 +29,12 @@ from synthetic_vectors import Generator
 from untrained_encoder import save_untrained_bert
 
 from retrieval_server.backends.bm25.settings import Bm25Settings
+from retrieval_server.backends.dense.building import from_vectors
 from retrieval_server.backends.dense.settings import DenseSettings, EncoderSettings
 from retrieval_server.backends.dense.vectors import VECTORS
 from retrieval_server.corpus import Corpus
 from retrieval_server.indexing import build_index
-from retrieval_server.indexing.build import build_from_vectors
+from retrieval_server.indexing.build import write_index
 
 KINDS = ("bm25", "flat", "ivf_rabitq")
 DIMENSION = 768
@@ -76,7 +77,7 @@ def build(kind: str, corpus: Corpus, index: Path, encoder: EncoderSettings) -> N
     generator = Generator(dimension=DIMENSION)
     settings = DenseSettings(encoder=encoder, layout=kind)  # pyright: ignore[reportArgumentType]
     rows = lambda start, end: generator.rows(start, end - start)  # noqa: E731
-    build_from_vectors(corpus, index, settings, rows=rows, dimension=DIMENSION)
+    write_index(corpus, index, settings, from_vectors(corpus, settings, rows=rows, dimension=DIMENSION))
 
 
 def drop_from_cache(paths: list[Path]) -> None:

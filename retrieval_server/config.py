@@ -1,15 +1,13 @@
-"""The settings of the server, of its limits, and of each kind of index."""
+"""The settings of the server and of its limits."""
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from retrieval_server.backends.bm25.settings import Bm25Settings
-from retrieval_server.backends.dense.settings import DenseSettings
-from retrieval_server.backends.lucene.settings import LuceneSettings
 from retrieval_server.errors import RetrievalError
+from retrieval_server.index_kinds import INDEX_KINDS, AnyIndexSettings, IndexSettings
 
 
 class HttpSettings(BaseModel):
@@ -33,17 +31,17 @@ class HttpSettings(BaseModel):
     shutdown_s: float = Field(default=30.0, ge=0, description="seconds that accepted requests have after SIGTERM")
 
 
-IndexSettings = Annotated[Bm25Settings | DenseSettings | LuceneSettings, Field(discriminator="kind")]
-index_settings: TypeAdapter[Bm25Settings | DenseSettings | LuceneSettings] = TypeAdapter(IndexSettings)
+index_settings: TypeAdapter[IndexSettings] = TypeAdapter(AnyIndexSettings)
 
 
-def read_index_settings(path: Path) -> Bm25Settings | DenseSettings | LuceneSettings:
-    """The settings in a YAML or JSON file, `kind: bm25 | dense | lucene`. Raises RetrievalError."""
+def read_index_settings(path: Path) -> IndexSettings:
+    """The settings in a YAML or JSON file: `kind` and the fields of that kind. Raises RetrievalError."""
     try:
         return index_settings.validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, yaml.YAMLError, ValidationError) as cause:
+        kinds = ", ".join(INDEX_KINDS.names())
         raise RetrievalError(
-            f"{path} can not be used: {cause}", remedy="give `kind: bm25`, `dense` or `lucene` and its fields"
+            f"{path} can not be used: {cause}", remedy=f"give `kind` ({kinds}) and its fields"
         ) from cause
 
 
@@ -52,10 +50,10 @@ class ServerSettings(HttpSettings):
 
     corpus: Path
     index: Path
-    backend: IndexSettings | None = None
+    backend: AnyIndexSettings | None = None
 
     @model_validator(mode="after")
     def _enough_candidates(self) -> Self:
-        if isinstance(self.backend, DenseSettings):
+        if self.backend is not None:
             self.backend.check_topk(self.topk)
         return self

@@ -14,9 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from yaml import YAMLError
 
-from retrieval_server.backends.bm25.settings import Bm25Settings
-from retrieval_server.backends.dense.settings import DenseSettings
-from retrieval_server.config import IndexSettings
+from retrieval_server.index_kinds import DEFAULT, INDEX_KINDS, AnyIndexSettings, IndexSettings, default_settings
 from s3_agent import embedded
 from s3_agent.agents.methods import METHODS, named
 from s3_agent.agents.settings import AgentName
@@ -33,7 +31,6 @@ from s3_agent.shipped import EXAMPLES, shipped_recipes
 EAGER = "--enforce-eager"
 """vLLM's option to compile nothing."""
 _COMPILING = ("--no-enforce-eager", "--compilation-config", "--optimization-level", "-O", "-cc")
-KINDS = ("bm25", "dense", "lucene")
 
 
 def _url(value: str) -> str:
@@ -84,19 +81,18 @@ class RetrieverRecipe(_Section):
     """Our server over `data.corpus` on `port` (0: any free one), or a running one at `url`.
 
     `index` is what it searches (docs/retrieval.md), in `folder`; default: `index` in the data's own folder, or
-    `prepared/index/CORPUS`. A BM25 index that is missing is built at the start; a dense one takes hours and is built
-    before.
+    `prepared/index/CORPUS`. A missing BM25 index is built at the start. A dense one takes hours: build it before.
     """
 
     url: Url | None = None
     port: Port = 3000
-    index: IndexSettings = Field(default_factory=Bm25Settings)
+    index: AnyIndexSettings = Field(default_factory=default_settings)
     folder: Path | None = None
 
     @field_validator("index", mode="before")
     @classmethod
-    def _bm25_by_default(cls, index: Any) -> Any:
-        return {"kind": "bm25", **index} if isinstance(index, dict) else index
+    def _default_kind(cls, index: Any) -> Any:
+        return {"kind": DEFAULT, **index} if isinstance(index, dict) else index
 
 
 class GeneratorRecipe(GeneratorSettings):
@@ -375,7 +371,7 @@ class Recipe(_Section):
     @model_validator(mode="after")
     def _enough_candidates(self) -> Self:
         index, limits = self.retriever.index, self.agent.limits
-        if self.retriever.url is None and isinstance(index, DenseSettings):
+        if self.retriever.url is None:
             index.check_topk(max(limits.topk, limits.initial_topk, self.data.retrieved_topk))
         return self
 
@@ -429,15 +425,16 @@ def field_paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if annotation is IndexSettings:
+        yield from (kind.settings for kind in INDEX_KINDS.loadable())
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in get_args(annotation):
         yield from _models(inner)
 
 
 def _problem(item: Any) -> tuple[str, str]:
-    # Between a section and its field pydantic names which kind of it was meant, e.g. `retriever.index.dense.file`.
-    path = ".".join(str(part) for part in item["loc"] if part not in KINDS) or "recipe"
+    path = ".".join(map(str, item["loc"])) or "recipe"
     if item["type"] != "extra_forbidden":
         return f"{path}: {item['msg']}", "correct the field."
     return f"{path}: there is no such field", nearest(path, field_paths(Recipe))

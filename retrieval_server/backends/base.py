@@ -1,4 +1,4 @@
-"""What the server asks of a backend. A new kind of index is one small class like this and a line in `opening`."""
+"""What the server asks of an opened index."""
 
 from collections.abc import Sequence
 from typing import ClassVar, Protocol
@@ -7,7 +7,23 @@ Hits = list[tuple[int, float]]
 
 
 class Backend(Protocol):
-    """An opened index over a corpus. Rows are the corpus's row numbers; scores are higher for better hits."""
+    """An opened index over a corpus. Rows are the corpus's row numbers; scores are higher for better hits.
+
+    For example, one that finds the passages in which the query stands letter by letter:
+
+        class Grep:
+            ignores_whitespace = False
+
+            def __init__(self, texts):
+                self._texts = texts
+
+            def search(self, queries, *, topk):
+                rows = range(len(self._texts))
+                return [[(row, 1.0) for row in rows if query in self._texts[row]][:topk] for query in queries]
+
+            def cost(self, query):
+                return 1
+    """
 
     ignores_whitespace: ClassVar[bool]
     """Whether white space around and between words changes nothing."""

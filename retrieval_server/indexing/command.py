@@ -10,17 +10,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from retrieval_server.backends.bm25.settings import Bm25Settings
 from retrieval_server.backends.dense.settings import DenseSettings
 from retrieval_server.config import read_index_settings
 from retrieval_server.corpus import Report
 from retrieval_server.errors import RetrievalError
+from retrieval_server.index_kinds import default_settings
 
 app = typer.Typer(no_args_is_help=True, help="Build, verify, convert and plan indexes of the retrieval server.")
 
 CorpusOption = Annotated[Path, typer.Option(help="JSONL with id and contents, or title and text.")]
 IndexOption = Annotated[Path, typer.Option(help="Folder of the index.")]
-BackendOption = Annotated[Path | None, typer.Option(help="YAML: `kind: bm25`, `dense` or `lucene`, and its fields.")]
+BackendOption = Annotated[
+    Path | None, typer.Option(help="YAML: `kind` and the fields of that kind; `s3-agent backends` lists them.")
+]
 
 _CANDIDATES: int = DenseSettings.model_fields["candidates"].default
 
@@ -59,9 +61,7 @@ def build(corpus: CorpusOption, index: IndexOption, backend: BackendOption = Non
     from retrieval_server.indexing import build_index
 
     def job(report: Report) -> None:
-        settings = read_index_settings(backend) if backend else Bm25Settings()
-        if settings.kind == "lucene":
-            raise RetrievalError("Lucene indexes are made by Anserini", remedy="use `kind: bm25`")
+        settings = read_index_settings(backend) if backend else default_settings()
         build_index(Corpus(corpus, lines=index, report=report), index, settings, report=report)
 
     _run(job)
@@ -90,10 +90,7 @@ def convert(
     from retrieval_server.indexing.build import convert_index
 
     def job(report: Report) -> None:
-        settings = read_index_settings(backend)
-        if not isinstance(settings, DenseSettings):
-            raise RetrievalError(f"{backend} is not of `kind: dense`", remedy="only vectors can be converted")
-        convert_index(Corpus(corpus, report=report), source, index, settings, report=report)
+        convert_index(Corpus(corpus, report=report), source, index, read_index_settings(backend), report=report)
 
     _run(job)
     typer.echo(f"built {index}")
@@ -106,7 +103,7 @@ def plan(
     candidates: Annotated[int, typer.Option(min=8, help="Candidates that a compressed index re-ranks.")] = _CANDIDATES,
 ) -> None:
     """RAM, disk and GPU memory of each kind of dense index, and the recall to expect, from measured costs."""
-    from retrieval_server.indexing.plan import costs, expected_recall, needs
+    from retrieval_server.backends.dense.plan import costs, expected_recall, needs
 
     table = Table(title=f"{passages} passages x {dimension}, in GB (1e9 bytes)")
     measured = costs()

@@ -11,30 +11,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from retrieval_server.backends.bm25.analysis import stemmer_release
-from retrieval_server.backends.bm25.settings import Bm25Settings
-from retrieval_server.backends.dense.settings import DenseSettings
-from retrieval_server.backends.lucene.settings import LuceneSettings
 from retrieval_server.config import index_settings
 from retrieval_server.corpus import LINES_RECORD, Corpus, Report, silent
 from retrieval_server.errors import RetrievalError
+from retrieval_server.index_kinds import IndexSettings, kind_of
 
 MANIFEST = "manifest.json"
-FORMATS = {"bm25": 3, "dense": 2, "lucene": 2}
-# Tested word by word to be Lucene's, and the same from PyStemmer 2.2 to 3.1: an index need not be built again.
-FIXED_STEMMER = "porter"
-Settings = Bm25Settings | DenseSettings | LuceneSettings
 
 
-def made_with(settings: Settings) -> dict[str, Any]:
-    """The number of the index's format, and the release of a stemmer whose terms change with it."""
-    made: dict[str, Any] = {"format": FORMATS[settings.kind]}
-    if isinstance(settings, Bm25Settings) and settings.stemmer not in ("", FIXED_STEMMER):
-        made["stemmer"] = stemmer_release(settings.stemmer)
-    return made
+def made_with(settings: IndexSettings) -> dict[str, Any]:
+    """The number of the index's format, and what its kind depends on besides."""
+    kind = kind_of(settings)
+    return {"format": kind.format, **kind.made_with(settings)}
 
 
-def expected_manifest(corpus: Corpus, settings: Settings) -> dict[str, Any]:
+def expected_manifest(corpus: Corpus, settings: IndexSettings) -> dict[str, Any]:
     """What an index over this corpus with these settings must say of itself."""
     return {
         **made_with(settings),
@@ -97,7 +88,7 @@ def read_manifest(folder: Path, *, remedy: str) -> dict[str, Any]:
     return manifest
 
 
-def said_settings(manifest: dict[str, Any], folder: Path, *, remedy: str) -> Settings:
+def said_settings(manifest: dict[str, Any], folder: Path, *, remedy: str) -> IndexSettings:
     """The settings that an index was built with, by its manifest. Raises RetrievalError."""
     try:
         return index_settings.validate_python({"kind": manifest["backend"], **manifest["settings"]})

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 from omegaconf import DictConfig
 
-from retrieval_server.backends.dense.settings import DenseSettings
+from retrieval_server.index_kinds import kind_of
 from s3_agent.agl.cpu import precision
 from s3_agent.agl.verl_config import TrainerRecipe, TrainerSettings, settings_alone, trainer_config
 from s3_agent.clients.connections import get
@@ -141,13 +141,14 @@ def _models(recipe: Recipe) -> dict[str, ModelFiles]:
     named = {"policy": recipe.policy.model}
     if recipe.generator.hosted and recipe.agent.asks_generator and recipe.generator.model != embedded_generator.NAME:
         named["generator"] = recipe.generator.model
-    if recipe.retriever.url is None and isinstance(recipe.retriever.index, DenseSettings):
-        named["encoder"] = recipe.retriever.index.encoder.model
+    if recipe.retriever.url is None:
+        settings = recipe.retriever.index
+        named |= kind_of(settings).models(settings)
     found = {}
     for part, name in named.items():
         folder = model_folder(name)
-        shape = (
-            None if part == "encoder" else inputs.or_none(lambda name=name, folder=folder: model_shape(name, folder))
-        )
+        shape = None
+        if part in ("policy", "generator"):
+            shape = inputs.or_none(lambda name=name, folder=folder: model_shape(name, folder))
         found[part] = ModelFiles(name, folder, shape, missing_files(folder) if folder else ())
     return found

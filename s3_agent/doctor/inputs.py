@@ -10,6 +10,7 @@ from typing import Any
 
 from retrieval_server.corpus import Corpus
 from retrieval_server.errors import RetrievalError
+from retrieval_server.index_kinds import kind_of
 from retrieval_server.indexing.manifest import MANIFEST, check, expected_manifest, read_manifest
 from s3_agent.agents.s3 import S3Protocol
 from s3_agent.agents.search_r1 import SearchR1Protocol
@@ -108,21 +109,21 @@ def index_facts(recipe: Recipe, corpus: Corpus | None) -> IndexFacts | None:
     if recipe.retriever.url is not None:
         return None
     settings, folder = recipe.retriever.index, recipe.index_folder
-    if settings.kind == "lucene" or (settings.kind == "dense" and settings.file is not None):
-        path = settings.path if settings.kind == "lucene" else settings.file
-        problem = None if path is not None and path.exists() else f"the index {path} is not there"
+    kind = kind_of(settings)
+    if (path := kind.foreign(settings)) is not None:
+        problem = None if path.exists() else f"the index {path} is not there"
         return IndexFacts(WIKI_18, DIMENSION, supposed=True, problem=problem, remedy="give the path of an index")
     if corpus is None:
         return IndexFacts(WIKI_18, DIMENSION, supposed=True)
     remedy = f"s3-agent index build --corpus {recipe.data.corpus} --index {folder} --backend {folder}.yaml"
-    if settings.kind == "bm25" and not (folder / MANIFEST).exists():
+    if kind.built_at_start and not (folder / MANIFEST).exists():
         return IndexFacts(len(corpus), DIMENSION)  # it is built when the run starts
     try:
         manifest = read_manifest(folder, remedy=remedy)
         check(manifest, folder, expected_manifest(corpus, settings), remedy=remedy)
         return IndexFacts(int(manifest["passages"]), int(manifest.get("dimension", DIMENSION)))
     except Exception as cause:  # the retriever's own error, or a manifest that is none
-        problem = None if settings.kind == "bm25" else str(cause).splitlines()[0]
+        problem = None if kind.built_at_start else str(cause).splitlines()[0]
         return IndexFacts(len(corpus), DIMENSION, problem=problem, remedy=remedy)
 
 

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from retrieval_server.backends.dense.settings import DenseSettings
-from retrieval_server.backends.lucene.settings import LuceneSettings
 from retrieval_server.corpus import LINES_RECORD, Corpus
 from retrieval_server.errors import RetrievalError
+from retrieval_server.index_kinds import IndexSettings, kind_of
 from retrieval_server.indexing import build_index, expected_manifest, open_corpus
 from retrieval_server.indexing.build import convert_index
 from retrieval_server.indexing.manifest import check, made_with, read_manifest
@@ -19,10 +18,8 @@ from s3_agent.data.published.sources import CORPORA, INDEXES
 from s3_agent.errors import DataError
 from s3_agent.recipe import Recipe
 
-# For the sizes that a dry run tells beforehand, on the safe side: English text is about three times its gzip file, and
-# a BM25 index 0.46 of the embedded corpus.
+# For the sizes that a dry run gives beforehand, on the safe side: English text is about three times its gzip file.
 GZIP_RATIO = 3.5
-BM25_RATIO = 0.5
 
 
 def missing(*paths: Path) -> list[Path]:
@@ -77,19 +74,19 @@ class CorpusStages:
     def index(self) -> Stage:
         """Ours built, or the published one joined from its parts."""
         recipe, path, folder = self.recipe, self.data.corpus, self.recipe.index_folder
-        settings = recipe.retriever.index
+        settings, kind = recipe.retriever.index, kind_of(recipe.retriever.index)
         published = self.sources.index if self.sources else None
 
         def made_of() -> dict[str, Any]:
-            identity = {**settings.identity(), "path": None} if settings.kind == "lucene" else settings.identity()
-            parts = [file.oid for file in self.downloads.of({INDEXES[published].repo})] if published else []
+            # Where an index of others lies is not what it is made of.
+            place = str(kind.foreign(settings))
+            identity = {name: None if value == place else value for name, value in settings.identity().items()}
+            parts = [file.oid for file in self.downloads.of({INDEXES[published].wanted.repo})] if published else []
             ours = {"corpus": self.ledger.hash(path), "kind": settings.kind, "settings": identity, "parts": parts}
             return ours | made_with(settings)
 
         def outputs() -> Mapping[str, Path]:
-            if isinstance(settings, DenseSettings) and settings.file is not None:
-                return {"index": settings.file}
-            place = settings.path if isinstance(settings, LuceneSettings) else folder
+            place = kind.foreign(settings) or folder
             files = sorted(file for file in place.glob("*") if file.is_file()) if place.is_dir() else []
             return {f"index/{file.name}": file for file in files if file.name != LINES_RECORD} or {"index": place}
 
@@ -106,10 +103,10 @@ class CorpusStages:
 
         def need() -> Need:
             if published is not None:
-                files, unknown = self.downloads.sizes({INDEXES[published].repo})
+                files, unknown = self.downloads.sizes({INDEXES[published].wanted.repo})
                 return Need(disk={self.ledger.folder: sum(file.size for file in files)}, unknown=unknown)
             size = path.stat().st_size if path.exists() else 0
-            return Need(disk={folder: int(size * BM25_RATIO)} if settings.kind == "bm25" else {})
+            return Need(disk={folder: int(size * kind.disk_ratio)} if kind.disk_ratio else {})
 
         return Stage(
             name="index",
@@ -120,29 +117,32 @@ class CorpusStages:
             missing=lambda: missing(path),
         )
 
-    def _published_index(self, settings: Any, made_of: dict[str, Any], report: Report) -> dict[str, Any]:
+    def _published_index(self, settings: IndexSettings, made_of: dict[str, Any], report: Report) -> dict[str, Any]:
         assert self.sources is not None and self.sources.index is not None
-        parts = self.downloads.paths(INDEXES[self.sources.index].repo)
-        if isinstance(settings, DenseSettings):
-            joined = settings.file or self.ledger.folder / f"{self.sources.index}.index"
-            size = join_parts(joined, parts, made_of=made_of, report=report)
-            if settings.file is None:  # the published vectors, in the recipe's own layout
-                folder = self.recipe.index_folder
-                try:
-                    corpus = open_corpus(self.data.corpus, folder, report=report)
-                    if not _fits(corpus, folder, settings):
-                        convert_index(corpus, joined, folder, settings, report=report)
-                except RetrievalError as cause:
-                    raise DataError(str(cause)) from cause
-            return {"bytes": size, "kind": "dense"}
-        if isinstance(settings, LuceneSettings):
+        name = self.sources.index
+        published, place = INDEXES[name], kind_of(settings).foreign(settings)
+        if settings.kind != published.kind or (place is None and not published.in_pieces):
+            raise DataError(
+                f"the published index {name} needs a place",
+                remedy=f"set retriever.index.kind={published.kind} and the fields of that kind; see docs/data.md",
+            )
+        parts = self.downloads.paths(published.wanted.repo)
+        if not published.in_pieces:
+            assert place is not None
             for part in parts:
-                join_parts(settings.path / part.name, [part], made_of=made_of, report=report)
-            return {"files": len(parts), "kind": "lucene"}
-        raise DataError(
-            f"the published index {self.sources.index} needs a place",
-            remedy="set retriever.index.kind=dense, or lucene with its path; see docs/data.md",
-        )
+                join_parts(place / part.name, [part], made_of=made_of, report=report)
+            return {"files": len(parts), "kind": settings.kind}
+        joined = place or self.ledger.folder / f"{name}.index"
+        size = join_parts(joined, parts, made_of=made_of, report=report)
+        if place is None:  # what was published, in the recipe's own form
+            folder = self.recipe.index_folder
+            try:
+                corpus = open_corpus(self.data.corpus, folder, report=report)
+                if not _fits(corpus, folder, settings):
+                    convert_index(corpus, joined, folder, settings, report=report)
+            except RetrievalError as cause:
+                raise DataError(str(cause)) from cause
+        return {"bytes": size, "kind": settings.kind}
 
 
 def _fits(corpus: Corpus, folder: Path, settings: Any) -> bool:

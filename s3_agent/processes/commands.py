@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from retrieval_server.index_kinds import kind_of
 from s3_agent.agl.cpu import BRIEF_SPINNING, SEEDED_WORKER
 from s3_agent.agl.train import KEY_VARIABLE
 from s3_agent.clients.gateway_limit import POLICY_CALLS
@@ -81,7 +82,7 @@ def own_command(command: str, recipe: Path, *overrides: str) -> list[str]:
 def retriever_command(recipe: Recipe, *, port: int) -> list[str]:
     """Our retrieval server over the recipe's corpus; a BM25 index that is missing is built first."""
     options = ["--corpus", str(recipe.data.corpus), "--index", str(recipe.index_folder), "--port", str(port)]
-    options += ["--backend", str(backend_file(recipe))] + ["--build"] * (recipe.retriever.index.kind == "bm25")
+    options += ["--backend", str(backend_file(recipe))] + ["--build"] * kind_of(recipe.retriever.index).built_at_start
     return [sys.executable, "-m", "retrieval_server", "--host", HOST, *options]
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from retrieval_server.index_kinds import kind_of
 from s3_agent.agl import cpu
 from s3_agent.agl.train import KEY_VARIABLE
 from s3_agent.clients.connections import DIRECT
@@ -16,7 +17,6 @@ from s3_agent.processes.serving import generator_on_cpu, generator_threads, has_
 from s3_agent.processes.stack import Part
 from s3_agent.recipe import Recipe
 
-DENSE_READY_S = 3600.0  # tens of GB are read from the disk to a GPU
 TRAINER_MODULES = (*commands.SERVER_MODULES, "datasets", "pandas", "peft", "tensordict")
 """What the processes of a training on the CPU spend their start with. Ray and verl, which imports it, are left out: Ray
 reads its environment once, when it is loaded."""
@@ -49,9 +49,8 @@ def service_parts(recipe: Recipe, run: Run) -> list[Part]:
     if recipe.retriever.url is None:
         ready = f"http://127.0.0.1:{recipe.retriever.port}/readyz"
         remedy = "check data.corpus; delete the index under `prepared` to have it built again"
-        patience: dict[str, Any] = {}
-        if recipe.retriever.index.kind != "bm25":
-            patience = {"ready_within_s": DENSE_READY_S}
+        within = kind_of(recipe.retriever.index).ready_within_s
+        patience: dict[str, Any] = {} if within is None else {"ready_within_s": within}
         parts.append(_own(recipe, run, "retriever", "serve", ready, remedy=remedy, **patience))
     if recipe.generator.hosted and recipe.asks_generator:
         ready = f"http://127.0.0.1:{recipe.generator.port}/health"

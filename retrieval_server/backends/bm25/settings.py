@@ -2,13 +2,13 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from retrieval_server.index_kinds import IndexSettings
 
 
-class Bm25Settings(BaseModel):
+class Bm25Settings(IndexSettings, frozen=True):
     """BM25 with Lucene's formula and English analysis. `boolean`: AND, OR, NOT, quotes count (docs/originals.md#e1)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["bm25"] = "bm25"
     k1: float = Field(default=0.9, ge=0)

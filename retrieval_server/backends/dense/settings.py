@@ -5,6 +5,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from retrieval_server.index_kinds import IndexSettings
+
 
 class EncoderSettings(BaseModel):
     """How a transformers model makes vectors of texts. Nothing is guessed from its name; remote code is never run."""
@@ -36,15 +38,13 @@ Layout = Literal["flat", "hnsw", "ivf_flat", "ivf_sq8", "ivf_pq", "ivf_rabitq", 
 COMPRESSED = ("ivf_sq8", "ivf_pq", "ivf_rabitq", "sq8", "pq", "rabitq")  # their scores are not those of the vectors
 
 
-class DenseSettings(BaseModel):
+class DenseSettings(IndexSettings, frozen=True):
     """Vectors of an encoder, searched by inner product.
 
     `engine`: `faiss` (CPU), `faiss_gpu` (sharded over all visible GPUs, fp16), or `torch` (exact, on `device`).
     Compressed layouts find `candidates` passages, which are scored again from the fp16 vectors on disk.
     `file` is an existing FAISS index (`e5_Flat.index`), opened as it is.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["dense"] = "dense"
     encoder: EncoderSettings

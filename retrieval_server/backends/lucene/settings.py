@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from retrieval_server.index_kinds import IndexSettings
 
 
-class LuceneSettings(BaseModel):
+class LuceneSettings(IndexSettings, frozen=True):
     """An existing Lucene index, searched by pyserini as Anserini's SimpleSearcher does. Needs Java and pyserini."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["lucene"] = "lucene"
     path: Path

@@ -1,5 +1,6 @@
 """What is published where, by the names that a recipe uses (docs/data.md#published-data)."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -26,10 +27,21 @@ CORPORA: dict[CorpusName, tuple[Wanted, ...]] = {
         Wanted(repo=f"MedRAG/{name}", patterns=("chunk/*.jsonl",)) for name in ("wikipedia", "pubmed", "textbooks")
     ),
 }
-INDEXES: dict[IndexName, Wanted] = {
-    "e5-flat": Wanted(repo="PeterJinGo/wiki-18-e5-index", patterns=("part_*",)),
-    "e5-hnsw64": Wanted(repo="PeterJinGo/wiki-18-e5-index-HNSW64", patterns=("part_*",)),
-    "bm25-lucene": Wanted(repo="PeterJinGo/wiki-18-bm25-index", patterns=("bm25/*",)),
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedIndex:
+    """An index that others publish: of which kind it is, and whether its files are the pieces of one."""
+
+    wanted: Wanted
+    kind: str
+    in_pieces: bool
+
+
+INDEXES: dict[IndexName, PublishedIndex] = {
+    "e5-flat": PublishedIndex(Wanted(repo="PeterJinGo/wiki-18-e5-index", patterns=("part_*",)), "dense", True),
+    "e5-hnsw64": PublishedIndex(Wanted(repo="PeterJinGo/wiki-18-e5-index-HNSW64", patterns=("part_*",)), "dense", True),
+    "bm25-lucene": PublishedIndex(Wanted(repo="PeterJinGo/wiki-18-bm25-index", patterns=("bm25/*",)), "lucene", False),
 }
 
 
@@ -69,7 +81,7 @@ class SourceSettings(BaseModel):
         """The hub's files."""
         files = [*CORPORA[self.corpus]]
         if self.index is not None:
-            files.append(INDEXES[self.index])
+            files.append(INDEXES[self.index].wanted)
         match self.questions:
             case "sets":
                 names = [name for name in dict.fromkeys((*self.train, *self.test)) if name not in MIRAGE_SETS]

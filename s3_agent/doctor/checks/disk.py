@@ -4,11 +4,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from retrieval_server.index_kinds import kind_of
 from s3_agent.doctor.activations import WIDTH
 from s3_agent.doctor.case import Case
 from s3_agent.doctor.findings import Finding, error
 from s3_agent.doctor.memory import gib
-from s3_agent.doctor.serving_memory import index_host_bytes
 
 
 def checkpoint_bytes(case: Case) -> int:
@@ -38,10 +38,9 @@ def disk_items(case: Case) -> list[tuple[Path, str, int]]:
         exported = WIDTH[case.training.model_dtype] if case.recipe.trainer.checkpoint_policy else 2
         items.append((case.recipe.runs, "the trained policy", exported * shape.parameters))
     if case.index is not None and case.recipe.retriever.url is None and case.index.problem is not None:
-        _, disk = index_host_bytes(
-            case.recipe.retriever.index, passages=case.index.passages, dimension=case.index.dimension
-        )
-        items.append((case.recipe.prepared, "the index", disk))
+        settings, index = case.recipe.retriever.index, case.index
+        need = kind_of(settings).need(settings, passages=index.passages, dimension=index.dimension, cards=1)
+        items.append((case.recipe.prepared, "the index", need.disk))
     if case.recipe.agent.asks_generator:
         caches = case.recipe.generator.cache_bytes + case.recipe.judge.cache_bytes
         items.append((case.recipe.generator.cache or case.recipe.runs, "cached answers and verdicts", caches))

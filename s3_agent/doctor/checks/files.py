@@ -6,8 +6,6 @@ from s3_agent.doctor.case import Case, ModelFiles
 from s3_agent.doctor.checks.environment import offline
 from s3_agent.doctor.findings import Finding, error, warning
 
-PARTS = {"policy": "policy.model", "generator": "generator.model", "encoder": "retriever.index.encoder.model"}
-
 
 def check_files(case: Case) -> Iterator[Finding]:
     """Inputs that are missing, broken or not enough."""
@@ -35,7 +33,7 @@ def check_files(case: Case) -> Iterator[Finding]:
 
 
 def _model(part: str, files: ModelFiles, forbidden: str | None) -> Iterator[Finding]:
-    place = PARTS[part]
+    place = f"{part}.model" if part in ("policy", "generator") else f"retriever.index.{part}.model"
     if files.folder is None:
         report = error if forbidden else warning
         yield report(

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
+from retrieval_server.index_kinds import kind_of
 from s3_agent.doctor.case import Case
 from s3_agent.doctor.findings import Finding, error, warning
 from s3_agent.doctor.memory import DRIVER, Item, Phase, Plan, gib
@@ -12,7 +13,6 @@ from s3_agent.doctor.serving_memory import (
     cache_tokens,
     engine_items,
     generator_phases,
-    index_host_bytes,
     read_options,
     retriever_phases,
 )
@@ -169,7 +169,7 @@ def ram_items(case: Case) -> dict[str, int]:
         items |= host_bytes(shape, case.training) if case.cuda else cpu_bytes(shape, case.training)
     if case.index is not None and case.recipe.retriever.url is None:
         index = case.index
-        items["index"], _ = index_host_bytes(
-            case.recipe.retriever.index, passages=index.passages, dimension=index.dimension
-        )
+        settings = case.recipe.retriever.index
+        need = kind_of(settings).need(settings, passages=index.passages, dimension=index.dimension, cards=1)
+        items["index"] = need.ram
     return {name: size for name, size in items.items() if size}

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
+from retrieval_server.backends.dense.kind import index_bytes
 from retrieval_server.backends.dense.settings import DenseSettings, EncoderSettings
 from s3_agent.agl.verl_config import settings_alone
 from s3_agent.doctor.checks.memory import plans
 from s3_agent.doctor.memory import as_rows, as_text
-from s3_agent.doctor.serving_memory import index_bytes
 from s3_agent.doctor.training import read_training
 from s3_agent.machine.description import GIB, described
 from s3_agent.machine.model_files import PUBLISHED, from_config

@@ -19,17 +19,18 @@ from typer.testing import CliRunner
 
 from benchmarks.untrained_encoder import save_untrained_bert
 from retrieval_server.backends.bm25.boolean import parse
+from retrieval_server.backends.dense.building import from_vectors
 from retrieval_server.backends.dense.faiss_index import blas_threshold
+from retrieval_server.backends.dense.plan import costs, expected_recall
 from retrieval_server.backends.dense.settings import DenseSettings, EncoderSettings
 from retrieval_server.backends.ordering import fetch_ties, ordered
 from retrieval_server.config import ServerSettings, read_index_settings
 from retrieval_server.corpus import Corpus
 from retrieval_server.errors import RetrievalError
 from retrieval_server.indexing import build_index, load_index, open_backend, open_corpus, verify_index
-from retrieval_server.indexing.build import build_from_vectors, convert_index
+from retrieval_server.indexing.build import convert_index, write_index
 from retrieval_server.indexing.command import app
 from retrieval_server.indexing.manifest import MANIFEST
-from retrieval_server.indexing.plan import costs, expected_recall
 
 faiss = pytest.importorskip("faiss")
 torch = pytest.importorskip("torch")
@@ -220,8 +221,11 @@ def test_every_layout_finds_the_neighbours_with_their_true_scores(
     vectors: Any, corpus: Corpus, model: Path, tmp_path: Path, layout: Any
 ) -> None:
     settings = e5(model, layout=layout, lists=4, probes=4, candidates=150, vectors="float32")
-    build_from_vectors(
-        corpus, tmp_path / "i", settings, rows=lambda start, end: vectors[start:end], dimension=DIMENSION
+    write_index(
+        corpus,
+        tmp_path / "i",
+        settings,
+        from_vectors(corpus, settings, rows=lambda start, end: vectors[start:end], dimension=DIMENSION),
     )
     engine: Any = load_index(corpus, tmp_path / "i", settings)
     hits = engine._engine.search(vectors[:20], topk=5)
@@ -467,7 +471,12 @@ def test_copies_come_in_the_order_of_their_rows_in_every_layout(
     copied: Any, corpus: Corpus, model: Path, tmp_path: Path, layout: Any, candidates: int
 ) -> None:
     settings = e5(model, layout=layout, lists=4, probes=4, candidates=candidates, vectors="float32")
-    build_from_vectors(corpus, tmp_path / "i", settings, rows=lambda start, end: copied[start:end], dimension=DIMENSION)
+    write_index(
+        corpus,
+        tmp_path / "i",
+        settings,
+        from_vectors(corpus, settings, rows=lambda start, end: copied[start:end], dimension=DIMENSION),
+    )
     engine: Any = load_index(corpus, tmp_path / "i", settings)
     [all_hits] = engine._engine.search(copied[100:101], topk=len(copied))
     assert all_hits == sorted(all_hits, key=lambda hit: (-hit[1], hit[0]))
@@ -594,7 +603,13 @@ def test_a_kill_at_any_stage_loses_no_vectors(
             raise Killed
 
     def build(report: Any) -> None:
-        build_from_vectors(corpus, tmp_path / "i", e5(model), rows=rows, dimension=DIMENSION, report=report)
+        write_index(
+            corpus,
+            tmp_path / "i",
+            e5(model),
+            from_vectors(corpus, e5(model), rows=rows, dimension=DIMENSION, report=report),
+            report,
+        )
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
         if stage == "put in place":
@@ -612,10 +627,11 @@ WITHOUT_ROOM = """
 import resource, sys
 from pathlib import Path
 import numpy as np
+from retrieval_server.backends.dense.building import from_vectors
 from retrieval_server.backends.dense.settings import DenseSettings, EncoderSettings
 from retrieval_server.corpus import Corpus
 from retrieval_server.errors import RetrievalError
-from retrieval_server.indexing.build import build_from_vectors
+from retrieval_server.indexing.build import write_index
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)
 def rows(start, end):
@@ -623,7 +639,8 @@ def rows(start, end):
     return np.ones((end - start, 32), dtype=np.float32)
 try:
     settings = DenseSettings(encoder=EncoderSettings(model="none"))
-    build_from_vectors(Corpus(Path(sys.argv[1])), Path(sys.argv[2]), settings, rows=rows, dimension=32)
+    corpus = Corpus(Path(sys.argv[1]))
+    write_index(corpus, Path(sys.argv[2]), settings, from_vectors(corpus, settings, rows=rows, dimension=32))
 except RetrievalError as error:
     print(error)
 """

@@ -34,7 +34,7 @@ class Need:
 
 def costs() -> dict[str, Any]:
     """The measured costs: `indexes`, a row a kind, and how they were measured."""
-    return json.loads(files("retrieval_server.indexing").joinpath("costs.json").read_text(encoding="utf-8"))
+    return json.loads(files("retrieval_server.backends.dense").joinpath("costs.json").read_text(encoding="utf-8"))
 
 
 def needs(*, passages: int, dimension: int) -> list[Need]:

@@ -1,0 +1,156 @@
+"""What a kind of index is: its settings, how it is built and opened, and what it needs. Every kind is registered here.
+
+Nothing outside a kind's own folder names it: the server, the builder, recipes and the doctor ask the `IndexKind`. This
+module imports no backend, so that settings can be read where numpy, FAISS and torch are not installed.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny
+
+from retrieval_server.errors import RetrievalError
+from retrieval_server.registry import Registry
+
+if TYPE_CHECKING:
+    from retrieval_server.backends.base import Backend
+    from retrieval_server.corpus import Corpus, Report
+
+DEFAULT = "bm25"
+
+
+class IndexSettings(BaseModel, frozen=True):
+    """The settings of an index. A kind's own class gives `kind` the kind's name, and adds its fields."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: str
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that an index is built with, as JSON: an index with others is another one."""
+        return self.model_dump(mode="json", exclude={"kind"})
+
+    def answers(self) -> dict[str, Any]:
+        """The settings that answers depend on, as JSON: those of `identity`, and those of the search alone."""
+        return self.identity()
+
+    def check_topk(self, topk: int) -> None:
+        """Raise ValueError when the index can not give so many passages for a query."""
+
+
+@dataclass(frozen=True, slots=True)
+class IndexNeed:
+    """What an opened index needs, in bytes: RAM, disk, and what lies on each card of a GPU, by what it is.
+
+    A size that can not be foreseen is 0. An index that is mapped into memory needs no RAM of its own.
+    """
+
+    ram: int = 0
+    disk: int = 0
+    cards: Mapping[str, int] = field(default_factory=dict)
+
+
+class IndexKind(ABC):
+    """One kind of index, and all that others need to know of it.
+
+    A small one, over passages that it keeps in a list:
+
+        class Settings(IndexSettings):
+            kind: Literal["reversed"] = "reversed"
+
+        class Reversed(IndexKind):
+            settings, format = Settings, 1
+
+            def build(self, corpus, settings, folder, *, report):
+                (folder / "texts.json").write_text(json.dumps([passage.contents[::-1] for passage in corpus]))
+                return {}
+
+            def load(self, corpus, folder, settings, *, report):
+                return ReversedBackend(json.loads((folder / "texts.json").read_text()))
+
+        KIND = Reversed()
+    """
+
+    settings: ClassVar[type[IndexSettings]]
+    format: ClassVar[int]
+    """The number of the files' form. An index with another number is built again."""
+    progress: ClassVar[tuple[str, ...]] = ()
+    """Files in which a build records how far it is. With any, a build that was killed goes on in the same folder."""
+    built_at_start: ClassVar[bool] = False
+    """Whether a server that finds no index builds one before it answers."""
+    ready_within_s: ClassVar[float | None] = None
+    """Seconds that opening may take at most; None: as long as any service."""
+    disk_ratio: ClassVar[float] = 0.0
+    """Bytes of the index for each byte of the corpus, where the passages' text decides; 0: they can not be foreseen."""
+    to_make_smaller: ClassVar[str] = "take an index that needs less, or give it more memory"
+    """What to change when it does not fit into memory."""
+
+    @abstractmethod
+    def load(self, corpus: "Corpus", folder: Path, settings: Any, *, report: "Report") -> "Backend":
+        """The opened index. Raises RetrievalError; what else it raises is reported as a damaged index."""
+
+    def build(self, corpus: "Corpus", settings: Any, folder: Path, *, report: "Report") -> dict[str, Any]:
+        """Write the index into an empty folder, and describe it in the manifest. Raises RetrievalError."""
+        raise RetrievalError(f"an index of `kind: {settings.kind}` is opened as others made it, and not built here")
+
+    def foreign(self, settings: Any) -> Path | None:
+        """The file or folder of an index that others made, which is opened as it is; None: we build it."""
+        return None
+
+    def made_with(self, settings: Any) -> dict[str, Any]:
+        """What an index depends on besides its settings, for example the release of a stemmer."""
+        return {}
+
+    def need(self, settings: Any, *, passages: int, dimension: int, cards: int) -> IndexNeed:
+        """What it needs for so many passages. `dimension`: numbers of a vector; `cards`: GPUs that it may use."""
+        return IndexNeed()
+
+    def models(self, settings: Any) -> Mapping[str, str]:
+        """The models that it loads, as folders or hub names, by the section of the settings whose `model` they are."""
+        return {}
+
+    def convert(
+        self, corpus: "Corpus", source: Path, settings: Any, folder: Path, *, report: "Report"
+    ) -> dict[str, Any]:
+        """As `build`, from the files of another index: a folder of ours or a file that others made."""
+        raise RetrievalError(
+            f"an index of `kind: {settings.kind}` is not made from another index", remedy="build it from the corpus"
+        )
+
+
+INDEX_KINDS: Registry[IndexKind] = Registry(
+    "index kind",
+    group="retrieval_server.backends",
+    own={name: f"retrieval_server.backends.{name}.kind:KIND" for name in ("bm25", "dense", "lucene")},
+    kind=IndexKind,
+    error=RetrievalError,
+)
+
+
+def kind_of(settings: IndexSettings) -> IndexKind:
+    """The kind of these settings. Raises RetrievalError for one that is not registered."""
+    return INDEX_KINDS.get(settings.kind)
+
+
+def default_settings() -> IndexSettings:
+    """The settings of a new index of which nothing is said."""
+    return _registered({"kind": DEFAULT})
+
+
+def _registered(values: Any) -> Any:
+    if not isinstance(values, dict):
+        return values
+    if "kind" not in values:
+        raise ValueError(f"`kind` is missing: name one of {', '.join(INDEX_KINDS.names())}")
+    try:
+        kind = INDEX_KINDS.get(str(values["kind"]))
+    except RetrievalError as cause:
+        raise ValueError(str(cause)) from cause
+    return kind.settings.model_validate(values)
+
+
+AnyIndexSettings = Annotated[SerializeAsAny[IndexSettings], BeforeValidator(_registered)]
+"""Settings of any registered kind, by their field `kind`."""

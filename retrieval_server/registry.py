@@ -1,0 +1,113 @@
+"""Variants by name: our own from a table, and those that installed packages bring as entry points.
+
+Index kinds here, and agents, rewards and data sets in `s3_agent`, are found through a `Registry`. A variant is loaded
+when its name is first asked for, so that a table of our own costs no import. A broken package can not stop a command
+that does not name what it brings.
+"""
+
+import difflib
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import entry_points
+
+OURS = "s3-agent"
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A name, the object behind it as `module:attribute`, and the package, with its version, that brings it."""
+
+    name: str
+    target: str
+    package: str
+
+
+class Registry[T]:
+    """The variants of one sort, for example `what="agent"` with the entry-point group `s3_agent.agents`.
+
+    `own` maps our names to `module:attribute`. An installed package adds one by an entry point of `group`:
+
+        [project.entry-points."s3_agent.agents"]
+        my_agent = "my_package.agent:METHOD"
+
+    `kind` is what the object must be. `error(message, remedy=…)` makes the exception that is raised.
+    """
+
+    def __init__(
+        self, what: str, *, group: str, own: Mapping[str, str], kind: type[T], error: Callable[..., Exception]
+    ) -> None:
+        self.what = what
+        self.group = group
+        self._own = own
+        self._kind = kind
+        self._error = error
+        self._loaded: dict[str, T] = {}
+
+    @cached_property
+    def _variants(self) -> dict[str, list[Variant]]:
+        found = {name: [Variant(name, target, OURS)] for name, target in self._own.items()}
+        brought = sorted(entry_points(group=self.group), key=lambda point: (point.name, point.value))
+        for point in brought:
+            package = f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown package"
+            variant = Variant(point.name, point.value.replace(" ", ""), package)
+            if variant not in found.setdefault(point.name, []):  # a package may be found in two folders of the path
+                found[point.name].append(variant)
+        return found
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._variants
+
+    def names(self) -> list[str]:
+        """All names, ours first, in the order of our table."""
+        return list(self._variants)
+
+    def variants(self) -> list[Variant]:
+        """All variants, also of a name that two packages claim."""
+        return [variant for claimed in self._variants.values() for variant in claimed]
+
+    def loadable(self) -> Iterator[T]:
+        """Every variant that can be loaded: a broken one, or one that is claimed twice, is left out."""
+        for name in self.names():
+            with suppress(Exception):
+                yield self.get(name)
+
+    def get(self, name: str) -> T:
+        """The variant of that name. Raises `error` for an unknown, a broken and a twice claimed one."""
+        if name not in self._loaded:
+            self._loaded[name] = self._load(name)
+        return self._loaded[name]
+
+    def _load(self, name: str) -> T:
+        claimed = self._variants.get(name, [])
+        if not claimed:
+            close = difflib.get_close_matches(name, self._variants, n=1)
+            raise self._error(
+                f"there is no {self.what} {name!r}; there are {', '.join(self._variants)}",
+                remedy=f"do you mean {close[0]}?" if close else f"name one of them, or install the package of {name!r}",
+            )
+        if len(claimed) > 1:
+            raise self._error(
+                f"the {self.what} {name!r} is brought by two packages: "
+                + " and ".join(f"{one.package} ({one.target})" for one in claimed),
+                remedy="uninstall one of them, or rename its entry point",
+            )
+        [variant] = claimed
+        module, _, attribute = variant.target.partition(":")
+        try:
+            value = getattr(importlib.import_module(module), attribute)
+        except Exception as cause:  # a package of others may raise anything when it is imported
+            raise self._error(
+                f"the {self.what} {name!r} of the package {variant.package} can not be loaded from {variant.target}: "
+                f"{type(cause).__name__}: {cause}",
+                remedy=f"repair or uninstall {variant.package}",
+            ) from cause
+        if not isinstance(value, self._kind):
+            raise self._error(
+                f"the {self.what} {name!r} of the package {variant.package} is a {type(value).__name__}, not a "
+                f"{self._kind.__name__}: {variant.target}",
+                remedy=f"its entry point must name a {self._kind.__module__}.{self._kind.__qualname__}",
+            )
+        return value
