@@ -39,7 +39,7 @@ def read_index_settings(path: Path) -> IndexSettings:
     try:
         return index_settings.validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, yaml.YAMLError, ValidationError) as cause:
-        kinds = ", ".join(INDEX_KINDS.names())
+        kinds = ", ".join(INDEX_KINDS)
         raise RetrievalError(
             f"{path} can not be used: {cause}", remedy=f"give `kind` ({kinds}) and its fields"
         ) from cause

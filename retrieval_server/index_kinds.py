@@ -132,7 +132,7 @@ INDEX_KINDS: Registry[IndexKind] = Registry(
 
 def kind_of(settings: IndexSettings) -> IndexKind:
     """The kind of these settings. Raises RetrievalError for one that is not registered."""
-    return INDEX_KINDS.get(settings.kind)
+    return INDEX_KINDS[settings.kind]
 
 
 def default_settings() -> IndexSettings:
@@ -144,9 +144,9 @@ def _registered(values: Any) -> Any:
     if not isinstance(values, dict):
         return values
     if "kind" not in values:
-        raise ValueError(f"`kind` is missing: name one of {', '.join(INDEX_KINDS.names())}")
+        raise ValueError(f"`kind` is missing: name one of {', '.join(INDEX_KINDS)}")
     try:
-        kind = INDEX_KINDS.get(str(values["kind"]))
+        kind = INDEX_KINDS[str(values["kind"])]
     except RetrievalError as cause:
         raise ValueError(str(cause)) from cause
     return kind.settings.model_validate(values)

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import entry_points
+from typing import Any
 
 OURS = "s3-agent"
 
@@ -25,8 +26,8 @@ class Variant:
     package: str
 
 
-class Registry[T]:
-    """The variants of one sort, for example `what="agent"` with the entry-point group `s3_agent.agents`.
+class Registry[T](Mapping[str, T]):
+    """The variants of one sort by name, for example `what="agent"` with the entry-point group `s3_agent.agents`.
 
     `own` maps our names to `module:attribute`. An installed package adds one by an entry point of `group`:
 
@@ -41,14 +42,18 @@ class Registry[T]:
     ) -> None:
         self.what = what
         self.group = group
-        self._own = own
+        self.own = own
         self._kind = kind
         self._error = error
         self._loaded: dict[str, T] = {}
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """As `[name]`, but `default` for a name that is not registered."""
+        return self[name] if name in self else default
+
     @cached_property
     def _variants(self) -> dict[str, list[Variant]]:
-        found = {name: [Variant(name, target, OURS)] for name, target in self._own.items()}
+        found = {name: [Variant(name, target, OURS)] for name, target in self.own.items()}
         brought = sorted(entry_points(group=self.group), key=lambda point: (point.name, point.value))
         for point in brought:
             package = f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown package"
@@ -60,9 +65,17 @@ class Registry[T]:
     def __contains__(self, name: object) -> bool:
         return name in self._variants
 
-    def names(self) -> list[str]:
-        """All names, ours first, in the order of our table."""
-        return list(self._variants)
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._variants)
+
+    def __len__(self) -> int:
+        return len(self._variants)
+
+    def __getitem__(self, name: str) -> T:
+        """The variant of that name. Raises `error` for an unknown, a broken and a twice claimed one."""
+        if name not in self._loaded:
+            self._loaded[name] = self._load(name)
+        return self._loaded[name]
 
     def variants(self) -> list[Variant]:
         """All variants, also of a name that two packages claim."""
@@ -70,15 +83,9 @@ class Registry[T]:
 
     def loadable(self) -> Iterator[T]:
         """Every variant that can be loaded: a broken one, or one that is claimed twice, is left out."""
-        for name in self.names():
+        for name in self:
             with suppress(Exception):
-                yield self.get(name)
-
-    def get(self, name: str) -> T:
-        """The variant of that name. Raises `error` for an unknown, a broken and a twice claimed one."""
-        if name not in self._loaded:
-            self._loaded[name] = self._load(name)
-        return self._loaded[name]
+                yield self[name]
 
     def _load(self, name: str) -> T:
         claimed = self._variants.get(name, [])

@@ -8,7 +8,6 @@ from typing import Any
 import httpx
 from rich.console import Console
 
-from s3_agent.agents.settings import AgentName
 from s3_agent.clients.chat_policy import ChatPolicy, chat_body
 from s3_agent.clients.connections import async_client
 from s3_agent.clients.generator import make_generator
@@ -91,7 +90,7 @@ def ask_job(
     recipe: Recipe,
     question: str,
     *,
-    agent: AgentName | None = None,
+    agent: str | None = None,
     run: Path | None = None,
     policy_url: str | None = None,
     policy_name: str | None = None,

@@ -12,13 +12,12 @@ from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 
 TAGS = ("question", "information", "query", "important_info", "search_complete", "think", "search", "answer")
-"""The names of the protocols' own tags."""
+"""The names of tags that are broken in every text, whichever methods are loaded: those of s3 and of Search-R1."""
 
 _DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _LOOKALIKE = {"<": "\u2039", "[": "\u2045", "(": "\u2768", ":": "\u2236"}
 
 _FLAGS = re.IGNORECASE
-_TAG = re.compile(r"(<)\s*(?:/\s*)?(?:" + "|".join(TAGS) + r")\b", _FLAGS)
 _HEADER = re.compile(r"doc\s*[0-9]+\s*(\()\s*title\s*:", _FLAGS)
 # What the tokenizers of common model families take for control tokens, where the tokenizer itself is not at hand.
 _CONTROL = (
@@ -27,10 +26,6 @@ _CONTROL = (
         r"(<)/?(?:s|bos|eos|pad|unk|mask|cls|sep|sop|eop|eod|eot|eom|sys|ai|user|assistant|system|human|bot|tools?|"
         r"image|img|video|audio|box|ref|quad|filename|reponame|function)>",
         _FLAGS,
-    ),
-    # A name with `_`, `:` or a digit in it, but for our tags and HTML's headings: <start_of_turn>, <seed:bos>, <0x0A>.
-    re.compile(
-        r"(<)/?(?!(?:h[1-6]|" + "|".join(TAGS) + r")>)(?=[\w:-]{0,64}[a-z])(?=[\w:-]{0,64}[_:0-9])[\w:-]{1,64}>", _FLAGS
     ),
     re.compile(
         r"(\[)/?(?:inst|sys|args|call|img|prefix|middle|suffix|[gs]?mask|cls|sep|pad|unk|bos|eos|think|audio|"
@@ -41,6 +36,39 @@ _CONTROL = (
 # Headings of the judge's prompts, whatever stands between their words.
 _HEADING = re.compile(r"\b(?:golden[\s*_#.\-]*answers?|response|question|system[\s*_#.\-]*answer)[\s*_#]*(:)", _FLAGS)
 _COLONS = dict.fromkeys("\ufe55\ufe13\ua789\u02d0\u0589\u05c3", ":")
+
+
+class _Tags:
+    """The tags of all protocols that are loaded, as patterns."""
+
+    def __init__(self) -> None:
+        self._names: frozenset[str] = frozenset()
+        self.add(TAGS)
+
+    def add(self, names: Iterable[str]) -> None:
+        self._names |= frozenset(names)
+        either = "|".join(sorted(self._names))
+        self.tag = re.compile(rf"(<)\s*(?:/\s*)?(?:{either})\b", _FLAGS)
+        # A name with `_`, `:` or a digit, but for tags and HTML's headings: <start_of_turn>, <seed:bos>, <0x0A>.
+        self.named_control = re.compile(
+            rf"(<)/?(?!(?:h[1-6]|{either})>)(?=[\w:-]{{0,64}}[a-z])(?=[\w:-]{{0,64}}[_:0-9])[\w:-]{{1,64}}>", _FLAGS
+        )
+
+
+_tags = _Tags()
+
+
+def protect(tags: Iterable[str]) -> None:
+    """Have the tags of these names broken in every text from outside from now on. A method's own are when it is made.
+
+    Raises ValueError for a name that is not letters, digits and underscores after a letter.
+    """
+    tags = tuple(tags)
+    if wrong := [name for name in tags if not re.fullmatch(r"[A-Za-z]\w{0,63}", name, re.ASCII)]:
+        raise ValueError(f"{wrong} are not names of tags: letters, digits and underscores, a letter first")
+    _tags.add(tags)
+
+
 _PLAIN = re.compile(r"[\t\n\r -~]*")  # every tokenizer reads these as they are
 _UNSEEN = frozenset({"Mn", "Me", "Cf", "Cc"})
 
@@ -116,7 +144,7 @@ def without_control(text: str, control: frozenset[str] = frozenset(), *, keep: C
     if keep:
         pieces = re.split("(" + "|".join(map(re.escape, keep)) + ")", text)
         return "".join(piece if piece in keep else without_control(piece, control) for piece in pieces)
-    text = _broken(text, _patterns(control))
+    text = _broken(text, (*_patterns(control), _tags.named_control))
     while left := [token for token in control if token in text]:  # those that begin with no bracket
         for token in left:
             text = text.replace(token, f"{token[0]} {token[1:]}" if len(token) > 1 else "\ufffd")
@@ -125,7 +153,7 @@ def without_control(text: str, control: frozenset[str] = frozenset(), *, keep: C
 
 def neutral(text: str, control: frozenset[str] = frozenset()) -> str:
     """`text` without control tokens, protocol tags and document headers: a look-alike takes their bracket's place."""
-    return without_control(_broken(text, (_TAG, _HEADER)), control)
+    return without_control(_broken(text, (_tags.tag, _HEADER)), control)
 
 
 def quoted(text: str, control: frozenset[str] = frozenset()) -> str:

@@ -16,7 +16,6 @@ from yaml import YAMLError
 
 from retrieval_server.index_kinds import DEFAULT, INDEX_KINDS, AnyIndexSettings, IndexSettings, default_settings
 from s3_agent import embedded
-from s3_agent.agents.methods import METHODS, named
 from s3_agent.agents.settings import AgentName
 from s3_agent.agl.verl_config import TrainerRecipe
 from s3_agent.clients.generator import GeneratorSettings
@@ -287,7 +286,7 @@ class Recipe(_Section):
     trainer: TrainerRecipe = Field(default_factory=TrainerRecipe)
     evaluation: EvaluationRecipe = Field(default_factory=EvaluationRecipe)
 
-    def playing(self, name: AgentName) -> AgentSettings:
+    def playing(self, name: str) -> AgentSettings:
         """The settings with which the agent `name` plays in this recipe."""
         settings, given = self.agent.played_by(name), self.agents.get(name, {})
         if name == self.agent.name or not given:
@@ -307,10 +306,8 @@ class Recipe(_Section):
         values = self.model_dump() | {"policy": self.policy_of(label).model_dump()}
         if ":" in label:
             values["local"] |= {"agent_class": label}
-        elif (name := named(label)) is None:
-            raise ConfigError(f"there is no agent {label!r}", remedy=nearest(label, METHODS))
         else:
-            values |= {"agent": self.playing(name).model_dump(), "local": LocalRecipe().model_dump()}
+            values |= {"agent": self.playing(label).model_dump(), "local": LocalRecipe().model_dump()}
         try:
             return Recipe.model_validate(values)
         except ValidationError as cause:
@@ -377,7 +374,7 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _baseline_is_there(self) -> Self:
-        if self.data.rag_cache is None and self.agent.reward.startswith("gbr"):
+        if self.data.rag_cache is None and self.agent.scoring.needs_rag_score:
             raise ValueError(f"the reward {self.agent.reward} needs the naive-RAG scores of data.rag_cache")
         return self
 

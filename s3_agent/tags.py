@@ -69,6 +69,15 @@ def cut_after_query(response: str) -> str:
     return head + end if "<query>" in head else f"<query>\n{head}{end}"
 
 
+def cut_after_action(response: str) -> str:
+    """Keep everything up to the first `</search>`, else up to the first `</answer>`: Search-R1's response."""
+    for end in ("</search>", "</answer>"):
+        head, found, _ = response.partition(end)
+        if found:
+            return head + found
+    return response
+
+
 def bodies(text: str, tag: str) -> Iterator[str]:
     """What stands between each `<tag>` and the next `</tag>`, in order; linear in the text's length."""
     opening, closing = f"<{tag}>", f"</{tag}>"

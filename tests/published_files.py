@@ -10,7 +10,9 @@ import numpy
 import pyarrow
 import pyarrow.parquet
 
-from s3_agent.data.published.sources import FLASHRAG, MIRAGE_FILE, S3_ROWS, SEARCH_R1_ROWS
+from s3_agent.data.published.flashrag import FLASHRAG
+from s3_agent.data.published.mirage import MIRAGE_FILE
+from s3_agent.data.published.released_rows import S3_ROWS, SEARCH_R1_ROWS
 from s3_agent.testing.fake_hub import FakeHub
 
 Row = dict[str, Any]

@@ -10,6 +10,7 @@ import json
 from typing import Literal
 
 from s3_agent.agents.base import Limits, search
+from s3_agent.agents.methods import PROMPTED_LIMITS, Method, Sampling
 from s3_agent.agents.prompted import Calls
 from s3_agent.clients.policy import Policy
 from s3_agent.clients.retriever import Retriever
@@ -99,3 +100,15 @@ class DeepRetrievalAgent:
             selected=select_passages((), (turn,), rule=self._selection),
             stop_reason=StopReason.INVALID if found is None else StopReason.SEARCHES_USED,
         )
+
+
+METHOD = Method(
+    summary="rewrites the question once and searches for that",
+    source="arXiv 2503.00223",
+    make=DeepRetrievalAgent,
+    limits=LIMITS,
+    policy="rewriter",
+    sampling=Sampling(temperature=0.7),
+    prompts=("instruct", "double_template"),
+    uses=PROMPTED_LIMITS - {"max_searches"},
+)

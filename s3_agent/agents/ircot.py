@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 
 from s3_agent.agents.base import Limits
+from s3_agent.agents.methods import PROMPTED_LIMITS, Method, Sampling
 from s3_agent.agents.prompted import PromptedAgent
 from s3_agent.guard import neutral, without_control
 from s3_agent.questions import normalize_question
@@ -69,3 +70,15 @@ class IrcotAgent(PromptedAgent):
 
     def answer(self, turns: Sequence[Turn]) -> str | None:
         return without_tag(turns[-1].response) if turns else None
+
+
+METHOD = Method(
+    summary="searches for each step of its reasoning",
+    source="arXiv 2212.10509, as s3 evaluated it",
+    make=IrcotAgent,
+    limits=LIMITS,
+    policy="instruct",
+    sampling=Sampling(temperature=0.7, top_p=0.95),
+    answers=("generator", "policy"),
+    uses=PROMPTED_LIMITS | {"initial_topk"},
+)

@@ -3,8 +3,12 @@
 All that they do is to say what the generator reads; how it is asked belongs to the method too (`agents.methods`).
 """
 
+from functools import partial
+
 from s3_agent.agents.base import Limits, first_passages
+from s3_agent.agents.methods import Method
 from s3_agent.clients.policy import Policy
+from s3_agent.clients.prompts import AnswerPrompt
 from s3_agent.clients.retriever import Retriever
 from s3_agent.selection import SelectionRule, select_passages
 from s3_agent.types import Episode, StopReason, Task
@@ -49,3 +53,34 @@ class ClosedBookAgent:
             selected=(),
             stop_reason=StopReason.SEARCHES_USED,
         )
+
+
+METHOD = Method(
+    summary="one search for the question itself",
+    source="naive RAG",
+    make=RagAgent,
+    limits=LIMITS,
+    policy="none",
+    sampling=None,
+    uses=frozenset({"topk"}),
+)
+COT = Method(
+    summary="no search; the generator answers step by step",
+    source="arXiv 2201.11903",
+    make=partial(ClosedBookAgent, "cot"),
+    limits=CLOSED_BOOK_LIMITS,
+    policy="none",
+    sampling=None,
+    answer_prompt=AnswerPrompt(style="cot"),
+    uses=frozenset(),
+)
+DIRECT = Method(
+    summary="no search; the generator answers directly",
+    source="zero-shot",
+    make=partial(ClosedBookAgent, "direct"),
+    limits=CLOSED_BOOK_LIMITS,
+    policy="none",
+    sampling=None,
+    answer_prompt=AnswerPrompt(style="zero_shot"),
+    uses=frozenset(),
+)

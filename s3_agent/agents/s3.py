@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 from s3_agent.agents.base import Limits, SearchAgent
+from s3_agent.agents.methods import Method, Sampling
 from s3_agent.clients.policy import Role
+from s3_agent.clients.prompts import AnswerPrompt
 from s3_agent.errors import ConfigError
 from s3_agent.guard import neutral, without_control
 from s3_agent.questions import normalize_question
@@ -140,3 +142,19 @@ class S3Agent(SearchAgent):
         selection: SelectionRule = "marked-first",
     ) -> None:
         super().__init__("s3", S3Protocol(prompt), limits=limits, selection=selection)
+
+
+METHOD = Method(
+    summary="searches and marks passages; a generator answers from them",
+    source="arXiv 2505.14146",
+    make=S3Agent,
+    limits=LIMITS,
+    policy="protocol",
+    sampling=Sampling(temperature=0.6, top_p=0.95),
+    selection="marked-first",
+    prompts=("instruct", "bm25", "compact", "data"),
+    answer_prompt=AnswerPrompt(),
+    protocol=S3Protocol,
+    tags=("question", "information", "query", "important_info", "search_complete", "think"),
+    entry="s3_agent.agl.entry:S3Agent",
+)

@@ -7,7 +7,9 @@ gets the raw documents (docs/originals.md#e3). The wording is ours; markers and 
 from collections.abc import Sequence
 
 from s3_agent.agents.base import Limits
+from s3_agent.agents.methods import PROMPTED_LIMITS, Method, Sampling
 from s3_agent.agents.prompted import Ask, PromptedAgent
+from s3_agent.clients.prompts import AnswerPrompt
 from s3_agent.guard import neutral, without_control
 from s3_agent.questions import normalize_question
 from s3_agent.tags import documents
@@ -114,3 +116,15 @@ class SearchO1Agent(PromptedAgent):
             )
         )
         return None if distilled is None else f"\n\n{BEGIN_RESULT}{distilled}{END_RESULT}\n\n"
+
+
+METHOD = Method(
+    summary="searches while it reasons; a second call reads the documents",
+    source="arXiv 2501.05366, as s3 evaluated it",
+    make=SearchO1Agent,
+    limits=LIMITS,
+    policy="instruct",
+    sampling=Sampling(temperature=0.7, top_p=0.95),
+    answer_prompt=AnswerPrompt(layout="lines", empty="No context"),
+    uses=PROMPTED_LIMITS,
+)

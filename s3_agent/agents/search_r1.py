@@ -6,16 +6,19 @@ an invalid action ends the episode, so its numbers are not Search-R1's (docs/ori
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 from s3_agent.agents.base import Limits, SearchAgent
+from s3_agent.agents.methods import ALL_LIMITS, Method, Sampling
 from s3_agent.clients.policy import Role
+from s3_agent.clients.prompts import AnswerPrompt
 from s3_agent.clients.replies import without_thinking
 from s3_agent.errors import ConfigError
 from s3_agent.guard import neutral, without_control
 from s3_agent.questions import normalize_question
 from s3_agent.selection import SelectionRule
-from s3_agent.tags import bodies, observation
+from s3_agent.tags import bodies, cut_after_action, observation
 from s3_agent.types import Action, ActionKind, Episode, Passage, Task
 
 PromptName = Literal["instruct", "compact", "data"]
@@ -54,15 +57,6 @@ def parse(response: str) -> Action:
     return Action(kind=kind, query=body) if kind is ActionKind.SEARCH else Action(kind=kind, answer=body)
 
 
-def cut_after_action(response: str) -> str:
-    """Keep everything up to the first `</search>`, else up to the first `</answer>`."""
-    for end in ("</search>", "</answer>"):
-        head, found, _ = response.partition(end)
-        if found:
-            return head + found
-    return response
-
-
 def own_answer(episode: Episode) -> str:
     """The first `<answer>` that the policy wrote, else all that it wrote but its thinking ("(self)" rows).
 
@@ -71,18 +65,6 @@ def own_answer(episode: Episode) -> str:
     """
     written = "".join(turn.response for turn in episode.turns)
     return next((body.strip() for body in bodies(written, "answer")), without_thinking(written))
-
-
-def scored_responses(episode: Episode) -> tuple[str, ...]:
-    """What the policy itself wrote of `scored_text`: its responses, each cut after its action."""
-    return tuple(cut_after_action(turn.response) for turn in episode.turns)
-
-
-def scored_text(episode: Episode) -> str:
-    """The text whose form is scored: responses cut after their action, with the observations between them."""
-    *before, last = scored_responses(episode)
-    read = (response + turn.observation for response, turn in zip(before, episode.turns, strict=False))
-    return "".join(read) + last
 
 
 class SearchR1Protocol:
@@ -138,3 +120,35 @@ class SearchR1Agent(SearchAgent):
             limits=limits or (AGL_CHAT_LIMITS if agl_chat else LIMITS),
             selection=selection,
         )
+
+
+_METHOD = partial(
+    Method,
+    policy="protocol",
+    sampling=Sampling(temperature=1.0, top_p=0.95),
+    answers=("policy", "generator"),
+    selection="chronological",
+    prompts=("instruct", "compact", "data"),
+    answer_prompt=AnswerPrompt(),
+    uses=ALL_LIMITS - {"initial_topk"},
+    tags=("search", "information", "answer", "think"),
+    own_rewards=("exact_match", "format"),
+    own_answer=own_answer,
+)
+METHOD = _METHOD(
+    summary="reasons, searches and answers by itself",
+    source="arXiv 2503.09516",
+    make=SearchR1Agent,
+    limits=LIMITS,
+    protocol=SearchR1Protocol,
+    entry="s3_agent.agl.entry:SearchR1Agent",
+)
+AGL_CHAT = _METHOD(
+    summary="Search-R1 as Agent Lightning's example runs it over chat messages",
+    source="Agent Lightning 1.0",
+    make=partial(SearchR1Agent, agl_chat=True),
+    limits=AGL_CHAT_LIMITS,
+    protocol=partial(SearchR1Protocol, agl_chat=True),
+    entry="s3_agent.agl.entry:SearchR1AglChatAgent",
+    variant=True,
+)

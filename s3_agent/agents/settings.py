@@ -1,20 +1,36 @@
 """Which agent plays: an agent by name, with the defaults of its own method."""
 
 from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from s3_agent.agents import search_r1
 from s3_agent.agents.base import Agent, Limits
-from s3_agent.agents.methods import METHODS, AgentName, Answers, Method
+from s3_agent.agents.methods import METHODS, Answers, Method
 from s3_agent.clients.prompts import AnswerPrompt, ContextLayout
+from s3_agent.errors import ConfigError
 from s3_agent.selection import SelectionRule
 from s3_agent.types import Episode
 
-PromptName = Literal["instruct", "bm25", "compact", "data", "double_template"]
-
 _LENGTHS = {"max_new_tokens", "max_observation_tokens", "max_context_tokens"}
+
+
+def _registered(name: str) -> str:
+    try:
+        METHODS[name]
+    except ConfigError as cause:
+        raise ValueError(f"{cause.message}. {cause.remedy}") from cause
+    return name
+
+
+AgentName = Annotated[str, AfterValidator(_registered)]
+"""The name of a registered agent (`s3-agent agents`)."""
+
+
+def method_of(values: Any) -> Method | None:
+    """The method that the values of settings name; None where it is no registered one, which its field says."""
+    name = values.get("name", AgentChoice.model_fields["name"].default) if isinstance(values, dict) else None
+    return METHODS.get(str(name))
 
 
 class AgentChoice(BaseModel):
@@ -26,7 +42,7 @@ class AgentChoice(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: AgentName = "s3"
-    prompt: PromptName = "instruct"
+    prompt: str = "instruct"
     selection: SelectionRule = "marked-first"
     limits: Limits = Field(default_factory=Limits)
     layout: ContextLayout = "selected"
@@ -35,20 +51,27 @@ class AgentChoice(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _own_defaults(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or (name := values.get("name", "s3")) not in METHODS:
+        if (method := method_of(values)) is None:
             return values
-        method = METHODS[name]
         given = values.get("limits", {})
         if isinstance(given, dict):
             given = {**method.limits.model_dump(), **given}
         own = {"selection": method.selection, "layout": method.answer_prompt.layout, "answers": method.answers[0]}
         return {**own, **values, "limits": given}
 
+    @field_validator("prompt")
+    @classmethod
+    def _has_the_prompt(cls, prompt: str, info: ValidationInfo) -> str:
+        method = method_of(info.data)
+        if method is not None and prompt not in method.prompts:
+            raise ValueError(
+                f"the agent {info.data['name']} has no prompt `{prompt}`; it has {', '.join(method.prompts)}"
+            )
+        return prompt
+
     @model_validator(mode="after")
     def _agent_takes_it(self) -> Self:
         method = self.method
-        if self.prompt not in method.prompts:
-            raise ValueError(f"the agent {self.name} has no prompt `{self.prompt}`; it has {', '.join(method.prompts)}")
         if self.answers not in method.answers:
             raise ValueError(f"the agent {self.name} gives no answer of its own: answers must be `generator`")
         for field in sorted(Limits.model_fields.keys() - method.uses):
@@ -66,7 +89,7 @@ class AgentChoice(BaseModel):
         """How the generator is asked for the answer."""
         return replace(self.method.answer_prompt, layout=self.layout)
 
-    def played_by(self, name: AgentName) -> Self:
+    def played_by(self, name: str) -> Self:
         """The same policy playing `name`: its prompt and lengths stay if both need a policy that was trained on their
         protocol; all else is the named agent's own."""
         if name == self.name:
@@ -79,7 +102,7 @@ class AgentChoice(BaseModel):
 
     def own_answer(self, episode: Episode) -> str | None:
         """The policy's own answer as "(self)" rows score it (docs/originals.md#e8)."""
-        return search_r1.own_answer(episode) if episode.agent.startswith("search_r1") else episode.answer
+        return self.method.own_answer(episode)
 
     def make(self) -> Agent:
         """The agent that these settings describe."""

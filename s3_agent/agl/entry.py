@@ -13,7 +13,6 @@ import time
 from typing import ClassVar
 from urllib.parse import unquote
 
-from s3_agent.agents.settings import AgentName
 from s3_agent.agl.one_task import POLICY_TIMEOUT, PREFIX, OneTaskSettings, play_one, policy_at, task_from_environment
 from s3_agent.clients.connections import async_client
 from s3_agent.clients.http import bearer, call_json
@@ -59,7 +58,8 @@ def _keep(path: str, policy_url: str, *, task: Task, outcome: Outcome, started_a
 class EnvironmentAgent:
     """An agent whose input and addresses are environment variables."""
 
-    agent: ClassVar[AgentName]
+    agent: ClassVar[str | None] = None
+    """The agent that plays; None: the one that S3_AGENT_AGENT names."""
 
     async def run(self) -> None:
         """Play the task and post its reward. Raises S3AgentError, and posts nothing then."""
@@ -95,7 +95,7 @@ class SearchR1AglChatAgent(EnvironmentAgent):
 
 def main(arguments: list[str]) -> int:
     """Run the named class; 0 when its reward is posted, 1 when it failed, 2 for an unknown name."""
-    known = {kind.__name__: kind for kind in EnvironmentAgent.__subclasses__()}
+    known = {kind.__name__: kind for kind in (EnvironmentAgent, *EnvironmentAgent.__subclasses__())}
     if len(arguments) != 1 or arguments[0] not in known:
         sys.stderr.write(f"usage: python -m s3_agent.agl.entry {{{','.join(known)}}}\n")
         return 2

@@ -13,7 +13,6 @@ import httpx
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from s3_agent.agents.settings import AgentName
 from s3_agent.clients.connections import async_client
 from s3_agent.clients.generator import GeneratorSettings, make_generator
 from s3_agent.clients.judge import JudgeSettings, make_judge
@@ -58,7 +57,7 @@ class OneTaskSettings(BaseModel):
         return httpx.Timeout(max(SHORTEST_TIMEOUT_S, self.patience_s), connect=10.0)
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ, *, agent: AgentName | None = None) -> Self:
+    def from_environment(cls, environment: Mapping[str, str] = os.environ, *, agent: str | None = None) -> Self:
         """The settings in `S3_AGENT_*` variables; `AGENT`, `GENERATOR` and `JUDGE` are a recipe's sections as YAML.
 
         `agent` plays whichever agent the variable describes. Raises ConfigError that names the variable at fault.

@@ -1,16 +1,13 @@
-"""`s3-agent eval`, `export` and `report`: their options; the work is in `launch.evaluate` and `evaluation`."""
+"""`s3-agent eval`, `export` and `report`: their options; the work is in `s3_agent.evaluation`."""
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated
 
 import typer
 
-from s3_agent.agents.methods import AgentName
+from s3_agent.agents.methods import METHODS
 from s3_agent.errors import ConfigError
-
-ALL = ",".join(name for name in get_args(AgentName) if name != "search_r1_agl_chat")
-
 
 PolicyKey = Annotated[
     str | None,
@@ -46,18 +43,25 @@ def _named(values: str) -> dict[str, str]:
     return found
 
 
+def _labels(agents: str | None) -> list[str]:
+    if agents is None:
+        return [name for name in METHODS.own if not METHODS[name].variant]
+    return [name.strip() for name in agents.split(",") if name.strip()]
+
+
 def evaluate(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[SECTION.FIELD=VALUE]...", help="Overrides, e.g. `seed=1`.")
     ] = None,
     recipe: Annotated[str, typer.Option(help="A YAML file, or the name of a shipped recipe.")] = "cpu",
     agents: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Which agents, with commas; the first is what the others are compared with. NAME:ret lets the "
-            "generator answer from what the agent selected, NAME:self takes the policy's own answer."
+            help="Which agents, with commas; default: all of ours but variants. The first is what the others are "
+            "compared with. NAME:ret lets the generator answer from what the agent selected, NAME:self takes the "
+            "policy's own answer."
         ),
-    ] = ALL,
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="A JSONL file of tasks; default: the recipe's validation.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Questions under way at a time.")] = 64,
@@ -89,7 +93,7 @@ def evaluate(
     from s3_agent.recipe import load_recipe
 
     request = EvaluationRequest(
-        agents=[name.strip() for name in agents.split(",") if name.strip()],
+        agents=_labels(agents),
         data=data,
         limit=limit,
         concurrency=concurrency,

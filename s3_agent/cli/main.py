@@ -12,7 +12,6 @@ from typing import Annotated, NoReturn
 import typer
 
 from retrieval_server.indexing.command import app as index_app
-from s3_agent.agents.settings import AgentName
 from s3_agent.cli import evaluation as evaluation_command
 from s3_agent.cli.data import app as data_app
 from s3_agent.cli.data import prepare
@@ -360,7 +359,7 @@ def ask(
     question: Annotated[str, typer.Argument(help="What to ask.")],
     overrides: Overrides = None,
     recipe: RecipeOption = "cpu",
-    agent: Annotated[AgentName | None, typer.Option(help="Which agent plays; default: the recipe's.")] = None,
+    agent: Annotated[str | None, typer.Option(help="Which agent plays; default: the recipe's.")] = None,
     run: Annotated[Path | None, typer.Option(help="A run's folder; default: the newest finished one.")] = None,
     policy_url: Annotated[
         str | None, typer.Option(help="A running policy server (its OpenAI base); default: start one for the run.")
@@ -434,12 +433,19 @@ def recipes(json_output: Annotated[bool, typer.Option("--json", help="Print them
     list_recipes(as_json=json_output)
 
 
-@app.command()
-def agents(json_output: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False) -> None:
-    """List the agents: what each does, its limits, who answers and which policy plays it."""
-    from s3_agent.cli.agents import list_agents
+def _lists(sort: str, help_text: str) -> None:
+    def command(json_output: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False) -> None:
+        from s3_agent.cli.variants import list_variants
 
-    list_agents(as_json=json_output)
+        raise typer.Exit(list_variants(sort, as_json=json_output))
+
+    app.command(sort, help=help_text)(command)
+
+
+_lists("agents", "List the agents: what each does, its limits, who answers and which policy plays it.")
+_lists("rewards", "List the rewards: what each is, and what it needs.")
+_lists("backends", "List the kinds of index that the retrieval server has, and the fields of their settings.")
+_lists("datasets", "List the published data sets that `data.sources` takes by name.")
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """Bytes of what one micro batch leaves in memory, by the operations of transformers' decoder layers and of verl's loss.
 
-Each term names the tensor that autograd keeps. `tests/unit/doctor/test_doctor_memory.py` compares the sums with the peaks
-that torch's own memory tracker sees for the same operations.
+Each term names the tensor that autograd keeps. `tests/unit/doctor/test_doctor_memory.py` compares the sums with the
+peaks that torch's own memory tracker sees for the same operations.
 """
 
 from dataclasses import dataclass

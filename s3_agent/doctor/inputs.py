@@ -12,8 +12,6 @@ from retrieval_server.corpus import Corpus
 from retrieval_server.errors import RetrievalError
 from retrieval_server.index_kinds import kind_of
 from retrieval_server.indexing.manifest import MANIFEST, check, expected_manifest, read_manifest
-from s3_agent.agents.s3 import S3Protocol
-from s3_agent.agents.search_r1 import SearchR1Protocol
 from s3_agent.clients.tokenizer import ChatTemplate, Tokenizer, load_tokenizer
 from s3_agent.data.naive_rag.cache import RagCache, beyond_rag
 from s3_agent.data.tasks import load_tasks
@@ -131,7 +129,8 @@ def first_prompt(
     recipe: Recipe, tokenizer: Tokenizer | None, corpus: Corpus | None, train: tuple[Task, ...] | None
 ) -> int | None:
     """Tokens of a first prompt with the longest of some questions and passages of ordinary length."""
-    if tokenizer is None or not train or recipe.agent.prompt == "data":
+    method = recipe.agent.method
+    if tokenizer is None or not train or recipe.agent.prompt == "data" or method.protocol is None:
         return None
     limits = recipe.agent.limits
     passages: list[Passage] = []
@@ -142,9 +141,5 @@ def first_prompt(
         ordinary = sorted(rows, key=lambda row: len(row.text))[len(rows) // 2]
         passages = [Passage(id=ordinary.id, title=ordinary.title, text=ordinary.text)] * limits.initial_topk
     task = max(train[:SAMPLE], key=lambda task: len(task.question))
-    prompt = recipe.agent.prompt
-    if recipe.agent.name == "s3" and prompt != "double_template":  # which is DeepRetrieval's alone
-        protocol = S3Protocol(prompt)
-    else:
-        protocol = SearchR1Protocol("instruct")
+    protocol = method.protocol(recipe.agent.prompt)
     return len(tokenizer.chat(protocol.message(task, passages, tokenizer.control)))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from s3_agent.agents.methods import METHODS, named
+from s3_agent.agents.methods import METHODS
 from s3_agent.clients.connections import async_client
 from s3_agent.clients.http import bearer, call_json
 from s3_agent.clients.tokenizer import ChatTemplate
@@ -126,10 +126,9 @@ def contestants_of(
         raise ConfigError(f"--policy names {unknown}: no such agent", remedy=f"name one of {', '.join(METHODS)}")
     found: list[Contestant] = []
     for label in labels:
-        name = named(label.partition(":")[0])
-        if name is None or any(label == one.label for one in found):
-            what = f"not one of {', '.join(METHODS)}" if name is None else "named twice"
-            raise ConfigError(f"the agent {label!r} is {what}", remedy="correct --agents")
+        name = label.partition(":")[0]
+        if any(label == one.label for one in found):
+            raise ConfigError(f"the agent {label!r} is named twice", remedy="correct --agents")
         settings, policy = trained.get(name) or (recipe.playing(name), None)
         address = given.get(label) or given.get(name)
         kind = settings.method.policy

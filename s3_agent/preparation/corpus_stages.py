@@ -14,7 +14,6 @@ from s3_agent.data.corpus.corpora import check_corpus, convert_corpus
 from s3_agent.data.files.stages import Ledger, Need, Stage
 from s3_agent.data.files.whole import Report, join_parts
 from s3_agent.data.published.downloads import Downloads
-from s3_agent.data.published.sources import CORPORA, INDEXES
 from s3_agent.errors import DataError
 from s3_agent.recipe import Recipe
 
@@ -48,19 +47,23 @@ class CorpusStages:
                 work=lambda report: {"passages": check_corpus(path, report=report)},
                 missing=lambda: missing(path),
             )
-        name = self.sources.corpus
+        name, published = self.sources.corpus, self.sources.published_corpus
 
         def made_of() -> dict[str, Any]:
             return {"corpus": name, "files": [self.ledger.hash(file) for file in self._corpus_files()]}
 
         def work(report: Report) -> dict[str, Any]:
-            # An index that others made counts every row of wiki-18.
+            assert self.sources is not None
             return convert_corpus(
-                self._corpus_files(), path, made_of=made_of(), drop_blank=name != "wiki-18", report=report
+                self._corpus_files(),
+                path,
+                made_of=made_of(),
+                drop_blank=not self.sources.published_corpus.keeps_blank,
+                report=report,
             )
 
         def need() -> Need:
-            repos = {wanted.repo for wanted in CORPORA[name]}
+            repos = {wanted.repo for wanted in published.files}
             files, unknown = self.downloads.sizes(repos)
             sizes = [file.size * (GZIP_RATIO if file.path.endswith(".gz") else 1.0) for file in files]
             return Need(disk={path.parent: int(sum(sizes))}, unknown=unknown)
@@ -69,19 +72,19 @@ class CorpusStages:
 
     def _corpus_files(self) -> list[Path]:
         assert self.sources is not None
-        return [path for wanted in CORPORA[self.sources.corpus] for path in self.downloads.paths(wanted.repo)]
+        return [path for wanted in self.sources.published_corpus.files for path in self.downloads.paths(wanted.repo)]
 
     def index(self) -> Stage:
         """Ours built, or the published one joined from its parts."""
         recipe, path, folder = self.recipe, self.data.corpus, self.recipe.index_folder
         settings, kind = recipe.retriever.index, kind_of(recipe.retriever.index)
-        published = self.sources.index if self.sources else None
+        published = self.sources.published_index if self.sources else None
 
         def made_of() -> dict[str, Any]:
             # Where an index of others lies is not what it is made of.
             place = str(kind.foreign(settings))
             identity = {name: None if value == place else value for name, value in settings.identity().items()}
-            parts = [file.oid for file in self.downloads.of({INDEXES[published].wanted.repo})] if published else []
+            parts = [file.oid for file in self.downloads.of({published.files.repo})] if published else []
             ours = {"corpus": self.ledger.hash(path), "kind": settings.kind, "settings": identity, "parts": parts}
             return ours | made_with(settings)
 
@@ -103,7 +106,7 @@ class CorpusStages:
 
         def need() -> Need:
             if published is not None:
-                files, unknown = self.downloads.sizes({INDEXES[published].wanted.repo})
+                files, unknown = self.downloads.sizes({published.files.repo})
                 return Need(disk={self.ledger.folder: sum(file.size for file in files)}, unknown=unknown)
             size = path.stat().st_size if path.exists() else 0
             return Need(disk={folder: int(size * kind.disk_ratio)} if kind.disk_ratio else {})
@@ -118,15 +121,15 @@ class CorpusStages:
         )
 
     def _published_index(self, settings: IndexSettings, made_of: dict[str, Any], report: Report) -> dict[str, Any]:
-        assert self.sources is not None and self.sources.index is not None
-        name = self.sources.index
-        published, place = INDEXES[name], kind_of(settings).foreign(settings)
+        assert self.sources is not None and self.sources.published_index is not None
+        name, published = self.sources.index, self.sources.published_index
+        place = kind_of(settings).foreign(settings)
         if settings.kind != published.kind or (place is None and not published.in_pieces):
             raise DataError(
                 f"the published index {name} needs a place",
                 remedy=f"set retriever.index.kind={published.kind} and the fields of that kind; see docs/data.md",
             )
-        parts = self.downloads.paths(published.wanted.repo)
+        parts = self.downloads.paths(published.files.repo)
         if not published.in_pieces:
             assert place is not None
             for part in parts:

@@ -10,7 +10,6 @@ from s3_agent.data.files.stages import Ledger, Stage
 from s3_agent.data.files.whole import Report, write_rows
 from s3_agent.data.published.downloads import Downloads
 from s3_agent.data.published.question_files import PublishedQuestions
-from s3_agent.data.published.sources import CORPORA
 from s3_agent.data.questions import Dropped
 from s3_agent.data.tasks import load_tasks
 from s3_agent.errors import DataError
@@ -68,7 +67,9 @@ class DataStages:
         def made_of() -> dict[str, Any]:
             settings = sources.model_dump(mode="json", exclude={"corpus", "index", "github_raw"})
             raw = {name: self.ledger.hash(self.downloads.raw_path(name)) for name in sources.raw}
-            repos = {wanted.repo for wanted in sources.wanted} - {wanted.repo for wanted in CORPORA[sources.corpus]}
+            repos = {wanted.repo for wanted in sources.wanted} - {
+                wanted.repo for wanted in sources.published_corpus.files
+            }
             return {**settings, **raw, "files": {file.name: file.oid for file in self.downloads.of(repos)}}
 
         def work(report: Report) -> dict[str, Any]:

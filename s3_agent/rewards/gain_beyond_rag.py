@@ -5,8 +5,10 @@ filter carries the idea. The modes differ in what is logged, and under estimator
 (docs/originals.md#c1).
 """
 
+from functools import partial
 from typing import Literal
 
+from s3_agent.rewards.registry import Reward, Scored
 from s3_agent.types import RewardResult, Task
 
 RewardMode = Literal["accuracy", "gbr", "gbr+accuracy"]
@@ -26,3 +28,18 @@ def gain_beyond_rag(task: Task, accuracy: float, *, mode: RewardMode = "accuracy
     return RewardResult(
         value={"accuracy": accuracy, "gbr": gain, "gbr+accuracy": gain + accuracy}[mode], metrics=metrics
     )
+
+
+def _score(scored: Scored, *, mode: RewardMode) -> RewardResult:
+    return gain_beyond_rag(scored.task, scored.accuracy or 0.0, mode=mode)
+
+
+ACCURACY = Reward(summary="1 for a correct answer, else 0", score=partial(_score, mode="accuracy"))
+GAIN = Reward(
+    summary="accuracy less that of naive RAG: -1 to 1", score=partial(_score, mode="gbr"), needs_rag_score=True
+)
+GAIN_AND_ACCURACY = Reward(
+    summary="gain beyond naive RAG and accuracy: -1 to 2",
+    score=partial(_score, mode="gbr+accuracy"),
+    needs_rag_score=True,
+)

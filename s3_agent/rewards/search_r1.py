@@ -5,11 +5,13 @@ The form is that of the whole text. An answer is only what the policy wrote: the
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 from s3_agent.rewards import answer_match
-from s3_agent.tags import bodies
-from s3_agent.types import RewardResult, Task
+from s3_agent.rewards.registry import Reward, Scored
+from s3_agent.tags import bodies, cut_after_action
+from s3_agent.types import Episode, RewardResult, Task
 
 _TAG = re.compile(r"(</?(?:think|search|information|answer)>)")
 # What may follow what, outside and inside of the blocks; only white space stands between blocks.
@@ -100,3 +102,32 @@ def own_answer(
         value=matched if mode == "exact_match" else scored,
         metrics={"accuracy": matched, "exact_match": matched, "format": float(well_formed(text))},
     )
+
+
+def scored_responses(episode: Episode) -> tuple[str, ...]:
+    """What the policy itself wrote of `scored_text`: its responses, each cut after its action."""
+    return tuple(cut_after_action(turn.response) for turn in episode.turns)
+
+
+def scored_text(episode: Episode) -> str:
+    """The text whose form is scored: responses cut after their action, with the observations between them."""
+    *before, last = scored_responses(episode)
+    read = (response + turn.observation for response, turn in zip(before, episode.turns, strict=False))
+    return "".join(read) + last
+
+
+def _score(scored: Scored, *, mode: Literal["exact_match", "format"]) -> RewardResult:
+    episode = scored.episode
+    return own_answer(scored.task, scored_text(episode), responses=scored_responses(episode), mode=mode)
+
+
+EXACT_MATCH = Reward(
+    summary="1 if the policy's own answer is a gold, else 0",
+    score=partial(_score, mode="exact_match"),
+    checks_answer=False,
+)
+FORMAT = Reward(
+    summary="exact match with credit for the form of the whole text: 0 to 1",
+    score=partial(_score, mode="format"),
+    checks_answer=False,
+)

@@ -2,28 +2,39 @@
 
 import time
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from s3_agent.agents.settings import AgentChoice
+from s3_agent.agents.settings import AgentChoice, method_of
 from s3_agent.clients.generator import Generator
 from s3_agent.clients.judge import Judge
 from s3_agent.clients.policy import Policy
 from s3_agent.clients.retriever import Retriever
-from s3_agent.rollout.scoring import score_answer, score_generated, score_own
+from s3_agent.errors import ConfigError
+from s3_agent.rewards.registry import REWARDS, Reward, Scored
+from s3_agent.rollout.scoring import score_answer, score_generated
 from s3_agent.types import Episode, RewardResult, StopReason, Task
 
-RewardName = Literal["accuracy", "gbr", "gbr+accuracy", "exact_match", "format"]
-_OWN = ("exact_match", "format")
+
+def _registered(name: str) -> str:
+    try:
+        REWARDS[name]
+    except ConfigError as cause:
+        raise ValueError(f"{cause.message}. {cause.remedy}") from cause
+    return name
+
+
+RewardName = Annotated[str, AfterValidator(_registered)]
+"""The name of a registered reward (`s3-agent rewards`)."""
 
 
 class AgentSettings(AgentChoice):
     """Which agent plays, who answers, and how the answer is scored.
 
-    `accuracy`, `gbr` and `gbr+accuracy` score whichever answer `answers` names; `exact_match` and `format` are
-    Search-R1's own, and read its answer tags. The default is the method's own. Each search takes `search_cost` off the
-    reward; neither paper has it, and accuracies are without it.
+    `reward` is the name of a registered one (`s3-agent rewards`): `accuracy`, `gbr` and `gbr+accuracy` score whichever
+    answer `answers` names; `exact_match` and `format` are Search-R1's own, and read its answer tags. The default is the
+    method's own. Each search takes `search_cost` off the reward; neither paper has it, and accuracies are without it.
     """
 
     reward: RewardName = "accuracy"
@@ -32,17 +43,24 @@ class AgentSettings(AgentChoice):
     @model_validator(mode="before")
     @classmethod
     def _own_reward(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or not str(values.get("name")).startswith("search_r1"):
+        method = method_of(values)
+        if method is None or not (own := method.own_rewards):
             return values
-        own = values.get("answers", "policy") == "policy"
-        values = {"reward": "exact_match" if own else "accuracy", **values}
-        return {"answers": "policy" if values["reward"] in _OWN else "generator", **values}
+        by_itself = values.get("answers", "policy") == "policy"
+        values = {"reward": own[0] if by_itself else "accuracy", **values}
+        return {"answers": "policy" if values["reward"] in own else "generator", **values}
 
     @model_validator(mode="after")
     def _reward_fits(self) -> Self:
-        if self.reward in _OWN and not (self.answers == "policy" and self.name.startswith("search_r1")):
-            raise ValueError(f"the reward {self.reward} scores Search-R1's own answer, and {self.name} gives none")
+        own = self.answers == "policy" and self.reward in self.method.own_rewards
+        if not (self.scoring.checks_answer or own):
+            raise ValueError(f"the reward {self.reward} scores a policy's own answer, and {self.name} gives none")
         return self
+
+    @property
+    def scoring(self) -> Reward:
+        """The reward itself."""
+        return REWARDS[self.reward]
 
     @property
     def asks_generator(self) -> bool:
@@ -78,15 +96,14 @@ async def score_episode(
     task: Task, episode: Episode, settings: AgentSettings, *, generator: Generator, judge: Judge | None = None
 ) -> tuple[str | None, RewardResult]:
     """The answer of whoever answers, and its reward. Raises GeneratorError and JudgeError."""
-    if settings.reward == "exact_match" or settings.reward == "format":
-        return score_own(task, episode, form=settings.reward == "format")
+    reward = settings.scoring
+    if not reward.checks_answer:
+        return episode.answer, reward.score(Scored(task, episode, episode.answer, None))
     if settings.asks_generator and episode.stop_reason is not StopReason.INVALID:
         prompt = settings.answer_prompt
-        return await score_generated(
-            task, episode, mode=settings.reward, generator=generator, judge=judge, prompt=prompt
-        )
+        return await score_generated(task, episode, reward=reward, generator=generator, judge=judge, prompt=prompt)
     answer = None if settings.asks_generator else settings.own_answer(episode)
-    return answer, await score_answer(task, answer, mode=settings.reward, judge=judge)
+    return answer, await score_answer(task, episode, answer, reward=reward, judge=judge)
 
 
 async def run_task(

@@ -13,14 +13,12 @@ from s3_agent.clients.tokenizer import ChatTemplate
 from s3_agent.processes import commands
 from s3_agent.processes.run_folder import Run
 from s3_agent.recipe import Recipe
-from s3_agent.rollout.worker.native import OWN_AGENTS
-
-_CLASSES = {name: path for path, name in OWN_AGENTS.items() if name is not None}
+from s3_agent.rollout.worker.native import RECIPE_AGENT
 
 
-def agent_class_of(recipe: Recipe) -> str | None:
+def agent_class_of(recipe: Recipe) -> str:
     """The class that plays the recipe's rollouts."""
-    return recipe.local.agent_class or _CLASSES.get(recipe.agent.name)
+    return recipe.local.agent_class or recipe.agent.method.entry or RECIPE_AGENT
 
 
 def _json(section: BaseModel) -> str:

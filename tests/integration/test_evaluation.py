@@ -264,7 +264,7 @@ def test_another_seed_or_sampling_is_played_anew(running: Running) -> None:
 
 def test_what_can_not_be_evaluated_says_what_to_do(running: Running) -> None:
     for options, message in (
-        (("--agents", "s4"), "not one of s3"),
+        (("--agents", "s4"), "there is no agent 's4'"),
         (("--agents", "s3,s3"), "named twice"),
         (("--agents", "s3:own"), "s3:ret or s3:self"),
         (("--agents", "s3:self"), "gives no answer of its own"),

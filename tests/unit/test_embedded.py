@@ -12,7 +12,6 @@ import pytest
 
 from s3_agent.agents import search_r1
 from s3_agent.agents.s3 import compact_prompt
-from s3_agent.agents.settings import AgentName
 from s3_agent.embedded import ASSETS, CORPUS, NANO_POLICIES, RAG_CACHE, TRAIN, VALIDATION
 from s3_agent.rewards.answer_match import span_match
 from s3_agent.tags import observation, parse
@@ -22,7 +21,7 @@ TAGS = {
     "s3": ("question", "information", "query", "important_info", "search_complete"),
     "search_r1": ("information", "search", "answer", "think"),
 }
-AGENT_NAMES: dict[str, AgentName] = {"s3": "s3", "search_r1": "search_r1"}
+AGENT_NAMES: dict[str, str] = {"s3": "s3", "search_r1": "search_r1"}
 MOVES = [
     "<important_info>[1, 2]</important_info>\n<search_complete>False</search_complete>\n"
     '<query>{"query": "currency of Norway"}</query>',

@@ -1,62 +1,31 @@
-"""What is published where, by the names that a recipe uses (docs/data.md#published-data)."""
-
-from dataclasses import dataclass
-from typing import Literal
+"""Which published data a recipe is made from, by the names of data sets."""
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from s3_agent.data.published.corpora import INDEXES, PublishedIndex
+from s3_agent.data.published.datasets import DATA_SETS, DataSet, PublishedCorpus
+from s3_agent.data.published.flashrag import flashrag_set
 from s3_agent.data.published.hub import Wanted
+from s3_agent.errors import ConfigError, nearest
 
 GITHUB_RAW = "https://raw.githubusercontent.com"
-MIRAGE_FILE = "Teddy-XiongGZ/MIRAGE/main/benchmark.json"
-MIRAGE_NAME = "mirage-benchmark.json"
-FLASHRAG = "RUC-NLPIR/FlashRAG_datasets"
-S3_ROWS = "pat-jj/s3_processed_data"
-SEARCH_R1_ROWS = "PeterJinGo/nq_hotpotqa_train"
-MIRAGE_SETS = ("medqa", "medmcqa", "pubmedqa", "bioasq", "mmlu")
 SEVEN = ("nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle")
-
-CorpusName = Literal["wiki-18", "medcorp"]
-IndexName = Literal["e5-flat", "e5-hnsw64", "bm25-lucene"]
-QuestionsName = Literal["sets", "s3", "search-r1"]
-
-CORPORA: dict[CorpusName, tuple[Wanted, ...]] = {
-    "wiki-18": (Wanted(repo="PeterJinGo/wiki-18-corpus", patterns=("wiki-18.jsonl.gz",)),),
-    # Without StatPearls, as s3 has it; in the order in which their ids are to be looked for.
-    "medcorp": tuple(
-        Wanted(repo=f"MedRAG/{name}", patterns=("chunk/*.jsonl",)) for name in ("wikipedia", "pubmed", "textbooks")
-    ),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class PublishedIndex:
-    """An index that others publish: of which kind it is, and whether its files are the pieces of one."""
-
-    wanted: Wanted
-    kind: str
-    in_pieces: bool
-
-
-INDEXES: dict[IndexName, PublishedIndex] = {
-    "e5-flat": PublishedIndex(Wanted(repo="PeterJinGo/wiki-18-e5-index", patterns=("part_*",)), "dense", True),
-    "e5-hnsw64": PublishedIndex(Wanted(repo="PeterJinGo/wiki-18-e5-index-HNSW64", patterns=("part_*",)), "dense", True),
-    "bm25-lucene": PublishedIndex(Wanted(repo="PeterJinGo/wiki-18-bm25-index", patterns=("bm25/*",)), "lucene", False),
-}
+SETS = "sets"
 
 
 class SourceSettings(BaseModel):
-    """What a recipe's data are made of. `sample` rows of a test set that has more are taken (None: all).
+    """The published data that a recipe is made from. `s3-agent datasets` lists the names.
 
-    `index` None: one is built here. `questions`: `sets` takes `train` and `test` by name, of FlashRAG or of MIRAGE;
-    `s3` and `search-r1` the rows that those projects publish.
+    `sample` rows of a test set that has more are taken (None: all). `index` None: one is built here. `questions`:
+    `sets` takes `train` and `test` by name, where a name that is not registered is a folder of FlashRAG; otherwise it
+    is the name of one data set that has both.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    corpus: CorpusName = "wiki-18"
-    index: IndexName | None = None
-    questions: QuestionsName = "sets"
+    corpus: str = "wiki-18"
+    index: str | None = None
+    questions: str = SETS
     train: tuple[str, ...] = ("nq", "hotpotqa")
     test: tuple[str, ...] = SEVEN
     revision: str = "main"
@@ -65,30 +34,56 @@ class SourceSettings(BaseModel):
     sample_seed: int = 42
 
     @model_validator(mode="after")
-    def _index_of_corpus(self) -> "SourceSettings":
-        if self.index is not None and self.corpus != "wiki-18":
-            raise ValueError(f"the published index {self.index} is of wiki-18, not of {self.corpus}")
+    def _names_are_known(self) -> "SourceSettings":
+        try:
+            corpus = DATA_SETS[self.corpus].corpus
+            for name, data_set in self.question_sets(*self.train, *self.test).items():
+                if data_set.rows is None:
+                    raise ValueError(f"the data set {name} has no questions")
+        except ConfigError as cause:
+            raise ValueError(str(cause)) from cause
+        if corpus is None:
+            raise ValueError(f"the data set {self.corpus} is no corpus")
+        if self.index is not None and self.index not in INDEXES:
+            raise ValueError(f"there is no published index {self.index}: {nearest(self.index, INDEXES)}")
+        if self.index is not None and (wanted := INDEXES[self.index].corpus) != self.corpus:
+            raise ValueError(f"the published index {self.index} is of {wanted}, not of {self.corpus}")
         return self
+
+    def question_sets(self, *names: str) -> dict[str, DataSet]:
+        """The data sets of these names, or the one that `questions` names. Raises ConfigError for a broken one."""
+        if self.questions != SETS:
+            return {self.questions: DATA_SETS[self.questions]}
+        return {name: DATA_SETS[name] if name in DATA_SETS else flashrag_set(name) for name in names}
+
+    @property
+    def published_corpus(self) -> PublishedCorpus:
+        """The files of the corpus."""
+        corpus = DATA_SETS[self.corpus].corpus
+        assert corpus is not None
+        return corpus
+
+    @property
+    def published_index(self) -> PublishedIndex | None:
+        """The index that others publish; None: ours is built."""
+        return None if self.index is None else INDEXES[self.index]
 
     @property
     def raw(self) -> dict[str, str]:
         """Files that are in no hub: name and address."""
-        asked = self.questions == "sets" and set(MIRAGE_SETS).intersection((*self.train, *self.test))
-        return {MIRAGE_NAME: f"{self.github_raw.rstrip('/')}/{MIRAGE_FILE}"} if asked else {}
+        files: dict[str, str] = {}
+        for data_set in self.question_sets(*self.train, *self.test).values():
+            files |= data_set.raw
+        return {name: f"{self.github_raw.rstrip('/')}/{path}" for name, path in files.items()}
 
     @property
     def wanted(self) -> list[Wanted]:
-        """The hub's files."""
-        files = [*CORPORA[self.corpus]]
-        if self.index is not None:
-            files.append(INDEXES[self.index].wanted)
-        match self.questions:
-            case "sets":
-                names = [name for name in dict.fromkeys((*self.train, *self.test)) if name not in MIRAGE_SETS]
-                if names:
-                    files.append(Wanted(repo=FLASHRAG, patterns=tuple(f"{name}/*.jsonl" for name in names)))
-            case "s3":
-                files.append(Wanted(repo=S3_ROWS, patterns=("train_e5_s3.parquet", "test_e5_s3.parquet")))
-            case "search-r1":
-                files.append(Wanted(repo=SEARCH_R1_ROWS, patterns=("train.parquet", "test.parquet")))
-        return [file.model_copy(update={"revision": self.revision}) for file in files]
+        """The hub's files, once for each repository."""
+        asked = [*self.published_corpus.files]
+        asked += [self.published_index.files] if self.published_index else []
+        for data_set in self.question_sets(*self.train, *self.test).values():
+            asked += data_set.files
+        patterns: dict[str, dict[str, None]] = {}
+        for wanted in asked:
+            patterns.setdefault(wanted.repo, {}).update(dict.fromkeys(wanted.patterns))
+        return [Wanted(repo=repo, patterns=tuple(names), revision=self.revision) for repo, names in patterns.items()]

@@ -6,15 +6,11 @@ survive its own tokens, a template that loses the message, or a tag that is a co
 
 from collections.abc import Iterator
 
-from s3_agent.agents.search_r1 import SearchR1Protocol
 from s3_agent.clients.tokenizer import Tokenizer, lost_message
 from s3_agent.doctor.case import Case
 from s3_agent.doctor.findings import Finding, error
-from s3_agent.tags import INVALID_HINT, QUERY_END, observation
 from s3_agent.types import Passage
 
-_S3_TAGS = ("query", "information", "important_info", "search_complete", "question")
-_R1_TAGS = ("search", "information", "answer", "think")
 _PROBE = "What is the capital of France?"
 
 
@@ -22,9 +18,11 @@ def check_protocol(case: Case) -> Iterator[Finding]:
     """Tags, stop strings, observations and the chat template through the policy's own tokenizer."""
     if (tokenizer := case.tokenizer) is None:
         return
-    s3 = case.recipe.agent.name == "s3"
-    tags, stops = (_S3_TAGS, (QUERY_END,)) if s3 else (_R1_TAGS, SearchR1Protocol.stop)
-    written = [mark for tag in tags for mark in (f"<{tag}>", f"</{tag}>")]
+    method, agent = case.recipe.agent.method, case.recipe.agent
+    if method.protocol is None:
+        return
+    protocol = method.protocol(agent.prompt)
+    written = [mark for tag in method.tags for mark in (f"<{tag}>", f"</{tag}>")]
     broken = [text for text in written if tokenizer.decode(tokenizer.encode(text)) != text]
     if broken:
         yield error(
@@ -40,9 +38,10 @@ def check_protocol(case: Case) -> Iterator[Finding]:
             why="passages are cleaned of control tokens, and so would the protocol be",
             mend="use a model without these control tokens",
         )
-    yield from _stops(tokenizer, stops)
+    yield from _stops(tokenizer, protocol.stop)
     yield from _template(tokenizer)
-    shown = observation([Passage(id="1", title='"A (b)"', text="Text: 1, 2 \u00e9.")]) + (INVALID_HINT if s3 else "")
+    passage = Passage(id="1", title='"A (b)"', text="Text: 1, 2 \u00e9.")
+    shown = protocol.observation([passage], frozenset()) + (protocol.invalid_hint or "")
     if not broken and tokenizer.decode(tokenizer.encode(shown)) != shown:
         yield error(
             "protocol.observation",

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import httpx
 from pydantic import BaseModel, ConfigDict, Field
 
-from s3_agent.agents.settings import AgentName
+from s3_agent.agents.methods import METHODS
 from s3_agent.clients.connections import async_client
 from s3_agent.clients.generator import GeneratorSettings, make_generator
 from s3_agent.clients.http import bearer
@@ -26,14 +26,18 @@ from s3_agent.rollout.jobs import Job
 from s3_agent.rollout.runner import AgentSettings, run_task
 from s3_agent.types import Task
 
-OWN_AGENTS: dict[str | None, AgentName | None] = {
-    None: None,
-    "s3_agent.agl.entry:S3Agent": "s3",
-    "s3_agent.agl.entry:SearchR1Agent": "search_r1",
-    "s3_agent.agl.entry:SearchR1AglChatAgent": "search_r1_agl_chat",
-}
-"""Our agents by the class that plays them under the stock controller; here they need no process of their own. A rollout
-that names no class gets the recipe's agent."""
+RECIPE_AGENT = "s3_agent.agl.entry:EnvironmentAgent"
+"""The class that plays the recipe's agent under the stock controller, whatever its name."""
+
+
+@cache
+def own_agents() -> dict[str | None, str | None]:
+    """The agents by the class that plays them under the stock controller; here they need no process of their own.
+
+    None stands for the recipe's agent: a rollout that names no class gets it.
+    """
+    named = {METHODS[name].entry: name for name in METHODS.own}
+    return {None: None, RECIPE_AGENT: None, **{entry: name for entry, name in named.items() if entry}}
 
 
 class WorkerSettings(BaseModel):
@@ -111,7 +115,7 @@ class RecipeAgent:
 
     async def play(self, job: Job) -> Played:
         task = Task.from_row(job.input if isinstance(job.input, dict) else {})
-        name = OWN_AGENTS.get(job.agent_class)  # an agent made of this one has no name of ours
+        name = own_agents().get(job.agent_class)  # an agent made of this one has no name of ours
         outcome = await run_task(
             task,
             self._settings.agent.played_by(name) if name else self._settings.agent,
@@ -136,13 +140,13 @@ class RecipeAgent:
 
 def is_native(agent_class: str | None, settings: WorkerSettings) -> bool:
     """Whether rollouts of that class are played without a process of their own."""
-    return agent_class in OWN_AGENTS or agent_class in settings.native_agents
+    return agent_class in own_agents() or agent_class in settings.native_agents
 
 
 @cache
 def native_class(agent_class: str | None) -> Any:
     """The class behind a native agent's name. Raises ConfigError when there is none."""
-    if agent_class is None or agent_class in OWN_AGENTS:
+    if agent_class is None or agent_class in own_agents():
         return RecipeAgent
     module_name, _, class_name = agent_class.partition(":")
     try:

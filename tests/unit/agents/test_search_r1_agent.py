@@ -15,16 +15,14 @@ from s3_agent.agents.search_r1 import (
     cut_after_action,
     own_answer,
     parse,
-    scored_responses,
-    scored_text,
 )
 from s3_agent.agents.settings import AgentChoice
 from s3_agent.errors import ConfigError
-from s3_agent.rewards.search_r1 import final_answer
-from s3_agent.rollout.scoring import score_own
+from s3_agent.rewards.registry import REWARDS, Scored
+from s3_agent.rewards.search_r1 import final_answer, scored_responses, scored_text
 from s3_agent.tags import observation
 from s3_agent.testing.fakes import FakePolicy, FakeRetriever
-from s3_agent.types import ActionKind, Episode, Passage, StopReason, Task
+from s3_agent.types import ActionKind, Episode, Passage, RewardResult, StopReason, Task
 
 A, B, C = (Passage(id=name, title=f'"{name}"', text=f"text of {name}") for name in "ABC")
 TASK = Task(id="t", question="Which currency", golden_answers=("krone",), initial_passages=(A,))
@@ -147,6 +145,10 @@ def test_limits_and_selection_are_the_named_agents_own() -> None:
         AgentChoice.model_validate({"name": "search_r1", "prompt": "bm25"})
 
 
+def score_own(task: Task, episode: Episode, reward: str) -> tuple[str | None, RewardResult]:
+    return episode.answer, REWARDS[reward].score(Scored(task, episode, episode.answer, None))
+
+
 RAMBLING = ["<think>hm</think>", "<answer>gar", "bage"]
 
 
@@ -156,7 +158,7 @@ async def test_what_the_environment_wrote_is_never_the_policys_answer(gold: str,
     task = TASK.model_copy(update={"golden_answers": (gold,)})
     episode, _, _ = await play([*RAMBLING, "<search>x</search>", "nothing"])
     assert "<answer> and </answer>" in scored_text(episode)
-    answer, reward = score_own(task, episode, form=form)
+    answer, reward = score_own(task, episode, "format" if form else "exact_match")
     assert (answer, reward.value) == (None, 0.0)
     assert reward.metrics == {"accuracy": 0.0, "exact_match": 0.0, "format": 0.0}
 
@@ -164,7 +166,7 @@ async def test_what_the_environment_wrote_is_never_the_policys_answer(gold: str,
 async def test_a_hint_spoils_the_form_and_not_the_answer() -> None:
     task = TASK.model_copy(update={"golden_answers": ("krone",)})
     episode, _, _ = await play(["<think>hm</think>", "<think>so</think><answer>krone</answer>"])
-    answer, reward = score_own(task, episode, form=True)
+    answer, reward = score_own(task, episode, "format")
     assert (answer, reward.value) == ("krone", 0.8)
 
 
@@ -175,7 +177,7 @@ async def test_a_scored_answer_stands_whole_in_a_response(responses: list[str]) 
     answer = final_answer(*written)
     assert answer is None or any(answer in response for response in written)
     for gold in ("and", "Beijing", "text of A"):
-        _, reward = score_own(TASK.model_copy(update={"golden_answers": (gold,)}), episode, form=False)
+        _, reward = score_own(TASK.model_copy(update={"golden_answers": (gold,)}), episode, "exact_match")
         assert reward.value == 0.0
 
 

@@ -22,6 +22,7 @@ from s3_agent.clients.prompts import read_answer
 from s3_agent.clients.replies import most_tokens, without_thinking
 from s3_agent.data.naive_rag.answers import naive_rag
 from s3_agent.errors import GeneratorError, JudgeError, PolicyError
+from s3_agent.rewards.gain_beyond_rag import ACCURACY
 from s3_agent.rollout.scoring import score_generated
 from s3_agent.testing.fakes import FakeRetriever, ToyTokenizer
 from s3_agent.types import Episode, StopReason, Task
@@ -213,7 +214,7 @@ async def test_a_cut_answer_is_scored_and_counted_also_when_it_is_kept(tmp_path:
     http, asked = serving(choice("Ada is", "length"))
     kept = generator(http, tmp_path)
     scored = [
-        await score_generated(TASK, EPISODE, mode="accuracy", generator=each, judge=None)
+        await score_generated(TASK, EPISODE, reward=ACCURACY, generator=each, judge=None)
         for each in (kept, kept, generator(http, tmp_path))
     ]
     assert len(asked) == 1
@@ -222,7 +223,7 @@ async def test_a_cut_answer_is_scored_and_counted_also_when_it_is_kept(tmp_path:
     ] * 3
     assert [reward.metrics["answer_kept"] for _, reward in scored] == [0.0, 1.0, 1.0]
     whole, _ = serving(choice("Ada"))
-    _, reward = await score_generated(TASK, EPISODE, mode="accuracy", generator=generator(whole), judge=None)
+    _, reward = await score_generated(TASK, EPISODE, reward=ACCURACY, generator=generator(whole), judge=None)
     assert reward.metrics["answer_cut"] == 0.0 and not answer_cut.get()
 
 
@@ -245,7 +246,7 @@ async def test_naive_rag_tells_how_many_answers_were_cut() -> None:
 
 async def test_what_is_thought_is_not_the_answer() -> None:
     http, _ = serving(choice("<think>It is Ada.</think>\nBob"))
-    answer, reward = await score_generated(TASK, EPISODE, mode="accuracy", generator=generator(http), judge=None)
+    answer, reward = await score_generated(TASK, EPISODE, reward=ACCURACY, generator=generator(http), judge=None)
     assert (answer, reward.value) == ("Bob", 0.0)
 
 

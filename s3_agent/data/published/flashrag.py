@@ -1,0 +1,38 @@
+"""Question sets as FlashRAG publishes them: a folder of JSON lines for each, by split."""
+
+from collections.abc import Iterator
+from functools import partial
+
+from s3_agent.data.files.tables import Placed, read_rows
+from s3_agent.data.published.datasets import DataSet, Fetched
+from s3_agent.data.published.hub import Wanted
+from s3_agent.data.questions import flashrag_questions
+from s3_agent.errors import DataError
+
+FLASHRAG = "RUC-NLPIR/FlashRAG_datasets"
+
+
+def _rows(fetched: Fetched, *, testing: bool, name: str) -> Iterator[Placed]:
+    # Test if there is one, else dev, else train, as s3 evaluates.
+    found = {path.name: path for path in fetched.paths(FLASHRAG, f"{name}/*.jsonl")}
+    splits = ("test.jsonl", "dev.jsonl", "train.jsonl") if testing else ("train.jsonl",)
+    path = next((found[split] for split in splits if split in found), None)
+    if path is None:
+        raise DataError(f"{FLASHRAG} has no training set for {name}", remedy="take it out of data.sources.train")
+    return flashrag_questions(read_rows(path), data_source=name)
+
+
+def flashrag_set(name: str, summary: str = "questions that FlashRAG publishes") -> DataSet:
+    """Any of FlashRAG's folders."""
+    return DataSet(
+        summary=summary, files=(Wanted(repo=FLASHRAG, patterns=(f"{name}/*.jsonl",)),), rows=partial(_rows, name=name)
+    )
+
+
+NQ = flashrag_set("nq", "questions that people asked a search engine")
+TRIVIAQA = flashrag_set("triviaqa", "trivia questions")
+POPQA = flashrag_set("popqa", "questions about entities of any popularity")
+HOTPOTQA = flashrag_set("hotpotqa", "questions over two articles")
+TWO_WIKI = flashrag_set("2wikimultihopqa", "questions over two to four articles, from templates")
+MUSIQUE = flashrag_set("musique", "questions composed of two to four others")
+BAMBOOGLE = flashrag_set("bamboogle", "125 two-hop questions that a search engine does not answer")
