@@ -49,7 +49,9 @@ class Registry[T](Mapping[str, T]):
 
     def get(self, name: str, default: Any = None) -> Any:
         """As `[name]`, but `default` for a name that is not registered."""
-        return self[name] if name in self else default
+        if name not in self:
+            return default
+        return self[name]
 
     @cached_property
     def _variants(self) -> dict[str, list[Variant]]:
