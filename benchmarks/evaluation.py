@@ -28,8 +28,8 @@ from s3_agent.evaluation import job
 from s3_agent.evaluation.pipeline import Pipeline
 from s3_agent.evaluation.players import contestants_of
 from s3_agent.evaluation.run import evaluate_all, units_of
-from s3_agent.processes.ports import HOST, reserve_port
-from s3_agent.recipe import Recipe, load_recipe
+from s3_agent.processes.ports import reserve_port
+from s3_agent.recipe import HOST, Recipe, load_recipe
 from s3_agent.types import Task
 
 CONCURRENCY = 64

@@ -10,7 +10,6 @@ is the same batch without the cache, which needs one call an episode.
 import argparse
 import asyncio
 import json
-import secrets
 import tempfile
 import time
 from collections import Counter
@@ -24,13 +23,9 @@ from s3_agent.clients.policy import CompletionsPolicy
 from s3_agent.clients.retriever import HttpRetriever
 from s3_agent.clients.tokenizer import load_tokenizer
 from s3_agent.data.tasks import load_tasks
-from s3_agent.processes.commands import generator_url, retriever_url
-from s3_agent.processes.parts import service_parts
-from s3_agent.processes.ports import HOST, reserve_port
-from s3_agent.processes.run_folder import scratch_run
-from s3_agent.processes.services import policy_part, resolve_ports
-from s3_agent.processes.stack import Stack
-from s3_agent.recipe import Recipe, load_recipe
+from s3_agent.processes.ports import reserve_port
+from s3_agent.processes.services import policy_part, running_services
+from s3_agent.recipe import HOST, Recipe, load_recipe
 from s3_agent.rollout.runner import Outcome, run_task
 from s3_agent.types import Task
 
@@ -47,7 +42,7 @@ async def batch(recipe: Recipe, policy_url: str, tasks: list[Task], siblings: in
         httpx.AsyncClient(timeout=300.0, event_hooks={"request": [count]}) as counted,
     ):
         settings = recipe.generator.client.model_copy(update={"cache": cache})
-        generators = [make_generator(counted, generator_url(recipe), settings) for _ in range(2)]
+        generators = [make_generator(counted, recipe.generator_url, settings) for _ in range(2)]
         policy = CompletionsPolicy(
             http,
             policy_url,
@@ -55,7 +50,7 @@ async def batch(recipe: Recipe, policy_url: str, tasks: list[Task], siblings: in
             model="policy",
             temperature=recipe.trainer.temperature,
         )
-        retriever = HttpRetriever(http, retriever_url(recipe))
+        retriever = HttpRetriever(http, recipe.retriever_url)
         slots = asyncio.Semaphore(32)
 
         async def play(task: Task, number: int) -> Outcome:
@@ -82,18 +77,21 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=16)
     parser.add_argument("--siblings", type=int, default=8)
     options = parser.parse_args()
-    recipe = resolve_ports(load_recipe("cpu", ["retriever.port=0", "generator.port=0", "gateway.port=0"]))
+    recipe = load_recipe("cpu", ["retriever.port=0", "generator.port=0"])
     tasks = load_tasks(recipe.data.train)[: options.questions]
-    with scratch_run(recipe) as run, tempfile.TemporaryDirectory() as cache:
-        port = reserve_port("policy", 0)
-        parts = [*service_parts(recipe, run), policy_part(Path(recipe.policy.model), run, port=port)]
-        with Stack(parts, run_id=secrets.token_hex(8)) as stack:
-            stack.run()
-            url = f"http://{HOST}:{port}/v1"
-            measured = {
-                name: asyncio.run(batch(recipe, url, tasks, options.siblings, folder))
-                for name, folder in (("without", None), ("cold", Path(cache)), ("warm", Path(cache)))
-            }
+    port = reserve_port("policy", 0)
+    with (
+        running_services(recipe, more=lambda recipe, run: [policy_part(Path(recipe.policy.model), run, port=port)]) as (
+            recipe,
+            _,
+        ),
+        tempfile.TemporaryDirectory() as cache,
+    ):
+        url = f"http://{HOST}:{port}/v1"
+        measured = {
+            name: asyncio.run(batch(recipe, url, tasks, options.siblings, folder))
+            for name, folder in (("without", None), ("cold", Path(cache)), ("warm", Path(cache)))
+        }
     measured["siblings"] = options.siblings
     measured["cold_over_without"] = round(measured["cold"]["share"] / measured["without"]["share"], 3)
     print(json.dumps(measured, indent=1))

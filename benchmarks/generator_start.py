@@ -29,7 +29,6 @@ from s3_agent.data.naive_rag.answers import naive_rag
 from s3_agent.data.naive_rag.cache import RagAnswer, RagCache
 from s3_agent.data.tasks import load_tasks
 from s3_agent.preparation.answer_stages import services
-from s3_agent.processes.commands import generator_url, retriever_url
 from s3_agent.processes.parts import service_parts
 from s3_agent.processes.run_folder import scratch_run
 from s3_agent.processes.services import resolve_ports
@@ -92,7 +91,7 @@ def cpu_seconds(run_id: str) -> dict[str, float]:
 
 async def passages(recipe: Recipe, tasks: Sequence[Task]) -> Known:
     async with async_client(timeout=300.0) as http:
-        asked = Remembering(http, retriever_url(recipe))
+        asked = Remembering(http, recipe.retriever_url)
         await naive_rag(
             tasks, retriever=asked, generator=NoGenerator(), topk=recipe.data.rag_topk, concurrency=8, keep=_nothing
         )
@@ -107,7 +106,7 @@ async def ask(recipe: Recipe, tasks: Sequence[Task], known: Known) -> dict[str, 
     got: dict[str, RagAnswer] = {}
     prompt = AnswerPrompt(layout=recipe.data.rag_layout)
     async with async_client(timeout=300.0) as http:
-        generator = make_generator(http, generator_url(recipe), recipe.generator.client, prompt=prompt)
+        generator = make_generator(http, recipe.generator_url, recipe.generator.client, prompt=prompt)
         await naive_rag(
             tasks,
             retriever=known,

@@ -1,7 +1,6 @@
 """One question, one episode, shown readably: the quickest look at what a trained policy does."""
 
 import asyncio
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,12 @@ from s3_agent.clients.tokenizer import policy_tokenizer
 from s3_agent.errors import ConfigError, PolicyError
 from s3_agent.evaluation.players import require_servers_template
 from s3_agent.evaluation.views.episode import episode_view
-from s3_agent.processes import commands
-from s3_agent.processes.parts import service_parts
-from s3_agent.processes.ports import HOST, reserve_port
+from s3_agent.processes.ports import reserve_port
 from s3_agent.processes.requirements import require_vllm
-from s3_agent.processes.run_folder import scratch_run
-from s3_agent.processes.services import policy_part, require_external, resolve_ports
-from s3_agent.processes.stack import Stack
-from s3_agent.recipe import Recipe
+from s3_agent.processes.run_folder import Run
+from s3_agent.processes.services import policy_part, running_services
+from s3_agent.processes.stack import Part
+from s3_agent.recipe import HOST, Recipe
 from s3_agent.rollout.runner import Outcome, run_task
 from s3_agent.types import Task
 
@@ -81,8 +78,8 @@ async def _play(
             task,
             recipe.agent,
             policy=policy,
-            retriever=HttpRetriever(http, commands.retriever_url(recipe)),
-            generator=make_generator(http, commands.generator_url(recipe), recipe.generator.client),
+            retriever=HttpRetriever(http, recipe.retriever_url),
+            generator=make_generator(http, recipe.generator_url, recipe.generator.client),
         )
 
 
@@ -128,24 +125,21 @@ def ask_job(
     model = str((run or newest_run(recipe.runs)) / "policy") if own_model else recipe.policy.model
     if kind == "protocol" and recipe.policy.mode == "tokens":
         policy_tokenizer(model, recipe.policy.template)  # refuses what can not be asked before anything is started
-    require_external(recipe)
-    recipe = resolve_ports(recipe)
     task = Task(id="ask", question=question, golden_answers=(UNKNOWN,))
-    with scratch_run(recipe) as scratch:
-        needed = {"generator": settings.asks_generator or at_generator, "retriever": bool(settings.method.uses)}
-        parts = [part for part in service_parts(recipe, scratch) if needed[part.name]]
+    needed = ["generator"] * (settings.asks_generator or at_generator) + ["retriever"] * bool(settings.method.uses)
+    port = reserve_port("policy", 0) if policy_url is None and kind == "protocol" else None
+
+    def policy(_: Recipe, run: Run) -> list[Part]:
+        return [] if port is None else [policy_part(Path(model), run, port=port)]
+
+    with running_services(recipe, needed, more=policy, say=console.print) as (recipe, _):
         if at_generator:
-            policy_url, policy_name = commands.generator_url(recipe), recipe.generator.model
-        elif policy_url is None and kind == "protocol":
-            port = reserve_port("policy", 0)
-            parts.append(policy_part(Path(model), scratch, port=port))
+            policy_url, policy_name = recipe.generator_url, recipe.generator.model
+        elif port is not None:
             policy_url = f"http://{HOST}:{port}/v1"
         elif kind == "none":
             policy_url = None
-        with Stack(parts, run_id=secrets.token_hex(8)) as stack:
-            with console.status("starting " + ", ".join(part.name for part in parts)):
-                stack.run()
-            outcome = asyncio.run(_play(recipe, task, policy_url, model, name=policy_name, key=policy_key))
+        outcome = asyncio.run(_play(recipe, task, policy_url, model, name=policy_name, key=policy_key))
     if as_json:
         shown = {"question": question, "answer": outcome.answer, "episode": outcome.episode.model_dump(mode="json")}
         Console().print_json(data=shown, ensure_ascii=True)  # no control character but as an escape

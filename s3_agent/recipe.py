@@ -30,6 +30,7 @@ from s3_agent.shipped import EXAMPLES, shipped_recipes
 EAGER = "--enforce-eager"
 """vLLM's option to compile nothing."""
 _COMPILING = ("--no-enforce-eager", "--compilation-config", "--optimization-level", "-O", "-cc")
+HOST = "127.0.0.1"
 
 
 def _url(value: str) -> str:
@@ -326,6 +327,22 @@ class Recipe(_Section):
             values = values.get(name) if isinstance(values, dict) else None
         served = values if isinstance(values, int) else longest
         return min(served, self.policy.context_tokens or served)
+
+    @property
+    def retriever_url(self) -> str:
+        """Where the retriever is, or will be."""
+        return self.retriever.url or f"http://{HOST}:{self.retriever.port}"
+
+    @property
+    def gateway_url(self) -> str:
+        """Where the gateway is, or will be."""
+        return self.gateway.url or f"http://{HOST}:{self.gateway.port}"
+
+    @property
+    def generator_url(self) -> str | None:
+        """The OpenAI base of the generator; None for a Claude at its vendor's address."""
+        settings = self.generator
+        return settings.url or (f"http://{HOST}:{settings.port}/v1" if settings.hosted else None)
 
     @property
     def asks_generator(self) -> bool:

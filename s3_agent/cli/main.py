@@ -269,7 +269,7 @@ def workers(
     Rollouts without an agent class are played by the recipe's agent, with the retriever and the generator at their
     `url` or local `port`; rollouts of a class written for AGL's local controller run that class.
     """
-    from s3_agent.processes.commands import generator_url, retriever_url
+
     from s3_agent.processes.keys import given_key
     from s3_agent.rollout.failure_policy import FailurePolicy
     from s3_agent.rollout.pool.launcher import Launcher, LocalLauncher
@@ -302,8 +302,8 @@ def workers(
         ),
         WorkerSettings(
             gateway_key=given_key(key, key_file) or "",
-            retriever_url=retriever_url(settings),
-            generator_url=generator_url(settings),
+            retriever_url=settings.retriever_url,
+            generator_url=settings.generator_url,
             policy_tokenizer=settings.policy.model,
             policy_template=settings.policy.template,
             policy_context_tokens=settings.trained_window,

@@ -25,7 +25,6 @@ from s3_agent.errors import ConfigError
 from s3_agent.machine.description import Machine
 from s3_agent.machine.host import pins, this_machine
 from s3_agent.machine.model_files import missing_files, model_folder, model_shape
-from s3_agent.processes.commands import gateway_url
 from s3_agent.processes.run_folder import Run
 from s3_agent.processes.serving import has_cpu_vllm, served_packages
 from s3_agent.recipe import Recipe
@@ -117,7 +116,7 @@ def _training(recipe: Recipe) -> tuple[Training | None, tuple[str, str] | None]:
         **recipe.trainer.model_dump(include=set(TrainerRecipe.model_fields)),
         run=recipe.name,
         model=recipe.policy.model,
-        gateway_url=gateway_url(recipe),
+        gateway_url=recipe.gateway_url,
         checkpoints=recipe.runs,
         validation_size=recipe.data.validation_size or 1,
         seed=recipe.seed,

@@ -37,16 +37,17 @@ from s3_agent.evaluation.stages import key_of, only_one
 from s3_agent.evaluation.table import EvaluationTable, Numbers, numbers_of, table_of
 from s3_agent.evaluation.views.table import markdown, terminal_tables
 from s3_agent.processes import commands
-from s3_agent.processes.parts import service_parts
-from s3_agent.processes.ports import HOST, reserve_port
-from s3_agent.processes.run_folder import scratch_run
-from s3_agent.processes.services import POLICY_NAME, policy_part, require_external, resolve_ports, versions
+from s3_agent.processes.ports import reserve_port
+from s3_agent.processes.run_folder import Run
+from s3_agent.processes.services import POLICY_NAME, policy_part, require_external, running_services, versions
 from s3_agent.processes.serving import served_packages, with_precision
-from s3_agent.processes.stack import Interrupted, Stack
-from s3_agent.recipe import Recipe
+from s3_agent.processes.stack import Interrupted, Part, Stack
+from s3_agent.recipe import HOST, Recipe
 from s3_agent.types import Passage, Task
 
 SEQUENCES = 64
+Served = tuple[str, Path | None]
+"""A model and its chat template: what one policy server serves."""
 POLICY_PATIENCE_S = 300.0
 console = Console(stderr=True)
 
@@ -183,44 +184,40 @@ def _private(path: str, flags: int) -> int:
 
 @contextmanager
 def _serving(recipe: Recipe, units: Sequence[Unit], out: Path) -> Iterator[tuple[Recipe, dict[str, str], Stack]]:
-    """What the units need, started where it does not run yet: the recipe with its ports, policy addresses, parts."""
-    recipe = resolve_ports(recipe.model_copy(update={"gateway": recipe.gateway.model_copy(update={"port": 0})}))
+    """What the units need, started where it is not running: the recipe with its ports, the policies' addresses, all."""
     contestants = {unit.contestant.label: unit.contestant for unit in units}.values()
-    with scratch_run(recipe) as run:
-        parts = service_parts(recipe, run)
-        needed = {
-            "retriever": any(one.settings.method.uses for one in contestants),
-            "generator": any(one.asks_generator_model for one in contestants)
-            or (recipe.judge.rule != "span" and recipe.judge.url is None),
-        }
-        parts = [part for part in parts if needed[part.name]]
-        hosted: dict[str, str] = {}
-        urls: dict[str, str] = {}
-        for one in contestants:
-            if one.policy is None:
-                urls[one.label] = ""
-                continue
-            if one.policy.url or one.policy.at_generator:
-                urls[one.label] = one.policy.url or str(commands.generator_url(recipe))
-                continue
-            model, template = one.policy.model, one.policy.template
-            served = f"{model} {template.chat_template}"
-            if served not in hosted:
-                name = f"policy-{len(hosted) + 1}"
-                port = reserve_port("policy", 0)
-                parts.append(
-                    policy_part(
-                        model, run, port=port, part=name, sequences=SEQUENCES, chat_template=template.chat_template
-                    )
-                )
-                hosted[served] = f"http://{HOST}:{port}/v1"
-            urls[one.label] = hosted[served]
-        with Stack(parts, run_id=services_id(out)) as stack:
-            stack.stop()  # who started them is dead, else the folder would be locked
-            if parts:
-                console.print("starting " + ", ".join(part.name for part in parts), highlight=False)
-                stack.run()
-            yield recipe, urls, stack
+    asks_generator = any(one.asks_generator_model for one in contestants) or (
+        recipe.judge.rule != "span" and recipe.judge.url is None
+    )
+    needed = ["retriever"] * any(one.settings.method.uses for one in contestants) + ["generator"] * asks_generator
+    ours = (one.policy for one in contestants if one.policy and not (one.policy.url or one.policy.at_generator))
+    hosted = {served: reserve_port("policy", 0) for served in dict.fromkeys(map(_served, ours))}
+
+    def policies(_: Recipe, run: Run) -> list[Part]:
+        return [
+            policy_part(
+                model, run, port=port, part=f"policy-{number}", sequences=SEQUENCES, chat_template=chat_template
+            )
+            for number, ((model, chat_template), port) in enumerate(hosted.items(), 1)
+        ]
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False)
+
+    with running_services(recipe, needed, more=policies, run_id=services_id(out), say=say) as (served, stack):
+        yield served, {one.label: _address(one.policy, served, hosted) for one in contestants}, stack
+
+
+def _served(policy: PolicyUnderTest) -> Served:
+    return policy.model, policy.template.chat_template
+
+
+def _address(policy: PolicyUnderTest | None, recipe: Recipe, hosted: Mapping[Served, int]) -> str:
+    if policy is None:
+        return ""
+    if policy.url or policy.at_generator:
+        return policy.url or str(recipe.generator_url)
+    return f"http://{HOST}:{hosted[_served(policy)]}/v1"
 
 
 async def _ask(
@@ -251,11 +248,11 @@ async def _ask(
 
 def services_of(recipe: Recipe, http: httpx.AsyncClient, policies: Mapping[str, Policy]) -> Services:
     """The clients of the recipe's services, with the policies by label."""
-    url = commands.generator_url(recipe)
+    url = recipe.generator_url
     model = make_chat_model(http, url, recipe.generator.client, error=GeneratorError)
     return Services(
         policies=policies,
-        retriever=HttpRetriever(http, commands.retriever_url(recipe)),
+        retriever=HttpRetriever(http, recipe.retriever_url),
         generator=FrozenGenerator(model, recipe.generator.client, client=http, url=url),
         model=model,
         judge=make_judge(http, url, recipe.judge),

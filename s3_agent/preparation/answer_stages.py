@@ -4,7 +4,6 @@ A stage that needs a service starts it at a free port and stops it; services wit
 """
 
 import asyncio
-import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,12 +23,8 @@ from s3_agent.data.naive_rag.passages import Retrieved, retrieve_all
 from s3_agent.data.tasks import load_tasks
 from s3_agent.data.training_set import write_task_sets
 from s3_agent.data_identity import index_identity, rag_fingerprint, retriever_text
-from s3_agent.processes.commands import generator_url, retriever_url
-from s3_agent.processes.parts import service_parts
-from s3_agent.processes.run_folder import scratch_run
-from s3_agent.processes.services import require_external, resolve_ports
-from s3_agent.processes.stack import Stack
-from s3_agent.recipe import GatewayRecipe, Recipe
+from s3_agent.processes.services import SERVICES, running_services
+from s3_agent.recipe import Recipe
 from s3_agent.types import Task
 
 AT_A_TIME = 8
@@ -37,25 +32,10 @@ AT_A_TIME = 8
 
 @contextmanager
 def services(recipe: Recipe, *names: str) -> Iterator[Recipe]:
-    """The recipe with these services running, those that are ours at free ports; others may be down.
-
-    Raises LaunchError.
-    """
-    sections: dict[str, Any] = {"gateway": GatewayRecipe(port=0)}
-    for name in ("retriever", "generator"):
-        unneeded = {} if name in names else {"url": None}
-        sections[name] = getattr(recipe, name).model_copy(update={"port": 0, **unneeded})
-    recipe = resolve_ports(recipe.model_copy(update=sections))
-    require_external(recipe)
-    ours = {"retriever": recipe.retriever.url is None, "generator": recipe.generator.hosted}
-    if not any(ours[name] for name in names):
-        yield recipe
-        return
-    with scratch_run(recipe) as run:
-        parts = [part for part in service_parts(recipe, run) if part.name in names]
-        with Stack(parts, run_id=secrets.token_hex(8)) as stack:
-            stack.run()
-            yield recipe
+    """The recipe with these services running, those of ours at free ports; others may be down. Raises LaunchError."""
+    free = {name: getattr(recipe, name).model_copy(update={"port": 0}) for name in SERVICES}
+    with running_services(recipe.model_copy(update=free), names) as (served, _):
+        yield served
 
 
 class AnswerStages:
@@ -106,7 +86,7 @@ class AnswerStages:
             async with async_client(timeout=300.0) as http:
                 await retrieve_all(
                     tasks,
-                    retriever=HttpRetriever(http, retriever_url(recipe)),
+                    retriever=HttpRetriever(http, recipe.retriever_url),
                     topk=self.data.retrieved_topk,
                     path=self.retrieved,
                     made_of=inputs,
@@ -157,11 +137,11 @@ class AnswerStages:
                     retriever=Retrieved(self.retrieved, topk=fingerprint.topk),
                     generator=make_generator(
                         http,
-                        generator_url(recipe),
+                        recipe.generator_url,
                         recipe.generator.client,
                         prompt=AnswerPrompt(layout=self.data.rag_layout),
                     ),
-                    judge=make_judge(http, generator_url(recipe), recipe.judge),
+                    judge=make_judge(http, recipe.generator_url, recipe.judge),
                     concurrency=self._concurrency,
                     done=lambda done, total: report("naive RAG", done, total),
                     fresh=self._fresh,

@@ -14,10 +14,9 @@ from s3_agent.data.files.whole import write_whole
 from s3_agent.embedded import generator as embedded_generator
 from s3_agent.errors import ConfigError
 from s3_agent.names import hydra_value, literal
-from s3_agent.processes.ports import HOST
 from s3_agent.processes.run_folder import Run
 from s3_agent.processes.serving import generator_on_cpu, has_cpu_vllm
-from s3_agent.recipe import EAGER, GeneratorRecipe, Recipe
+from s3_agent.recipe import EAGER, HOST, GeneratorRecipe, Recipe
 
 CPU_ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -34,22 +33,6 @@ SERVER_MODULES = (
     "transformers.models.llama.modeling_llama",
 )
 """What a vLLM server on the CPU imports."""
-
-
-def retriever_url(recipe: Recipe) -> str:
-    """Where the recipe's retriever is."""
-    return recipe.retriever.url or f"http://{HOST}:{recipe.retriever.port}"
-
-
-def gateway_url(recipe: Recipe) -> str:
-    """Where the recipe's gateway is."""
-    return recipe.gateway.url or f"http://{HOST}:{recipe.gateway.port}"
-
-
-def generator_url(recipe: Recipe) -> str | None:
-    """The OpenAI base of the recipe's generator; None for a Claude at its vendor's address."""
-    settings = recipe.generator
-    return settings.url or (f"http://{HOST}:{settings.port}/v1" if settings.hosted else None)
 
 
 def cpu_environment(settings: GeneratorRecipe | None = None) -> dict[str, str]:

@@ -8,8 +8,7 @@ import psutil
 
 from s3_agent.errors import LaunchError
 from s3_agent.processes.stack import PART, own_processes
-
-HOST = "127.0.0.1"
+from s3_agent.recipe import HOST
 
 
 def reserve_port(part: str, port: int, *, or_any: bool = False) -> int:

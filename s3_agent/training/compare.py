@@ -8,7 +8,6 @@ import asyncio
 import json
 import os
 import re
-import secrets
 import shutil
 import sys
 import time
@@ -26,12 +25,10 @@ from s3_agent.evaluation.comparison import Comparison, TrainedRun, compare, read
 from s3_agent.evaluation.report.render import write_report
 from s3_agent.evaluation.views.comparison import comparison_markdown, terminal_comparison
 from s3_agent.guard import printable
-from s3_agent.processes import commands
-from s3_agent.processes.parts import service_parts
-from s3_agent.processes.run_folder import Run, scratch_run, write_recipe
-from s3_agent.processes.services import require_external, resolve_ports
+from s3_agent.processes.run_folder import Run, write_recipe
+from s3_agent.processes.services import require_external, running_services
 from s3_agent.processes.serving import with_answer_cache, with_precision
-from s3_agent.processes.stack import Interrupted, Stack, last_lines
+from s3_agent.processes.stack import Interrupted, last_lines
 from s3_agent.recipe import Recipe, require_trainable
 from s3_agent.rollout.process import ending_with_parent
 from s3_agent.training.weights import largest_change
@@ -111,8 +108,8 @@ def _require_same_plan(jobs: Sequence[_Job], out: Path) -> None:
 def _command(job: _Job, services: Recipe, out: Path) -> list[str]:
     """Start the run, or go on with it where it was stopped."""
     run = Run(job.recipe.runs / job.name)
-    addresses = [f"retriever.url={commands.retriever_url(services)}", "gateway.port=0"]
-    if (generator := commands.generator_url(services)) and services.generator.hosted:
+    addresses = [f"retriever.url={services.retriever_url}", "gateway.port=0"]
+    if (generator := services.generator_url) and services.generator.hosted:
         addresses.append(f"generator.url={generator}")
     start = [sys.executable, "-m", "s3_agent.cli", "train", *addresses]
     if run.recipe.exists():
@@ -186,14 +183,9 @@ def compare_job(recipe: Recipe, request: ComparisonRequest) -> int:
             require_sound(base)
         asking = next((job.recipe for job in left if job.recipe.asks_generator), left[0].recipe)
         try:
-            # The gateways are the runs' own.
-            asking = asking.model_copy(update={"gateway": asking.gateway.model_copy(update={"port": 0})})
-            services = with_answer_cache(with_precision(resolve_ports(asking)), request.out)
-            with scratch_run(services) as run:
-                run_id = f"compare-{secrets.token_hex(4)}"
-                with Stack(service_parts(services, run), run_id=run_id) as stack:
-                    stack.run()
-                    asyncio.run(stack.while_alive(_train_all(jobs, services, request)))
+            asking = with_answer_cache(with_precision(asking), request.out)
+            with running_services(asking) as (services, stack):  # the gateways are the runs' own
+                asyncio.run(stack.while_alive(_train_all(jobs, services, request)))
         except Interrupted as interrupted:
             _say(f"stopped by {interrupted}; what has ended is kept in {request.out}, the same command goes on")
             return interrupted.code

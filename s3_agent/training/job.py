@@ -19,7 +19,6 @@ from s3_agent.errors import ConfigError, LaunchError
 from s3_agent.evaluation.summary import Summary, summarize
 from s3_agent.evaluation.views.closing import closing_table
 from s3_agent.guard import printable
-from s3_agent.processes import commands
 from s3_agent.processes.keys import KEY_REMEDY, with_gateway_key
 from s3_agent.processes.parts import service_parts, training_parts
 from s3_agent.processes.ports import listening
@@ -75,7 +74,7 @@ def trainer_settings(
         chat_template=recipe.policy.template.text(),
         agent_class=agent_class_of(recipe),
         env_map=env_map_of(recipe, run),
-        gateway_url=commands.gateway_url(recipe),
+        gateway_url=recipe.gateway_url,
         checkpoints=run.checkpoints.resolve(),
         validation_size=validation_size,
         validate_first=done == 0,

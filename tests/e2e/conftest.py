@@ -14,7 +14,6 @@ from s3_agent.data.naive_rag.cache import RagCache
 from s3_agent.data.tasks import load_tasks, read_jsonl
 from s3_agent.data_identity import rag_fingerprint
 from s3_agent.embedded import RAG_CACHE, TRAIN
-from s3_agent.processes.commands import generator_url, retriever_url
 from s3_agent.processes.parts import service_parts
 from s3_agent.processes.run_folder import Run
 from s3_agent.processes.services import resolve_ports
@@ -50,9 +49,9 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     run.write_recipe(recipe)
     with Stack(service_parts(recipe, run), run_id=f"e2e-{os.getpid()}") as stack:
         stack.run()
-        generator = generator_url(recipe)
+        generator = recipe.generator_url
         assert generator is not None
-        yield Services(retriever=retriever_url(recipe), generator=generator)
+        yield Services(retriever=recipe.retriever_url, generator=generator)
 
 
 @pytest.fixture(scope="session")

@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 
 from s3_agent.data.tasks import read_jsonl
 from s3_agent.evaluation.summary import logprob_gap, training_rows
-from s3_agent.processes.ports import HOST, reserve_port
+from s3_agent.processes.ports import reserve_port
 from s3_agent.processes.run_folder import Run
 from s3_agent.processes.services import policy_part
 from s3_agent.processes.stack import MARKER, Stack
+from s3_agent.recipe import HOST
 from s3_agent.rollout.episode_log import EpisodeRecord
 from s3_agent.training.resume import LATEST, checkpoint_steps
 from s3_agent.training.twin import load_twin

@@ -14,13 +14,12 @@ from agentlightning.verl.rollout_adapter import RolloutAdapter
 from s3_agent.clients.tokenizer import HuggingFaceTokenizer, load_tokenizer
 from s3_agent.data.tasks import read_jsonl
 from s3_agent.embedded import NANO_POLICY, TRAIN
-from s3_agent.processes import commands
 from s3_agent.processes.parts import training_parts
-from s3_agent.processes.ports import HOST, reserve_port
+from s3_agent.processes.ports import reserve_port
 from s3_agent.processes.run_folder import Run
 from s3_agent.processes.services import policy_part, resolve_ports
 from s3_agent.processes.stack import Stack
-from s3_agent.recipe import Recipe, load_recipe
+from s3_agent.recipe import HOST, Recipe, load_recipe
 from s3_agent.rollout.episode_log import EpisodeRecord
 from s3_agent.rollout.runner import AgentSettings
 from tests.e2e import split_tags
@@ -92,7 +91,7 @@ def played(request: pytest.FixtureRequest, endpoint: Endpoint, tmp_path_factory:
     with Stack([replace(workers, needs=())], run_id=f"workers-{endpoint.key}") as stack:
         stack.run()
         manager = AglRolloutManager(
-            agl_base_url=commands.gateway_url(recipe),
+            agl_base_url=recipe.gateway_url,
             agl_key=endpoint.key,
             model=recipe.policy.model,
             step=0,

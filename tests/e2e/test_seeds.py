@@ -10,10 +10,11 @@ import httpx
 import pytest
 
 from s3_agent.embedded import NANO_POLICY
-from s3_agent.processes.ports import HOST, reserve_port
+from s3_agent.processes.ports import reserve_port
 from s3_agent.processes.run_folder import Run
 from s3_agent.processes.services import POLICY_NAME, policy_part
 from s3_agent.processes.stack import Stack
+from s3_agent.recipe import HOST
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
