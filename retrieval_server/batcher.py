@@ -24,7 +24,7 @@ Hits = list[tuple[int, float]]
 """(row of the corpus, score), best first."""
 
 # After a batch its clients come back within moments. Waiting for them, for at most this share of the time that the
-# batch took, keeps the first to return from being searched alone while the others miss the train.
+# batch took, avoids that the first to return is searched by itself and the others wait for the next batch.
 LINGER_SHARE = 0.05
 LONGEST_RETRY_AFTER_S = 30
 

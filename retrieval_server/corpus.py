@@ -74,7 +74,7 @@ class Corpus:
                 return None
             with (folder / LINES).open("rb") as file:
                 offsets = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)).cast("Q")
-            # Both ends are looked at, so that a cut or foreign file is read anew and not believed.
+            # Both ends are checked, so that a truncated or foreign file is read again and not trusted.
             if len(offsets) != record["passages"] or offsets[-1] >= len(self._map) or self._broken(offsets):
                 return None
             self._sha256 = str(record["sha256"])

@@ -9,4 +9,4 @@ class RetrievalError(Exception):
 
 
 class QueryError(ValueError):
-    """A query that can not be searched for, whatever the index: raised by a backend, it costs that query alone."""
+    """A query that can not be searched for, whatever the index: when a backend raises it, only that query fails."""

@@ -34,7 +34,7 @@ class IndexSettings(BaseModel, frozen=True):
         return self.model_dump(mode="json", exclude={"kind"})
 
     def answers(self) -> dict[str, Any]:
-        """The settings that answers depend on, as JSON: those of `identity`, and those of the search alone."""
+        """The settings that answers depend on, as JSON: those of `identity`, and those that only the search uses."""
         return self.identity()
 
     def check_topk(self, topk: int) -> None:
@@ -43,7 +43,7 @@ class IndexSettings(BaseModel, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class IndexNeed:
-    """What an opened index needs, in bytes: RAM, disk, and what lies on each card of a GPU, by what it is.
+    """What an opened index needs, in bytes: RAM, disk, and what is held on each GPU, by name.
 
     A size that can not be foreseen is 0. An index that is mapped into memory needs no RAM of its own.
     """
@@ -78,7 +78,7 @@ class IndexKind(ABC):
     format: ClassVar[int]
     """The number of the files' form. An index with another number is built again."""
     progress: ClassVar[tuple[str, ...]] = ()
-    """Files in which a build records how far it is. With any, a build that was killed goes on in the same folder."""
+    """Files in which a build records how far it is. With any, a build that was killed continues in the same folder."""
     built_at_start: ClassVar[bool] = False
     """Whether a server that finds no index builds one before it answers."""
     ready_within_s: ClassVar[float | None] = None

@@ -1,4 +1,4 @@
-"""What `/metrics` tells, in Prometheus's text format. Each application has a registry of its own."""
+"""What `/metrics` reports, in Prometheus's text format. Each application has a registry of its own."""
 
 from collections.abc import Callable
 from typing import Literal

@@ -5,7 +5,7 @@
 | `title` and `content` (MedRAG, whose own `contents` has no title line) | `title` | `content` |
 | `contents` with a title line (wiki-18), a blank line may follow it (pyserini) | the first line | the rest |
 | `contents` of one line | `title` if the row has one, else empty | `contents` |
-| `title` and `text` (BEIR, DPR); `text` or `content` alone (BrowseComp-Plus) | `title` or empty | that field |
+| `title` and `text` (BEIR, DPR); only `text` or `content` (BrowseComp-Plus) | `title` or empty | that field |
 
 A title that is null or NaN is empty.
 """
@@ -49,7 +49,7 @@ def _split(contents: str) -> tuple[str, str]:
 
 
 def contents_of(title: str, text: str) -> str:
-    """The published form: the quoted title, a newline and the text; a text of one line stands alone without a title."""
+    """The published form: quoted title, newline and text; a text of one line without a title stays as it is."""
     return text if not title and _split(text) == ("", text) else f'"{title}"\n{text}'
 
 

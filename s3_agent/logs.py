@@ -1,6 +1,7 @@
 """How a process of ours logs: to standard error, where nothing that a line quotes commands the terminal.
 
-A line that can not be written, since the disk of the log is full, is left out: it must not end what it is about.
+A line that can not be written, since the disk of the log is full, is left out: a log line must not stop the work that
+it describes.
 """
 
 import sys
@@ -30,7 +31,7 @@ class _StandardError:
 
 
 def set_up_log() -> None:
-    """To be called once in a process, before it logs. What a command prints to standard output is its result alone."""
+    """To be called once in a process, before it logs. What a command prints to standard output is only its result."""
     *before, renderer = structlog.get_config()["processors"]
     if _shown not in before:
         file = cast(Any, _StandardError())

@@ -1,8 +1,8 @@
 """Names that come from outside: checked before they become paths, and quoted before they become configuration.
 
-A hub's listing, a published file or somebody else's results may hold any text where a name is expected. The hashes and
-`RelativePath` are field types that refuse what could lead out of a folder; `file_name` makes a file's name of any text;
-`literal` and `hydra_value` keep a path's quotes and `${` from being read as syntax.
+A hub's listing, a published file or another program's results may hold any text where a name is expected. The hashes
+and `RelativePath` are field types that refuse what could lead out of a folder; `file_name` makes a file's name of any
+text; `literal` and `hydra_value` keep a path's quotes and `${` from being read as syntax.
 """
 
 import re
@@ -30,7 +30,7 @@ RelativePath = Annotated[str, AfterValidator(_relative)]
 
 
 def file_name(text: str) -> str:
-    """A file's name made of `text`: letters, digits, `_`, `-`, and `.` that is not the first character."""
+    """A file's name from `text`: letters, digits, `_`, `-`, and `.` that is not the first character."""
     return re.sub(r"\A\.|[^\w.-]", "_", text) or "_"
 
 

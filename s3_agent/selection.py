@@ -49,7 +49,7 @@ def _kept(passages: Sequence[Passage], ids: Sequence[int]) -> list[Passage]:
 def select_passages(
     initial: Sequence[Passage], turns: Sequence[Turn], *, rule: SelectionRule = "marked-first"
 ) -> tuple[Passage, ...]:
-    """The passages for the generator in the order in which they are shown to it; each once, but for `every`.
+    """The passages for the generator in the order in which they are shown to it; each once, except with `every`.
 
     Rules: `marked-first`, the published general rule (docs/originals.md#b1): the first mark after a block keeps its
     documents in document order, an empty mark rejects the block, then every unmarked block follows whole. `mirage`

@@ -36,7 +36,7 @@ def initial_block(passages: Sequence[Passage], control: frozenset[str] = frozens
 def read_initial_block(text: str) -> tuple[Passage, ...]:
     """The passages of a prompt's last information block, such that `initial_block` writes the same lines again.
 
-    Published data holds a prompt as text alone. A line counts as a document when its number is the next one; quoted
+    Published data holds a prompt only as text. A line counts as a document when its number is the next one; quoted
     titles may hold brackets.
     """
     _, start, block = text.rpartition("<information>\n")

@@ -64,7 +64,7 @@ async def _refused(_: Request, error: Exception) -> JSONResponse:
             refusal.headers = dict(error.headers or {})
             return refusal.response()
         case BadQuery():
-            remedy = "change the query; in a request with others it costs its own list alone"
+            remedy = "change the query; in a request with others only its own list is empty"
             return Refused(422, "bad_query", str(error).encode("utf-8", "replace").decode(), remedy).response()
         case SearchFailed():
             return Refused(500, "search_failed", str(error), "see the server's log").response()

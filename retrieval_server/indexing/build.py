@@ -1,8 +1,8 @@
-"""Building an index beside its place: `<folder>.partial` becomes the folder when the manifest is in it.
+"""Building an index next to its final place: `<folder>.partial` becomes the folder when the manifest is in it.
 
-A build that was killed, at whatever stage, or that found no room goes on where it was if its kind records its progress
-(`IndexKind.progress`), and starts again otherwise. Either way the result is the same bytes as of a build in one go. A
-second build of the same folder waits for the first.
+A build that was killed, at whatever stage, or that found no room continues where it was if its kind records its
+progress (`IndexKind.progress`), and starts again otherwise. Either way the result is the same bytes as of a build in
+one go. A second build of the same folder waits for the first.
 """
 
 import json
@@ -27,7 +27,7 @@ from retrieval_server.indexing.manifest import (
 _GOAL = "building.json"  # what a partial folder is becoming
 
 Fill = Callable[[Path], dict[str, Any]]
-"""Writes the files of an index into a folder, and gives what the manifest says of them."""
+"""Writes the files of an index into a folder, and returns their description for the manifest."""
 
 
 def build_index(corpus: Corpus, folder: Path, settings: IndexSettings, *, report: Report = silent) -> None:
@@ -76,7 +76,7 @@ def write_index(corpus: Corpus, folder: Path, settings: IndexSettings, fill: Fil
                 (partial / name).unlink(missing_ok=True)
             _put(partial, folder)
     except OSError as cause:
-        goes_on = "; what is made stays, and the next build goes on with it" if resume else ""
+        goes_on = "; finished files are kept, and the next build continues with them" if resume else ""
         raise RetrievalError(
             f"the index {folder} can not be written: {cause}", remedy=f"make room or give another folder{goes_on}"
         ) from cause
@@ -101,7 +101,7 @@ def _begin(partial: Path, expected: dict[str, Any], *, resume: bool) -> None:
 
 
 def _put(partial: Path, folder: Path) -> None:
-    """The partial folder in the place of the other, which is there until the new one is."""
+    """Replace the folder by the partial one; the old one exists until the new one does."""
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():

@@ -1,8 +1,8 @@
-"""What an index says of itself, so that no server searches another corpus's index, or one that was cut short.
+"""The manifest of an index, so that no server searches the index of another corpus or an incomplete one.
 
-The expected part holds what an index must have been made of: of libraries only a stemmer whose terms change with its
-release, and the number of our own format for each kind of index. The rest describes the files: sizes are checked at
-each load, hashes by `index verify`.
+The expected fields hold the inputs that an index must have been built from; of libraries only a stemmer whose terms
+change with its release, and the format number of its kind. The others describe the files: sizes are checked at each
+load, hashes by `index verify`.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ def made_with(settings: IndexSettings) -> dict[str, Any]:
 
 
 def expected_manifest(corpus: Corpus, settings: IndexSettings) -> dict[str, Any]:
-    """What an index over this corpus with these settings must say of itself."""
+    """The expected fields of an index over this corpus with these settings."""
     return {
         **made_with(settings),
         "backend": settings.kind,
@@ -36,7 +36,7 @@ def expected_manifest(corpus: Corpus, settings: IndexSettings) -> dict[str, Any]
     }
 
 
-def mend(corpus: Path, folder: Path) -> str:
+def how_to_build(corpus: Path, folder: Path) -> str:
     """What to do about an index that can not be used."""
     return (
         f"build it: python -m retrieval_server index build --corpus {corpus} --index {folder} "
@@ -64,7 +64,8 @@ def write_manifest(
 ) -> None:
     """The manifest of a folder whose other files are finished, without the files `besides`.
 
-    The record of the corpus's lines holds a time of change and is no part of it: the same index has the same manifest.
+    The record of the corpus's lines holds a time of change and does not belong to it: the same index has the same
+    manifest.
     """
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path, report)}
@@ -117,7 +118,7 @@ def check(manifest: dict[str, Any], folder: Path, expected: dict[str, Any], *, r
 
 def verify_index(corpus: Corpus, folder: Path, report: Report = silent) -> dict[str, Any]:
     """The manifest, after every byte of the corpus and the index was read. Raises RetrievalError at a difference."""
-    remedy = mend(corpus.path, folder)
+    remedy = how_to_build(corpus.path, folder)
     manifest = read_manifest(folder, remedy=remedy)
     corpus.read_again(report)
     check(

@@ -12,7 +12,7 @@ from retrieval_server.indexing.manifest import (
     MANIFEST,
     check,
     expected_manifest,
-    mend,
+    how_to_build,
     read_manifest,
     said_settings,
 )
@@ -32,7 +32,7 @@ def load_index(
     that others have made (a FAISS file, a Lucene folder) has no manifest of ours: its number of passages is checked,
     and what its ids mean.
     """
-    remedy = mend(corpus.path, folder)
+    remedy = how_to_build(corpus.path, folder)
     if settings is None:
         settings = said_settings(read_manifest(folder, remedy=remedy), folder, remedy=remedy)
     kind = kind_of(settings)

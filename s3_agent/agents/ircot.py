@@ -35,7 +35,7 @@ nothing more has to be looked up, else with <search_complete>No</search_complete
 
 
 def without_tag(reply: str) -> str:
-    """A reply's reasoning alone."""
+    """Only the reasoning of a reply."""
     while (rest := _TAG.sub("", reply)) != reply:  # what stood around a tag may be one itself
         reply = rest
     return reply.strip()

@@ -22,7 +22,7 @@ from s3_agent.tags import bodies, cut_after_action, observation
 from s3_agent.types import Action, ActionKind, Episode, Passage, Task
 
 PromptName = Literal["instruct", "compact", "data"]
-"""`instruct` explains the protocol, `compact` is the question alone, `data` takes the words of the task's `prompt`."""
+"""`instruct` explains the protocol, `compact` is only the question, `data` takes the words of the task's `prompt`."""
 
 LIMITS = Limits(initial_topk=0, topk=3, max_observation_tokens=500, max_context_tokens=4096)
 AGL_CHAT_LIMITS = LIMITS.model_copy(update={"max_observation_tokens": None, "max_context_tokens": 32768})

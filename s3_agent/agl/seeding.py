@@ -1,8 +1,8 @@
 """Agent Lightning's hook (`agentlightning.hooks`) that gives each training rollout a seed of its own.
 
 With it the same recipe samples the same rollouts again, whichever worker plays them and in whichever order, as far as
-the policy server computes the same. The seed is made of the run's, the task and the number of the rollout among the
-task's; it travels in the rollout's metadata, and our agents hand it to the policy server with each request.
+the policy server computes the same. The seed is computed from the run's, the task and the number of the rollout among
+the task's; it travels in the rollout's metadata, and our agents hand it to the policy server with each request.
 """
 
 import hashlib

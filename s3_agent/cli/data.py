@@ -20,7 +20,7 @@ Overrides = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be fetched, written and done.")]
 Verify = Annotated[bool, typer.Option("--verify", help="Read every byte again instead of trusting times of change.")]
 Concurrency = Annotated[int, typer.Option(min=1, help="Questions at a time.")]
-FreshOption = Annotated[bool, typer.Option("--fresh", help="Answer every question anew in the RAG cache.")]
+FreshOption = Annotated[bool, typer.Option("--fresh", help="Answer every question of the RAG cache again.")]
 
 
 def _say(line: str) -> None:
@@ -30,7 +30,7 @@ def _say(line: str) -> None:
 STAGES = {
     "download": "Fetch what the recipe's `data.sources` name.",
     "corpus": "Check the corpus; convert a published one.",
-    "index": "Build the index, or join a published one from its parts.",
+    "index": "Build the index, or join a published one from its pieces.",
     "questions": "Make the task files of published questions; check your own.",
     "retrieve": "Keep the top passages of every question.",
     "rag-cache": "Answer every question with naive RAG.",
@@ -49,7 +49,7 @@ def prepare(
     concurrency: int = 16,
     fresh: bool = False,
 ) -> None:
-    """Run the stages of a recipe that are not done, or one of them alone. Raises S3AgentError."""
+    """Run the stages of a recipe that are not done, or only one of them. Raises S3AgentError."""
     from retrieval_server.indexing.command import shown_progress
     from s3_agent.data.files.stages import Ledger, run_stages
     from s3_agent.preparation.stages import DataStages

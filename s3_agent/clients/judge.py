@@ -115,7 +115,7 @@ class ModelJudge:
 
 
 def make_judge(client: httpx.AsyncClient, generator_url: str | None, settings: JudgeSettings) -> ModelJudge | None:
-    """The judge that the settings name; None where the span check decides alone."""
+    """The judge that the settings name; None where only the span check decides."""
     if settings.rule == "span":
         return None
     model = make_chat_model(client, settings.url or generator_url, settings, error=JudgeError)

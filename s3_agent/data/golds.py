@@ -60,7 +60,7 @@ def _missing(value: Any) -> bool:
 
 
 def _unfolded(value: Any, *, alone: bool = False) -> list[str]:
-    """`alone`: the value is no element of a list, so a text like `[1990, 1991]` is one."""
+    """`alone`: the value is not an element of a list, so a text like `[1990, 1991]` is a list itself."""
     if isinstance(value, str):
         value = whole_text(value)
         if (listed := _listed(value, numbers=alone)) is not None:

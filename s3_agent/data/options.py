@@ -43,7 +43,8 @@ def with_options(question: str, options: dict[str, str]) -> str:
 
 
 def golds_of_options(options: dict[str, str], golds: Any) -> list[str]:
-    """The golds, which may be keys, texts or numbers (from 0) of the options, as texts, alone and behind their key.
+    """The golds, which may be keys, texts or numbers (from 0) of the options, as texts, both with and without their
+    key.
 
     Raises ValueError for golds of which none is an option, and for a number that no option has.
     """

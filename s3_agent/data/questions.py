@@ -46,7 +46,7 @@ class Dropped:
             shown.append(name)
 
     def report(self) -> dict[str, Any]:
-        """What a manifest tells of it."""
+        """What a manifest records of it."""
         return {reason: {"count": count, "first": self.examples[reason]} for reason, count in self.counts.items()}
 
     def text(self) -> str:
@@ -57,7 +57,7 @@ class Dropped:
 def usable(rows: Iterable[Placed], dropped: Dropped, *, places: dict[str, str] | None = None) -> Iterator[Row]:
     """Task rows that can be scored, each id once: golds that no answer can match and repeated rows are dropped.
 
-    `places` gets the place of each id. PopQA asks some questions twice with other golds: ids tell them apart. Raises
+    `places` gets the place of each id. PopQA asks some questions twice with other golds: ids distinguish them. Raises
     DataError for an id with two contents.
     """
     places = {} if places is None else places
@@ -84,9 +84,9 @@ def usable(rows: Iterable[Placed], dropped: Dropped, *, places: dict[str, str] |
 
 
 def own_questions(rows: Iterable[Placed], *, data_source: str, numbered: str = "") -> Iterator[Placed]:
-    """Task rows of somebody's own questions, in any shape that data sets come in (docs/data.md).
+    """Task rows of a user's questions, in any shape that data sets come in (docs/data.md).
 
-    A row without an id gets its number, behind `numbered`. Raises DataError with the place.
+    A row without an id gets its number, after the prefix `numbered`. Raises DataError with the place.
     """
     for number, (place, row) in enumerate(_asked(rows)):
         question = read_question(row, place)

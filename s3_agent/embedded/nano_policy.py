@@ -1,6 +1,6 @@
 """Makes a nano policy: a 1M-parameter Llama, cloned from a scripted searcher so that GRPO has something to do.
 
-It speaks one protocol, s3's or Search-R1's, with tags as single tokens, and sees training entities alone. Run as
+It speaks one protocol, s3's or Search-R1's, with tags as single tokens, and sees only training entities. Run as
 `python -m s3_agent.embedded.nano_policy s3|search_r1` (ten minutes on two cores); needs the extras `cpu` and
 `embedded-build`.
 """
@@ -30,7 +30,7 @@ TEMPLATE = (
 STEPS = 2600
 BATCH = 8
 COPYING_BATCH = 64
-EASY_SHARE = 0.45  # the curriculum's first part shows one document, so that copying is found early
+EASY_SHARE = 0.45  # the first stage of the curriculum shows one document, so that copying is found early
 LEARNING_RATE = 3e-3
 PROMPT_WEIGHT = 0.2
 

@@ -53,7 +53,7 @@ class Script(ABC):
     vocabulary: ClassVar[int] = 3072
     layers: ClassVar[int] = 3
     copying_steps: ClassVar[int] = 0
-    """How many steps the clone first spends on `copying` alone."""
+    """How many steps the clone first spends only on `copying`."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
@@ -128,7 +128,7 @@ class SearchR1Script(Script):
     It has to write names that it was not cloned on, or a clone would learn names instead of copying them. So names
     are spelled: tokens are learned from texts without them, and a name falls into pieces that all names share. In a
     share of its episodes the names of city and country are made up, in all texts alike; and it begins with first
-    searches alone, in which a small model finds out how to copy.
+    only searches, in which a small model learns to copy.
     """
 
     tag_names = ("search", "information", "answer", "think")

@@ -34,7 +34,7 @@ ATTRIBUTES = {
     "domain": "internet domain",
     "capital": "capital",
 }
-# Internet domains are told but not asked for: without its dot, ".in" would be found in almost any answer.
+# Internet domains are stated but not asked for: without its dot, ".in" would be found in almost any answer.
 ASKED = ("currency", "language", "calling_code", "capital")
 CITIES = 900
 CITIES_A_COUNTRY = 9
@@ -84,7 +84,7 @@ def _countries(source: Any) -> dict[str, dict[str, str]]:
 
 
 def _cities(source: Any, countries: dict[str, dict[str, str]]) -> dict[str, tuple[str, int]]:
-    """(country, population) by city name: large cities whose name is theirs alone, at most a few a country."""
+    """(country, population) by city name: large cities with a unique name, at most a few a country."""
     rows = sorted(source.get_cities().values(), key=lambda row: (-row["population"], row["geonameid"]))
     by_iso = {facts["iso"]: name for name, facts in countries.items()}
     capitals = {facts["capital"] for facts in countries.values()}

@@ -76,7 +76,7 @@ class AgentRow(_Frozen):
 
 
 class Check(_Frozen):
-    """Something that must hold for the learning to be real. `control` ones speak of the experiment, not of an agent."""
+    """Something that must hold for the learning to be real. `control` ones are about the experiment, not an agent."""
 
     name: str
     holds: bool
@@ -105,7 +105,7 @@ def read_run(folder: Path, *, label: str, seed: int, moved: float) -> TrainedRun
     try:
         summary = Summary.model_validate_json((folder / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as cause:
-        raise ConfigError(f"{folder} is no finished run: {cause}", remedy="go on with the comparison") from cause
+        raise ConfigError(f"{folder} is no finished run: {cause}", remedy="continue the comparison") from cause
     passes = validation_passes(read_records(folder / "episodes.jsonl"))
     played = any(record.episode is not None for record in passes[-1].values())
     return TrainedRun(

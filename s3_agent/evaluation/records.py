@@ -1,7 +1,7 @@
 """What an evaluation leaves in its folder: one line per agent and question, and what makes its numbers comparable.
 
 `evaluation.json` holds an EvaluationSetting, `results.jsonl` one EvaluatedTask a line in any order. Everything that is
-printed, drawn or exported afterwards is computed from these two files alone.
+printed, drawn or exported afterwards is computed from these two files.
 """
 
 import json

@@ -56,7 +56,7 @@ def code_of(*modules: str) -> str:
 
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
-    """Nobody else evaluates into `folder` while the block runs. Raises ConfigError when somebody does."""
+    """No other process evaluates into `folder` while the block runs. Raises ConfigError when one does."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
         try:

@@ -1,4 +1,4 @@
-"""The run's summary, from what its parts wrote: episodes by the workers, metrics by the trainer.
+"""The run's summary, from what its processes wrote: episodes by the workers, metrics by the trainer.
 
 Rewards are counted from the episodes, because the trainer's own means count a failed rollout as 0
 (docs/originals.md#f4).
@@ -103,7 +103,7 @@ def reward_curve(records: Sequence[EpisodeRecord], *, rollouts_per_step: int) ->
 
 
 def accuracies(records: Mapping[str, EpisodeRecord]) -> dict[str, float]:
-    """Scores by question id: the accuracy, or the reward of a class of somebody's own, which tells no more."""
+    """Scores by question id: the accuracy, or the reward of a user's class, which reports no more."""
     scores = {key: record.reward if record.accuracy is None else record.accuracy for key, record in records.items()}
     return {key: score for key, score in scores.items() if score is not None}
 

@@ -1,6 +1,6 @@
 """The result table of an evaluation: means and intervals by agent and data source, and which differences are real.
 
-It is counted from `results.jsonl` alone. A question that failed is missing from its agent's means and counted beside
+It is counted from `results.jsonl`. A question that failed is missing from its agent's means and counted beside
 them; agents are compared on the questions that both have.
 """
 

@@ -1,6 +1,6 @@
 """What a machine is, as far as a run depends on it: taken from this one (`host_snapshot`), or described in a word.
 
-A described machine has GPUs alone. What is not known of it is not checked, and the report says so.
+A described machine has only GPUs. What is not known of it is not checked, and the report says so.
 """
 
 import re
@@ -16,7 +16,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One card. `total` and `free` are in bytes, as nvidia-smi tells them; `capability` is (major, minor)."""
+    """One card. `total` and `free` are in bytes, as nvidia-smi reports them; `capability` is (major, minor)."""
 
     index: int
     name: str
@@ -36,16 +36,17 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """Everything but the GPUs. Sizes are in bytes, times in seconds since 1970; None: this system does not tell.
+    """Everything but the GPUs. Sizes are in bytes, times in seconds since 1970; None: this system does not report it.
 
-    `listening` maps a port on which somebody listens to who does; `packages` a distribution to its version; `disks` a
-    path of the recipe to what holds it; `newest_input` is the last change of a data file; `stray_rays` are the process
-    ids of Ray daemons that no job owns; `cuda` is the CUDA release that torch was built for; `instructions` are the
-    processor's as Linux names them on x86, empty elsewhere; `backlog` is the kernel's bound on connections that wait to
-    be accepted at a port; `compiler` whether there is a C++ compiler. `environment` is what the checks read of the
-    variables; `temporary` the user's temporary folder and `sockets` the one that a run uses for its sockets (None:
-    there is none); `shadowing` maps a package of the run to the folder on Python's path that holds another of its name;
-    `missing_certificates` a variable to the file that it names and that does not exist; `interfaces` are the network's.
+    `listening` maps each port that is in use to the process that listens on it; `packages` a distribution to its
+    version; `disks` a path of the recipe to what holds it; `newest_input` is the last change of a data file;
+    `stray_rays` are the process ids of Ray daemons that no job owns; `cuda` is the CUDA release that torch was built
+    for; `instructions` are the processor's as Linux names them on x86, empty elsewhere; `backlog` is the kernel's bound
+    on connections that wait to be accepted at a port; `compiler` whether there is a C++ compiler. `environment` is what
+    the checks read of the variables; `temporary` the user's temporary folder and `sockets` the one that a run uses for
+    its sockets (None: there is none); `shadowing` maps a package of the run to the folder on Python's path that holds
+    another of its name; `missing_certificates` a variable to the file that it names and that does not exist;
+    `interfaces` are the network's.
     """
 
     ram: int

@@ -1,4 +1,4 @@
-"""The visible GPUs, as nvidia-smi tells them: it comes with the driver, and works before any package is installed."""
+"""The visible GPUs, as nvidia-smi reports them: it comes with the driver, and works before any package is installed."""
 
 import os
 import subprocess

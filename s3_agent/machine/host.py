@@ -1,4 +1,4 @@
-"""Takes the snapshot of this machine: what psutil, /proc and the installed distributions tell. Nothing is changed."""
+"""Takes the snapshot of this machine: what psutil, /proc and the installed distributions report. Nothing is changed."""
 
 import netrc
 import os

@@ -88,7 +88,7 @@ PUBLISHED = {
 
 
 def from_config(config: dict[str, Any], *, source: str) -> ModelShape | None:
-    """The shape that a config.json tells; None for a kind of model whose parameters are not counted here."""
+    """The shape that a config.json describes; None for a kind of model whose parameters are not counted here."""
     if config.get("model_type") not in DENSE or config.get("attention_bias"):
         return None
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
@@ -112,7 +112,7 @@ def from_config(config: dict[str, Any], *, source: str) -> ModelShape | None:
 
 
 def model_folder(model: str) -> Path | None:
-    """Where a model lies on this machine: the folder itself, or its newest snapshot in the Hugging Face cache."""
+    """Where a model is on this machine: the folder itself, or its newest snapshot in the Hugging Face cache."""
     if (folder := Path(model)).is_dir():
         return folder
     try:
@@ -167,9 +167,9 @@ _BLOCK_BYTES = 1 << 16
 
 
 def model_identity(model: str) -> dict[str, Any]:
-    """What tells a model folder from another: a hash of its files' names, sizes and of 64 blocks of each; or its name.
+    """What distinguishes model folders: a hash of the files' names, sizes and of 64 blocks of each; or a hub's name.
 
-    A training step changes weights all over a file, so that samples of it tell, and 15 GB need not be read.
+    A training step changes weights all over a file, so samples of it show the change, and 15 GB need not be read.
     """
     folder = Path(model)
     if not folder.is_dir():

@@ -1,7 +1,7 @@
 """A Python interpreter that has its modules loaded already: processes of a run are forked from it instead of started.
 
-On a CPU the parts of a run spend most of their start with importing the same torch, verl and vLLM, one after the other
-on few cores. `server` imports them once and forks; `client` is what is started in a process's place: it takes the
+On a CPU the processes of a run spend most of their start on importing the same torch, verl and vLLM, one after the
+other on few cores. `server` imports them once and forks; `client` is what is started in a process's place: it takes the
 arguments of `python`, hands them with its environment, folder and files to the server, and lives as long as the fork.
 Where there is no server it becomes the plain interpreter.
 """

@@ -1,4 +1,4 @@
-"""The stages that ask services: passages of every question, naive RAG's answers, and the task sets that come of both.
+"""The stages that ask services: passages of every question, naive RAG's answers, and the task sets made from both.
 
 A stage that needs a service starts it at a free port and stops it; services with a `url` are used.
 """
@@ -41,7 +41,7 @@ def services(recipe: Recipe, *names: str) -> Iterator[Recipe]:
 class AnswerStages:
     """`retrieve`, `rag-cache` and `tasks` of one recipe, over its task files by name.
 
-    `fresh` answers every question anew; `concurrency` questions are with the generator at a time.
+    `fresh` answers every question again; `concurrency` questions are with the generator at a time.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class AnswerStages:
         return {name: self.ledger.hash(path) for name, path in self._files.items()}
 
     def _tasks(self, *names: str) -> list[Task]:
-        """Each task once: the validation sample is a part of the test sets."""
+        """Each task once: the validation sample belongs to the test sets."""
         found = {task.id: task for name, path in self._files.items() if name in names for task in load_tasks(path)}
         return [*found.values()]
 

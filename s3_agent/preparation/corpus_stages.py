@@ -75,13 +75,13 @@ class CorpusStages:
         return [path for wanted in self.sources.published_corpus.files for path in self.downloads.paths(wanted.repo)]
 
     def index(self) -> Stage:
-        """Ours built, or the published one joined from its parts."""
+        """Our own index built, or the published one joined from its pieces."""
         recipe, path, folder = self.recipe, self.data.corpus, self.recipe.index_folder
         settings, kind = recipe.retriever.index, kind_of(recipe.retriever.index)
         published = self.sources.published_index if self.sources else None
 
         def made_of() -> dict[str, Any]:
-            # Where an index of others lies is not what it is made of.
+            # The place of an index that others made is not one of its inputs.
             place = str(kind.foreign(settings))
             identity = {name: None if value == place else value for name, value in settings.identity().items()}
             parts = [file.oid for file in self.downloads.of({published.files.repo})] if published else []

@@ -1,4 +1,4 @@
-"""Somebody's own corpus and questions, made into what the other stages take, with a recipe that names them."""
+"""A user's corpus and questions, converted into what the other stages take, with a recipe that names them."""
 
 import random
 import shlex
@@ -51,7 +51,7 @@ def import_own(
     base: str,
     overrides: Sequence[str],
 ) -> Iterator[str]:
-    """Write `corpus.jsonl`, `train.jsonl`, `validation.jsonl` and `recipe.yaml` into a folder; yields what to tell.
+    """Write `corpus.jsonl`, `train.jsonl`, `validation.jsonl` and `recipe.yaml` into a folder; yields lines to print.
 
     The recipe is `base` with these data; none is written when `base` names these files already. Raises DataError with
     the line at fault, and leaves what was there before.

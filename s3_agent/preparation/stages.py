@@ -46,7 +46,7 @@ class DataStages:
         ]
 
     def questions(self) -> Stage:
-        """The recipe's task files: made of published questions, or checked where they are one's own."""
+        """The recipe's task files: made from published questions, or checked where they are the user's."""
         train, validation, test = self.data.train, self.data.validation, self.ledger.folder / "questions" / "test.jsonl"
         if self.sources is None:
 

@@ -1,11 +1,11 @@
-"""Where somebody's Ray is looked for."""
+"""Where a running Ray is looked for."""
 
 import os
 import socket
 
 LOOPBACK = "127.0.0.1"
 LOCAL = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-"""Ray's own switch for single machines, which it reads at import: all that it starts listens on 127.0.0.1 alone, and a
+"""Ray's own switch for single machines, which it reads at import: all that it starts listens only on 127.0.0.1, and a
 Ray that does is looked for there, not at the machine's outer address."""
 
 _CONNECT_S = 2.0

@@ -1,7 +1,7 @@
 """A fake of the Hugging Face Hub and of GitHub's raw files, behind real HTTP, for tests without a network.
 
 It answers what huggingface_hub asks for in downloading data sets (listing with sizes and hashes, HEAD, ranges) and can
-be told to cut, spoil, refuse or slow what it sends. Serve it with `clients.fake_servers.serve`.
+be asked to cut, spoil, refuse or slow what it sends. Serve it with `testing.servers.serve`.
 """
 
 import hashlib

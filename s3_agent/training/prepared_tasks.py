@@ -18,7 +18,7 @@ from s3_agent.types import Task
 class DataRecord(BaseModel):
     """What a run was trained on, written into its folder as `data.json`.
 
-    `mismatch` lists the fields in which the RAG cache was made with other parts; it is empty but for `allow_mismatch`.
+    `mismatch` lists the fields in which the inputs of the RAG cache differ; without `allow_mismatch` it is empty.
     Without a cache there is neither a fingerprint nor an accuracy, and every task is kept.
     """
 
@@ -43,7 +43,7 @@ class PreparedTasks:
 def prepare_tasks(recipe: Recipe) -> PreparedTasks:
     """The tasks of a run, scored where there is a RAG cache.
 
-    Raises RagCacheError for a cache of other parts and for a task without an answer.
+    Raises RagCacheError for a cache with other inputs and for a task without an answer.
     """
     train, validation = load_tasks(recipe.data.train), load_tasks(recipe.data.validation)
     kept, fingerprint, mismatch, accuracy, dropped = train, None, [], None, Dropped()

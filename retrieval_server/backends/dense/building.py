@@ -18,7 +18,7 @@ Rows = Callable[[int, int], Any]
 def from_vectors(
     corpus: Corpus, settings: DenseSettings, *, rows: Rows, dimension: int, report: Report = silent
 ) -> Callable[[Path], dict[str, Any]]:
-    """What `indexing.build.write_index` is given: it fills a folder, going on with the shards of vectors in it."""
+    """What `indexing.build.write_index` is given: it fills a folder, and keeps the finished shards of vectors in it."""
 
     def write_files(folder: Path) -> dict[str, Any]:
         dtype = settings.vectors
@@ -41,7 +41,7 @@ def existing_vectors(corpus: Corpus, source: Path, *, report: Report) -> tuple[R
         if stored != len(corpus):
             raise RetrievalError(
                 f"{source} holds {stored} vectors, the corpus {len(corpus)} passages",
-                remedy="give the corpus that it was made of",
+                remedy="give the corpus that it was built from",
             )
         return (lambda start, end: vectors[start:end]), dimension
     from retrieval_server.backends.dense.faiss_index import read

@@ -1,4 +1,4 @@
-"""Text to vectors with any transformers model, told explicitly how: pooling, prefixes, length, device."""
+"""Text to vectors with any transformers model; pooling, prefixes, length and device are explicit settings."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -73,7 +73,7 @@ class Encoder:
 
 def batches(lengths: Sequence[int], padding: int) -> Iterator[list[int]]:
     """Rows from the longest text to the shortest. A batch, padded to its longest text, holds at most `BATCH_TOKENS`
-    tokens, unless that text alone is longer, and of them at most `padding` that are padding.
+    tokens, unless that text is longer by itself, and of them at most `padding` that are padding.
     """
     batch: list[int] = []
     longest = padded = 0

@@ -26,7 +26,7 @@ class ForeignIndex:
         if index.ntotal != len(corpus):
             raise RetrievalError(
                 f"{path} holds {index.ntotal} vectors, the corpus {len(corpus)} passages",
-                remedy="give the corpus that it was made of",
+                remedy="give the corpus that it was built from",
             )
         if index.metric_type not in (faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2):
             raise RetrievalError(
@@ -67,7 +67,7 @@ class ForeignIndex:
         raise RetrievalError(
             f"{self._path} answers with ids like {', '.join(map(str, ids[:3]))}, which are neither the numbers of the "
             f"corpus's rows (from 0 to {len(corpus) - 1}) nor the ids of its passages",
-            remedy="give the corpus that it was made of, or make the index with ids that are rows or the passages' ids",
+            remedy="give the corpus that it was built from, or build it with ids that are rows or the passages' ids",
         )
 
     def vectors(self, start: int, end: int) -> Any:
@@ -84,7 +84,7 @@ class ForeignIndex:
 
         remedy = "build the index from the corpus instead"
         if not _holds_whole_vectors(self.index):
-            raise RetrievalError(f"{self._path} holds compressed vectors, not what they were made of", remedy=remedy)
+            raise RetrievalError(f"{self._path} holds compressed vectors, not the original ones", remedy=remedy)
         ivf = faiss.try_extract_index_ivf(self.index)
         if ivf is not None:
             ivf.set_direct_map_type(faiss.DirectMap.Hashtable)  # pyright: ignore[reportAttributeAccessIssue]
@@ -121,7 +121,7 @@ def _holds_whole_vectors(index: Any) -> bool:
 
 
 def _stored_ids(index: Any) -> Any:
-    """The ids that the index, or what lies in its layers, was given or has given itself; None: positions."""
+    """The ids that the index, or the layers inside it, was given or has assigned itself; None: positions."""
     import faiss
     import numpy as np
 

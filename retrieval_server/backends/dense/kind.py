@@ -20,7 +20,7 @@ DIMENSION, ENCODER_PARAMETERS = 768, 109_482_240  # E5-base
 
 
 class DenseKind(IndexKind):
-    """Passages and queries as vectors. Encoding a large corpus takes hours, so that a build goes on where it was."""
+    """Passages and queries as vectors. Encoding a large corpus takes hours, so a killed build continues."""
 
     settings, format, progress = DenseSettings, 2, (RECORD,)
     ready_within_s = 3600.0  # tens of GB are read from the disk to a GPU

@@ -56,7 +56,7 @@ class DenseSettings(IndexSettings, frozen=True):
     pq_bytes: int | None = Field(default=None, ge=1, description="PQ bytes a vector; default: dimension / 8")
     hnsw_links: int = Field(default=32, ge=4)
     ef_construction: int = Field(default=200, ge=8)
-    # of the search alone
+    # used only by the search
     probes: int = Field(default=64, ge=1)
     ef_search: int = Field(default=256, ge=1)
     candidates: int = Field(default=400, ge=0, description="re-ranked from the vectors on disk; 0: no re-ranking")

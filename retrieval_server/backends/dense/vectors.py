@@ -1,4 +1,4 @@
-"""The passages' vectors on disk: one memory-mapped array, filled shard by shard, so that a killed build goes on.
+"""The passages' vectors on disk: one memory-mapped array, filled shard by shard, so that a killed build continues.
 
 A shard counts when its line is in the record, which is written after the shard's bytes have reached the disk. The
 line holds the shard's hash: what does not match is computed again.

@@ -35,7 +35,7 @@ class Lucene:
         if self._searcher.num_docs != len(corpus):
             raise RetrievalError(
                 f"the Lucene index {settings.path} holds {self._searcher.num_docs} passages, the corpus {len(corpus)}",
-                remedy="give the corpus that it was made of",
+                remedy="give the corpus that it was built from",
             )
         self._corpus = corpus
         self._rows: dict[str, int] | None = None
@@ -58,7 +58,7 @@ class Lucene:
         if row is None:
             raise RetrievalError(
                 f"the Lucene index answers with the id {docid!r}, which no passage of {self._corpus.path} has",
-                remedy="give the corpus that it was made of",
+                remedy="give the corpus that it was built from",
             )
         return row
 

@@ -30,7 +30,7 @@ def apply() -> None:
     policy = fsdp.CPUOffloadPolicy
     assert policy is not None, "torch 2.11 has it"
     fsdp.CPUOffloadPolicy = lambda **_: policy(pin_memory=False)
-    # verl/workers/engine/fsdp/transformer_impl.py:921 registers the engine for cuda and npu alone.
+    # verl/workers/engine/fsdp/transformer_impl.py:921 registers the engine only for cuda and npu.
     register = EngineRegistry.register(model_type="language_model", backend=["fsdp", "fsdp2"], device="cpu")
     register(FSDPEngineWithLMHead)
     rollout._ROLLOUT_REGISTRY[("vllm", "async")] = "s3_agent.agl.cpu.rollout.CpuServerAdapter"

@@ -48,7 +48,7 @@ class Precision(BaseModel):
 
 
 def kernel_says(*names: str, otherwise: str = platform.machine()) -> str:
-    """What Linux says of the first processor under one of these names."""
+    """What Linux reports of the first processor under one of these names."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -12,5 +12,5 @@ class StaleWeights(CheckpointEngineManager):
     """Gives the policy server no weights after those that training starts with."""
 
     def update_weights(self, global_steps: int = 0) -> Any:
-        """Exchange weights before the first step alone."""
+        """Exchange weights only before the first step."""
         return None if global_steps else super().update_weights(global_steps)

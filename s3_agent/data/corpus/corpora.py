@@ -1,8 +1,8 @@
 """From any form of corpus to the one that is served: JSON lines of id, title, text, contents.
 
 `contents` is the quoted title, a newline and the text, whichever of the forms in use a row had: the server
-reads the same forms by the same rules (`retrieval_server.passages`). Everything streams; a killed conversion goes on
-behind its last whole line.
+reads the same forms by the same rules (`retrieval_server.passages`). Everything streams, and a conversion that was
+killed continues after its last whole line.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,8 +25,9 @@ def passages_of(
 ) -> Iterator[Placed]:
     """Passages of rows, with the place of their row; long ones cut by `splitter`, ids kept.
 
-    A row without an id gets its number, behind `numbered`. `left_out` is told the place of a row without text; without
-    it such rows stay, since an index counts them. Raises DataError with the place of a row that does not fit.
+    A row without an id gets its number, after the prefix `numbered`. `left_out` is called with the place of each row
+    without text; without it such rows are kept, since an index counts them. Raises DataError with the place of a row
+    that does not fit.
     """
     for number, (place, row) in enumerate(rows):
         try:
@@ -61,7 +62,7 @@ def passages_of_files(
 def convert_corpus(
     sources: Sequence[Path], corpus: Path, *, made_of: dict[str, Any], drop_blank: bool, report: Report = silent
 ) -> dict[str, int]:
-    """Write the corpus out of files of rows, in their order; how many passages, and how many rows had no text.
+    """Write the corpus from files of rows, in their order; return how many passages, and how many rows had no text.
 
     Raises DataError, also for an id that occurs twice.
     """
@@ -77,7 +78,7 @@ def convert_corpus(
 
 
 def check_corpus(corpus: Path, *, report: Report = silent) -> int:
-    """Read every passage of a corpus: form and ids; how many. Raises DataError with the line at fault."""
+    """Read every passage of a corpus, check form and ids, and count them. Raises DataError with the wrong line."""
     return sum(1 for _ in checked(lambda: passages_of(read_rows(corpus)), corpus, report=report))
 
 

@@ -2,7 +2,7 @@
 
 The title of a document is its first heading or the file's name.
 
-A file that holds no text, such as a scanned PDF, is told and left out, never passed over.
+A file that holds no text, such as a scanned PDF, is reported and left out, never skipped silently.
 """
 
 import re
@@ -52,7 +52,7 @@ def read_document(path: Path) -> tuple[str, str]:
 def passages_of_folder(
     folder: Path, *, words: int = DEFAULT_WORDS, left_out: Callable[[str], None]
 ) -> Iterator[Placed]:
-    """Passages of every document below `folder`, with its path. `left_out` is told of files without text.
+    """Passages of every document below `folder`, with its path. `left_out` is called with files without text.
 
     The id is the file's path there, with the piece's number where there are several. Raises DataError.
     """

@@ -26,7 +26,7 @@ def count_words(text: str) -> int:
 
 
 class Splitter:
-    """Cuts what has more than `words` words; markdown at its headings first. A heading stays with what follows it."""
+    """Cuts what has more than `words` words; markdown at its headings first. A heading stays with the text after it."""
 
     def __init__(self, words: int = DEFAULT_WORDS, *, form: Literal["text", "markdown"] = "text") -> None:
         try:

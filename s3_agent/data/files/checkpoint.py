@@ -1,7 +1,7 @@
-"""Answers of long jobs over the network, one line each as it comes, so that a killed job asks nothing twice.
+"""Answers of long jobs over the network, one line for each as it arrives, so that a killed job asks nothing twice.
 
-The first line says what the answers depend on: answers of other parts are never mixed in. Rows stay on the disk; only
-where they begin is held.
+The first line records what the answers depend on: answers with other inputs are never mixed in. Rows stay on the
+disk; only their offsets are in memory.
 """
 
 import json
@@ -16,7 +16,7 @@ from s3_agent.errors import DataError
 
 
 class Checkpoint:
-    """Rows by id beside `path`, a context manager. Begun again when those there have another `made_of`."""
+    """Rows by id in a file beside `path`; a context manager. Rows with other inputs (`made_of`) are discarded."""
 
     def __init__(self, path: Path, *, made_of: Mapping[str, Any]) -> None:
         self._path = path.with_name(path.name + ".partial.jsonl")

@@ -1,4 +1,4 @@
-"""Stages of preparing data: each knows what its files are made of, and a manifest written last says that it is done.
+"""Stages of preparing data: each knows its inputs, and a manifest that is written last records that it is done.
 
 A manifest holds inputs and outputs with their hashes and no time or place, so two machines that prepare the same data
 write the same manifests, and so does a run that was killed and started again.
@@ -34,10 +34,10 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One step. Its callables are asked when it is its turn, since they read what earlier stages wrote.
+    """One step. Its callables are called when it is its turn, since they read what earlier stages wrote.
 
-    `made_of` is all that its outputs depend on, JSON alone; `outputs` are its files by a name without a machine's path;
-    `work` makes them and returns what is worth telling, for the manifest.
+    `made_of` gives its inputs, everything that its outputs depend on, as JSON; `outputs` are its files by a name
+    without a machine's path; `work` writes them and returns a report for the manifest.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Stage:
     work: Callable[[Report], dict[str, Any]]
     need: Callable[[], Need] = Need
     missing: Callable[[], Sequence[Path]] = tuple
-    """Files of earlier stages that are not there yet: then nothing can be said about this one."""
+    """Files of earlier stages that do not exist yet: then nothing is known about this one."""
 
 
 class Ledger:
@@ -58,7 +58,7 @@ class Ledger:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keeps other processes out of the folder. Raises DataError when one is in; a killed one is not."""
+        """Keep other processes out of the folder. Raises DataError when one uses it; a killed one does not count."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("w") as lock:
             try:

@@ -31,7 +31,7 @@ _QUOTED = re.compile(r'"((?:[^"]++|"")*+)"(?=\t|\Z)')
 _OPEN = re.compile(r'"(?:[^"]++|"")*+')
 _MOST_LINES = 10_000  # of one TSV row: a quote that nothing closes must not make reading quadratic
 _BESIDE = ("readme", "license", "dataset_info", "dataset_dict", "state.json")
-"""What the names of files begin with that lie beside the rows of a data set."""
+"""How the names of files begin that accompany the rows of a data set."""
 _RELEASED = ("Data", "data", "questions", "rows", "examples")
 """Under which name a release in one JSON object holds its rows."""
 
@@ -162,7 +162,7 @@ def _csv(path: Path) -> Iterator[Placed]:
 def _numbered_rows(lines: list[str], *, width: int) -> bool:
     """Whether each of the lines that a quote joins is a row by itself, with a number of its own in its first field.
 
-    A text of several lines has commas too, so their number alone says nothing.
+    A text of several lines has commas too, so their number is no evidence.
     """
     rows = [line.rstrip("\r\n").split(",") for line in lines]
     return all(len(row) == width and row[0].isdecimal() for row in rows) and len({row[0] for row in rows}) == len(rows)
@@ -171,7 +171,7 @@ def _numbered_rows(lines: list[str], *, width: int) -> bool:
 def _joined(place: str, more: int) -> DataError:
     return DataError(
         f"{place}: a quote opens a field here and closes one {more} lines below, and each of these lines is a row by "
-        "itself: what is meant can not be told",
+        "itself: it is unclear which is meant",
         remedy="quote such fields, with the quotes inside of them doubled, or save the file as JSON lines",
     )
 

@@ -139,7 +139,7 @@ def cut_torn_line(path: Path) -> int:
 def grown(path: Path, *, made_of: Mapping[str, Any]) -> Iterator[Path]:
     """Gives the partial file of `path`, which becomes `path` at the end; what a killed call left in it is still there.
 
-    `made_of` says what it is made of: what was begun of something else is removed. Raises DataError for a full disk.
+    `made_of` are its inputs: a partial file with other inputs is removed. Raises DataError for a full disk.
     """
     partial, goal = partial_of(path), path.with_name(path.name + ".made-of")
     with room_kept(path.parent):
@@ -155,7 +155,7 @@ def grown(path: Path, *, made_of: Mapping[str, Any]) -> Iterator[Path]:
 
 
 def grow_rows(path: Path, rows: Iterable[Mapping[str, Any]], *, made_of: Mapping[str, Any], report: Report) -> int:
-    """Write JSON lines that may take hours: a killed call goes on behind the lines that it had written.
+    """Write JSON lines that may take hours: a killed call continues after the lines that it had written.
 
     `rows` must come in the same order each time. Returns the number of rows; raises DataError.
     """
@@ -171,7 +171,7 @@ def grow_rows(path: Path, rows: Iterable[Mapping[str, Any]], *, made_of: Mapping
 
 
 def join_parts(path: Path, parts: Sequence[Path], *, made_of: Mapping[str, Any], report: Report) -> int:
-    """Write the parts of a file one after another; how many bytes. A killed call goes on where it was."""
+    """Write the parts of a file one after another; how many bytes. A killed call continues where it was."""
     total = sum(part.stat().st_size for part in parts)
     with grown(path, made_of=made_of) as partial, partial.open("ab") as joined:
         begin = 0

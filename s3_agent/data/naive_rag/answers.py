@@ -88,7 +88,8 @@ async def complete_cache(
         if before is not None and before.fingerprint != fingerprint:
             # It may be read as it is; new answers beside the old ones would give both one window's name.
             log.warning(
-                "all questions are asked again: the generator's window is known now or then alone", cache=str(path)
+                "all questions are asked again: the generator's window is known in only one of the two cases",
+                cache=str(path),
             )
             before = None
         answers = dict(before.answers) if before else {}

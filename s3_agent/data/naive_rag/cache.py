@@ -1,7 +1,8 @@
 """Naive-RAG answers of every task, stored with the fingerprint of what produced them (docs/data.md#the-rag-cache).
 
 s3 trains on what naive RAG can not answer and reports the gain beyond it, so a cache of another corpus, index,
-generator or prompt would silently change the task: it is refused, with the part that differs (docs/promises.md, 4).
+generator or prompt would silently change the task: it is refused, and the error names the difference (docs/promises.md,
+4).
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from s3_agent.questions import normalize_question
 from s3_agent.types import Task
 
 YES_NO = {"yes", "no", "true", "false", "Yes", "No", "True", "False"}
-REBUILD = "build it for these parts: s3-agent rag-cache build --recipe …"
+REBUILD = "build it for this recipe: s3-agent rag-cache build --recipe …"
 
 
 class RagAnswer(BaseModel):
@@ -65,7 +66,7 @@ class RagCache(BaseModel):
         cache = cls.read(path)
         if different := cache.differences(expected):
             raise RagCacheError(
-                f"the RAG cache {path} was made with other parts: " + "; ".join(different),
+                f"the RAG cache {path} was made with other inputs: " + "; ".join(different),
                 remedy=f"{REBUILD}; data.allow_mismatch=true takes it as it is, and the run's record says so",
             )
         return cache
@@ -79,7 +80,7 @@ class RagCache(BaseModel):
             return None
 
     def differences(self, expected: Fingerprint) -> list[str]:
-        """The fields in which the cache was made with other parts than are `expected`, for people."""
+        """The fields in which the cache's inputs differ from the `expected` ones, for people."""
         if self.fingerprint is None:
             return ["it is a published file, which does not say what made it"]
         return self.fingerprint.differences(expected)

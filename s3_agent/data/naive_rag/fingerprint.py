@@ -1,4 +1,4 @@
-"""What a naive-RAG answer depends on, so that answers of other parts are told apart, field by field."""
+"""What a naive-RAG answer depends on, so that answers with other inputs are distinguished, field by field."""
 
 import hashlib
 import json

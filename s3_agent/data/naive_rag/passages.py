@@ -31,7 +31,7 @@ async def retrieve_all(
 ) -> None:
     """Write the passages of every task to `path`, in the order of the tasks.
 
-    A killed call goes on where it was. Raises RetrieverError, and keeps what it has.
+    A killed call continues where it was. Raises RetrieverError, and keeps what it has.
     """
     with Checkpoint(path, made_of=made_of) as checkpoint:
         waiting = [task for task in tasks if task.id not in checkpoint.ids]

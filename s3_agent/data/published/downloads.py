@@ -83,7 +83,7 @@ class Downloads:
         return found
 
     def raw_path(self, name: str) -> Path:
-        """Where a file that is in no hub lies."""
+        """Where a file that is in no hub is kept."""
         return self._ledger.folder / "downloads" / name
 
     def stage(self) -> Stage:

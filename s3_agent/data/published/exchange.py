@@ -16,7 +16,7 @@ from s3_agent.data.tasks import iterate_jsonl, load_tasks, task_rows
 def read_published(
     kind: str, source: Path, target: Path, *, task_files: Sequence[Path], data_source: str
 ) -> Iterator[str]:
-    """Write our form of a published file to `target`; yields what there is to tell. Raises DataError."""
+    """Write our form of a published file to `target`; yields lines to print. Raises DataError."""
     tasks = [task for path in task_files for task in load_tasks(path)]
     match kind:
         case "rows":
@@ -40,7 +40,7 @@ def read_published(
 def write_published(
     kind: str, source: Path, target: Path, *, task_files: Sequence[Path], form: Form | None
 ) -> Iterator[str]:
-    """Write the published form of our file to `target`; yields what there is to tell. Raises DataError."""
+    """Write the published form of our file to `target`; yields lines to print. Raises DataError."""
     match kind:
         case "rows":
             rows = task_rows(source)

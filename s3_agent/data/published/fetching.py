@@ -1,7 +1,7 @@
-"""One file over HTTP, as often as it takes: a download goes on where it ended, and counts only when its size is right.
+"""One file over HTTP, retried as often as needed: a download continues where it ended, and its size is checked.
 
-huggingface_hub begins a killed download anew; an index part of 32 GB should not. So the bytes come through here, and
-`downloads` hands them to the hub's own cache.
+huggingface_hub starts a killed download again from the beginning; a piece of an index with 32 GB should not be. So the
+bytes come through here, and `downloads` hands them to the hub's own cache.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ class _Broken(Exception):
 
 
 def fetch(url: str, path: Path, *, size: int | None, headers: Mapping[str, str], moved: Callable[[int], None]) -> None:
-    """Download `url` to `path`; `moved` is told of the bytes that are there, then of each block.
+    """Download `url` to `path`; `moved` is called with the bytes that exist already, then with each block.
 
     What a killed or broken download left in `path`.partial is kept and continued. Raises DataError.
     """
@@ -49,7 +49,7 @@ def fetch(url: str, path: Path, *, size: int | None, headers: Mapping[str, str],
         except (httpx.HTTPError, _Broken) as cause:
             raise DataError(
                 f"{url} could not be fetched: {cause or type(cause).__name__}",
-                remedy="check the connection (HF_ENDPOINT names a mirror), then run it again: it goes on from there",
+                remedy="check the connection (HF_ENDPOINT names a mirror), then run it again: it continues from there",
             ) from cause
         with partial.open("rb+") as file:
             os.fsync(file.fileno())

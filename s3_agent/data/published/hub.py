@@ -1,4 +1,4 @@
-"""Which files of a hub data set are wanted, and what the hub, or without a network its cache, says of them."""
+"""Which files of a hub data set are wanted, and how the hub, or without a network its cache, lists them."""
 
 from fnmatch import fnmatch
 from pathlib import Path
@@ -65,7 +65,7 @@ def listed(wanted: Wanted) -> list[HubFile]:
     except (HfHubHTTPError, OSError, RuntimeError) as cause:
         raise DataError(
             f"the data set {wanted.repo} can not be listed at {constants.ENDPOINT}: {cause}",
-            remedy="check the connection, HF_ENDPOINT and HF_TOKEN; with HF_HUB_OFFLINE=1 the cache alone is used",
+            remedy="check the connection, HF_ENDPOINT and HF_TOKEN; with HF_HUB_OFFLINE=1 only the cache is used",
         ) from cause
     except Exception as cause:
         # The hub's HTTP library is another from one of its releases to the next, and so are its errors.

@@ -78,7 +78,7 @@ def render_contexts(passages: Sequence[Passage]) -> str:
 
 
 def split_contexts(text: str) -> list[Passage] | None:
-    """The passages of a context, ids unknown; None when it can not be told for certain where they end."""
+    """The passages of a context, ids unknown; None when it is not certain where they end."""
     marks: list[re.Match[str]] = []
     for match in _DOC.finditer(text):
         if int(match[1]) == len(marks) + 1:

@@ -30,7 +30,7 @@ from s3_agent.rollout.pool.monitor import Monitor
 from s3_agent.rollout.pool.pool_log import PoolLog
 from s3_agent.rollout.pool.recorded import Event, reward_of, untrained_answers
 from s3_agent.rollout.pool.settings import PoolSettings
-from s3_agent.rollout.worker.native import OWN_AGENTS
+from s3_agent.rollout.worker.native import own_agents
 from s3_agent.types import Task
 
 log = structlog.get_logger()
@@ -237,7 +237,7 @@ class Player:
         if run.native and report.reward is None:
             failure = Failure(boundary=REWARD, message="the worker reported neither a reward nor a failure")
             return report.model_copy(update={"failure": failure})
-        if run.agent_class in OWN_AGENTS:
+        if run.agent_class in own_agents():
             return report
         events = await self._gateway.events(run.rollout_id, event_type=None if run.rollout.is_train else "reward")
         if not run.native:  # the class has posted the reward itself

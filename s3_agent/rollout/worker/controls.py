@@ -1,4 +1,4 @@
-"""Agents for control experiments: what must not learn anything, so that a rising curve can be told from an artefact."""
+"""Agents for control experiments: what must not learn anything, so that a rising curve is not taken for learning."""
 
 import random
 from dataclasses import replace
