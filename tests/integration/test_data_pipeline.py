@@ -458,7 +458,7 @@ def test_a_cache_of_other_parts_is_refused_by_field(world: World, tmp_path: Path
     prepare(world, folder)
     small = "trainer.questions_per_step=4"
     recipe = load_recipe(str(world.recipe), [*world.overrides(folder), small, override, "judge.model=j"])
-    with pytest.raises(RagCacheError, match=rf"other parts: {field} is ") as caught:
+    with pytest.raises(RagCacheError, match=rf"other inputs: {field} is ") as caught:
         prepare_tasks(recipe)
     assert "allow_mismatch" in caught.value.remedy
     allowed = recipe.model_copy(update={"data": recipe.data.model_copy(update={"allow_mismatch": True})})

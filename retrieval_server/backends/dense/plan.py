@@ -38,7 +38,7 @@ def costs() -> dict[str, Any]:
 
 
 def needs(*, passages: int, dimension: int) -> list[Need]:
-    """A row for each measured kind, scaled by the number of passages and, except for links and ids, by the dimension."""
+    """A row for each measured kind, scaled by the passages and, except for links and ids, by the dimension."""
     measured = costs()
     scale = dimension / measured["dimension"]
     rows = []

@@ -1,4 +1,4 @@
-"""The naive-RAG cache: refused when it belongs to other parts, by name; the filter of the training set."""
+"""The naive-RAG cache: refused when it belongs to other inputs, by name; the filter of the training set."""
 
 import asyncio
 from pathlib import Path
@@ -68,7 +68,7 @@ def test_a_cache_of_the_same_parts_is_read_back(path: Path) -> None:
 def test_each_part_that_differs_is_named(path: Path, changes: dict[str, Any], field: str) -> None:
     with pytest.raises(RagCacheError) as caught:
         RagCache.load(path, expected=fingerprint(**changes))
-    problems = caught.value.message.partition("other parts: ")[2]
+    problems = caught.value.message.partition("other inputs: ")[2]
     assert problems == field
     assert "s3-agent rag-cache build" in caught.value.remedy
 
@@ -272,7 +272,7 @@ def test_what_cuts_the_passages_belongs_to_the_key(tmp_path: Path, changes: dict
     parts = {"window": 2048, **changes}
     with pytest.raises(RagCacheError) as caught:
         RagCache.load(path, expected=fingerprint(**parts))
-    assert caught.value.message.endswith(f"other parts: {field}")
+    assert caught.value.message.endswith(f"other inputs: {field}")
 
 
 def test_a_window_that_nobody_knows_is_not_held_against_a_cache(path: Path) -> None:
