@@ -107,7 +107,7 @@ class Registry[T](Mapping[str, T]):
         module, _, attribute = variant.target.partition(":")
         try:
             value = getattr(importlib.import_module(module), attribute)
-        except Exception as cause:  # a package of others may raise anything when it is imported
+        except (Exception, SystemExit) as cause:  # a package of others may raise anything when it is imported
             raise self._error(
                 f"the {self.what} {name!r} of the package {variant.package} can not be loaded from {variant.target}: "
                 f"{type(cause).__name__}: {cause}",
