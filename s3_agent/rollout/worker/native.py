@@ -6,6 +6,7 @@ named on the command line and made once in each process.
 
 import importlib
 import ssl
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Protocol
@@ -36,8 +37,12 @@ def own_agents() -> dict[str | None, str | None]:
 
     None stands for the recipe's agent: a rollout that names no class gets it.
     """
-    named = {METHODS[name].entry: name for name in METHODS.own}
-    return {None: None, RECIPE_AGENT: None, **{entry: name for entry, name in named.items() if entry}}
+    named: dict[str | None, str | None] = {None: None, RECIPE_AGENT: None}
+    for name in METHODS.own:
+        with suppress(ConfigError):  # a package that claims one of our names stops only the runs of that agent
+            if entry := METHODS[name].entry:
+                named[entry] = name
+    return named
 
 
 class WorkerSettings(BaseModel):
