@@ -56,7 +56,12 @@ class AgentChoice(BaseModel):
         given = values.get("limits", {})
         if isinstance(given, dict):
             given = {**method.limits.model_dump(), **given}
-        own = {"selection": method.selection, "layout": method.answer_prompt.layout, "answers": method.answers[0]}
+        own = {
+            "prompt": method.prompts[0],
+            "selection": method.selection,
+            "layout": method.answer_prompt.layout,
+            "answers": method.answers[0],
+        }
         return {**own, **values, "limits": given}
 
     @field_validator("prompt")
@@ -96,7 +101,8 @@ class AgentChoice(BaseModel):
             return self
         values: dict[str, Any] = {"name": name}
         if self.method.policy == METHODS[name].policy == "protocol":
-            prompt = self.prompt if self.prompt in METHODS[name].prompts else "instruct"
+            prompts = METHODS[name].prompts
+            prompt = self.prompt if self.prompt in prompts else prompts[0]
             values |= {"prompt": prompt, "limits": self.limits.model_dump(include=_LENGTHS)}
         return self.model_validate(values)
 
