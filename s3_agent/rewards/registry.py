@@ -23,13 +23,13 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """One reward. `score` does no I/O and raises nothing; its `metrics` must hold `accuracy`.
+    """One reward. `score` does no I/O and raises nothing. If it checks no answer, its `metrics` hold `accuracy`.
 
     A reward that takes a tenth off for each search, as a package of your own would register it:
 
         def _score(scored: Scored) -> RewardResult:
             value = scored.accuracy - 0.1 * scored.episode.searches
-            return RewardResult(value=value, metrics={"accuracy": scored.accuracy})
+            return RewardResult(value=value)
 
         REWARD = Reward(summary="accuracy, and a tenth less for each search", score=_score)
     """

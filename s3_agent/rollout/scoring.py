@@ -35,4 +35,5 @@ async def score_answer(
     """The reward of an answer by whether it is correct; None is a wrong one. Raises JudgeError."""
     accuracy = Accuracy(0.0, {}) if answer is None else await check_answer(task, answer, judge=judge)
     result = reward.score(Scored(task, episode, answer, accuracy.value))
-    return result.model_copy(update={"metrics": {**accuracy.metrics, **result.metrics}})
+    metrics = {**accuracy.metrics, "accuracy": accuracy.value, **result.metrics}
+    return result.model_copy(update={"metrics": metrics})
