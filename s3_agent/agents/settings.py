@@ -67,7 +67,7 @@ class AgentChoice(BaseModel):
     @field_validator("prompt")
     @classmethod
     def _has_the_prompt(cls, prompt: str, info: ValidationInfo) -> str:
-        method = method_of(info.data)
+        method = method_of(info.data) if "name" in info.data else None  # a name that is refused is reported alone
         if method is not None and prompt not in method.prompts:
             raise ValueError(
                 f"the agent {info.data['name']} has no prompt `{prompt}`; it has {', '.join(method.prompts)}"
