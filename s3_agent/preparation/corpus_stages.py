@@ -72,7 +72,9 @@ class CorpusStages:
 
     def _corpus_files(self) -> list[Path]:
         assert self.sources is not None
-        return [path for wanted in self.sources.published_corpus.files for path in self.downloads.paths(wanted.repo)]
+        # By pattern: questions may lie in the same repository.
+        wanted = [(one.repo, pattern) for one in self.sources.published_corpus.files for pattern in one.patterns]
+        return [path for repo, pattern in wanted for path in self.downloads.paths(repo, pattern)]
 
     def index(self) -> Stage:
         """Our own index built, or the published one joined from its pieces."""
