@@ -31,6 +31,18 @@ def build_wheel(folder: Path, *, root: Path = ROOT) -> Path:
     return wheel
 
 
+def install_beside(source: Path, folder: Path) -> Path:
+    """The package in `source`, built and installed alone into a new folder, which can be put into PYTHONPATH."""
+    copy, site = folder / "source", folder / "site"
+    shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(build, cwd=copy, check=True, capture_output=True)
+    [wheel] = folder.glob("*.whl")
+    alone = ["--no-deps", "--offline", "--python", sys.executable, "--target", str(site)]
+    subprocess.run([find_uv(), "pip", "install", *alone, str(wheel)], check=True, capture_output=True)
+    return site
+
+
 @dataclass(frozen=True)
 class Installation:
     """A virtual environment with the wheel, and the empty folder in which its commands are run."""

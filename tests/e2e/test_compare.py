@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from s3_agent.evaluation.comparison import Comparison
 from s3_agent.processes.run_folder import Run
 from s3_agent.rollout.episode_log import EpisodeRecord
 from tests.e2e.conftest import QUESTIONS, ROLLOUTS, ROOT, Services, rag_cache_of
+from tests.installed_wheel import install_beside
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
@@ -35,17 +35,7 @@ OWN = {"run", "model", "agent_class", "env_map", "gateway_url", "checkpoints"}
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The stranger's package, built and installed into a folder of its own."""
-    folder = tmp_path_factory.mktemp("stranger")
-    uv = next(found for place in ("uv", ROOT / ".uv/bin/uv") if (found := shutil.which(place)))
-    source = folder / "source"
-    shutil.copytree(ROOT / "examples/your_own_agent", source)
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
-    subprocess.run(build, cwd=source, check=True, capture_output=True)
-    [wheel] = folder.glob("*.whl")
-    site = folder / "site"
-    install = [uv, "pip", "install", "--no-deps", "--offline", "--python", sys.executable, "--target", str(site)]
-    subprocess.run([*install, str(wheel)], check=True, capture_output=True)
-    return site
+    return install_beside(ROOT / "examples/your_own_agent", tmp_path_factory.mktemp("stranger"))
 
 
 @dataclass(frozen=True)
