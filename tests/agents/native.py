@@ -100,7 +100,7 @@ class AsksTwice:
     """Asks the policy the same twice and uses the first answer."""
 
     def __init__(self, settings: WorkerSettings) -> None:
-        self._http = http_client(settings, {"Authorization": f"Bearer {settings.gateway_key}"})
+        self._http = http_client(headers={"Authorization": f"Bearer {settings.gateway_key}"})
 
     async def close(self) -> None:
         await self._http.aclose()

@@ -216,7 +216,7 @@ def test_open_sockets_are_listed(tmp_path: Path, run_id: str) -> None:
 LAUNCHER = """
 import signal, sys
 from pathlib import Path
-from s3_agent.launch import stack as module
+from s3_agent.processes import stack as module
 from s3_agent.processes.stack import Interrupted, Part, Stack
 module.STOP_S = 3.0
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may themselves run under nohup

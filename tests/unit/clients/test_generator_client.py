@@ -112,7 +112,7 @@ class FakeClaude:
     def __init__(self) -> None:
         self.requests: list[dict[str, Any]] = []
         self.statuses: list[int] = []
-        self.ended = ("end_turn", 1)
+        self.ended: tuple[str, int] = ("end_turn", 1)
         self.app = FastAPI()
 
         @self.app.post("/v1/messages")

@@ -99,7 +99,7 @@ async def episode_of(
 ) -> Episode | None:
     """The episode; None where the first prompt does not fit."""
     passages = [Passage(id=str(number), title="t", text=text) for number, text in enumerate(documents)]
-    bounds = Limits(initial_topk=0, topk=4, max_searches=3, max_context_tokens=GREATEST, **limits)
+    bounds = Limits(initial_topk=0, topk=4, max_searches=3, max_context_tokens=GREATEST, **limits)  # pyright: ignore[reportArgumentType]
     try:
         return await agent_of(name, bounds).run(TASK, policy=policy, retriever=FakeRetriever(default=passages))
     except ConfigError as refused:
