@@ -7,11 +7,11 @@ from typing import Any
 import httpx
 from rich.console import Console
 
-from s3_agent.clients.chat_policy import ChatPolicy, chat_body
 from s3_agent.clients.connections import async_client
 from s3_agent.clients.generator import make_generator
 from s3_agent.clients.http import bearer, call_json
-from s3_agent.clients.policy import CompletionsPolicy, NoPolicy
+from s3_agent.clients.make import make_policy
+from s3_agent.clients.policy import NoPolicy
 from s3_agent.clients.retriever import HttpRetriever
 from s3_agent.clients.tokenizer import policy_tokenizer
 from s3_agent.errors import ConfigError, PolicyError
@@ -54,25 +54,18 @@ async def _play(
         name = name or (policy_url and await _served_name(own, policy_url))
         if policy_url is None or name is None:
             policy = NoPolicy()
-        elif recipe.policy.mode == "chat":
-            policy = ChatPolicy(
-                own,
-                policy_url,
-                model=name,
-                temperature=0.0,
-                body=chat_body(recipe.policy.template, recipe.policy.request),
-                context_tokens=recipe.policy.context_tokens,
-            )
         else:
-            policy = CompletionsPolicy(
+            asked = recipe.policy
+            policy = make_policy(
                 own,
                 policy_url,
-                policy_tokenizer(tokenizer, recipe.policy.template),
+                mode=asked.mode,
+                tokenizer=tokenizer,
+                template=asked.template,
+                request=asked.request,
                 model=name,
                 temperature=0.0,
-                repeatable=True,
-                context_tokens=recipe.policy.context_tokens,
-                asks_window=True,
+                context_tokens=asked.context_tokens,
             )
         return await run_task(
             task,

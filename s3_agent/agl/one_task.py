@@ -14,10 +14,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from s3_agent.clients.connections import async_client
-from s3_agent.clients.generator import GeneratorSettings, make_generator
-from s3_agent.clients.judge import JudgeSettings, make_judge
+from s3_agent.clients.generator import GeneratorSettings
+from s3_agent.clients.judge import JudgeSettings
+from s3_agent.clients.make import make_services
 from s3_agent.clients.policy import CompletionsPolicy, Policy
-from s3_agent.clients.retriever import HttpRetriever
 from s3_agent.clients.tokenizer import ChatTemplate, policy_tokenizer
 from s3_agent.errors import ConfigError
 from s3_agent.rollout.runner import AgentSettings, Outcome, run_task
@@ -119,9 +119,19 @@ def policy_at(client: httpx.AsyncClient, settings: OneTaskSettings, url: str, **
 async def play_one(task: Task, settings: OneTaskSettings, *, policy: Policy) -> Outcome:
     """Play and score one task. Raises the BoundaryError of whatever could not be reached."""
     async with async_client(timeout=settings.timeout) as client:
-        retriever = HttpRetriever(client, settings.retriever_url, patience_s=settings.patience_s)
-        generator = make_generator(client, settings.generator_url, settings.generator)
-        judge = make_judge(client, settings.generator_url, settings.judge)
+        services = make_services(
+            client,
+            retriever_url=settings.retriever_url,
+            generator_url=settings.generator_url,
+            generator=settings.generator,
+            judge=settings.judge,
+            patience_s=settings.patience_s,
+        )
         return await run_task(
-            task, settings.agent, policy=policy, retriever=retriever, generator=generator, judge=judge
+            task,
+            settings.agent,
+            policy=policy,
+            retriever=services.retriever,
+            generator=services.generator,
+            judge=services.judge,
         )

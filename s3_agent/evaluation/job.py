@@ -14,12 +14,12 @@ import httpx
 from rich.console import Console
 
 from s3_agent.clients.chat_model import make_chat_model
-from s3_agent.clients.chat_policy import ChatPolicy, chat_body
 from s3_agent.clients.connections import async_client, get
 from s3_agent.clients.generator import FrozenGenerator
 from s3_agent.clients.http import bearer
 from s3_agent.clients.judge import make_judge
-from s3_agent.clients.policy import CompletionsPolicy, NoPolicy, Policy
+from s3_agent.clients.make import make_policy
+from s3_agent.clients.policy import NoPolicy, Policy
 from s3_agent.clients.prompts import answer_messages
 from s3_agent.clients.retriever import HttpRetriever
 from s3_agent.clients.tokenizer import policy_tokenizer
@@ -141,12 +141,19 @@ def policy_client(one: Contestant, url: str, *, http: httpx.AsyncClient, recipe:
     if policy is None:
         return NoPolicy()
     name = policy.model if policy.url or policy.at_generator else POLICY_NAME
-    common: dict[str, Any] = {"model": name, "seed": recipe.seed, "context_tokens": policy.context_tokens, **sampling}
-    common["patience_s"] = POLICY_PATIENCE_S
-    if policy.mode == "chat":
-        return ChatPolicy(http, url, body=chat_body(policy.template, policy.request), **common)
-    tokenizer = policy_tokenizer(_tokenizer(policy, recipe), policy.template)
-    return CompletionsPolicy(http, url, tokenizer, repeatable=True, asks_window=True, **common)
+    return make_policy(
+        http,
+        url,
+        mode=policy.mode,
+        tokenizer=_tokenizer(policy, recipe),
+        template=policy.template,
+        request=policy.request,
+        model=name,
+        seed=recipe.seed,
+        context_tokens=policy.context_tokens,
+        patience_s=POLICY_PATIENCE_S,
+        **sampling,
+    )
 
 
 def require_tokenizers(recipe: Recipe, units: Sequence[Unit]) -> None:

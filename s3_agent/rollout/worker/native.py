@@ -16,11 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from s3_agent.agents.methods import METHODS
 from s3_agent.clients.connections import async_client
-from s3_agent.clients.generator import GeneratorSettings, make_generator
+from s3_agent.clients.generator import GeneratorSettings
 from s3_agent.clients.http import bearer
-from s3_agent.clients.judge import JudgeSettings, make_judge
+from s3_agent.clients.judge import JudgeSettings
+from s3_agent.clients.make import make_services
 from s3_agent.clients.policy import CompletionsPolicy
-from s3_agent.clients.retriever import HttpRetriever
 from s3_agent.clients.tokenizer import ChatTemplate, load_tokenizer, policy_tokenizer
 from s3_agent.errors import ConfigError
 from s3_agent.rollout.jobs import Job
@@ -106,9 +106,13 @@ class RecipeAgent:
         # A policy call waits for its turn in the policy server, and must not be made twice: the attempt's end ends it.
         self._policy_http = http_client(read_s=None, headers=bearer(settings.gateway_key))
         self._tokenizer = policy_tokenizer(settings.policy_tokenizer, settings.policy_template)
-        self._retriever = HttpRetriever(self._http, settings.retriever_url)
-        self._generator = make_generator(self._http, settings.generator_url, settings.generator)
-        self._judge = make_judge(self._http, settings.generator_url, settings.judge)
+        self._services = make_services(
+            self._http,
+            retriever_url=settings.retriever_url,
+            generator_url=settings.generator_url,
+            generator=settings.generator,
+            judge=settings.judge,
+        )
 
     @staticmethod
     def preload(settings: WorkerSettings) -> None:
@@ -131,9 +135,9 @@ class RecipeAgent:
                 seed=job.seed,
                 context_tokens=self._settings.policy_context_tokens,
             ),
-            retriever=self._retriever,
-            generator=self._generator,
-            judge=self._judge,
+            retriever=self._services.retriever,
+            generator=self._services.generator,
+            judge=self._services.judge,
         )
         record = outcome.record
         return Played(reward=record.pop("reward"), record=record)
