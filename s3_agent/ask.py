@@ -107,7 +107,7 @@ def ask_job(
         recipe = recipe.model_copy(update={"policy": recipe.policy.model_copy(update=changes)})
     elif recipe.policy.mode == "chat" and policy_url is None:
         raise ConfigError("policy.mode=chat needs a running policy", remedy="give --policy-url http://…/v1")
-    if at_generator and recipe.generator.kind != "openai":
+    if at_generator and not recipe.generator.openai_compatible:
         raise ConfigError(
             f"{settings.name} is played by the generator's model, which is not behind an OpenAI-compatible address",
             remedy="give --policy-url http://…/v1",

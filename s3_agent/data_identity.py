@@ -39,7 +39,7 @@ def retriever_text(index: Mapping[str, Any]) -> str:
 def generator_window(recipe: Recipe) -> int | None:
     """The context of the generator in tokens: the recipe's, or what a running server says; None: not known."""
     settings = recipe.generator
-    if settings.context_tokens is not None or settings.hosted or settings.kind != "openai":
+    if settings.context_tokens is not None or settings.hosted or not settings.openai_compatible:
         return settings.context_tokens or settings.served_window
     try:
         response = get(f"{settings.url}/models", timeout=10.0)

@@ -148,7 +148,7 @@ class GeneratorRecipe(GeneratorSettings):
     @property
     def hosted(self) -> bool:
         """Whether we start it."""
-        return self.url is None and self.kind == "openai"
+        return self.url is None and self.openai_compatible
 
 
 class PolicyRecipe(ChatTemplate):

@@ -6,7 +6,7 @@ server filtered, aborted or did not finish (`replies`).
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self
 
@@ -48,9 +48,14 @@ class ModelSettings(BaseModel):
     request: dict[str, Any] = Field(default_factory=dict)
     identity: str | None = None
 
+    @property
+    def openai_compatible(self) -> bool:
+        """Whether it is behind an OpenAI-compatible address: we can serve it, and ask its `/models`."""
+        return MODEL_KINDS[self.kind].openai_compatible
+
     @model_validator(mode="after")
     def _kind_takes_them(self) -> Self:
-        if self.kind != "openai" and self.added:
+        if not self.openai_compatible and self.added:
             raise ValueError(f"kind {self.kind} takes no chat_template_kwargs and no request")
         return self
 
@@ -193,11 +198,37 @@ class ClaudeChat(ServedModel):
 def make_chat_model(
     client: httpx.AsyncClient, url: str | None, settings: ModelSettings, *, error: type[BoundaryError]
 ) -> ServedModel:
-    """The model that the settings name. `url` may be None for Claude alone."""
-    if settings.kind != "openai":
-        return ClaudeChat(settings, url=url, error=error)
+    """The model that the settings name. `url` may be None only for a kind that is not OpenAI-compatible."""
+    return MODEL_KINDS[settings.kind].make(client, url, settings, error=error)
+
+
+def _openai(
+    client: httpx.AsyncClient, url: str | None, settings: ModelSettings, *, error: type[BoundaryError]
+) -> ServedModel:
     if url is None:
         raise ConfigError(
             f"an OpenAI-compatible {error.boundary} needs an address", remedy=f"set {error.boundary}.url=http://…/v1"
         )
     return OpenAIChat(client, url, settings, error=error)
+
+
+def _claude(
+    client: httpx.AsyncClient, url: str | None, settings: ModelSettings, *, error: type[BoundaryError]
+) -> ServedModel:
+    return ClaudeChat(settings, url=url, error=error)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of server. `system_message`: instructions are a message of their own, as the originals have it."""
+
+    make: Callable[..., ServedModel]
+    openai_compatible: bool
+    system_message: bool
+
+
+MODEL_KINDS: dict[ModelKind, Kind] = {
+    "openai": Kind(_openai, openai_compatible=True, system_message=True),
+    "anthropic": Kind(_claude, openai_compatible=False, system_message=False),
+    "bedrock": Kind(_claude, openai_compatible=False, system_message=False),
+}

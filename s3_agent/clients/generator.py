@@ -76,7 +76,7 @@ class FrozenGenerator:
         self._settings = settings
         self._prompt = prompt
         self._server = None
-        if url and settings.kind == "openai":
+        if url and settings.openai_compatible:
             self._server = ModelServer(
                 client, url, settings.model, error=GeneratorError, patience_s=settings.patience_s
             )

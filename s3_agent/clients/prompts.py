@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from s3_agent.clients.chat_model import Message, ModelKind
+from s3_agent.clients.chat_model import MODEL_KINDS, Message, ModelKind
 from s3_agent.clients.replies import without_thinking
 from s3_agent.guard import neutral
 from s3_agent.tags import bodies
@@ -74,12 +74,12 @@ def answer_messages(
     if prompt.style == "context":
         context = render_context(passages, prompt.layout, control) or prompt.empty
         contexts = f"{_LEAD_IN}\n\nContexts:\n{context}\n"
-        if kind != "openai":
+        if not MODEL_KINDS[kind].system_message:
             return [{"role": "user", "content": f"{contexts}Question: {question}\n\n{_DIRECT}"}]
         system = contexts + _DIRECT
     else:
         system = _DIRECT if prompt.style == "zero_shot" else _STEPS
-        if kind != "openai":
+        if not MODEL_KINDS[kind].system_message:
             return [{"role": "user", "content": f"Question: {question}\n\n{system}"}]
     return [{"role": "system", "content": system}, {"role": "user", "content": question}]
 

@@ -81,7 +81,7 @@ def _generator_identity(recipe: Recipe) -> dict[str, Any]:
     if settings.hosted:
         elsewhere = {"packages": served_packages(recipe)} if settings.python is not None else {}
         return {**identity, "serve": commands.generator_options(recipe), **elsewhere}
-    if settings.kind == "openai":
+    if settings.openai_compatible:
         response = get(f"{settings.url}/models", timeout=10.0)
         listed = response.json().get("data") if response.status_code == 200 else None
         for model in listed or []:

@@ -70,7 +70,7 @@ def hosted_policy(model: str, policy: PolicyRecipe) -> PolicyUnderTest:
 
 def generator_as_policy(recipe: Recipe, identity: Mapping[str, Any]) -> PolicyUnderTest:
     """The generator's model, for agents that are a prompt and need no training. Raises ConfigError for Claude."""
-    if recipe.generator.kind != "openai":
+    if not recipe.generator.openai_compatible:
         raise ConfigError(
             f"agents without a trained policy are played by the generator's model, and {recipe.generator.kind} is not "
             "behind an OpenAI-compatible address",

@@ -41,7 +41,7 @@ def require_external(recipe: Recipe, names: Collection[str] = (*SERVICES, "gatew
     """Services of yours, which have an address, must answer before anything is started. Raises LaunchError."""
     probes = {
         "retriever": recipe.retriever.url and recipe.retriever.url + "/healthz",
-        "generator": recipe.generator.kind == "openai" and recipe.generator.url and recipe.generator.url + "/models",
+        "generator": recipe.generator.openai_compatible and recipe.generator.url and recipe.generator.url + "/models",
         "gateway": recipe.gateway.url and recipe.gateway.url + "/healthz",
     }
     for name, url in probes.items():
