@@ -38,6 +38,7 @@ from s3_agent.evaluation.table import EvaluationTable, Numbers, numbers_of, tabl
 from s3_agent.evaluation.views.table import markdown, terminal_tables
 from s3_agent.processes import commands
 from s3_agent.processes.ports import reserve_port
+from s3_agent.processes.requirements import require_vllm
 from s3_agent.processes.run_folder import Run
 from s3_agent.processes.services import POLICY_NAME, policy_part, require_external, running_services, versions
 from s3_agent.processes.serving import served_packages, with_precision
@@ -160,6 +161,8 @@ def require_tokenizers(recipe: Recipe, units: Sequence[Unit]) -> None:
     """Raises ConfigError for a policy whose tokenizer or chat template can not be used, before anything is started."""
     for policy in (unit.contestant.policy for unit in units):
         if policy is not None and policy.mode == "tokens":
+            if policy.url is None:
+                require_vllm("serving a policy")
             policy_tokenizer(_tokenizer(policy, recipe), policy.template)
 
 
