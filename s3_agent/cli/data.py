@@ -106,7 +106,7 @@ def import_command(
     into: Annotated[Path, typer.Option(help="The folder to create; its recipe.yaml is the recipe for your data.")],
     validation: Annotated[Path | None, typer.Option(help="Questions to validate on; default: a share of them.")] = None,
     validation_share: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share to validate on.")] = 0.2,
-    words: Annotated[int, typer.Option(min=20, help="Longer documents are cut into pieces of at most so many.")] = 180,
+    words: Annotated[int, typer.Option(min=20, help="The most words in a passage; longer documents are split.")] = 180,
     recipe: RecipeOption = "cpu",
     overrides: Overrides = None,
 ) -> None:

@@ -320,7 +320,7 @@ def test_without_a_recent_uv_one_is_installed_into_the_clone(clone: Path) -> Non
     done = run(clone)
     assert done.returncode == 2, "the pretended interpreter makes no environment"
     assert "installing uv" in done.stderr
-    assert f"give {interpreter} its venv module" in done.stderr
+    assert f"install the venv module of {interpreter}" in done.stderr
 
 
 def environment(clone: Path, *packages: str) -> Path:
@@ -374,7 +374,7 @@ def test_a_training_stack_that_is_there_is_exchanged_only_when_told(clone: Path)
         done = into(clone, path, *options)
         assert done.returncode == 2
         assert "agentlightning==1.0.2 verl==0.7.1 torch==2.11.0" in done.stderr
-        assert "verl==0.7.1" in done.stderr.partition("exchanged or removed")[2]
+        assert "verl==0.7.1" in done.stderr.partition("replaced or removed")[2]
         assert "--replace" in done.stderr and "Nothing was changed" in done.stderr
     assert all(line.endswith("--dry-run") for line in log.read_text().splitlines())
     assert into(clone, path, "--replace").returncode == 0
@@ -403,7 +403,7 @@ def test_the_other_build_of_vllm_has_to_go(clone: Path, device: str, other: str)
     path = environment(clone, f"{other.replace('-', '_')}-0.20.2")
     done = into(clone, path, S3_AGENT_DEVICE=device)
     assert done.returncode == 2
-    assert f"{other}==0.20.2" in done.stderr.partition("exchanged or removed")[2]
+    assert f"{other}==0.20.2" in done.stderr.partition("replaced or removed")[2]
     assert into(clone, path, "--replace", S3_AGENT_DEVICE=device).returncode == 0
     lines = log.read_text().splitlines()
     removed = next(number for number, line in enumerate(lines) if line.startswith("pip uninstall"))
@@ -433,7 +433,7 @@ def test_a_uv_that_can_not_plan_changes_nothing(clone: Path) -> None:
         clone.parent / "bin" / "uv", 'if [[ $1 == --version ]]; then echo "uv 0.13.8"; else echo broken; exit 1; fi'
     )
     done = into(clone, environment(clone))
-    assert done.returncode == 2 and "could not say what would change" in done.stderr and "broken" in done.stderr
+    assert done.returncode == 2 and "could not report what would change" in done.stderr and "broken" in done.stderr
 
 
 def test_an_installation_keeps_its_own_uv_in_the_users_cache(clone: Path) -> None:
