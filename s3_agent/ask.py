@@ -1,6 +1,7 @@
 """Plays one question and shows the episode in a readable form: the quickest way to see what a trained policy does.
 
-Called by `s3-agent ask`. It starts the services that do not run yet, and stops them after the question."""
+Called by `s3-agent ask`. It starts the services that do not run yet, and stops them after the question.
+"""
 
 import asyncio
 from pathlib import Path

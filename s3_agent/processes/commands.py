@@ -1,6 +1,7 @@
 """Builds the command line of each process of a run from the recipe.
 
-Called by `parts`, `services`, the jobs and the dry run. Everything binds 127.0.0.1 (docs/promises.md, 7)."""
+Called by `parts`, `services`, the jobs and the dry run. Everything binds 127.0.0.1 (docs/promises.md, 7).
+"""
 
 import sys
 from pathlib import Path

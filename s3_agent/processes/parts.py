@@ -66,7 +66,7 @@ def service_parts(recipe: Recipe, run: Run) -> list[Part]:
 
 
 def training_parts(recipe: Recipe, run: Run, *, key: str, generation: int = 0) -> list[Part]:
-    """The gateway, the workers and the trainer. Each generation of a run has a gateway and a pool of its own."""
+    """The gateway, the workers and the trainer. Each generation of a run has its own gateway and pool."""
     parts, secret = [], {KEY_VARIABLE: key}
     gateway_url = recipe.gateway_url
     needs: tuple[str, ...] = ()

@@ -68,7 +68,7 @@ def _jobs(recipe: Recipe, request: ComparisonRequest) -> tuple[list[_Job], str |
 
     if recipe.gateway.url or recipe.workers.external:
         raise ConfigError(
-            "each run of a comparison has a gateway and workers of its own",
+            "each run of a comparison has its own gateway and workers",
             remedy="remove gateway.url and workers.external",
         )
     if recipe.trainer.threads is None:  # parallel runs share the processor

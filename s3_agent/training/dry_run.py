@@ -165,7 +165,7 @@ def _kl_line(kl_loss: float, told: float, updates: int) -> list[str]:
     if not kl_loss:
         return []
     why = f": Agent Lightning divides the loss of an update by the rows of all {updates}" if told != kl_loss else ""
-    return [f"KL: {kl_loss:g} beside the policy's loss; verl is told {told:g}{why}"]
+    return [f"KL: {kl_loss:g} beside the policy's loss; verl gets {told:g}{why}"]
 
 
 def _lines(plan: Plan) -> list[str]:

@@ -174,7 +174,7 @@ def test_a_driver_that_is_too_old_is_told_what_to_install(clone: Path) -> None:
     log = uv(clone)
     done = run(clone)
     assert done.returncode == 2
-    assert "knows CUDA 11.4" in done.stderr and "from 580 on" in done.stderr
+    assert "supports CUDA 11.4" in done.stderr and "from 580 on" in done.stderr
     assert log.read_text() == ""
 
 
@@ -234,7 +234,7 @@ def test_without_a_wheel_flash_attn_is_built_where_there_is_a_compiler(clone: Pa
     done = run(clone)
     assert done.returncode == (0 if compiler else 2)
     assert ("--no-binary=flash-attn" in log.read_text()) is compiler
-    assert ("is built now" in done.stderr) is compiler
+    assert ("building flash-attn" in done.stderr) is compiler
     assert ("no nvcc on PATH" in done.stderr) is not compiler
 
 
