@@ -1,7 +1,8 @@
-"""What the wheel holds besides the packages: the examples, and what `s3-agent setup` makes the training stack from.
+"""Adds files to the wheel: the examples, and the files from which `s3-agent setup` installs the training stack.
 
-In git each of these files is at one place. A build hook rather than `force-include`, because that would also copy them
-into every editable installation, where they would be out of date after the next change.
+hatchling calls it. In git each of these files exists once. It is a build hook and not `force-include`, because
+`force-include` would also copy the files into every editable installation, where the next change would make them
+outdated.
 """
 
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""One question, one episode, shown readably: the quickest look at what a trained policy does."""
+"""Plays one question and shows the episode in a readable form: the quickest way to see what a trained policy does.
+
+Called by `s3-agent ask`. It starts the services that do not run yet, and stops them after the question.
+"""
 
 import asyncio
 from pathlib import Path
@@ -93,7 +96,7 @@ def ask_job(
     if run is not None and not (run / "policy").is_dir():
         raise ConfigError(f"{run} has no trained policy", remedy="give the folder of a finished run")
     settings = recipe.playing(agent or recipe.agent.name)
-    # One answer is looked at, not compared with naive RAG.
+    # The answer is only shown, and not compared with naive RAG.
     settings = settings.model_copy(update={"reward": "accuracy"}) if settings.asks_generator else settings
     recipe = recipe.model_copy(update={"agent": settings})
     kind = settings.method.policy
@@ -117,7 +120,7 @@ def ask_job(
     own_model = kind == "protocol" and not (policy_url and run is None)
     model = str((run or newest_run(recipe.runs)) / "policy") if own_model else recipe.policy.model
     if kind == "protocol" and recipe.policy.mode == "tokens":
-        policy_tokenizer(model, recipe.policy.template)  # refuses what can not be asked before anything is started
+        policy_tokenizer(model, recipe.policy.template)  # refuses an unusable policy before anything is started
     task = Task(id="ask", question=question, golden_answers=(UNKNOWN,))
     needed = ["generator"] * (settings.asks_generator or at_generator) + ["retriever"] * bool(settings.method.uses)
     port = reserve_port("policy", 0) if policy_url is None and kind == "protocol" else None
@@ -135,7 +138,7 @@ def ask_job(
         outcome = asyncio.run(_play(recipe, task, policy_url, model, name=policy_name, key=policy_key))
     if as_json:
         shown = {"question": question, "answer": outcome.answer, "episode": outcome.episode.model_dump(mode="json")}
-        Console().print_json(data=shown, ensure_ascii=True)  # no control character but as an escape
+        Console().print_json(data=shown, ensure_ascii=True)  # control characters appear only as escapes
     else:
         Console().print(episode_view(question, outcome.episode, outcome.answer))
     return 0

@@ -1,4 +1,7 @@
-"""What a recipe makes of its data: the fingerprint of its naive RAG, and the tasks that it trains and tests on."""
+"""The identity of a recipe's data: the fingerprint of its naive RAG, and the tasks that it trains and tests on.
+
+Used by the main job, the evaluation, the doctor and the data stages to find a RAG cache that has other inputs.
+"""
 
 import json
 from collections.abc import Mapping
@@ -16,7 +19,7 @@ from s3_agent.recipe import Recipe
 
 
 def index_identity(recipe: Recipe) -> dict[str, Any]:
-    """Which corpus and index answer: a running server of ours says it itself, another's is known by its address."""
+    """The identity of the corpus and index: our own server reports it, another server is identified by its address."""
     if recipe.retriever.url is None:
         settings = recipe.retriever.index
         try:
@@ -31,25 +34,26 @@ def index_identity(recipe: Recipe) -> dict[str, Any]:
 
 
 def retriever_text(index: Mapping[str, Any]) -> str:
-    """The index and its search in one line: the number of its format, and a stemmer's release, change its answers."""
+    """The index and its search in one line, including the format number and a stemmer's release: both change its
+    answers."""
     made = {"backend": index["backend"], "format": index.get("format"), **index["settings"]}
     return json.dumps(made | ({"stemmer_release": index["stemmer"]} if "stemmer" in index else {}))
 
 
 def generator_window(recipe: Recipe) -> int | None:
-    """The context of the generator in tokens: the recipe's, or what a running server says; None: not known."""
+    """The context of the generator in tokens, from the recipe or from a running server; None when it is unknown."""
     settings = recipe.generator
     if settings.context_tokens is not None or settings.hosted or not settings.openai_compatible:
         return settings.context_tokens or settings.served_window
     try:
         response = get(f"{settings.url}/models", timeout=10.0)
         return window_of(response.json(), settings.model) if response.status_code == 200 else None
-    except (httpx.HTTPError, ValueError):  # it is not needed for what is answered
+    except (httpx.HTTPError, ValueError):  # the value is not needed for questions that are already answered
         return None
 
 
 def rag_fingerprint(recipe: Recipe) -> Fingerprint:
-    """What this recipe's naive-RAG answers depend on."""
+    """The inputs of this recipe's naive-RAG answers."""
     index = index_identity(recipe)
     return Fingerprint.of(
         corpus=index["corpus"],

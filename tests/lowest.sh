@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The tests with the oldest releases that pyproject.toml admits, in .venv-lowest: `bash tests/lowest.sh [--all] [ARGUMENT…]`.
-# Without --all: the unit tests, and without torch, which is most of the download. With it: the integration tests too.
-# What the training stack decides is left out, since its releases are pinned. Further arguments go to pytest.
+# Without --all: only the unit tests, without torch, which is most of the download. With --all: also integration tests.
+# Tests that depend on the training stack are left out, because its releases are pinned. Other arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh --dev
@@ -23,7 +23,7 @@ done
 
 uv=$(command -v uv || printf '%s\n' "$PWD/.uv/bin/uv") root=$PWD
 "$uv" venv --quiet --clear --python .venv/bin/python .venv-lowest
-# From another folder, since the overrides in pyproject.toml are for the pinned stack.
+# Run from another folder, because the overrides in pyproject.toml are for the pinned stack.
 (cd / && "$uv" pip install --quiet --resolution lowest-direct --python "$root/.venv-lowest/bin/python" \
     --override <(printf '%s\n' ${left_out[@]+"${left_out[@]}"}) --group "$root/pyproject.toml:dev" \
     --editable "$root[retriever,dense,evaluation,data,metrics,claude,tokenizer]")

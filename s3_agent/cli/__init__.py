@@ -1,1 +1,1 @@
-"""The command line: options and printing. The work is in the rooms below."""
+"""The command line: options and printing. The work is in the packages below it."""

@@ -1,4 +1,4 @@
-"""`s3-agent data …`: each stage of preparing data, all of them, and files in and out."""
+"""`s3-agent data …`: runs one stage of preparing data or all of them, and imports and exports files."""
 
 from collections.abc import Callable
 from enum import StrEnum
@@ -11,31 +11,31 @@ from s3_agent.data.published.rows import Form
 from s3_agent.guard import printable
 from s3_agent.recipe import load_recipe
 
-app = typer.Typer(no_args_is_help=True, help="From nothing, or from your own files, to a training set.")
+app = typer.Typer(no_args_is_help=True, help="Make a training set, from published data or from your own files.")
 
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A YAML file, or the name of a shipped recipe.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[SECTION.FIELD=VALUE]...", help="Overrides, e.g. `data.rag_topk=3`.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be fetched, written and done.")]
-Verify = Annotated[bool, typer.Option("--verify", help="Read every byte again instead of trusting times of change.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print what would be downloaded, written and done.")]
+Verify = Annotated[bool, typer.Option("--verify", help="Read every byte again instead of trusting modification times.")]
 Concurrency = Annotated[int, typer.Option(min=1, help="Questions at a time.")]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Answer every question of the RAG cache again.")]
 
 
 def _say(line: str) -> None:
-    typer.echo(printable(f"data: {line}"), err=True)  # it may hold names out of the data
+    typer.echo(printable(f"data: {line}"), err=True)  # it may hold names from the data
 
 
 STAGES = {
-    "download": "Fetch what the recipe's `data.sources` name.",
+    "download": "Download what the recipe's `data.sources` names.",
     "corpus": "Check the corpus; convert a published one.",
-    "index": "Build the index, or join a published one from its pieces.",
-    "questions": "Make the task files of published questions; check your own.",
-    "retrieve": "Keep the top passages of every question.",
+    "index": "Build the index, or join the pieces of a published one.",
+    "questions": "Make the task files from published questions; check your own.",
+    "retrieve": "Retrieve and store the top passages of every question.",
     "rag-cache": "Answer every question with naive RAG.",
     "tasks": "Write the filtered training set and the test sets.",
-    "all": "Every stage that is not done.",
+    "all": "Run every stage that is not done.",
 }
 
 
@@ -73,7 +73,7 @@ def prepare(
             dry_run=dry_run,
         )
     if worked == 0:
-        typer.echo("data: everything is there; no work was done", err=True)
+        typer.echo("data: everything is up to date; no work was done", err=True)
 
 
 def _stage_command(name: str) -> Callable[..., None]:
@@ -97,17 +97,20 @@ for _name, _text in STAGES.items():
 @app.command("import")
 def import_command(
     corpus: Annotated[
-        Path, typer.Option(help="A .jsonl, .csv or .parquet file, a folder of them, or of text, markdown, PDF.")
+        Path,
+        typer.Option(
+            help="A .jsonl, .csv or .parquet file, or a folder of such files or of text, markdown or PDF files."
+        ),
     ],
     questions: Annotated[Path, typer.Option(help="A .jsonl, .json, .csv or .parquet file of questions and answers.")],
-    into: Annotated[Path, typer.Option(help="The folder to make; its recipe.yaml is the recipe of your data.")],
+    into: Annotated[Path, typer.Option(help="The folder to create; its recipe.yaml is the recipe for your data.")],
     validation: Annotated[Path | None, typer.Option(help="Questions to validate on; default: a share of them.")] = None,
     validation_share: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share to validate on.")] = 0.2,
-    words: Annotated[int, typer.Option(min=20, help="Longer documents are cut into pieces of at most so many.")] = 180,
+    words: Annotated[int, typer.Option(min=20, help="The most words in a passage; longer documents are split.")] = 180,
     recipe: RecipeOption = "cpu",
     overrides: Overrides = None,
 ) -> None:
-    """Make corpus, tasks and a recipe of your own files; the other stages then run with that recipe."""
+    """Make a corpus, tasks and a recipe from your own files; the other stages then run with that recipe."""
     from s3_agent.preparation.own_data import import_own
 
     for line in import_own(
@@ -136,10 +139,10 @@ def read_command(
     kind: Annotated[Kind, typer.Argument(help="`rows`: Parquet of s3 or Search-R1; or one of s3's JSON files.")],
     source: Annotated[Path, typer.Argument(help="The published file.")],
     target: Annotated[Path, typer.Argument(help="The file to write.")],
-    tasks: Annotated[list[Path] | None, typer.Option(help="Task files, whose ids the entries get.")] = None,
-    data_source: Annotated[str, typer.Option(help="For `sequences`: whose questions they are.")] = "",
+    tasks: Annotated[list[Path] | None, typer.Option(help="Task files; the entries get their ids.")] = None,
+    data_source: Annotated[str, typer.Option(help="For `sequences`: the data set of the questions.")] = "",
 ) -> None:
-    """Read a published file into ours: task rows, a RAG cache, or retrieved passages. Nothing of it is lost."""
+    """Convert a published file into our format: task rows, a RAG cache, or retrieved passages. Nothing is lost."""
     from s3_agent.data.published.exchange import read_published
 
     for line in read_published(kind, source, target, task_files=tasks or [], data_source=data_source):
@@ -151,10 +154,12 @@ def write_command(
     kind: Annotated[Kind, typer.Argument(help="What to write.")],
     source: Annotated[Path, typer.Argument(help="Our file.")],
     target: Annotated[Path, typer.Argument(help="The published form.")],
-    tasks: Annotated[list[Path] | None, typer.Option(help="Task files, for the golds of `sequences`.")] = None,
-    form: Annotated[Form | None, typer.Option(help="For `rows`; default: as they came, else s3's.")] = None,
+    tasks: Annotated[list[Path] | None, typer.Option(help="Task files with the gold answers for `sequences`.")] = None,
+    form: Annotated[
+        Form | None, typer.Option(help="For `rows`; default: the form in which they were imported, else that of s3.")
+    ] = None,
 ) -> None:
-    """Write task rows, a RAG cache or retrieved passages in their published form."""
+    """Write task rows, a RAG cache or retrieved passages in their published format."""
     from s3_agent.data.published.exchange import write_published
 
     for line in write_published(kind, source, target, task_files=tasks or [], form=form):

@@ -12,7 +12,8 @@ from s3_agent.errors import ConfigError
 PolicyKey = Annotated[
     str | None,
     typer.Option(
-        envvar="S3_AGENT_POLICY_KEY", help="The key of the policy's server; `ps` shows it to others: export it instead."
+        envvar="S3_AGENT_POLICY_KEY",
+        help="The key of the policy's server; `ps` shows it to other users, so export it instead.",
     ),
 ]
 PolicyKeyFile = Annotated[Path | None, typer.Option(help="A file that holds the key of the policy's server.")]
@@ -57,36 +58,39 @@ def evaluate(
     agents: Annotated[
         str | None,
         typer.Option(
-            help="Which agents, with commas; default: all of ours but variants. The first is what the others are "
-            "compared with. NAME:ret lets the generator answer from what the agent selected, NAME:self takes the "
-            "policy's own answer."
+            help="The agents, separated by commas; default: all of ours except variants. The others are compared with "
+            "the first. With NAME:ret the generator answers from the passages that the agent selected, with "
+            "NAME:self the policy answers."
         ),
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="A JSONL file of tasks; default: the recipe's validation.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions.")] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Questions under way at a time.")] = 64,
+    data: Annotated[
+        Path | None, typer.Option(help="A JSONL file of tasks; default: the recipe's validation tasks.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask only this many questions, from the first on.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Questions that are played at the same time.")] = 64,
     policy: Annotated[
         str,
         typer.Option(
-            help="AGENT=ADDRESS or AGENT=FOLDER, with commas. Default: the recipe's policy for trained "
+            help="AGENT=ADDRESS or AGENT=FOLDER, separated by commas. Default: the recipe's policy for trained "
             "agents, the generator's model for the others."
         ),
     ] = "",
     policy_key: PolicyKey = None,
     policy_key_file: PolicyKeyFile = None,
     run: Annotated[
-        list[Path] | None, typer.Option(help="A finished run: its policy, with its settings, plays its agent.")
+        list[Path] | None, typer.Option(help="A finished run: its policy plays its agent with the run's settings.")
     ] = None,
     sampling: Annotated[
-        SamplingOption, typer.Option(help="As the published numbers were sampled, or greedily.")
+        SamplingOption, typer.Option(help="Sample as for the published numbers, or greedily.")
     ] = SamplingOption.published,
-    out: Annotated[Path | None, typer.Option(help="The folder; default: runs/evaluation-RECIPE.")] = None,
-    plain: Annotated[bool, typer.Option("--plain", help="Lines instead of live bars.")] = False,
+    out: Annotated[Path | None, typer.Option(help="The output folder; default: runs/evaluation-RECIPE.")] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Print lines instead of live bars.")] = False,
 ) -> None:
     """Evaluate agents on the same questions, retriever and generator, and print the table with intervals and tests.
 
-    Every stage is kept in the folder as soon as it is done: the same command goes on after a kill, and prints the table
-    at once when nothing is missing. Services without an address are started and stopped. Exit code 1: some are missing.
+    Every stage is stored in the folder as soon as it is done: after a kill the same command continues, and it prints
+    the table immediately when nothing is missing. Services without an address are started and stopped. Exit code 1:
+    some results are missing.
     """
     from s3_agent.evaluation.job import EvaluationRequest, evaluate_job
     from s3_agent.processes.keys import given_key
@@ -112,7 +116,7 @@ def export(
     form: Annotated[FormatOption, typer.Option("--format", help="Whose shapes to write.")] = FormatOption.s3,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: FOLDER/export-FORMAT.")] = None,
 ) -> None:
-    """Write an evaluation in the published shapes: output sequences, result file and statistics, for each agent."""
+    """Write an evaluation in the published formats: output sequences, result file and statistics, for each agent."""
     from s3_agent.evaluation.export import export_results
 
     for path in export_results(folder, out or folder / f"export-{form.value}", form=form.value):
@@ -120,14 +124,20 @@ def export(
 
 
 def report(
-    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Of evaluations and of training runs.")],
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER...", help="Folders of evaluations and of training runs.")
+    ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="The report; its ending, .html, .json or .md, is its form.")
+        Path,
+        typer.Option(
+            "--out", "-o", help="The file of the report; its ending, .html, .json or .md, decides the format."
+        ),
     ] = Path("report.html"),
 ) -> None:
-    """Make one page of evaluations and training runs: tables, charts, and a viewer of every trajectory.
+    """Make one page about evaluations and training runs: tables, charts, and a viewer of every trajectory.
 
-    The page needs no server and no network. It holds what the agents read and wrote: share it as you share your data.
+    The page needs no server and no network. It holds everything that the agents read and wrote: share it only with
+    people who may see your data.
     """
     from s3_agent.evaluation.report.render import write_report
 

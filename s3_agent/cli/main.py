@@ -1,4 +1,5 @@
-"""The `s3-agent` command: every job of the project, one subcommand each. Heavy modules load inside the commands."""
+"""The `s3-agent` command: one subcommand for each job. Slow modules are imported inside the commands, not at the
+top."""
 
 import os
 import re
@@ -35,7 +36,9 @@ app = typer.Typer(
     help="Train and run search agents on Agent Lightning. Start with `s3-agent setup`, then `s3-agent train`: this "
     "machine is enough.",
 )
-rag_cache_app = typer.Typer(no_args_is_help=True, help="Naive-RAG answers, by which training tasks are filtered.")
+rag_cache_app = typer.Typer(
+    no_args_is_help=True, help="Naive-RAG answers, which decide the training tasks that are kept."
+)
 app.add_typer(rag_cache_app, name="rag-cache")
 app.add_typer(index_app, name="index")
 app.command("eval")(evaluation_command.evaluate)
@@ -62,8 +65,8 @@ def _set_up(
 ) -> None:
     from s3_agent.processes.keys import shown_keys
 
-    if context.invoked_subcommand != "doctor":  # it looks at the environment of the shell
-        spared = sparing_loopback(os.environ)  # for libraries that make clients of their own
+    if context.invoked_subcommand != "doctor":  # it reads the environment of the shell
+        spared = sparing_loopback(os.environ)  # for libraries that create their own clients
         for name in os.environ.keys() - spared.keys():
             del os.environ[name]
         os.environ.update(spared)
@@ -79,7 +82,7 @@ def _set_up(
 
 
 class LauncherName(StrEnum):
-    """Where worker processes are started."""
+    """The machines on which worker processes are started."""
 
     local = "local"
     ray = "ray"
@@ -94,28 +97,33 @@ def train(
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run's folder; default: recipe and time.")] = None,
     resume: Annotated[
-        str | None, typer.Option(metavar="RUN", help="Go on with a run that was killed, by its own recipe.")
+        str | None, typer.Option(metavar="RUN", help="Continue a run that was killed, with its own recipe.")
     ] = None,
     twin: Annotated[
-        bool, typer.Option("--twin", help="Try the recipe in small on this machine's CPU, with the embedded data.")
+        bool,
+        typer.Option("--twin", help="Try a small version of the recipe on this machine's CPU, with the embedded data."),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be started, with which files and disk, and stop.")
+        bool,
+        typer.Option("--dry-run", help="Print the processes that would start, their files and disk space, and stop."),
     ] = False,
-    skip_doctor: Annotated[bool, typer.Option("--skip-doctor", help="Start whatever `s3-agent doctor` finds.")] = False,
+    skip_doctor: Annotated[
+        bool, typer.Option("--skip-doctor", help="Start even if `s3-agent doctor` finds errors.")
+    ] = False,
     allow_mismatch: Annotated[
-        bool, typer.Option("--allow-mismatch", help="Take a RAG cache that other parts made; the run records it.")
+        bool,
+        typer.Option("--allow-mismatch", help="Use a RAG cache that was made with other inputs; the run records this."),
     ] = False,
     allow_changes: Annotated[
         bool,
         typer.Option(
-            "--allow-changes", help="With --resume: go on though policy, reward, … are others; it is recorded."
+            "--allow-changes", help="With --resume: continue although policy, reward, … have changed; this is recorded."
         ),
     ] = False,
 ) -> None:
-    """Train a search agent end to end: retriever, generator, gateway, workers and trainer, each a process of its own.
+    """Train a search agent end to end: retriever, generator, gateway, workers and trainer, each in a separate process.
 
-    A part that already runs elsewhere is used and never stopped: `gateway.url=… retriever.url=… generator.url=…
+    A service that already runs elsewhere is used and never stopped: `gateway.url=… retriever.url=… generator.url=…
     ray.address=…`. The run's logs, metrics, episodes, checkpoints and summary are in `runs/<name>/`.
     """
     from s3_agent.doctor.job import dry_run_extra, require_sound
@@ -125,7 +133,9 @@ def train(
     overrides = [*(overrides or []), *(["data.allow_mismatch=true"] if allow_mismatch else [])]
     if resume is not None:
         if twin or dry_run or agent:
-            raise typer.BadParameter("--resume goes on with a run as it is: no --twin, no --dry-run, no --agent")
+            raise typer.BadParameter(
+                "--resume continues a run unchanged: it can not be used with --twin, --dry-run or --agent"
+            )
         require_training_stack("training")
         from s3_agent.training.job import resume_job
 
@@ -154,23 +164,26 @@ def compare(
     ],
     recipe: RecipeOption = "cpu",
     seeds: Annotated[str, typer.Option(help="Each agent is trained once with each of these seeds.")] = "0,1,2",
-    at_once: Annotated[int, typer.Option(min=1, help="How many runs are under way at a time.")] = 2,
+    at_once: Annotated[int, typer.Option(min=1, help="How many runs are active at the same time.")] = 2,
     controls: Annotated[
-        bool, typer.Option("--controls/--no-controls", help="Two more runs: shuffled rewards, and learning rate 0.")
+        bool,
+        typer.Option(
+            "--controls/--no-controls", help="Add two runs as controls: shuffled rewards, and learning rate 0."
+        ),
     ] = True,
-    out: Annotated[Path | None, typer.Option(help="The folder; default: runs/compare-RECIPE.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The output folder; default: runs/compare-RECIPE.")] = None,
 ) -> None:
     """Train agents side by side on one trainer configuration, retriever, generator and data set, and compare them.
 
-    Writes one table with intervals and paired tests, and one page with the curves. What has ended is kept: the same
-    command goes on after a stop. Exit code 1: a control does not hold, and the learning is not to be believed.
+    Writes one table with intervals and paired tests, and one page with the curves. Finished runs are kept: the same
+    command continues after a stop. Exit code 1: a control failed, so do not trust that the agents learned.
     """
     require_training_stack("training")
     from s3_agent.training.compare import ComparisonRequest, compare_job
 
     settings = load_recipe(recipe, [argument for argument in agents if "=" in argument])
     if not all(seed.strip().isdigit() for seed in seeds.split(",")):
-        raise typer.BadParameter(f"--seeds {seeds}: give numbers with commas between")
+        raise typer.BadParameter(f"--seeds {seeds}: give numbers separated by commas")
     request = ComparisonRequest(
         agents=[argument for argument in agents if "=" not in argument],
         seeds=[int(seed) for seed in seeds.split(",")],
@@ -188,13 +201,13 @@ def doctor(
     overrides: Overrides = None,
     recipe: RecipeOption = "cpu",
     machine: Annotated[
-        str | None, typer.Option(help="Check against a machine described by its GPUs, e.g. `8x40gb`, not this one.")
+        str | None, typer.Option(help="Check for a machine with these GPUs, e.g. `8x40gb`, instead of this one.")
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print plan and findings as JSON.")] = False,
 ) -> None:
-    """Look for what would end a run: memory, disk, ports, files, versions, protocol, batches, lengths.
+    """Find problems that would end a run: memory, disk, ports, files, versions, protocol, batches, lengths.
 
-    Prints the memory plan, then each finding with why and what mends it. Exit code 1: a run can not start.
+    Prints the memory plan, then each finding with its reason and its fix. Exit code 1: a run can not start.
     """
     from s3_agent.doctor.job import doctor_job
     from s3_agent.processes.keys import with_gateway_key
@@ -207,8 +220,10 @@ def doctor(
 @app.command("export-policy")
 def export_policy(
     run: Annotated[Path, typer.Argument(help="The folder of a run.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write; it must not exist.")],
-    step: Annotated[int | None, typer.Option(min=1, help="After which step; default: the last checkpoint.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to create; it must not exist.")],
+    step: Annotated[
+        int | None, typer.Option(min=1, help="The step of the checkpoint; default: the last checkpoint.")
+    ] = None,
 ) -> None:
     """Write the policy of a run's checkpoint as a Hugging Face folder, for vLLM, transformers and `s3-agent ask`."""
     from s3_agent.processes.run_folder import Run
@@ -224,50 +239,65 @@ def export_policy(
 def workers(
     gateway: Annotated[str, typer.Option(help="Address of the Agent Lightning gateway.")],
     key: Annotated[
-        str, typer.Option(envvar="AGL_KEY", help="The gateway's key; `ps` shows it to others: export AGL_KEY instead.")
+        str,
+        typer.Option(
+            envvar="AGL_KEY", help="The gateway's key; `ps` shows it to other users, so export AGL_KEY instead."
+        ),
     ] = "",
     key_file: Annotated[Path | None, typer.Option(help="A file that holds the gateway's key.")] = None,
     overrides: Overrides = None,
     recipe: RecipeOption = "cpu",
     processes: Annotated[int | None, typer.Option(min=1, help="Worker processes; default: the recipe's.")] = None,
     concurrency: Annotated[
-        int | None, typer.Option(min=1, help="Rollouts of native agents at a time in each process.")
+        int | None, typer.Option(min=1, help="Rollouts of native agents that each process plays at the same time.")
     ] = None,
     pool_id: Annotated[
         str,
-        typer.Option(help="Started again under its id, a pool adopts what it had. Default: the host's name."),
+        typer.Option(
+            help="A pool that restarts with the same id takes over its earlier rollouts. Default: the host's name."
+        ),
     ] = "",
-    episodes: Annotated[Path | None, typer.Option(help="Append one JSON line per ended rollout here.")] = None,
+    episodes: Annotated[Path | None, typer.Option(help="Append one JSON line per ended rollout to this file.")] = None,
     pool_log: Annotated[
-        Path | None, typer.Option(help="Append one JSON line per claim, attempt and end here, for `s3-agent rollout`.")
+        Path | None,
+        typer.Option(help="Append one JSON line per claim, attempt and end to this file, for `s3-agent rollout`."),
     ] = None,
     allow_agent: Annotated[
         list[str] | None,
-        typer.Option(help="Run only env-contract classes like this, e.g. `my_agents.*:*`. Default: any, as AGL does."),
+        typer.Option(
+            help="Run only env-contract classes that match this, e.g. `my_agents.*:*`. Default: any, as AGL does."
+        ),
     ] = None,
     native_agent: Annotated[
-        list[str] | None, typer.Option(help="A `module:Class` to run natively, many at a time in a process.")
+        list[str] | None,
+        typer.Option(help="A `module:Class` to run natively, with many rollouts at the same time in one process."),
     ] = None,
-    agent_logs: Annotated[Path | None, typer.Option(help="Keep all that env-contract classes print here.")] = None,
+    agent_logs: Annotated[
+        Path | None, typer.Option(help="Keep everything that env-contract classes print in this folder.")
+    ] = None,
     attempt_timeout_s: Annotated[
         float | None,
-        typer.Option(help="Try again when an attempt takes longer; default: the rollout's time."),
+        typer.Option(help="Start another attempt when one takes longer; default: the rollout's time limit."),
     ] = None,
     most_attempts: Annotated[
-        int | None, typer.Option(min=1, help="Give a rollout up after this many; default: at its deadline.")
+        int | None, typer.Option(min=1, help="Fail a rollout after this many attempts; default: at its deadline.")
     ] = None,
-    drain_s: Annotated[float, typer.Option(min=0, help="After SIGTERM, what does not end within is failed.")] = 600.0,
-    plain: Annotated[bool, typer.Option("--plain", help="Log lines instead of the live view.")] = False,
-    metrics_port: Annotated[int | None, typer.Option(help="Serve Prometheus metrics on 127.0.0.1 here.")] = None,
+    drain_s: Annotated[
+        float, typer.Option(min=0, help="After SIGTERM, rollouts that do not end within this time fail.")
+    ] = 600.0,
+    plain: Annotated[bool, typer.Option("--plain", help="Print log lines instead of the live view.")] = False,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Serve Prometheus metrics on this port of 127.0.0.1.")
+    ] = None,
     launcher: Annotated[
-        LauncherName, typer.Option(help="Where the worker processes are started.")
+        LauncherName, typer.Option(help="The machines on which the worker processes are started.")
     ] = LauncherName.local,
     ray_address: Annotated[str | None, typer.Option(help="With `--launcher ray`: the cluster to join.")] = None,
 ) -> None:
     """Run the worker pool against a gateway: claim queued rollouts, play them, report rewards.
 
-    Rollouts without an agent class are played by the recipe's agent, with the retriever and the generator at their
-    `url` or local `port`; rollouts of a class written for AGL's local controller run that class.
+    The recipe's agent plays rollouts without an agent class, with the retriever and the generator at their `url` or
+    local `port`. A rollout that names a class for AGL's local controller runs that class.
     """
 
     from s3_agent.processes.keys import given_key
@@ -322,7 +352,7 @@ def workers(
 
 @app.command()
 def serve(overrides: Overrides = None, recipe: RecipeOption = "cpu") -> None:
-    """Run the retrieval server over the recipe's corpus. Its index is built when it is missing."""
+    """Run the retrieval server over the recipe's corpus. A missing index is built first."""
     from s3_agent.processes.commands import retriever_command, write_backend_file
 
     require_retrieval_server("the retrieval server")
@@ -333,7 +363,7 @@ def serve(overrides: Overrides = None, recipe: RecipeOption = "cpu") -> None:
 
 @app.command()
 def generator(overrides: Overrides = None, recipe: RecipeOption = "cpu") -> None:
-    """Host the recipe's generator with vLLM behind the OpenAI API, on the CPU or on a GPU."""
+    """Serve the recipe's generator with vLLM behind the OpenAI API, on the CPU or on a GPU."""
     from s3_agent.processes.commands import cpu_environment, generator_command
     from s3_agent.processes.serving import generator_on_cpu, with_precision
 
@@ -349,7 +379,7 @@ def generator(overrides: Overrides = None, recipe: RecipeOption = "cpu") -> None
         _become(command)
     from s3_agent.agl.cpu import vllm_server
 
-    # In this process: it may be one that has vLLM loaded already (s3_agent.preloaded).
+    # Run it in this process, which may have loaded vLLM already (s3_agent.preloaded).
     sys.argv = command[2:]
     vllm_server.main()
 
@@ -359,13 +389,14 @@ def ask(
     question: Annotated[str, typer.Argument(help="What to ask.")],
     overrides: Overrides = None,
     recipe: RecipeOption = "cpu",
-    agent: Annotated[str | None, typer.Option(help="Which agent plays; default: the recipe's.")] = None,
+    agent: Annotated[str | None, typer.Option(help="The agent that plays; default: the recipe's.")] = None,
     run: Annotated[Path | None, typer.Option(help="A run's folder; default: the newest finished one.")] = None,
     policy_url: Annotated[
-        str | None, typer.Option(help="A running policy server (its OpenAI base); default: start one for the run.")
+        str | None,
+        typer.Option(help="The OpenAI base address of a running policy server; default: start one for the run."),
     ] = None,
     policy_name: Annotated[
-        str | None, typer.Option(help="The model's name there; default: the first that the server lists.")
+        str | None, typer.Option(help="The model's name on that server; default: the first that the server lists.")
     ] = None,
     policy_key: PolicyKey = None,
     policy_key_file: PolicyKeyFile = None,
@@ -373,9 +404,9 @@ def ask(
 ) -> None:
     """Show one episode of a trained policy: its turns, queries, marked passages and the answer.
 
-    Services that do not run yet are started for the question and stopped after it. A hosted model that takes no token
-    ids is asked with `policy.mode=chat`. Agents that are a prompt are played by the generator's model, unless
-    `--policy-url` names another; `s3-agent agents` lists them.
+    Services that do not run yet are started for the question and stopped after it. For a hosted model that accepts no
+    token ids, use `policy.mode=chat`. The generator's model plays agents that consist of a prompt only, unless
+    `--policy-url` names another; `s3-agent agents` lists the agents.
     """
     from s3_agent.ask import ask_job
     from s3_agent.processes.keys import given_key
@@ -396,17 +427,21 @@ def ask(
 
 @app.command()
 def setup(
-    cpu: Annotated[bool, typer.Option("--cpu", help="The builds for a machine without a GPU.")] = False,
-    cuda: Annotated[bool, typer.Option("--cuda", help="Those for NVIDIA GPUs. Default: as nvidia-smi says.")] = False,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Exchange packages of a training stack that is there already.")
+    cpu: Annotated[bool, typer.Option("--cpu", help="Install the builds for a machine without a GPU.")] = False,
+    cuda: Annotated[
+        bool, typer.Option("--cuda", help="Install the builds for NVIDIA GPUs. Default: what nvidia-smi reports.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be installed and exchanged.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace packages of a training stack that is already installed.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print what would be installed and replaced.")
+    ] = False,
 ) -> None:
     """Install the training stack, in the versions that were tested together, into the environment of this command.
 
-    Agent Lightning, verl, vLLM, torch and the rest come from the lock file of this version. Exit code 2: nothing was
-    changed, and the reason was said.
+    The versions of Agent Lightning, verl, vLLM, torch and the rest come from the lock file of this release. Exit code
+    2: nothing was changed, and the reason was printed.
     """
     from s3_agent.cli.setup import setup_command
 
@@ -418,7 +453,7 @@ def setup(
 
 @app.command()
 def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")]) -> None:
-    """Lay out a folder for an agent of your own: a recipe, an agent class, documents, questions and a README."""
+    """Create a folder for your own agent: a recipe, an agent class, documents, questions and a README."""
     from s3_agent.preparation.own_folder import lay_out
 
     for line in lay_out(folder):
@@ -427,7 +462,7 @@ def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or em
 
 @app.command()
 def recipes(json_output: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False) -> None:
-    """List the recipes that `--recipe` knows by name: what each is for, its machine and its agent."""
+    """List the recipes that `--recipe` takes by name: their purpose, machine and agent."""
     from s3_agent.cli.recipes import list_recipes
 
     list_recipes(as_json=json_output)
@@ -442,26 +477,29 @@ def _lists(sort: str, help_text: str) -> None:
     app.command(sort, help=help_text)(command)
 
 
-_lists("agents", "List the agents: what each does, its limits, who answers and which policy plays it.")
+_lists("agents", "List the agents: what each does, its limits, which model answers and which policy plays it.")
 _lists("rewards", "List the rewards: what each is, and what it needs.")
-_lists("backends", "List the kinds of index that the retrieval server has, and the fields of their settings.")
+_lists("backends", "List the kinds of index of the retrieval server, and the fields of their settings.")
 _lists("datasets", "List the published data sets that `data.sources` takes by name.")
 
 
 @app.command()
 def rollout(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or its name: of a training, a comparison.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The folder or name of a training run or a comparison.")],
     rollout_id: Annotated[
         str | None,
-        typer.Argument(metavar="ID", help="The rollout's id or its beginning. Without: which were lost or retried."),
+        typer.Argument(
+            metavar="ID",
+            help="The rollout's id or the start of it. Without it: a list of those that were lost or retried.",
+        ),
     ] = None,
     runs: Annotated[Path, typer.Option(help="The folder of the runs.")] = Path("runs"),
     json_output: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Show what happened to one rollout: claims, attempts, failures, policy calls, passages, answer, reward and end.
 
-    It is read from the logs of the worker pool in the run's folder, while the run is at work or after it. Without ID:
-    the rollouts that were lost, failed or tried again, with the reason.
+    The command reads the worker pool's logs in the run's folder, during the run or after it. Without ID, it lists the
+    rollouts that were lost, failed or retried, with the reason.
     """
     from s3_agent.cli.rollout import show_rollout
 
@@ -473,11 +511,12 @@ def rag_cache_build(
     overrides: Overrides = None,
     recipe: RecipeOption = "cpu",
     concurrency: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 16,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Answer also what is answered.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Also answer the tasks that have an answer already.")] = False,
 ) -> None:
     """Answer every task with naive RAG and store the answers with their fingerprint: `data all`, under its older name.
 
-    Starts the retriever and the generator when they have no `url`. What is answered is kept; a killed call goes on.
+    Starts the retriever and the generator when they have no `url`. Answers are kept; after a kill, the same command
+    continues.
     """
     prepare(recipe, overrides, concurrency=concurrency, fresh=fresh)
 
@@ -487,7 +526,7 @@ def _become(command: list[str]) -> None:
 
 
 def main() -> None:
-    """Run the command line; an error of ours is told without a traceback."""
+    """Run the command line; our own errors are printed without a traceback."""
     try:
         app()
     except S3AgentError as error:

@@ -1,4 +1,4 @@
-"""What `s3-agent recipes` prints: the shipped recipes, with what each is for, its machine, agent and size."""
+"""The output of `s3-agent recipes`: the shipped recipes, each with its purpose, machine, agent and size."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from s3_agent.shipped import EXAMPLES, shipped_recipes
 
 @dataclass(frozen=True, slots=True)
 class ShippedRecipe:
-    """A recipe in one line. `machine` counts the GPUs that its parts use."""
+    """A recipe in one line. `machine` counts the GPUs that its processes use."""
 
     name: str
     what: str
@@ -24,7 +24,7 @@ class ShippedRecipe:
 
 
 def summary_line(path: Path) -> str:
-    """The first sentence of the comment with which a recipe begins."""
+    """The first sentence of the comment at the start of a recipe."""
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
@@ -74,4 +74,4 @@ def list_recipes(*, as_json: bool = False) -> None:
         table.add_row(recipe.name, recipe.machine, recipe.agent, str(recipe.steps), recipe.what)
     console.print(table)
     console.print(f"\nThe files, and the other examples: {EXAMPLES}", highlight=False, soft_wrap=True)
-    console.print("What a recipe would start: s3-agent train --recipe NAME --dry-run", highlight=False)
+    console.print("To see what a recipe would start: s3-agent train --recipe NAME --dry-run", highlight=False)

@@ -1,4 +1,4 @@
-"""`s3-agent rollout`: the story of one rollout of a run, or a list of those that were lost, failed or tried again."""
+"""`s3-agent rollout`: the story of one rollout of a run, or a list of those that were lost, failed or retried."""
 
 import difflib
 from datetime import datetime
@@ -31,9 +31,9 @@ console = Console(stderr=True)
 
 
 def pool_files(name: str, *, runs: Path) -> PoolFiles:
-    """The files of a run's pools: RUN is a folder or a name below `runs`. Raises ConfigError.
+    """The log files of a run's pools: RUN is a folder or a name below `runs`. Raises ConfigError.
 
-    The folder of a comparison has the files of all its runs; an evaluation has no pool.
+    For the folder of a comparison, those of all its runs. An evaluation has no pool.
     """
     found = [folder for folder in (Path(name), runs / name) if folder.is_dir()]
     if not found:
@@ -46,19 +46,19 @@ def pool_files(name: str, *, runs: Path) -> PoolFiles:
     folder = found[0]
     of_runs = [folder, *sorted(path for path in folder.glob("runs/*") if path.is_dir())]
     logs = [path for one in of_runs if (path := one / POOL_LOG).is_file()]
-    # A resumed run keeps the records of what it plays again in a folder of each generation.
+    # A resumed run moves the records of rollouts that it plays again to a folder for each generation.
     episodes = [path for one in of_runs for path in (one / EPISODES, *sorted(one.glob(f"generation-*/{EPISODES}")))]
     episodes = [path for path in episodes if path.is_file()]
     if logs or episodes:
         return PoolFiles(logs=logs, episodes=episodes)
     if (folder / "evaluation.json").is_file():
         raise ConfigError(
-            f"{folder} is an evaluation: it asks its questions itself, without a pool and without rollouts",
+            f"{folder} is an evaluation, which plays its questions without a pool and without rollouts",
             remedy=f"`s3-agent report {folder}` shows every trajectory and every failure",
         )
     raise ConfigError(
         f"{folder} has neither {POOL_LOG} nor {EPISODES}: no pool has played there",
-        remedy="give the folder of a training run, of a comparison, or the one into which a pool of yours writes: "
+        remedy="give the folder of a training run or of a comparison, or the folder into which your own pool writes: "
         f"s3-agent workers --pool-log FOLDER/{POOL_LOG} --episodes FOLDER/{EPISODES}",
     )
 
@@ -73,7 +73,7 @@ def show_rollout(name: str, wanted: str | None, *, runs: Path, as_json: bool = F
         found = files.story(files.find(wanted))
         shown = story_view(found)
     for place in files.damaged[:DAMAGED_NAMED]:
-        line = f"left out, the line is damaged: {printable(place)}"
+        line = f"left out, because the line is damaged: {printable(place)}"
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if (more := len(files.damaged) - DAMAGED_NAMED) > 0:
         console.print(f"and {more} more damaged lines", highlight=False)
@@ -84,7 +84,7 @@ def show_rollout(name: str, wanted: str | None, *, runs: Path, as_json: bool = F
 
 
 def overview_view(overview: Overview) -> Group:
-    """How many there are, and those that did not simply succeed."""
+    """The number of rollouts, and a list of those that did not succeed at the first attempt."""
     counts = [f"{count} {ending}" for ending, count in overview.endings.items() if count]
     head = f"{overview.rollouts} rollouts: {', '.join(counts) or 'none was claimed yet'}; {overview.retried} retried"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
@@ -135,7 +135,7 @@ def _about(record: EpisodeRecord) -> list[str]:
 
 
 def _timeline(story: Story) -> Table:
-    """One line for each event; from the record alone where the pool kept no log."""
+    """One line for each event; only from the record when the pool kept no log."""
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True, justify="right")
     table.add_column(no_wrap=True, justify="right")
@@ -152,7 +152,7 @@ def _timeline(story: Story) -> Table:
             moment, first = datetime.fromtimestamp(at), at if first is None else first
             time = moment.strftime("%H:%M:%S" if moment.date() == day else "%Y-%m-%d\n%H:%M:%S")
             since, day = f"+{at - first:.1f} s", moment.date()
-        before = "\n" * time.count("\n")  # the day has a line of its own
+        before = "\n" * time.count("\n")  # the day is on a separate line
         table.add_row(time, before + since, Text(before + printable(told)))
     return table
 
@@ -188,7 +188,7 @@ def _failed(number: int, worker: str, boundary: str | None, seconds: float | Non
 
 
 def _from_record(record: EpisodeRecord) -> list[tuple[float | None, str]]:
-    """The same of a pool that wrote records alone: it does not know when an attempt failed."""
+    """The same for a pool that wrote only records: these have no times of failed attempts."""
     rows: list[tuple[float | None, str]] = [(record.started_at, "claimed")]
     for number, one in enumerate(record.failures, 1):
         worker = f" on {one.worker}" if one.worker else ""

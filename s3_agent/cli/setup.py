@@ -1,8 +1,8 @@
 """`s3-agent setup`: the pinned training stack, added to the environment that s3-agent is installed in.
 
-A wheel can not carry the overrides under which verl and the CPU build of vLLM install together. So it carries the lock
-file and `scripts/setup.sh`, which chooses the builds for this machine in a clone too, and this module runs that script.
-It replaces this process: nothing of ours may be imported while packages are exchanged.
+A wheel can not contain the overrides that verl and the CPU build of vLLM need to install together. So it contains the
+lock file and `scripts/setup.sh`, which also chooses the builds in a clone, and this module runs that script. The script
+replaces this process, because none of our modules may be imported while packages are replaced.
 """
 
 import os
@@ -17,7 +17,7 @@ from s3_agent.shipped import ENVIRONMENT, IN_CLONE
 
 @dataclass(frozen=True, slots=True)
 class SetupCommand:
-    """What to run, and with which environment variables besides those that are there."""
+    """The command to run, and environment variables to add to the present ones."""
 
     command: list[str]
     environment: dict[str, str]
@@ -30,17 +30,17 @@ class SetupCommand:
 def setup_command(*, device: str | None = None, replace: bool = False, dry_run: bool = False) -> SetupCommand:
     """The command that adds the training stack to this environment.
 
-    `device` is `cpu` or `cuda`, None for what the machine has; `replace` lets it exchange the packages of a training
-    stack that is there already; `dry_run` only says what would change. Raises ConfigError where it can not work.
+    `device` is `cpu` or `cuda`, None to detect it; `replace` allows it to replace packages of a training stack that is
+    already installed; `dry_run` only prints what would change. Raises ConfigError where it can not work.
     """
     bash = shutil.which("bash")
     if bash is None:
-        raise ConfigError("`s3-agent setup` runs a bash script, and there is no bash on PATH", remedy="install bash")
+        raise ConfigError("`s3-agent setup` runs a bash script, but bash is not on PATH", remedy="install bash")
     command = [bash, str(ENVIRONMENT / "scripts" / "setup.sh")]
     environment = {} if device is None else {"S3_AGENT_DEVICE": device}
     prefix = Path(sys.prefix)
     ours = IN_CLONE and prefix.resolve() in ((ENVIRONMENT / name).resolve() for name in (".venv", ".venv-core"))
-    if ours and not dry_run:  # the clone's own environment, which follows the lock in every package
+    if ours and not dry_run:  # the clone's own environment, which has every package as the lock file says
         return SetupCommand(command, environment)
     if sys.prefix == sys.base_prefix:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""What `s3-agent agents`, `rewards`, `backends` and `datasets` print: what is registered, and by which package."""
+"""The output of `s3-agent agents`, `rewards`, `backends` and `datasets`: the registered variants and their packages."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -104,21 +104,21 @@ _SORTS: Mapping[str, tuple[Registry[Any], Describe, Callable[[dict[str, Any]], l
 
 
 def describe(sort: str) -> list[dict[str, Any]]:
-    """Every variant of `agents`, `rewards`, `backends` or `datasets`; one that can not be used has `error`."""
+    """Every variant of `agents`, `rewards`, `backends` or `datasets`; a variant that can not be used has `error`."""
     registry, described, _ = _SORTS[sort]
     rows = []
     for variant in registry.variants():
         row = {"name": variant.name, "package": variant.package, "target": variant.target}
         try:
             row |= described(registry[variant.name])
-        except Exception as cause:  # whatever a package of others raises
+        except Exception as cause:  # another author's package can raise anything
             row["error"] = str(cause)
         rows.append(row)
     return rows
 
 
 def list_variants(sort: str, *, as_json: bool = False) -> int:
-    """Print what is registered; 1 when something of it can not be used."""
+    """Print the registered variants; returns 1 when one of them can not be used."""
     rows, lines = describe(sort), _SORTS[sort][2]
     if as_json:
         Console().print_json(data=rows)

@@ -1,6 +1,7 @@
-"""The stages that ask services: passages of every question, naive RAG's answers, and the task sets made from both.
+"""The stages that call services: passages for every question, naive RAG's answers, and the task sets made from both.
 
-A stage that needs a service starts it at a free port and stops it; services with a `url` are used.
+Used by `stages`. A stage that needs a service starts it at a free port and stops it afterwards; a service with a `url`
+is used instead.
 """
 
 import asyncio
@@ -32,7 +33,7 @@ AT_A_TIME = 8
 
 @contextmanager
 def services(recipe: Recipe, *names: str) -> Iterator[Recipe]:
-    """The recipe with these services running, those of ours at free ports; others may be down. Raises LaunchError."""
+    """Yields the recipe while only these services run, ours at free ports; others may be down. Raises LaunchError."""
     free = {name: getattr(recipe, name).model_copy(update={"port": 0}) for name in SERVICES}
     with running_services(recipe.model_copy(update=free), names) as (served, _):
         yield served
@@ -41,7 +42,7 @@ def services(recipe: Recipe, *names: str) -> Iterator[Recipe]:
 class AnswerStages:
     """`retrieve`, `rag-cache` and `tasks` of one recipe, over its task files by name.
 
-    `fresh` answers every question again; `concurrency` questions are with the generator at a time.
+    `fresh` answers every question again; the generator gets `concurrency` questions at a time.
     """
 
     def __init__(
@@ -60,16 +61,16 @@ class AnswerStages:
         return {name: self.ledger.hash(path) for name, path in self._files.items()}
 
     def _tasks(self, *names: str) -> list[Task]:
-        """Each task once: the validation sample belongs to the test sets."""
+        """Each task once, because the validation sample is also part of the test sets."""
         found = {task.id: task for name, path in self._files.items() if name in names for task in load_tasks(path)}
         return [*found.values()]
 
     def _before(self, *stages: str) -> list[Path]:
-        """Manifests of stages that must have been finished."""
+        """The manifests of these stages, which must be finished."""
         return [self.ledger.path(stage) for stage in stages if self.ledger.read(stage) is None]
 
     def retrieve(self) -> Stage:
-        """The top passages of every question."""
+        """The stage `retrieve`: the top passages of every question."""
 
         def made_of() -> dict[str, Any]:
             index = index_identity(self.recipe)
@@ -81,7 +82,7 @@ class AnswerStages:
             }
 
         async def ask(recipe: Recipe, report: Report) -> dict[str, Any]:
-            inputs = made_of()  # before the questions are read: they may change at any time
+            inputs = made_of()  # recorded before the questions are read, because they may change at any time
             tasks = self._tasks("train", "validation", "test")
             async with async_client(timeout=300.0) as http:
                 await retrieve_all(
@@ -109,7 +110,7 @@ class AnswerStages:
         )
 
     def all(self) -> list[Stage]:
-        """The three, in order, for a recipe that has a RAG cache."""
+        """The three stages, in order, for a recipe that has a RAG cache."""
         return [self.retrieve(), self.rag_cache(), self.tasks()]
 
     @property
@@ -118,7 +119,7 @@ class AnswerStages:
         return self.data.rag_cache
 
     def rag_cache(self) -> Stage:
-        """Naive RAG's answers to the training and validation questions."""
+        """The stage `rag-cache`: naive RAG's answers to the training and validation questions."""
 
         def made_of() -> dict[str, Any]:
             questions = {name: digest for name, digest in self._questions_hash().items() if name != "test"}
@@ -170,7 +171,8 @@ class AnswerStages:
         )
 
     def tasks(self) -> Stage:
-        """The filtered training set and the test sets, with scores and first passages, also as published rows."""
+        """The stage `tasks`: the filtered training set and the test sets, with scores and first passages, also as rows
+        in the published format."""
         folder = self.folder / "tasks"
 
         def made_of() -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""The stages that make what is searched: the corpus in its one form, and the index over it."""
+"""The stages `corpus` and `index`: convert the corpus into our one format, and build the index over it.
+
+Used by `stages`.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +20,7 @@ from s3_agent.data.published.downloads import Downloads
 from s3_agent.errors import DataError
 from s3_agent.recipe import Recipe
 
-# For the sizes that a dry run gives beforehand, on the safe side: English text is about three times its gzip file.
+# For the size estimates of a dry run, rather too large: English text is about three times its gzip file.
 GZIP_RATIO = 3.5
 
 
@@ -27,7 +30,7 @@ def missing(*paths: Path) -> list[Path]:
 
 
 class CorpusStages:
-    """`corpus` and `index` of one recipe."""
+    """The stages `corpus` and `index` of one recipe."""
 
     def __init__(self, recipe: Recipe, ledger: Ledger, downloads: Downloads) -> None:
         self.recipe = recipe
@@ -37,7 +40,8 @@ class CorpusStages:
         self.downloads = downloads
 
     def corpus(self) -> Stage:
-        """Checked, and converted where it is published; the server maps it into memory by its lines."""
+        """Check the corpus, and convert a published one; the server maps the file into memory and finds passages by
+        line."""
         path = self.data.corpus
         if self.sources is None:
             return Stage(
@@ -72,18 +76,18 @@ class CorpusStages:
 
     def _corpus_files(self) -> list[Path]:
         assert self.sources is not None
-        # By pattern: questions may lie in the same repository.
+        # Selected by pattern, because the same repository may also contain questions.
         wanted = [(one.repo, pattern) for one in self.sources.published_corpus.files for pattern in one.patterns]
         return [path for repo, pattern in wanted for path in self.downloads.paths(repo, pattern)]
 
     def index(self) -> Stage:
-        """Our own index built, or the published one joined from its pieces."""
+        """Build our own index, or join the pieces of a published one."""
         recipe, path, folder = self.recipe, self.data.corpus, self.recipe.index_folder
         settings, kind = recipe.retriever.index, kind_of(recipe.retriever.index)
         published = self.sources.published_index if self.sources else None
 
         def made_of() -> dict[str, Any]:
-            # The place of an index that others made is not one of its inputs.
+            # The path of an index that others made is not one of its inputs.
             place = str(kind.foreign(settings))
             identity = {name: None if value == place else value for name, value in settings.identity().items()}
             parts = [file.oid for file in self.downloads.of({published.files.repo})] if published else []
@@ -128,7 +132,7 @@ class CorpusStages:
         place = kind_of(settings).foreign(settings)
         if settings.kind != published.kind or (place is None and not published.in_pieces):
             raise DataError(
-                f"the published index {name} needs a place",
+                f"the published index {name} needs settings in the recipe",
                 remedy=f"set retriever.index.kind={published.kind} and the fields of that kind; see docs/data.md",
             )
         parts = self.downloads.paths(published.files.repo)
@@ -151,7 +155,7 @@ class CorpusStages:
 
 
 def _fits(corpus: Corpus, folder: Path, settings: Any) -> bool:
-    """Whether a server, or an earlier run, has built this index already."""
+    """Whether a server or an earlier run has already built this index."""
     try:
         check(read_manifest(folder, remedy=""), folder, expected_manifest(corpus, settings), remedy="")
     except RetrievalError:

@@ -1,4 +1,7 @@
-"""A user's corpus and questions, converted into what the other stages take, with a recipe that names them."""
+"""Converts a user's corpus and questions into the input of the other stages, with a recipe that names these files.
+
+Called by `s3-agent data import`.
+"""
 
 import random
 import shlex
@@ -35,7 +38,7 @@ def _held_out(path: Path, name: str, dropped: Dropped, *, numbered: str, train: 
     if shared := [row["id"] for row in rows if row["id"] in train]:
         raise DataError(
             f"{places[shared[0]]} has the id {shared[0]!r} of {train[shared[0]]}: {len(shared)} ids are in both files",
-            remedy="give every question an id of its own, or none: then rows are numbered by file",
+            remedy="give every question a unique id, or no ids: then rows are numbered by file",
         )
     return rows
 
@@ -53,8 +56,8 @@ def import_own(
 ) -> Iterator[str]:
     """Write `corpus.jsonl`, `train.jsonl`, `validation.jsonl` and `recipe.yaml` into a folder; yields lines to print.
 
-    The recipe is `base` with these data; none is written when `base` names these files already. Raises DataError with
-    the line at fault, and leaves what was there before.
+    The recipe is `base` with these data; it is not written when `base` already names these files. Raises DataError,
+    which names the faulty line, and then leaves the existing files unchanged.
     """
     blank: list[str] = []
     made = into / "corpus.jsonl"
@@ -97,5 +100,5 @@ def import_own(
     if dropped.counts:
         yield f"dropped questions: {dropped.text()}"
     if odd := [row["id"] for row in (*train, *held_out) if not all(map(can_match, row["golden_answers"]))]:
-        yield f"{len(odd)} questions have also a gold that no answer can match, the first: {', '.join(odd[:5])}"
+        yield f"{len(odd)} questions also have a gold answer that no answer can match, the first: {', '.join(odd[:5])}"
     yield f"next: s3-agent data all --recipe {shlex.quote(str(named))}"

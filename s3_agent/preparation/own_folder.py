@@ -1,7 +1,8 @@
-"""`s3-agent init`: a folder with everything that a user changes to train an agent of their own on their own documents.
+"""`s3-agent init`: writes a folder with everything that a user changes to train their own agent on their own documents.
 
-It is put together from the shipped examples: the recipe is `cpu` with other data and a class, the class is that of
-`your_own_agent`, documents and questions are those of `custom_corpus`. So there is one copy of each, and tests run it.
+Called by the command. The folder is built from the shipped examples: the recipe is `cpu` with other data and a class,
+the class comes from `your_own_agent`, documents and questions come from `custom_corpus`. So only one copy of each
+exists, and tests run it.
 """
 
 import re
@@ -22,10 +23,10 @@ _FILES = {
     "s3/custom_corpus/documents": "documents",
 }
 _HEADER = """\
-# A class of your own on your own documents, on two CPU cores. Run it in this folder: paths are relative to it.
+# Your own class on your own documents, on two CPU cores. Run it in this folder: paths are relative to it.
 """
 _DATA = """\
-data:                        # what `s3-agent data import` and `s3-agent data all` make
+data:                        # the files that `s3-agent data import` and `s3-agent data all` write
   corpus: data/corpus.jsonl
   train: data/train.jsonl
   validation: data/validation.jsonl
@@ -38,7 +39,7 @@ local:
 
 
 def own_recipe(name: str) -> str:
-    """The text of the recipe `cpu`, comments included, for the files of the folder."""
+    """The text of the recipe `cpu`, including its comments, changed to use the files of the folder."""
     text = (EXAMPLES / "s3" / "recipes" / "cpu.yaml").read_text(encoding="utf-8")
     changes = (
         (r"\A(?:#.*\n)+", _HEADER),
@@ -46,10 +47,10 @@ def own_recipe(name: str) -> str:
         (r"^data:\n(?:  .*\n)+", _DATA),
         (
             r"^(  steps:) \d+.*",
-            r"\1 2                   # the example has questions for four; more steps see them again",
+            r"\1 2                   # the example has questions for four steps; more steps repeat them",
         ),
         (r"^(  questions_per_step:) \d+.*", r"\1 8"),
-        (r"^(  prompt_tokens:) \d+.*", r"\1 448         # the nano policy's tokenizer has never seen these names"),
+        (r"^(  prompt_tokens:) \d+.*", r"\1 448         # long: the nano policy's tokenizer does not know these names"),
     )
     for pattern, replacement in changes:
         text, count = re.subn(pattern, replacement, text, count=1, flags=re.MULTILINE)
@@ -58,7 +59,8 @@ def own_recipe(name: str) -> str:
 
 
 def lay_out(folder: Path) -> Iterator[str]:
-    """Write the files into a new or empty folder; yields what to say. Raises ConfigError, and then changes nothing."""
+    """Write the files into a new or empty folder; yields lines to print. Raises ConfigError, and then changes
+    nothing."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file", remedy="name a folder that does not exist, or an empty one")
     try:

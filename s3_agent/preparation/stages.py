@@ -1,4 +1,4 @@
-"""The stages of a recipe's data, from published files or your own, to a training set (docs/data.md).
+"""The stages that turn published files, or a user's, into a training set (docs/data.md). Called by `s3-agent data`.
 
 `download` → `corpus` → `index` → `questions` → `retrieve` → `rag-cache` → `tasks`.
 """
@@ -46,7 +46,7 @@ class DataStages:
         ]
 
     def questions(self) -> Stage:
-        """The recipe's task files: made from published questions, or checked where they are the user's."""
+        """The stage `questions`: make the recipe's task files from published questions, or check those of the user."""
         train, validation, test = self.data.train, self.data.validation, self.ledger.folder / "questions" / "test.jsonl"
         if self.sources is None:
 
@@ -106,5 +106,5 @@ def _refuse_shared(train: list[Task], validation: list[Task]) -> None:
     if shared := sorted({task.id for task in train} & {task.id for task in validation}):
         raise DataError(
             f"{len(shared)} ids are in training and in validation, the first is {shared[0]!r}",
-            remedy="give every task its own id",
+            remedy="give every task a unique id",
         )

@@ -1,4 +1,7 @@
-"""The command line of each part of a run, from the recipe. Everything binds 127.0.0.1 (docs/promises.md, 7)."""
+"""Builds the command line of each process of a run from the recipe.
+
+Called by `parts`, `services`, the jobs and the dry run. Everything binds 127.0.0.1 (docs/promises.md, 7).
+"""
 
 import sys
 from pathlib import Path
@@ -32,14 +35,15 @@ SERVER_MODULES = (
     "vllm.model_executor.models.llama",
     "transformers.models.llama.modeling_llama",
 )
-"""What a vLLM server on the CPU imports."""
+"""The modules that a vLLM server on the CPU imports."""
 
 
 def cpu_environment(settings: GeneratorRecipe | None = None) -> dict[str, str]:
-    """What a vLLM server on the CPU finds in its environment; `settings`: those of the generator, if it is that.
+    """The environment variables of a vLLM server on the CPU; `settings`: the generator's, when the server is the
+    generator.
 
-    One that compiles nothing needs no C++ compiler. What `CPU_SERVER` does for the release that is installed here, a
-    release from 0.32 on does when it is told so.
+    A server that compiles nothing needs no C++ compiler. What `CPU_SERVER` does for the installed release, a release
+    from 0.32 on does itself when VLLM_ENABLE_V1_MULTIPROCESSING is 0.
     """
     compiled = settings is not None and settings.compiled
     elsewhere = settings is not None and settings.python is not None
@@ -51,31 +55,31 @@ def cpu_environment(settings: GeneratorRecipe | None = None) -> dict[str, str]:
 
 
 def cpu_serving(settings: GeneratorRecipe | None = None, *, threads: int | None = None) -> dict[str, Any]:
-    """What a process that is a vLLM server on the CPU has besides its command. `threads` None: one for each core."""
+    """The environment and preloaded modules of a vLLM server process on the CPU. `threads` None: one for each core."""
     limit = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     ours = settings is None or settings.python is None
     return {"environment": {**cpu_environment(settings), **limit}, "preload": SERVER_MODULES if ours else ()}
 
 
 def own_command(command: str, recipe: Path, *overrides: str) -> list[str]:
-    """One of our own subcommands over a resolved recipe."""
+    """The command that runs one of our own subcommands with a resolved recipe."""
     return [sys.executable, "-m", "s3_agent.cli", command, *overrides, "--recipe", str(recipe)]
 
 
 def retriever_command(recipe: Recipe, *, port: int) -> list[str]:
-    """Our retrieval server over the recipe's corpus; a BM25 index that is missing is built first."""
+    """The command of our retrieval server over the recipe's corpus; a missing BM25 index is built first."""
     options = ["--corpus", str(recipe.data.corpus), "--index", str(recipe.index_folder), "--port", str(port)]
     options += ["--backend", str(backend_file(recipe))] + ["--build"] * kind_of(recipe.retriever.index).built_at_start
     return [sys.executable, "-m", "retrieval_server", "--host", HOST, *options]
 
 
 def backend_file(recipe: Recipe) -> Path:
-    """Where the settings of the recipe's index are, in the form that `index build` and the server take."""
+    """The file with the settings of the recipe's index, in the form that `index build` and the server read."""
     return recipe.index_folder.with_name(recipe.index_folder.name + ".yaml")
 
 
 def write_backend_file(recipe: Recipe) -> None:
-    """Write the settings of the recipe's index beside it."""
+    """Write the settings of the recipe's index to a file next to the index."""
     path, settings = backend_file(recipe), recipe.retriever.index.model_dump(mode="json")
     write_whole(path, OmegaConf.to_yaml(OmegaConf.create(literal(settings))))
 
@@ -90,12 +94,13 @@ def generator_model(recipe: Recipe) -> str:
 
 
 def vllm_command(model: str, name: str, *, port: int, options: list[str], python: Path | None = None) -> list[str]:
-    """vLLM's OpenAI server, without the sampling defaults that a model's own generation_config would bring.
+    """The command of vLLM's OpenAI server, without the sampling defaults of the model's generation_config.
 
-    `python` is another environment's interpreter: what we change of vLLM is for the release that is installed here.
+    `python` is the interpreter of another environment. Our changes to vLLM apply only to the release that is installed
+    here.
     """
     ours = python is None and has_cpu_vllm()
-    # The `vllm` command looks for a distribution of that name, which the CPU build does not have.
+    # The `vllm` command needs a distribution named vllm, and the CPU build has another name.
     return [
         *(str(python or sys.executable), "-m", CPU_SERVER if ours else API_SERVER),
         *("--model", model, "--served-model-name", name, "--host", HOST, "--port", str(port)),
@@ -106,12 +111,12 @@ def vllm_command(model: str, name: str, *, port: int, options: list[str], python
 
 
 def generator_command(recipe: Recipe, *, port: int) -> list[str]:
-    """The recipe's generator behind vLLM. Raises ConfigError for one that is hosted elsewhere."""
+    """The command of vLLM for the recipe's generator. Raises ConfigError when the generator is hosted elsewhere."""
     settings = recipe.generator
     if not settings.hosted:
         raise ConfigError(
             f"the generator {settings.model} is hosted elsewhere ({settings.url or settings.kind})",
-            remedy="leave generator.url and generator.kind out to host one here",
+            remedy="remove generator.url and generator.kind to host one here",
         )
     return vllm_command(
         generator_model(recipe),
@@ -123,10 +128,10 @@ def generator_command(recipe: Recipe, *, port: int) -> list[str]:
 
 
 def generator_options(recipe: Recipe) -> list[str]:
-    """vLLM's options for the recipe's generator, its precision included.
+    """vLLM's options for the recipe's generator, including its precision.
 
-    On a CPU nothing is compiled unless the recipe asks for it: a small generator is then ready in two thirds of the
-    time, answers as fast, and needs no C++ compiler.
+    On a CPU nothing is compiled unless the recipe asks for it: without compilation, a small generator is ready in two
+    thirds of the time, answers as fast, and needs no C++ compiler.
     """
     settings = recipe.generator
     eager = generator_on_cpu(recipe) and not settings.compiled and EAGER not in settings.serve
@@ -138,7 +143,7 @@ def generator_options(recipe: Recipe) -> list[str]:
 
 
 def gateway_command(recipe: Recipe, *, port: int, folder: Path) -> list[str]:
-    """Agent Lightning's gateway by our entry; its key comes in the environment, where `ps` does not show it."""
+    """The command of Agent Lightning's gateway; its key is in the environment, where `ps` does not show it."""
     limit = recipe.gateway.policy_calls
     return [
         *(sys.executable, "-m", "s3_agent.agl.gateway", f"host={HOST}", f"port={port}"),
@@ -157,23 +162,23 @@ def gateway_command(recipe: Recipe, *, port: int, folder: Path) -> list[str]:
 
 
 def workers_command(recipe: Recipe, run: Run, *, gateway: str, pool_id: str) -> list[str]:
-    """The worker pool of a run's resolved recipe."""
+    """The command of the worker pool for a run's resolved recipe."""
     options = ["--gateway", gateway, "--pool-id", pool_id, "--plain", "--drain-s", "5"]
     options += ["--episodes", str(run.episodes), "--pool-log", str(run.pool_log)]
     local, workers = recipe.local, recipe.workers
     if local.agent_class and local.native:
         options += ["--native-agent", local.agent_class]
-    elif local.agent_class:  # one rollout a process: as many at a time as a native agent would play
+    elif local.agent_class:  # one rollout for each process: the same number at a time as with a native agent
         options += ["--processes", str(workers.processes * workers.concurrency)]
     return [*own_command("workers", run.recipe), *options]
 
 
 def trainer_command(settings: Path, train: Path, validation: Path, metrics: Path, episodes: Path) -> list[str]:
-    """The real `run_ppo` in a process of its own."""
+    """The command of the trainer, which calls verl's own `run_ppo` in a separate process."""
     return [sys.executable, "-m", "s3_agent.agl.train", *map(str, (settings, train, validation, metrics, episodes))]
 
 
 def merge_command(shards: Path, target: Path) -> list[str]:
-    """verl's own merger of a checkpoint's shards into a Hugging Face folder, in bfloat16."""
+    """The command of verl's own merger, which merges a checkpoint's shards into a Hugging Face folder, in bfloat16."""
     places = ["--local_dir", str(shards), "--target_dir", str(target)]
     return [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp", *places]

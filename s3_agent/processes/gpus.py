@@ -1,4 +1,5 @@
-"""Which GPUs a part of the run sees: the recipe's numbers, read among those that the launcher itself may use."""
+"""The GPUs that each process of a run sees. The recipe's numbers count among the GPUs that the launcher itself may
+use."""
 
 import os
 from collections.abc import Mapping
@@ -10,10 +11,10 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def gpu_environment(recipe: Recipe, part: str, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What a part must find in its environment; nothing when the recipe places no part.
+    """The environment variables that give a process its GPUs; empty when the recipe places no process.
 
-    A scheduler that gave this job some GPUs of the machine named them in CUDA_VISIBLE_DEVICES: the recipe's 0 is the
-    first of those. Raises ConfigError when there are fewer.
+    A scheduler that gives this job only some GPUs of the machine lists them in CUDA_VISIBLE_DEVICES: number 0 of the
+    recipe is the first of that list. Raises ConfigError when the list is too short.
     """
     numbers = recipe.gpus.of(part)
     if numbers is None:
@@ -31,7 +32,7 @@ def gpu_environment(recipe: Recipe, part: str, environment: Mapping[str, str] = 
 
 
 def shared_with(recipe: Recipe, part: str) -> list[str]:
-    """The other parts that are placed on a GPU of this one."""
+    """The other processes that share a GPU with this one."""
     mine = set(recipe.gpus.of(part) or ())
     return [
         other for other in type(recipe.gpus).model_fields if other != part and mine & set(getattr(recipe.gpus, other))

@@ -1,4 +1,4 @@
-"""Keys of services that run elsewhere: from the environment or a file, since `ps` shows a command line to everyone."""
+"""Reads the keys of services from the environment or a file, because `ps` shows a command line to every user."""
 
 import os
 from collections.abc import Sequence
@@ -10,27 +10,27 @@ from s3_agent.recipe import Recipe
 
 KEY_REMEDY = f"export {KEY_VARIABLE}=…, or name a file that holds it: gateway.key_file=…"
 SHOWN = ("--key", "--policy-key", "gateway.key")
-"""What can hold a key on a command line."""
+"""Options and overrides that can hold a key on a command line."""
 
 
 def read_key(file: Path) -> str:
-    """The key that a file holds. Raises ConfigError."""
+    """The key in a file. Raises ConfigError."""
     try:
         key = file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as cause:
         raise ConfigError(f"the key file {file} can not be read: {cause}", remedy="name a file with the key") from cause
     if not key or len(key.split()) > 1:
-        raise ConfigError(f"the key file {file} holds no key", remedy="write the key into it, and nothing else")
+        raise ConfigError(f"the key file {file} holds no key", remedy="write only the key into it")
     return key
 
 
 def given_key(key: str | None, file: Path | None) -> str | None:
-    """The key of an option or its environment variable, or of a file that is named instead. Raises ConfigError."""
+    """The key from an option or its environment variable, or from the named key file. Raises ConfigError."""
     return read_key(file) if file is not None else key
 
 
 def with_gateway_key(recipe: Recipe) -> Recipe:
-    """The recipe with the key of a gateway of your own, from its file or the environment. Raises ConfigError."""
+    """The recipe with the key of the user's gateway, from its file or the environment. Raises ConfigError."""
     gateway = recipe.gateway
     if gateway.url is None or gateway.key:
         return recipe
@@ -39,5 +39,5 @@ def with_gateway_key(recipe: Recipe) -> Recipe:
 
 
 def shown_keys(arguments: Sequence[str]) -> list[str]:
-    """Which arguments of a command line show a key, by name."""
+    """The names of the arguments that show a key on a command line."""
     return [argument.partition("=")[0] for argument in arguments if argument.partition("=")[0] in SHOWN]

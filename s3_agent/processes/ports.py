@@ -1,4 +1,5 @@
-"""Ports before parts: a busy one is told by the part that wants it, and a run's open sockets are listed."""
+"""Reserves ports before processes start, and lists a run's open sockets. A taken port is an error that names its
+process."""
 
 import socket
 from ipaddress import ip_address
@@ -12,9 +13,9 @@ from s3_agent.recipe import HOST
 
 
 def reserve_port(part: str, port: int, *, or_any: bool = False) -> int:
-    """`port` if nobody listens on it, or any free one for 0, and with `or_any` for a busy one.
+    """`port` if no process listens on it. Any free port for 0, or, with `or_any`, when `port` is taken.
 
-    Raises LaunchError with who holds it.
+    Raises LaunchError, which names the process that holds the port.
     """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -37,7 +38,7 @@ def _holder(port: int) -> str:
                 if connection.pid is None:
                     return ", held by a process of another user"
                 return f", held by {psutil.Process(connection.pid).name()} (pid {connection.pid})"
-    except psutil.Error:  # it ended while we looked, or this system does not tell
+    except psutil.Error:  # it ended meanwhile, or this system does not report it
         pass
     return ""
 
@@ -48,7 +49,7 @@ def _is_loopback(address: str) -> bool:
 
 
 def listening(run_id: str) -> list[dict[str, Any]]:
-    """Every socket on which the run's own processes listen."""
+    """Every socket on which the run's processes listen."""
     rows = []
     for process in own_processes(run_id):
         try:

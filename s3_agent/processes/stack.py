@@ -1,8 +1,8 @@
-"""Starts the parts of a run in dependency order, watches all of them, and stops exactly what it started.
+"""Starts the processes of a run in dependency order, watches all of them, and stops exactly those that it started.
 
-Every process that a run starts, Ray's daemons included, carries the run's marker in its environment; that is how the
-run knows its own after they were re-parented. No process is ever looked up by name. When the launcher itself is killed,
-its processes are asked to end.
+Used by every job that needs services. Every process that a run starts, including Ray's daemons, has the run's marker in
+its environment, so that the run finds it even after its parent has changed. No process is ever searched by name. When
+the launcher itself is killed, its processes are asked to end.
 """
 
 import asyncio
@@ -46,10 +46,10 @@ PRELOADED = "preloaded"
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One process of a run. `ready_url` answers 200 when others may use it; `needs` names parts that must be ready.
+    """One process of a run. `ready_url` answers 200 when others may use it; `needs` names processes that must be ready.
 
-    A part whose command begins with our interpreter, and that imports the modules `preload` before all else, is forked
-    from a process that has them loaded, together with all other such parts of the run.
+    If its command begins with our interpreter and it has `preload`, it is forked from a process that has already loaded
+    these modules. All such processes of the run are forked from the same one.
     """
 
     name: str
@@ -73,7 +73,7 @@ def last_lines(log: Path, count: int = LAST_LINES) -> str:
 
 
 def own_processes(run_id: str) -> list[psutil.Process]:
-    """Every process that carries the run's marker, but this one."""
+    """Every process with the run's marker, except this one."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -85,24 +85,24 @@ def own_processes(run_id: str) -> list[psutil.Process]:
 
 
 def scratch_folder(run_id: str) -> Path:
-    """Where a run's sockets and sessions are, found again by its mark; the path is short because theirs are long.
+    """The folder of a run's sockets and sessions, named after its mark; short, because their own paths are long.
 
-    Raises LaunchError where no temporary folder has a short path.
+    Raises LaunchError when no temporary folder has a short path.
     """
     if (folder := temporary_folder()) is None:
         raise LaunchError(
             f"the temporary folder {tempfile.gettempdir()} has a path that is too long for the sockets of Ray and vLLM "
             f"({SHORT} bytes with the run's own folder), and neither /tmp nor /var/tmp can be written to",
-            remedy="set TMPDIR to a folder of your own with a short path",
+            remedy="set TMPDIR to a folder that you own, with a short path",
         )
     return folder / f"s3-{hashlib.blake2b(run_id.encode(), digest_size=4).hexdigest()}"
 
 
 def make_private(folder: Path) -> None:
-    """An empty folder that nobody else can enter, in place of one that an earlier process of ours left.
+    """Create an empty folder that no other user can enter; it replaces one that an earlier process of ours left.
 
-    Its name may be known to other users of a shared temporary folder. Raises LaunchError when one of them, or a link,
-    was there first.
+    Other users of a shared temporary folder may know its name. Raises LaunchError when another user's folder, or a
+    link, already has that name.
     """
     try:
         folder.mkdir(mode=0o700)
@@ -111,8 +111,8 @@ def make_private(folder: Path) -> None:
         found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise LaunchError(
-            f"{folder} is there and is not a folder of this user",
-            remedy="have it removed, or set TMPDIR to a folder of your own",
+            f"{folder} already exists and is not a folder of this user",
+            remedy="ask its owner to remove it, or set TMPDIR to a folder that you own",
         )
     shutil.rmtree(folder)
     folder.mkdir(mode=0o700)
@@ -127,13 +127,13 @@ def _signal(processes: Sequence[psutil.Process], number: int) -> None:
 
 
 def _with_preloaded(parts: Sequence[Part], folder: Path) -> list[Part]:
-    """The parts, after the process in `folder` that some of them are forked from."""
+    """The processes; first the one in `folder` from which some of them are forked, if any."""
     forked = [part for part in parts if part.preload]
     if not forked:
         return list(parts)
     executable = str(write_executable(folder))
-    if not os.access(executable, os.X_OK):  # the temporary folder is on a file system that runs nothing
-        log.info("every process loads its own modules, since nothing can be run in the folder", folder=str(folder))
+    if not os.access(executable, os.X_OK):  # the file system of the temporary folder does not allow programs to run
+        log.info("every process loads its own modules, because no program can run in the folder", folder=str(folder))
         return list(parts)
     server = Part(
         name=PRELOADED,
@@ -158,7 +158,7 @@ def _with_preloaded(parts: Sequence[Part], folder: Path) -> list[Part]:
 
 
 class Interrupted(SystemExit):
-    """Ctrl-C or SIGTERM reached the launcher. Uncaught, it ends the process with the shell's exit code for it."""
+    """Ctrl-C or SIGTERM reached the launcher. If nothing catches it, the process ends with the shell's code for it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
@@ -170,7 +170,7 @@ class Interrupted(SystemExit):
 
 
 class Stack:
-    """The parts of one run; a context manager that leaves nothing running."""
+    """The processes of one run; a context manager that leaves none of them running."""
 
     def __init__(self, parts: Sequence[Part], *, run_id: str) -> None:
         for part in parts:
@@ -184,17 +184,17 @@ class Stack:
         self._started: dict[str, float] = {}
         self._http = client(timeout=2.0)
         unknown = {need for part in parts for need in part.needs} - self._parts.keys()
-        assert not unknown, f"needed, but no part of this run: {unknown}"
+        assert not unknown, f"needed, but not a process of this run: {unknown}"
         self._marks = {
             MARKER: run_id,
-            # vLLM renames its processes through setproctitle, which would write over the environment we look at.
+            # vLLM renames its processes through setproctitle, which would overwrite the environment that we read.
             "SPT_NOENV": "1",
-            "TMPDIR": str(self._scratch),  # sockets and sessions of vLLM and Ray go with the run
+            "TMPDIR": str(self._scratch),  # sockets and sessions of vLLM and Ray are removed with the run
         }
 
     def __enter__(self) -> Self:
         self._handlers = {number: signal.signal(number, self._interrupt) for number in ENDING}
-        if self._handlers[signal.SIGHUP] is signal.SIG_IGN:  # under nohup a hang-up is to be survived
+        if self._handlers[signal.SIGHUP] is signal.SIG_IGN:  # under nohup the launcher must survive a hang-up
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
         return self
 
@@ -216,18 +216,18 @@ class Stack:
 
     @property
     def starting(self) -> list[str]:
-        """Parts that are not ready yet."""
+        """The processes that are not ready yet."""
         return [name for name in self._parts if name not in self._ready]
 
     @property
     def start_up_s(self) -> dict[str, float]:
-        """Seconds from start to ready, by part."""
+        """Seconds from start to ready, by process."""
         return {name: round(ready - self._started[name], 1) for name, ready in self._ready.items()}
 
     def run(self, job: str | None = None, *, tick: Callable[[], None] = lambda: None) -> None:
-        """Bring everything up; with a `job`, return when that part has ended well, else when all are ready.
+        """Start everything; with a `job`, return when that process has ended with success, else when all are ready.
 
-        Raises LaunchError naming the part that ended or did not become ready, its log and the remedy.
+        Raises LaunchError, which names the process that ended or did not become ready, its log and the remedy.
         """
         while True:
             for part in self._parts.values():
@@ -240,7 +240,8 @@ class Stack:
             time.sleep(TICK_S)
 
     def ended_well(self, job: str | None = None) -> bool:
-        """Whether the part `job` has done its work. Raises LaunchError for any other end of any part."""
+        """Whether the process `job` has ended with success. Raises LaunchError when any process ended in another
+        way."""
         for name, process in self._running.items():
             if (code := process.poll()) is None:
                 continue
@@ -250,7 +251,7 @@ class Stack:
         return False
 
     async def while_alive(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do the work. Raises LaunchError as soon as a part has ended: nothing waits for one that answers no more."""
+        """Do the work. Raises LaunchError as soon as a process has ended, so that nothing waits for its answers."""
 
         async def watch() -> None:
             while not self.ended_well():
@@ -304,7 +305,7 @@ class Stack:
         return LaunchError(f"{part.name} {how}; its log {part.log} ends:\n{last_lines(part.log)}", remedy=part.remedy)
 
     def stop(self) -> int:
-        """Stop every process of the run: asked first, killed after a grace period. How many had to be killed."""
+        """Ask every process of the run to stop, kill it after a grace period; returns how many had to be killed."""
         for process in reversed(self._running.values()):
             if process.poll() is None:
                 process.terminate()
@@ -316,7 +317,7 @@ class Stack:
         psutil.wait_procs(asked, timeout=3.0)
         killed: set[int] = set()
         deadline = time.monotonic() + KILL_S
-        # Again, because a process may have forked while it was being looked for.
+        # Search again, because a process may have forked during the last search.
         while (left := own_processes(self.run_id)) and time.monotonic() < deadline:
             _signal(left, signal.SIGKILL)
             killed |= {process.pid for process in left}

@@ -1,7 +1,7 @@
-"""What each rollout says of its player: the class, and what that class finds in its environment.
+"""The agent class that plays each rollout, and the environment variables that this class reads.
 
-Our own pool plays our agents by its own recipe and reads no environment. The same rollouts can be played by Agent
-Lightning's local controller, and by a class of somebody's own.
+The main job puts both into every rollout. Our own pool does not need the variables, because it plays our agents from
+its own recipe. Agent Lightning's local controller and a user's own class need them to play the same rollouts.
 """
 
 import json
@@ -25,8 +25,8 @@ def _json(section: BaseModel) -> str:
 
 
 def env_map_of(recipe: Recipe, run: Run) -> dict[str, str]:
-    """Task, addresses and settings, then the recipe's own `local.env_map`. An external controller's agents also keep
-    their episodes."""
+    """Task, addresses and settings; `local.env_map` of the recipe overrides them. Agents of an external controller also
+    get the file for their episodes."""
     template = recipe.policy.template
     if template.chat_template is not None:
         template = template.model_copy(update={"chat_template": template.chat_template.absolute()})

@@ -1,7 +1,8 @@
-"""What a run is played with, kept in its folder: a resumed run says what would be different, and needs a word for it.
+"""The conditions of a run, kept in its folder, so that a resumed run can report which of them changed.
 
-Everything in a recipe counts but what is known not to change what is learned: addresses, places, and how much work is
-done at once. The weights of a policy or generator in a folder count as well as their names.
+The main job calls it. Every field of a recipe counts, except those that are known not to change what is learned:
+addresses, file locations, and how much work runs at once. If a policy or generator is in a folder, its weights count in
+addition to its name. A change stops the resumed run unless the user allows it.
 """
 
 import json
@@ -26,7 +27,7 @@ FREE = (
     *(f"trainer.{field}" for field in ("gpus", "micro_batch", "tokens_per_gpu", "threads", "offload")),
     *(f"trainer.{field}" for field in ("fused_log_probs", "rollout_memory", "tensor_parallel")),
 )
-"""Fields and sections of a recipe that a resumed run may have different without a word."""
+"""Fields and sections of a recipe that may change when a run is resumed, without permission."""
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -41,7 +42,7 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def conditions_of(recipe: Recipe) -> dict[str, Any]:
-    """What the recipe's training depends on, by dotted path; JSON alone."""
+    """What the recipe's training depends on, by dotted path; JSON values only."""
     template = recipe.policy.chat_template
     weights: dict[str, Any] = {} if template is None else {"policy.chat_template": sha256_of(template)}
     weights |= {f"{name}.weights": model_identity(getattr(recipe, name).model) for name in ("policy", "generator")}
@@ -49,12 +50,12 @@ def conditions_of(recipe: Recipe) -> dict[str, Any]:
 
 
 def write_conditions(run: Run, recipe: Recipe) -> None:
-    """Keep what this generation of the run is played with."""
+    """Record the conditions of this generation of the run."""
     write_whole(run.conditions, json.dumps(conditions_of(recipe), indent=1))
 
 
 def changes(run: Run, recorded: Recipe, recipe: Recipe) -> list[str]:
-    """What `recipe` changes of how the run was played, for people; `recorded` is the recipe in its folder.
+    """What `recipe` changes in the conditions of the run, as text for a user; `recorded` is the recipe in its folder.
 
     Raises ConfigError when the record can not be read.
     """
@@ -64,7 +65,7 @@ def changes(run: Run, recorded: Recipe, recipe: Recipe) -> list[str]:
     except (OSError, TypeError, ValueError) as cause:
         raise ConfigError(
             f"{run.conditions} can not be read: {cause}",
-            remedy="remove it to go on; a recipe that was edited by hand is then not noticed",
+            remedy="remove it to continue; changes that were made to the recipe by hand are then not noticed",
         ) from cause
     now = conditions_of(recipe)
     paths = [path for path in {**before, **now} if before.get(path) != now.get(path)]
@@ -76,17 +77,17 @@ def require_same(run: Run, found: Sequence[str], *, allowed: bool) -> None:
     if found and not allowed:
         raise ConfigError(
             f"the run {run.folder} was played with other settings: {'; '.join(found)}",
-            remedy="leave the change out, or say that it is meant: --allow-changes (the run's summary names it)",
+            remedy="undo the change, or allow it with --allow-changes (the run's summary then lists it)",
         )
 
 
 def record_changes(run: Run, found: Sequence[str], *, after_step: int) -> None:
-    """Keep what was changed, and after which step."""
+    """Record what was changed, and after which step."""
     if found:
         told = [f"after step {after_step}: {change}" for change in found]
         write_whole(run.changes, json.dumps([*changes_of(run), *told], indent=1, ensure_ascii=False))
 
 
 def changes_of(run: Run) -> list[str]:
-    """What was changed while the run was under way, in order."""
+    """What was changed between the generations of the run, in order."""
     return list(json.loads(run.changes.read_text(encoding="utf-8"))) if run.changes.exists() else []

@@ -1,7 +1,7 @@
-"""Agents trained side by side: one recipe, one retriever, one generator, the same questions; the agent alone changes.
+"""Trains agents side by side: one recipe, one retriever, one generator, the same questions; only the agent differs.
 
-Each run is the main job in a process of its own, with its own gateway, key, ports, Ray and folder. What has ended is
-kept: the same command goes on from there.
+Called by `s3-agent compare`. Each run is the main job in a separate process, with its own gateway, key, ports, Ray and
+folder. Finished runs are kept: after a stop, the same command continues with the others.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ console = Console(stderr=True)
 
 @dataclass(frozen=True, slots=True)
 class ComparisonRequest:
-    """Which agents, by name or as `module:Class`, with which seeds, how many runs at once, and where to."""
+    """Which agents, by name or as `module:Class`, with which seeds, how many runs at once, and the output folder."""
 
     agents: Sequence[str]
     seeds: Sequence[int]
@@ -60,7 +60,7 @@ class _Job:
 
 
 def _jobs(recipe: Recipe, request: ComparisonRequest) -> tuple[list[_Job], str | None, str | None]:
-    """Every run, seeds outermost, and the labels of the two controls of the first agent."""
+    """Every run, ordered by seed first, and the labels of the two controls of the first agent."""
 
     def job(label: str, base: Recipe, seed: int) -> _Job:
         name = f"{re.sub('[^A-Za-z0-9_]+', '-', label)}-seed{seed}"
@@ -68,10 +68,10 @@ def _jobs(recipe: Recipe, request: ComparisonRequest) -> tuple[list[_Job], str |
 
     if recipe.gateway.url or recipe.workers.external:
         raise ConfigError(
-            "each run of a comparison has a gateway and workers of its own",
-            remedy="leave gateway.url and workers.external out",
+            "each run of a comparison has its own gateway and workers",
+            remedy="remove gateway.url and workers.external",
         )
-    if recipe.trainer.threads is None:  # runs at once share the processor
+    if recipe.trainer.threads is None:  # parallel runs share the processor
         threads = max(1, (os.cpu_count() or 1) // request.at_once)
         recipe = recipe.model_copy(update={"trainer": recipe.trainer.model_copy(update={"threads": threads})})
     bases = {label: recipe.of_agent(label) for label in request.agents}
@@ -83,7 +83,7 @@ def _jobs(recipe: Recipe, request: ComparisonRequest) -> tuple[list[_Job], str |
     first = request.agents[0]
     if ":" in first:
         raise ConfigError(
-            f"controls are runs of the first agent, and rewards of the class {first} can not be shuffled by us",
+            f"controls are runs of the first agent, and we can not shuffle the rewards of the class {first}",
             remedy="name s3 or search_r1 first, or give --no-controls",
         )
     base, seed = bases[first], request.seeds[0]
@@ -95,7 +95,7 @@ def _jobs(recipe: Recipe, request: ComparisonRequest) -> tuple[list[_Job], str |
 
 
 def _require_same_plan(jobs: Sequence[_Job], out: Path) -> None:
-    """Runs of another plan are not mixed with these. Raises ConfigError."""
+    """Raises ConfigError when the folder holds runs of another plan."""
     path = out / "plan.json"
     plan = json.dumps({job.name: job.recipe.model_dump(mode="json", exclude={"gateway"}) for job in jobs}, indent=1)
     if path.exists() and path.read_text(encoding="utf-8") != plan:
@@ -106,7 +106,7 @@ def _require_same_plan(jobs: Sequence[_Job], out: Path) -> None:
 
 
 def _command(job: _Job, services: Recipe, out: Path) -> list[str]:
-    """Start the run, or go on with it where it was stopped."""
+    """Start the run, or continue it where it was stopped."""
     run = Run(job.recipe.runs / job.name)
     addresses = [f"retriever.url={services.retriever_url}", "gateway.port=0"]
     if (generator := services.generator_url) and services.generator.hosted:
@@ -114,7 +114,7 @@ def _command(job: _Job, services: Recipe, out: Path) -> list[str]:
     start = [sys.executable, "-m", "s3_agent.cli", "train", *addresses]
     if run.recipe.exists():
         return [*start, "--resume", str(run.folder), "--skip-doctor"]
-    shutil.rmtree(run.folder, ignore_errors=True)  # it was stopped before it had begun
+    shutil.rmtree(run.folder, ignore_errors=True)  # it was stopped before its training started
     path = out / "recipes" / f"{job.name}.yaml"
     path.parent.mkdir(exist_ok=True)
     # Selections repeat over seeds and agents, and the generator is frozen: one cache for all of them.
@@ -126,7 +126,7 @@ def _command(job: _Job, services: Recipe, out: Path) -> list[str]:
 async def _train(job: _Job, services: Recipe, out: Path, slots: asyncio.Semaphore) -> None:
     run = Run(job.recipe.runs / job.name)
     if run.finished:
-        _say(f"{job.label}, seed {job.recipe.seed}: is there")
+        _say(f"{job.label}, seed {job.recipe.seed}: already done")
         return
     async with slots:
         started, log = time.monotonic(), out / "logs" / f"{job.name}.log"
@@ -139,13 +139,13 @@ async def _train(job: _Job, services: Recipe, out: Path, slots: asyncio.Semaphor
         try:
             code = await process.wait()
         except asyncio.CancelledError:
-            process.terminate()  # it stops its own parts
+            process.terminate()  # it stops its own processes
             await asyncio.wait_for(process.wait(), STOP_S)
             raise
         if code:
             raise LaunchError(
                 f"the run {job.name} ended with exit code {code}; its log {log} ends:\n{last_lines(log)}",
-                remedy="mend what it names; the same command goes on from there",
+                remedy="fix what the log names; the same command then continues",
             )
         _say(f"{job.label}, seed {job.recipe.seed}: done in {(time.monotonic() - started) / 60:.1f} minutes")
 
@@ -184,10 +184,10 @@ def compare_job(recipe: Recipe, request: ComparisonRequest) -> int:
         asking = next((job.recipe for job in left if job.recipe.asks_generator), left[0].recipe)
         try:
             asking = with_answer_cache(with_precision(asking), request.out)
-            with running_services(asking) as (services, stack):  # the gateways are the runs' own
+            with running_services(asking) as (services, stack):  # each run has its own gateway
                 asyncio.run(stack.while_alive(_train_all(jobs, services, request)))
         except Interrupted as interrupted:
-            _say(f"stopped by {interrupted}; what has ended is kept in {request.out}, the same command goes on")
+            _say(f"stopped by {interrupted}; finished runs are kept in {request.out}, the same command continues")
             return interrupted.code
     comparison = _result(jobs, recipe, shuffled, frozen)
     write_whole(request.out / "comparison.json", comparison.model_dump_json(indent=1))

@@ -1,6 +1,7 @@
-"""What a run would be: its processes, GPUs, ports, commands, files and disk, without starting any of it.
+"""The plan of a run: its processes, GPUs, ports, commands, files and disk space, without starting anything.
 
-It needs neither a GPU nor verl, vLLM or torch: what it tells comes from the recipe and from the files that are here.
+Called by `s3-agent train --dry-run`. It needs neither a GPU nor verl, vLLM or torch: it reads only the recipe and the
+files on this machine.
 """
 
 import shlex
@@ -24,7 +25,7 @@ from s3_agent.recipe import Recipe
 from s3_agent.training.job import trainer_settings
 
 Extra = Callable[[Recipe], Iterable[str | Table]]
-"""Lines and tables that another room adds to the plan, e.g. its memory."""
+"""Lines and tables that another package adds to the plan, e.g. the memory plan."""
 
 MASTER_BYTES = 12  # float32 weights and Adam's two moments
 EXPORT_BYTES = 2  # bfloat16
@@ -32,7 +33,7 @@ EXPORT_BYTES = 2  # bfloat16
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One part of the run. `gpus` is None where nothing is placed; `port` where it does not listen."""
+    """One process of the run. `gpus` is None when the recipe places nothing; `port` is None when it does not listen."""
 
     name: str
     gpus: list[int] | None
@@ -49,7 +50,7 @@ class File:
 
     @property
     def state(self) -> str:
-        """Its size in bytes, or that it is missing."""
+        """Its size in bytes, or a note that it is missing."""
         if self.path.is_dir():
             return "there"
         return f"{self.path.stat().st_size:,} bytes" if self.path.exists() else "missing"
@@ -57,7 +58,7 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """Bytes that the run writes at most; None where the number of parameters is not known."""
+    """The most bytes that the run writes; None when the number of parameters is unknown."""
 
     checkpoint: int | None
     checkpoints: int
@@ -86,7 +87,7 @@ def make_plan(recipe: Recipe) -> Plan:
     run = Run(recipe.runs / recipe.name)
     parts = [*service_parts(recipe, run), *training_parts(recipe, run, key="")]
     ports = {name: getattr(recipe, name).port for name in ("retriever", "generator", "gateway")}
-    # What these two subcommands turn into, without making the embedded generator's files.
+    # The commands that these two subcommands become, without creating the embedded generator's files.
     generator = recipe.generator
     becomes = {
         "retriever": retriever_command(recipe, port=recipe.retriever.port),
@@ -141,7 +142,7 @@ def _gb(count: int | None) -> str:
 
 def _processes(plan: Plan) -> Table:
     table = Table(title=f"{plan.recipe.name}: processes")
-    for name in ("part", "GPUs", "port"):
+    for name in ("process", "GPUs", "port"):
         table.add_column(name)
     for process in plan.processes:
         gpus = "all" if process.gpus is None else ", ".join(map(str, process.gpus)) or "none"
@@ -164,7 +165,7 @@ def _kl_line(kl_loss: float, told: float, updates: int) -> list[str]:
     if not kl_loss:
         return []
     why = f": Agent Lightning divides the loss of an update by the rows of all {updates}" if told != kl_loss else ""
-    return [f"KL: {kl_loss:g} beside the policy's loss; verl is told {told:g}{why}"]
+    return [f"KL: {kl_loss:g} beside the policy's loss; verl gets {told:g}{why}"]
 
 
 def _lines(plan: Plan) -> list[str]:

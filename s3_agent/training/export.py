@@ -1,8 +1,9 @@
 """The trained policy as a Hugging Face folder that vLLM, `s3-agent ask` and transformers load.
 
-It is the copy that verl wrote with the checkpoint when the recipe asks for one (float32), or is merged from the
-checkpoint's shards by verl's own merger (bfloat16, the precision that the policy server has it in). Before it takes its
-name, its weights are compared with those that the run began with.
+Called at the end of a run and by `s3-agent export-policy`. If the recipe asks verl to write a copy with each
+checkpoint, the export is that copy (float32). Otherwise verl's own merger makes it from the checkpoint's shards
+(bfloat16, the precision that the policy server uses). The folder gets its final name only after its weights were
+compared with those of the starting model.
 """
 
 import json
@@ -42,15 +43,15 @@ class Exported:
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether a Hugging Face folder holds more than a configuration."""
+    """Whether a Hugging Face folder holds weights, not only a configuration."""
     return any(folder.glob("model*.safetensors"))
 
 
 def export_policy(run: Run, target: Path, *, step: int | None = None) -> Exported:
-    """Write the policy after `step` (the last checkpoint's by default) to `target`.
+    """Write the policy after `step` (by default that of the last checkpoint) to `target`.
 
-    Raises S3AgentError, and leaves nothing, when its weights are not those of the model that the run began with, or
-    have not moved although the trainer moved them.
+    Raises S3AgentError, and leaves no folder, when the tensors are not those of the starting model, or when no weight
+    has changed although the trainer logged gradients.
     """
     if target.exists():
         raise ConfigError(f"{target} exists", remedy="give another folder, or remove it")
@@ -67,7 +68,7 @@ def export_policy(run: Run, target: Path, *, step: int | None = None) -> Exporte
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        # The copy is written after the shards, and `data.pt` after both.
+        # verl writes the shards first, then the copy, then `data.pt`.
         if has_weights(actor / "huggingface") and (has_whole_actor(folder) is None or is_whole(folder)):
             _copy(actor / "huggingface", partial)
         else:
@@ -85,7 +86,7 @@ def export_policy(run: Run, target: Path, *, step: int | None = None) -> Exporte
 
 
 def replace_policy(run: Run) -> Exported:
-    """Export the policy of the newest checkpoint into the run; one that is there stays until it is whole.
+    """Export the policy of the newest checkpoint into the run; an existing export stays until the new one is complete.
 
     Raises S3AgentError.
     """
@@ -100,7 +101,7 @@ def replace_policy(run: Run) -> Exported:
 
 
 def _started_with(run: Run) -> str | None:
-    """The model that the trainer was given; None where the run does not say."""
+    """The model that the trainer started from; None when the run has no record of it."""
     try:
         return str(json.loads(run.trainer.read_text(encoding="utf-8"))["model"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -108,10 +109,10 @@ def _started_with(run: Run) -> str | None:
 
 
 def _compared(run: Run, folder: Path, start: Path | None, model: str | None, *, step: int) -> str:
-    """A note for the user on the weights in `folder`, beside the starting model. Raises S3AgentError for wrong ones."""
+    """A note on the weights in `folder`, compared with the starting model. Raises S3AgentError for wrong ones."""
     after = tensors(folder)
     if start is None:
-        named = f"the model that the run began with ({model})" if model else "the model that the run began with"
+        named = f"the model that the run started from ({model})" if model else "the model that the run started from"
         return f"{named} is not on this machine as safetensors: the weights were not compared with it"
     before = tensors(start)
     require_same_names(before, after, folder=folder, tied=is_tied(start) or is_tied(folder))
@@ -119,20 +120,20 @@ def _compared(run: Run, folder: Path, start: Path | None, model: str | None, *, 
         return ""
     if _updated(run, until=step):
         raise S3AgentError(
-            f"the policy of step {step} in {run.checkpoints} has the weights that the run began with, although its "
-            "steps had gradients: what was trained is not in it",
-            remedy="read logs/trainer.log; with LoRA the trained weights are apart from the model's",
+            f"the policy of step {step} in {run.checkpoints} still has the weights of the starting model, although "
+            "its steps had gradients: the trained weights are not in it",
+            remedy="read logs/trainer.log; with LoRA the trained weights are stored separately from the model's",
         )
-    return "no weight differs from the model that the run began with: no step had a gradient"
+    return "all weights equal those of the starting model: no step had a gradient"
 
 
 def _updated(run: Run, *, until: int) -> bool:
-    """Whether a logged step moved weights: it had a gradient and a learning rate."""
+    """Whether a logged step changed weights: it had a gradient and a learning rate."""
     lines = run.metrics.read_bytes().splitlines() if run.metrics.exists() else []
     for line in lines:
         try:
             row: dict[str, Any] = json.loads(line)
-        except ValueError:  # a kill cut it short
+        except ValueError:  # the line is incomplete: the run was killed while writing it
             continue
         gradient = row.get("actor/grad_norm", 0.0)
         if row["step"] <= until and gradient > 0 and math.isfinite(gradient) and row.get("actor/lr", 1.0) > 0:
@@ -153,7 +154,7 @@ def _copy(source: Path, target: Path) -> None:
 
 def _merge(actor: Path, target: Path, *, log: Path) -> None:
     log.parent.mkdir(exist_ok=True)
-    # The merger works on the CPU; what it sees of a GPU it would only take memory of.
+    # The merger computes on the CPU. If it saw a GPU, it would only occupy memory there.
     environment = {**inherited(os.environ), "CUDA_VISIBLE_DEVICES": ""}
     with log.open("ab") as output:
         command = ending_with_parent(commands.merge_command(actor, target))

@@ -1,4 +1,7 @@
-"""The main job: one recipe, every part it needs, one summary; and going on with it after it was killed."""
+"""The main job: starts every process that a recipe needs, trains, and writes one summary; resumes a killed run.
+
+Called by `s3-agent train`. A resumed run starts from the recipe in its own folder, not from that of the command line.
+"""
 
 import json
 import secrets
@@ -40,13 +43,13 @@ console = Console(stderr=True)
 
 
 def _with_any_ports(recipe: Recipe) -> Recipe:
-    """The recipe as a resumed run takes it: ports that are busy now are of no account."""
+    """The recipe of a resumed run: a port that is taken now is replaced by a free one."""
     names = ("retriever", "generator", "gateway")
     return recipe.model_copy(update={name: getattr(recipe, name).model_copy(update={"port": 0}) for name in names})
 
 
 def require_empty_gateway(recipe: Recipe) -> None:
-    """Somebody's own gateway must hold no rollouts of the killed run: our pool would play them. Raises LaunchError."""
+    """Raises LaunchError when a user's gateway still holds rollouts of the killed run: our pool would play them."""
     if recipe.gateway.url is None:
         return
     waiting = get(
@@ -57,15 +60,15 @@ def require_empty_gateway(recipe: Recipe) -> None:
     )
     if waiting.status_code != 200 or waiting.json():
         raise LaunchError(
-            f"the gateway at {recipe.gateway.url} still holds rollouts of the killed run, or does not say",
-            remedy="start it again (its rollouts are in memory), then resume",
+            f"the gateway at {recipe.gateway.url} still holds rollouts of the killed run, or does not report them",
+            remedy="restart it (its rollouts are only in memory), then resume",
         )
 
 
 def trainer_settings(
     recipe: Recipe, run: Run, *, validation_size: int, generation: int = 0, done: int = 0
 ) -> TrainerSettings:
-    """What the trainer is told by this recipe in this run, which goes on after step `done`."""
+    """The trainer's settings for this recipe in this run, which continues after step `done`."""
     return TrainerSettings(
         **recipe.trainer.model_dump(include=set(TrainerRecipe.model_fields)),
         run=run.folder.name,
@@ -84,7 +87,7 @@ def trainer_settings(
 
 
 def train_job(recipe: Recipe, *, name: str | None = None) -> int:
-    """Train by `recipe`; 0 when the policy is trained and compared. Raises S3AgentError, with nothing left running."""
+    """Train with `recipe`; returns 0 when it is done. Raises S3AgentError; leaves no process running."""
     require_trainable(recipe)
     run = Run(recipe.runs / (name or f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
     return _train(recipe, run, resumed=False)
@@ -93,15 +96,15 @@ def train_job(recipe: Recipe, *, name: str | None = None) -> int:
 def resume_job(
     name: str, overrides: Sequence[str] = (), *, allow_changes: bool = False, skip_doctor: bool = False
 ) -> int:
-    """Go on with a run that was killed, or has come to its end and is given more steps; as `train_job`.
+    """Continue a run that was killed, or a finished run that gets more steps; returns and raises as `train_job`.
 
-    `name` is its folder, or its name below `runs`. Raises ConfigError when there is no such run, when what it was
-    played with has changed and that is not allowed, and for an error that the doctor finds and is not to skip.
+    `name` is its folder, or its name below `runs`. Raises ConfigError when the run does not exist, when its conditions
+    have changed and `--allow-changes` is missing, and when the doctor finds an error and is not skipped.
     """
     runs = next((value.removeprefix("runs=") for value in overrides if value.startswith("runs=")), "runs")
     found = [folder for folder in (Path(name), Path(runs) / name) if (folder / "recipe.yaml").is_file()]
     if not found:
-        raise ConfigError(f"there is no run {name!r}", remedy=f"give the folder of one, or its name below {runs}")
+        raise ConfigError(f"there is no run {name!r}", remedy=f"give the folder of a run, or its name below {runs}")
     run = Run(found[0])
     recipe = load_recipe(str(run.recipe), overrides)
     found_changes = changes(run, load_recipe(str(run.recipe)), recipe)
@@ -113,7 +116,7 @@ def _train(recipe: Recipe, run: Run, *, resumed: bool, changed: Sequence[str] = 
     started = time.monotonic()
     recipe = with_gateway_key(recipe)
     if recipe.gateway.url and not recipe.gateway.key:
-        raise ConfigError("a gateway of your own needs its key", remedy=KEY_REMEDY)
+        raise ConfigError("your own gateway needs its key", remedy=KEY_REMEDY)
     if recipe.policy.mode != "tokens":
         raise ConfigError("chat messages carry no token ids to train on", remedy="leave policy.mode=tokens")
     require_external(recipe)
@@ -129,7 +132,7 @@ def _train(recipe: Recipe, run: Run, *, resumed: bool, changed: Sequence[str] = 
             recipe = resolve_ports(recipe, any_free=True)
             require_empty_gateway(recipe)
             done = rewind(run, keep=recipe.trainer.checkpoints_kept)
-            _say(f"run {run.folder} goes on after step {done}; {left} processes of it were left and are ended")
+            _say(f"run {run.folder} continues after step {done}; {left} leftover processes were stopped")
         else:
             recipe, done = resolve_ports(recipe), 0
             run.create()
@@ -142,7 +145,7 @@ def _train(recipe: Recipe, run: Run, *, resumed: bool, changed: Sequence[str] = 
         run.write_recipe(recipe)
         write_whole(run.data, prepared.record.model_dump_json(indent=1))
         for difference in prepared.record.mismatch:
-            _say(f"the RAG cache was made with other parts, and this run allows it: {difference}")
+            _say(f"the RAG cache was made with other inputs, and this run allows it: {difference}")
         settings = trainer_settings(recipe, run, validation_size=len(validation), generation=generation, done=done)
         write_whole(run.trainer, settings.model_dump_json(indent=1))
         _say(
@@ -156,7 +159,7 @@ def _train(recipe: Recipe, run: Run, *, resumed: bool, changed: Sequence[str] = 
             except Interrupted as interrupted:
                 _say(
                     f"stopped by {interrupted}; nothing is left running, logs are in {run.logs}; "
-                    f"go on with --resume {run.folder.name}"
+                    f"continue with --resume {run.folder.name}"
                 )
                 return interrupted.code
         exported = replace_policy(run)
@@ -176,7 +179,7 @@ def _train(recipe: Recipe, run: Run, *, resumed: bool, changed: Sequence[str] = 
 
 
 def _play(recipe: Recipe, run: Run, *, generation: int) -> dict[str, float]:
-    """Have all parts run until the trainer is done; the seconds that each took to be ready."""
+    """Run all processes until the trainer is done; returns the seconds that each needed to become ready."""
     key = recipe.gateway.key or secrets.token_urlsafe(24)
     parts = [*service_parts(recipe, run), *training_parts(recipe, run, key=key, generation=generation)]
     run_id = f"{run.folder.name}-{secrets.token_hex(4)}"

@@ -103,7 +103,7 @@ def _rope(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _means_the_same(own: dict[str, Any], trained: dict[str, Any]) -> bool:
-    """Whether a model's own configuration says what was trained: a run can override some of it."""
+    """Whether a model's own configuration describes what was trained: a run can override some of it."""
     for key in (own.keys() & trained.keys()) - _NOT_COMPARED:
         if key.endswith("_config") and isinstance(own[key], dict) and isinstance(trained[key], dict):
             if not _means_the_same(own[key], trained[key]):

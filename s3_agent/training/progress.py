@@ -1,4 +1,4 @@
-"""The live line of a run: what is starting, which step it is at, how the reward stands."""
+"""The live line of the main job: the processes that are starting, the current step, and the last reward."""
 
 import json
 import time
@@ -15,7 +15,7 @@ LOOK_EVERY_S = 1.0
 
 
 class Progress:
-    """Called at every tick of the stack; a spinner line on a terminal, a plain line now and then elsewhere."""
+    """Called at every tick of the stack; on a terminal a spinner line, elsewhere a plain line from time to time."""
 
     def __init__(self, console: Console, stack: Stack, *, steps: int, metrics: Path, episodes: Path) -> None:
         self._console, self._stack, self._steps = console, stack, steps
@@ -63,5 +63,5 @@ class Progress:
         if starting and not self._rollouts:
             return "starting " + ", ".join(starting)
         if not self._rollouts:
-            return "all parts started; the trainer loads the policy"
+            return "all processes started; the trainer loads the policy"
         return f"step {self._step}/{self._steps}, {rollouts}{self._reward}"

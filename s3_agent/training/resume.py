@@ -1,8 +1,9 @@
-"""What a run goes on from after it was killed: its newest whole checkpoint, and nothing of what came after it.
+"""Finds the newest complete checkpoint of a killed run, and sets aside all records that are newer than it.
 
-Whether a checkpoint is whole is read from its own files: the marker in which verl names the newest one can be torn or
-missing. The time at which a step was logged (`metrics.jsonl`) separates the records that count from those of rollouts
-that will be played again. Records that do not count are kept beside the run's, and nothing that is whole is deleted.
+Called by the main job; the trainer uses it to limit the number of checkpoints. Whether a checkpoint is complete is read
+from its own files, because verl's marker of the newest checkpoint can be damaged or missing. The time at which a step
+was logged (`metrics.jsonl`) separates the records that count from those of rollouts that will be played again. Records
+that do not count are moved to a folder beside the run's records, and no complete checkpoint is deleted.
 """
 
 import json
@@ -32,21 +33,21 @@ _KINDS = ("model", "optim", "extra_state")
 
 
 def checkpoint_steps(run: Run) -> list[int]:
-    """The steps that have an actor's checkpoint, whole or not, in order."""
+    """The steps that have an actor's checkpoint, complete or not, in order."""
     names = (path.parent.name.removeprefix(STEP_FOLDER) for path in run.checkpoints.glob(f"{STEP_FOLDER}*/actor"))
     return sorted(int(name) for name in names if name.isdecimal())
 
 
 def step_folder(run: Run, step: int) -> Path:
-    """Where the checkpoint of a step is."""
+    """The folder of a step's checkpoint."""
     return run.checkpoints / f"{STEP_FOLDER}{step}"
 
 
 def has_whole_actor(folder: Path) -> bool | None:
-    """Whether every rank's model, optimizer and state are in a checkpoint to their last byte.
+    """Whether the model, optimizer and state files of every rank in a checkpoint are complete.
 
-    What torch saves is a zip archive, whose directory is written last: a file that was cut short has none. None where
-    the actor has no such files: it was written by another of verl's engines, and can not be judged here.
+    torch saves a zip archive and writes its directory last, so an incomplete file has no directory. None when the actor
+    has no such files: another of verl's engines wrote it, and its state can not be checked here.
     """
     shards: dict[str, set[int]] = {kind: set() for kind in _KINDS}
     world = 0
@@ -62,29 +63,29 @@ def has_whole_actor(folder: Path) -> bool | None:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a run can go on from a checkpoint: its actor and the place in the data, which is written last."""
+    """Whether a run can continue from a checkpoint: it has the actor and, written last, the position in the data."""
     return zipfile.is_zipfile(folder / "data.pt") and has_whole_actor(folder) is not False
 
 
 def holds_policy(folder: Path) -> bool:
-    """Whether the policy of a checkpoint is there, and not known to be cut short."""
+    """Whether a checkpoint has a policy that is not known to be incomplete."""
     if (whole := has_whole_actor(folder)) is None:
         return any(path.is_file() for path in folder.rglob("*"))
     return whole
 
 
 def latest_step(run: Run) -> int:
-    """The step of the newest whole checkpoint; 0 when there is none."""
+    """The step of the newest complete checkpoint; 0 when there is none."""
     return next((step for step in reversed(checkpoint_steps(run)) if is_whole(step_folder(run, step))), 0)
 
 
 def exportable_step(run: Run) -> int:
-    """The newest step whose policy is there, whether a run can go on from it or not; 0 when there is none."""
+    """The newest step that has a policy, even if a run can not continue from it; 0 when there is none."""
     return next((step for step in reversed(checkpoint_steps(run)) if holds_policy(step_folder(run, step))), 0)
 
 
 def _delete(run: Run, step: int) -> None:
-    """Delete a checkpoint, under another name first: one that is half deleted is no checkpoint. Raises OSError."""
+    """Rename a checkpoint, then delete it: a partly deleted one must not count as a checkpoint. Raises OSError."""
     folder = step_folder(run, step)
     gone = folder.with_name(DELETED + folder.name)
     folder.rename(gone)
@@ -92,10 +93,10 @@ def _delete(run: Run, step: int) -> None:
 
 
 class CheckpointBound:
-    """Keeps the whole run to `keep` checkpoints, the one that is being written included.
+    """Limits the run to `keep` checkpoints, including the one that is being written.
 
-    verl counts those of its own process alone: after a resume it would keep as many again. Only whole checkpoints are
-    deleted, the oldest first, and never the newest whole one.
+    verl counts only the checkpoints of its own process, so after a resume it would keep `keep` more. Only complete
+    checkpoints are deleted, the oldest first, and never the newest complete one.
     """
 
     def __init__(self, run: Run, *, keep: int | None) -> None:
@@ -103,7 +104,7 @@ class CheckpointBound:
         self._refused: set[int] = set()
 
     def enforce(self) -> None:
-        """Delete what is beyond the bound. What can not be deleted is reported once, and stays."""
+        """Delete the checkpoints beyond the limit. One that can not be deleted is reported once, and stays."""
         steps = checkpoint_steps(self._run)
         if self._keep is None or len(steps) <= self._keep:
             return
@@ -120,15 +121,15 @@ class CheckpointBound:
 
 
 def end_leftovers(run: Run) -> int:
-    """Kill what earlier generations of this run left running, known by their marks; how many there were.
+    """Kill the processes that earlier generations of this run left, found by their marks; returns their number.
 
-    What a copied folder names belongs to its original and is left alone. Raises LaunchError when a process does not
-    end, or was started before the folder was moved.
+    The marks in a copied folder belong to its original: those processes are not killed. Raises LaunchError when a
+    process does not end, or was started before the folder was moved.
     """
     if moved := [process.pid for run_id in run.moved_ids() for process in own_processes(run_id)]:
         raise LaunchError(
             f"{run.folder} was moved, and processes that were started before still run: {', '.join(map(str, moved))}",
-            remedy="end them, then resume again",
+            remedy="stop them, then resume again",
         )
     left = [process for run_id in run.own_ids() for process in own_processes(run_id)]
     for process in left:
@@ -139,14 +140,14 @@ def end_leftovers(run: Run) -> int:
     _, alive = psutil.wait_procs(left, timeout=KILL_S)
     if alive:
         pids = ", ".join(str(process.pid) for process in alive)
-        raise LaunchError(f"processes {pids} of the killed run do not end", remedy="end them, then resume again")
+        raise LaunchError(f"processes {pids} of the killed run do not end", remedy="stop them, then resume again")
     for run_id in run.own_ids():
         shutil.rmtree(scratch_folder(run_id), ignore_errors=True)
     return len(left)
 
 
 def require_ranks(run: Run, ranks: int) -> None:
-    """Raises ConfigError when the newest whole checkpoint has another number of ranks: verl can not load that."""
+    """Raises ConfigError when the newest complete checkpoint has another number of ranks: verl can not load it."""
     step = latest_step(run)
     names = (_SHARD.fullmatch(path.name) for path in (step_folder(run, step) / "actor").glob("*.pt"))
     worlds = sorted({int(named["world"]) for named in names if named})
@@ -158,17 +159,17 @@ def require_ranks(run: Run, ranks: int) -> None:
 
 
 def rewind(run: Run, *, keep: int | None) -> int:
-    """Make the folder say what it would if the run had stopped at its newest whole checkpoint; that step.
+    """Bring the folder to the state in which the run stopped at its newest complete checkpoint; returns that step.
 
-    `keep` bounds the whole checkpoints, which the trainer does not remember when it is started again. Records, logs and
-    a summary of the generation go to a folder of its own, and so does a checkpoint that is not whole but still holds a
-    policy. Raises LaunchError, and changes nothing, when there are policies and no run can go on from any of them, or
-    when the records can not be read.
+    `keep` limits the complete checkpoints, because a restarted trainer does not count the earlier ones. Records, logs
+    and the summary of the generation are moved to a separate folder, and so is an incomplete checkpoint that still
+    holds a policy. Raises LaunchError, and changes nothing, when policies exist but no run can continue from any of
+    them, or when the records can not be read.
     """
     step, earlier = latest_step(run), run.folder / f"generation-{len(run.started_ids()) - 1}"
     if not step and (policy := exportable_step(run)):
         raise LaunchError(
-            f"no checkpoint in {run.checkpoints} is whole: the run can not go on from what it has trained",
+            f"no checkpoint in {run.checkpoints} is complete: the run can not continue from any of them",
             remedy=f"`s3-agent export-policy {run.folder} --step {policy} -o …` may still give its policy; to train "
             f"again from the beginning, move {run.checkpoints} away",
         )
@@ -177,10 +178,10 @@ def rewind(run: Run, *, keep: int | None) -> int:
     metrics = list(_rows(run.metrics if run.metrics in kept else _in(earlier, run.metrics)))
     until = _counts_until(metrics, step, run.metrics)
     episodes = run.episodes if run.episodes in kept else _in(earlier, run.episodes)
-    for _ in _rows(episodes):  # before anything is moved
+    for _ in _rows(episodes):  # checked before anything is moved
         pass
     earlier.mkdir(exist_ok=True)
-    # A rewind that was itself killed has moved some of them already.
+    # If an earlier rewind was killed, it has moved some of them already.
     for path in kept:
         path.rename(_in(earlier, path))
     run.make_logs()
@@ -196,9 +197,9 @@ def _in(folder: Path, path: Path) -> Path:
 
 
 def _counts_until(metrics: list[tuple[bytes, dict[str, Any]]], step: int, path: Path) -> float:
-    """The Unix time up to which records belong to the steps until `step`. Raises LaunchError.
+    """The Unix time of `step`: records up to it belong to the steps until `step`. Raises LaunchError.
 
-    A step whose checkpoint is whole and which is not logged was the last one: the run was killed between the two.
+    A step with a complete checkpoint that is not logged was the last one: the run was killed between the two writes.
     """
     if not step:
         return float("-inf")
@@ -210,14 +211,14 @@ def _counts_until(metrics: list[tuple[bytes, dict[str, Any]]], step: int, path: 
     )
     if "at" not in last:
         raise LaunchError(
-            f"{path}: step {last['step']} has no time, by which its rollouts are known from later ones",
-            remedy="the run was started by an earlier version of s3-agent: go on with it there, or start it again",
+            f"{path}: step {last['step']} has no time, so its rollouts can not be told apart from later ones",
+            remedy="an earlier version of s3-agent started this run: resume it with that version, or start a new run",
         )
     return last["at"]
 
 
 def _tidy(run: Run, step: int, *, earlier: Path, keep: int | None) -> None:
-    """Leave the whole checkpoints that count, the newest named by verl's marker."""
+    """Keep only the complete checkpoints that count, and write the newest into verl's marker."""
     if step:
         if not (marker := run.checkpoints / LATEST).exists() or marker.read_bytes() != str(step).encode():
             write_whole(marker, str(step))
@@ -240,7 +241,7 @@ def _tidy(run: Run, step: int, *, earlier: Path, keep: int | None) -> None:
 
 
 def _rows(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """The lines of a log and what they say, without a last one that the kill cut short. Raises LaunchError."""
+    """The lines of a log with their parsed content, without an incomplete last line. Raises LaunchError."""
     if not path.exists():
         return
     field = "step" if path.name == METRICS else "finished_at"
@@ -253,8 +254,8 @@ def _rows(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
                 float(row[field])
             except (ValueError, KeyError, TypeError) as cause:
                 raise LaunchError(
-                    f"{path}:{number} is no whole record: {cause!r}",
-                    remedy="look at the line; if it is torn, take it out and resume again",
+                    f"{path}:{number} is not a complete record: {cause!r}",
+                    remedy="look at the line; if it is damaged, remove it and resume again",
                 ) from cause
             yield line, row
 

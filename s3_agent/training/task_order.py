@@ -1,4 +1,4 @@
-"""The task files of a run, in the order of play."""
+"""The task files of a run, in the order in which the trainer reads them. Written by the main job."""
 
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -13,10 +13,10 @@ from s3_agent.types import Task
 
 
 def write_tasks(recipe: Recipe, run: Run, train: Sequence[Task], validation: Sequence[Task]) -> None:
-    """The run's own task files; the trainer goes through them from the first line to the last.
+    """The run's own task files; the trainer reads them from the first line to the last.
 
-    The order is the seed's alone: a run that is resumed, or given more steps, plays what it would have played. Raises
-    ConfigError when the folder holds another order.
+    Only the seed decides the order, so a resumed run, or one with more steps, plays the same tasks as an uninterrupted
+    one. Raises ConfigError when the folder holds another order.
     """
     ordered = in_training_order(
         train,

@@ -1,7 +1,7 @@
 """A recipe's twin: the same agent, estimator, loss, mini-batch ratio and checkpoints, small enough for two CPU cores.
 
-It takes the embedded corpus, tasks, policy and generator of the recipe `cpu`, and that recipe's lengths. So every code
-path of a run on GPUs but those of CUDA itself can be tried here in minutes: `s3-agent train --recipe NAME --twin`.
+It uses the embedded corpus, tasks, policy and generator of the recipe `cpu`, and the lengths of that recipe. So
+`s3-agent train --recipe NAME --twin` tests in minutes every code path of a run on GPUs except those of CUDA itself.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ def load_twin(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def _limits(small: Recipe, large: Recipe) -> dict[str, Any]:
-    """The nano policy's lengths and passages; what the agent does not limit stays without a limit."""
+    """The nano policy's lengths and passages; values that the agent does not limit stay without a limit."""
     limits = small.agent.limits.model_dump()
     if not large.agent.limits.initial_topk:
         limits["initial_topk"] = 0
@@ -59,5 +59,5 @@ def _trainer(small: Recipe, large: Recipe) -> dict[str, Any]:
         "checkpoint_every": 1,
         "validate_every": STEPS,
         "rollout_timeout_s": cpu.rollout_timeout_s,
-        "verl": {},  # the recipe's own overrides are lengths of the large policy's calls
+        "verl": {},  # the recipe's overrides are lengths for the calls of the large policy
     }

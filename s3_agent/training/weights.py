@@ -17,14 +17,14 @@ from s3_agent.machine.model_files import model_folder
 SHOWN = 3
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-# Published with some models and not loaded for training: computed tables, and layers that predict further tokens.
+# Tensors that some models publish but training does not load: computed tables, and layers that predict more tokens.
 _UNTRAINED = re.compile(r"(.*\.)?rotary_emb\.inv_freq|(model\.)?mtp\..*")
 _HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor of a safetensors file: `dtype` by the file's own name, `begin` to `end` its bytes in the file."""
+    """A tensor of a safetensors file: `dtype` as the file names it; its bytes are from `begin` to `end` in the file."""
 
     path: Path
     dtype: str
@@ -33,7 +33,7 @@ class Tensor:
     end: int
 
     def values(self) -> Any:
-        """Its values, flat; bfloat16, which numpy does not have, as float32. Other dtypes than floats as bytes."""
+        """Its values as a flat array: bfloat16, which numpy lacks, as float32; dtypes that are not floats as bytes."""
         import numpy as np
 
         kind = np.dtype(_NUMPY.get(self.dtype, "u1"))
@@ -42,20 +42,21 @@ class Tensor:
 
 
 def start_folder(model: str) -> Path | None:
-    """Where the weights lie that a run began with; None when they are not on this machine as safetensors."""
+    """The folder of a run's starting weights; None when they are not on this machine as safetensors."""
     folder = model_folder(model)
     return folder if folder is not None and any(folder.glob("*.safetensors")) else None
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a model folder by name, from the heads of its files. Raises ConfigError for a damaged file."""
+    """The tensors of a model folder by name, from the headers of its files. Raises ConfigError for a damaged file."""
     found: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
             found |= _of_file(path)
         except (OSError, ValueError, KeyError, TypeError) as cause:
             raise ConfigError(
-                f"{path} is no whole safetensors file: {cause}", remedy="export the policy again, or of another step"
+                f"{path} is not a complete safetensors file: {cause}",
+                remedy="export the policy again, or of another step",
             ) from cause
     return found
 
@@ -77,9 +78,9 @@ def _of_file(path: Path) -> dict[str, Tensor]:
 
 
 def require_same_names(before: Mapping[str, Tensor], after: Mapping[str, Tensor], *, folder: Path, tied: bool) -> None:
-    """Raises ConfigError unless `after`, which lies in `folder`, has the tensors of `before` and no other ones.
+    """Raises ConfigError unless `after`, read from `folder`, has exactly the tensors of `before`.
 
-    `tied`: the output layer is the embedding, and may be there or not.
+    `tied`: the output layer is the embedding, so its tensor may be present or missing.
     """
     free = {_HEAD} if tied else set[str]()
     missing = {name for name in before.keys() - after.keys() - free if not _UNTRAINED.fullmatch(name)}
@@ -92,16 +93,16 @@ def require_same_names(before: Mapping[str, Tensor], after: Mapping[str, Tensor]
     ]
     if wrong:
         raise ConfigError(
-            f"the weights in {folder} are not those of the model that the run began with: {'; '.join(wrong)}",
-            remedy="the checkpoint is of another model, or its weights are wrapped (LoRA): a server would leave out "
-            "what it does not know; export a run that trains all weights",
+            f"the weights in {folder} are not those of the model that the run started from: {'; '.join(wrong)}",
+            remedy="the checkpoint is of another model, or its weights are wrapped (LoRA): a server would ignore "
+            "tensors that it does not know; export a run that trains all weights",
         )
 
 
 def changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Iterator[float]:
     """The largest absolute change of each tensor that both have, in the precision of `after`.
 
-    What is only the rounding to a narrower precision counts as no change.
+    Rounding to a narrower precision does not count as a change.
     """
     import numpy as np
 
@@ -125,7 +126,9 @@ def largest_change(before: str | Path, after: Path) -> float:
     """The largest absolute change of a weight between two model folders. Raises ConfigError for other weights."""
     start = start_folder(str(before))
     if start is None:
-        raise ConfigError(f"the weights of {before} are not here", remedy="fetch the model that the run began with")
+        raise ConfigError(
+            f"the weights of {before} are not on this machine", remedy="download the starting model of the run"
+        )
     known, new = tensors(start), tensors(after)
     require_same_names(known, new, folder=after, tied=is_tied(after))
     return max(changes(known, new), default=0.0)

@@ -148,7 +148,7 @@ def test_a_run_that_is_killed_in_step_3_goes_on_as_if_it_had_not_been(tmp_path: 
 
     done = subprocess.run(command("train", "--resume", str(run.folder)), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-6000:]
-    assert "goes on after step 2" in done.stderr
+    assert "continues after step 2" in done.stderr
     assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in left)
 
     # The same data in the same order and as many steps as a run that nobody killed (the test above).

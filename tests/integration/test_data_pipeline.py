@@ -386,7 +386,7 @@ def test_the_embedded_default_is_ready_in_seconds_and_then_does_nothing(tmp_path
     assert "index: done" in subprocess.run(command, capture_output=True, text=True, check=True).stderr
     assert index.stat().st_mtime_ns == built, "an index that fits is not built again"
     second = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    assert "everything is there; no work was done" in second and ": done" not in second
+    assert "everything is up to date; no work was done" in second and ": done" not in second
 
 
 def test_the_worked_example_leaves_questions_to_train_on(tmp_path: Path) -> None:

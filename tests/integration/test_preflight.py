@@ -41,7 +41,7 @@ def test_the_shipped_cpu_recipe_is_sound() -> None:
 
 def test_an_environment_that_can_not_serve_the_generator_is_found(tmp_path: Path) -> None:
     told = found(f"generator.python={tmp_path / 'python'}")
-    assert "is no Python interpreter" in told["versions.generator"]
+    assert "is not a Python interpreter" in told["versions.generator"]
     assert found(f"generator.python={tmp_path / 'python'}", "generator.url=http://127.0.0.1:1/v1") == {}
 
 

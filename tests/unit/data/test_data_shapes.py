@@ -460,4 +460,4 @@ def test_import_reports_golds_that_no_answer_can_match(tmp_path: Path) -> None:
         )
     )
     assert "dropped questions: 1 with golds that no answer can match" in said
-    assert "1 questions have also a gold that no answer can match, the first: q/0" in said
+    assert "1 questions also have a gold answer that no answer can match, the first: q/0" in said

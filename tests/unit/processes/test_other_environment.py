@@ -87,10 +87,10 @@ def test_another_release_there_is_another_generator(tmp_path: Path) -> None:
 @pytest.mark.parametrize("packages", [None, {}, {"torch": "2.13.0"}])
 def test_an_environment_without_vllm_is_refused(tmp_path: Path, packages: dict[str, str] | None) -> None:
     recipe = with_python(fake_python(tmp_path / "e", packages))
-    with pytest.raises(ConfigError, match=r"generator\.python: .*(has no vLLM|is no Python interpreter)") as caught:
+    with pytest.raises(ConfigError, match=r"generator\.python: .*(has no vLLM|is not a Python interpreter)") as caught:
         serving.with_precision(recipe)
     assert "docs/generator.md" in caught.value.remedy
-    with pytest.raises(ConfigError, match="is no Python interpreter"):
+    with pytest.raises(ConfigError, match="is not a Python interpreter"):
         serving.with_precision(with_python(tmp_path / "nothing"))
 
 

@@ -1,4 +1,4 @@
-"""A busy port is told by the part that wants it."""
+"""The error for a taken port names the process that needs it."""
 
 import os
 import socket

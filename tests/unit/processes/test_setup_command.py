@@ -50,7 +50,7 @@ def test_outside_a_virtual_environment_nothing_is_installed(monkeypatch: pytest.
 
 def test_without_bash_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(ConfigError, match="no bash on PATH"):
+    with pytest.raises(ConfigError, match="bash is not on PATH"):
         setup_command()
 
 

@@ -215,7 +215,7 @@ def test_an_id_may_be_cut_and_a_wrong_one_is_answered_with_near_ones(written: Wr
 def test_what_has_no_pool_says_so(tmp_path: Path) -> None:
     write_evaluation(tmp_path / "an-evaluation")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match=r"is an evaluation: .* without a pool") as error:
+    with pytest.raises(ConfigError, match=r"is an evaluation, .* without a pool") as error:
         pool_files("an-evaluation", runs=tmp_path)
     assert "s3-agent report" in error.value.remedy
     with pytest.raises(ConfigError, match=r"has neither pool.jsonl nor episodes.jsonl") as error:

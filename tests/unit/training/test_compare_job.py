@@ -20,8 +20,8 @@ def compare(folder: Path, *arguments: str) -> Result:
         (["s3", "s3"], "named twice"),
         (["s3", "--seeds", "1,1"], "named twice"),
         (["my_agent:Mine", "s3"], "name s3 or search_r1 first, or give --no-controls"),
-        (["s3", "gateway.url=http://g", "gateway.key=k"], "a gateway and workers of its own"),
-        (["s3", "workers.external=true"], "a gateway and workers of its own"),
+        (["s3", "gateway.url=http://g", "gateway.key=k"], "its own gateway and workers"),
+        (["s3", "workers.external=true"], "its own gateway and workers"),
         (["s3", "trainer.step=3"], "trainer.step: there is no such field"),
     ],
 )

@@ -74,7 +74,7 @@ def test_steps_and_rollouts_are_told() -> None:
     told = shown("--recipe", "s3_8x40gb")
     assert "20 x 480 rollouts (120 questions x 4) = 9,600, 2 updates a step" in told
     assert "198.0 GB" in told
-    assert "KL: 0.001 beside the policy's loss; verl is told 0.0005: Agent Lightning divides" in told
+    assert "KL: 0.001 beside the policy's loss; verl gets 0.0005: Agent Lightning divides" in told
     assert "of all 2" in told
 
 
@@ -82,7 +82,7 @@ def test_updates_and_kl_are_those_that_verl_is_told() -> None:
     actor = "trainer.verl.actor_rollout_ref.actor"
     told = shown("--recipe", "s3_8x40gb", f"{actor}.ppo_mini_batch_size=30", f"{actor}.policy_loss.loss_mode=vanilla")
     assert "4 updates a step" in told
-    assert "KL: 0.001 beside the policy's loss; verl is told 0.001\n" in told
+    assert "KL: 0.001 beside the policy's loss; verl gets 0.001\n" in told
     assert "KL:" not in shown("--recipe", "cpu"), "without a reference there is no distance"
 
 

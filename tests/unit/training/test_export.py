@@ -189,13 +189,13 @@ def test_weights_that_nothing_moved_are_exported_and_it_is_told(
 ) -> None:
     logged(run, *rows)
     model(copy_of(run, 2), START)
-    assert "no weight differs" in export_policy(run, tmp_path / "out", step=2).note
+    assert "all weights equal those of the starting model" in export_policy(run, tmp_path / "out", step=2).note
 
 
 def test_weights_that_did_not_move_although_they_were_trained_are_refused(run: Run, tmp_path: Path) -> None:
     logged(run, (1, 0.0, 1e-6), (2, 0.3, 1e-6))
     model(copy_of(run, 2), START)
-    with pytest.raises(S3AgentError, match="what was trained is not in it"):
+    with pytest.raises(S3AgentError, match="the trained weights are not in it"):
         export_policy(run, tmp_path / "out", step=2)
     model(copy_of(run, 1), START)
     assert export_policy(run, tmp_path / "out", step=1).note, "no gradient until then"
@@ -230,7 +230,7 @@ def test_rounding_to_a_narrower_precision_moves_nothing(tmp_path: Path) -> None:
 def test_a_weights_file_that_is_cut_short_is_not_exported(run: Run, tmp_path: Path, cut: int) -> None:
     path = model(copy_of(run, 2), TRAINED) / "model.safetensors"
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(ConfigError, match="no whole safetensors file"):
+    with pytest.raises(ConfigError, match="not a complete safetensors file"):
         export_policy(run, tmp_path / "out")
 
 

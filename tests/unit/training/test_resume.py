@@ -127,7 +127,7 @@ def test_policies_that_no_run_can_go_on_from_are_not_deleted(killed: Run) -> Non
     for step in (1, 2):
         (killed.checkpoints / f"global_step_{step}" / "data.pt").unlink()
     before = sorted(killed.folder.rglob("*"))
-    with pytest.raises(LaunchError, match=r"no checkpoint in .* is whole") as caught:
+    with pytest.raises(LaunchError, match=r"no checkpoint in .* is complete") as caught:
         rewind(killed, keep=1)
     assert "export-policy" in caught.value.remedy and "--step 2" in caught.value.remedy
     assert sorted(killed.folder.rglob("*")) == before
@@ -256,7 +256,7 @@ def test_leftovers_of_the_killed_run_are_ended_and_others_are_not(killed: Run) -
 
 
 def test_two_launchers_do_not_share_a_run(killed: Run) -> None:
-    with killed.held(), pytest.raises(ConfigError, match="is at work"), Run(killed.folder).held():
+    with killed.held(), pytest.raises(ConfigError, match="is already running"), Run(killed.folder).held():
         pass
     with killed.held():
         pass
