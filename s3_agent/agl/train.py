@@ -28,7 +28,7 @@ def main(settings_file: str, train_file: str, validation_file: str, metrics_file
     if KEY_VARIABLE not in os.environ:
         raise ValueError(f"the gateway's key is missing: set the environment variable {KEY_VARIABLE}")
     # Before anything of verl or Ray is imported, composing the configuration included: both look at import.
-    variables = environment(settings) | run_environment(
+    variables = environment(settings, os.environ) | run_environment(
         metrics=Path(metrics_file),
         episodes=Path(episodes_file),
         run=settings.run,

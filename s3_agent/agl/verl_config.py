@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, Self
 
 from omegaconf import DictConfig, OmegaConf
@@ -18,6 +19,8 @@ from s3_agent.rollout.ray_address import LOCAL, on_loopback_alone
 HOOKS = Path(__file__).with_name("seeding.py")
 ESTIMATOR = "s3_agent_grpo"
 """The name under which verl knows the advantage estimator of `s3_agent.agl.advantages`."""
+FUSED_HEAD = "s3_agent.agl.fused_head"
+"""verl loads it with the model (model.external_lib) in the processes that train it."""
 AGL_LOSS = "per_rollout_mean"
 """Agent Lightning's default policy loss; the name of its other one, `cispo_per_rollout_mean`, ends in it."""
 Tracker = Literal["console", "tensorboard", "wandb"]
@@ -218,7 +221,12 @@ def _common(settings: TrainerSettings, gateway_key: str) -> dict[str, Any]:
             "seed": settings.seed,
         },
         "actor_rollout_ref": {
-            "model": {"path": settings.model, "use_fused_kernels": settings.fused_log_probs, **template},
+            "model": {
+                "path": settings.model,
+                "use_fused_kernels": settings.fused_log_probs,
+                "external_lib": FUSED_HEAD,
+                **template,
+            },
             "actor": {
                 "strategy": "fsdp2",
                 "ppo_mini_batch_size": settings.mini_batch,
@@ -328,12 +336,17 @@ def _on_cpu() -> dict[str, Any]:
     }
 
 
-def environment(settings: TrainerSettings) -> dict[str, str]:
-    """What the trainer's process and all that it starts must find in their environment."""
+def environment(settings: TrainerSettings, given: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+    """What the trainer's process and all that it starts must find in their environment.
+
+    `given` is the environment that they would have without us: the modules that it has verl load come after ours.
+    """
+    ours, backend = [TRACKING], {}
     if settings.device == "cpu":
+        ours = [cpu.SHIM, TRACKING]  # what else is loaded needs the shim
         backend = {**cpu.ENVIRONMENT, cpu.THREADS_VARIABLE: str(settings.threads or os.cpu_count() or 1)}
-    else:
-        backend = {MODULES_VARIABLE: TRACKING}
+    theirs = given.get(MODULES_VARIABLE, "").split(",")
+    backend[MODULES_VARIABLE] = ",".join(dict.fromkeys(filter(None, [*ours, *theirs])))
     local = settings.ray_address is None or on_loopback_alone(settings.ray_address)
     seed = {SEED_VARIABLE: str(settings.seed)} if settings.seeded else {}
     return {**(LOCAL if local else {}), **backend, **seed}

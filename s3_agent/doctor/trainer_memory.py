@@ -41,14 +41,18 @@ def _lora_parameters(shape: ModelShape, rank: int) -> int:
 def _gathered(shape: ModelShape, training: Training, *, gradients: bool) -> int:
     """Unsharded weights at work: two layers (the next is fetched early), and the output layer or, tied, all of it.
 
-    With gradients: those of one layer in the compute type and, to be reduced, in fp32. One rank alone gathers too,
-    since the compute type is another than the stored one.
+    With gradients: those of one layer in the compute type and, to be reduced, in fp32; where log-probs are fused, the
+    output layer's as well, which waits for the end (`s3_agent.agl.fused_head`; a tied one's is among the activations).
+    One rank alone gathers too, since the compute type is another than the stored one.
     """
     if training.shards == 1 and training.compute_dtype == training.model_dtype:
         return 0
     width = WIDTH[training.compute_dtype]
     weights = width * (2 * shape.layer + shape.embedding)
-    return weights + ((width + 4) * max(shape.layer, shape.embedding) if gradients else 0)
+    if not gradients:
+        return weights
+    waiting = width * shape.embedding if training.fused and not shape.tied else 0
+    return weights + (width + 4) * max(shape.layer, shape.embedding) + waiting
 
 
 def _leftover(training: Training) -> list[Item]:

@@ -66,6 +66,8 @@ class Training:
     activation_offload: bool
     remove_padding: bool
     fused: bool
+    strategy: str
+    external_lib: str | None
     compiled: bool
     entropy: bool
     entropy_in_chunks: bool
@@ -242,6 +244,8 @@ def read_training(config: DictConfig) -> Training:
         activation_offload=at("actor_rollout_ref.model.enable_activation_offload", False),
         remove_padding=at("actor_rollout_ref.model.use_remove_padding", True),
         fused=at("actor_rollout_ref.model.use_fused_kernels", False),
+        strategy=at(f"{actor}.strategy", "fsdp"),
+        external_lib=at("actor_rollout_ref.model.external_lib"),
         compiled=at(f"{fsdp}.use_torch_compile", True) and at(f"{actor}.use_torch_compile", True),
         entropy=at(f"{actor}.calculate_entropy", True) or at(f"{actor}.entropy_coeff", 0) != 0,
         entropy_in_chunks=at(f"{fsdp}.entropy_from_logits_with_chunking", False),

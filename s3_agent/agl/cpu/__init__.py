@@ -5,8 +5,6 @@ where rollout servers are created (rollout.agent.agent_loop_manager_class), `eng
 (model.external_lib), `vllm_worker` inside vLLM. With CUDA present none of them changes anything.
 """
 
-from s3_agent.agl.run_files import MODULES_VARIABLE, TRACKING
-
 SHIM = "s3_agent.agl.cpu.shim"
 ENGINE = "s3_agent.agl.cpu.engine"
 DRIVER = "s3_agent.agl.cpu.driver.NoAgentLoops"
@@ -23,7 +21,6 @@ as soon as there are more busy processes than cores."""
 
 # For the driver and, through Ray, for every worker of it.
 ENVIRONMENT = {
-    MODULES_VARIABLE: f"{SHIM},{TRACKING}",
     "TOKENIZERS_PARALLELISM": "false",
     "OMP_NUM_THREADS": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB

@@ -22,6 +22,8 @@ def apply() -> None:
     from verl.workers.engine import EngineRegistry
     from verl.workers.engine.fsdp import FSDPEngineWithLMHead
 
+    import s3_agent.agl.fused_head  # noqa: F401  with CUDA verl loads it in this module's place
+
     # verl/utils/distributed.py:86 would ask for "cpu:gloo,cpu:nccl".
     workers.initialize_global_process_group_ray = functools.partial(
         workers.initialize_global_process_group_ray, backend="cpu:gloo"

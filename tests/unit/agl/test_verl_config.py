@@ -11,6 +11,7 @@ from s3_agent.agl import cpu
 from s3_agent.agl.run_files import MODULES_VARIABLE, TRACKING
 from s3_agent.agl.verl_config import (
     ESTIMATOR,
+    FUSED_HEAD,
     REFUSED,
     TrainerRecipe,
     TrainerSettings,
@@ -225,9 +226,16 @@ def test_a_ray_of_somebody_elses_is_joined_with_its_own_resources() -> None:
 def test_with_cuda_nothing_of_the_cpu_backend_is_named(on_cuda: DictConfig) -> None:
     assert "s3_agent.agl.cpu" not in OmegaConf.to_yaml(on_cuda)
     assert on_cuda.ray_kwargs.ray_init.get("num_gpus") is None
-    both = set(environment(settings(device="cuda"))) & set(cpu.ENVIRONMENT)
-    assert both == {MODULES_VARIABLE}
+    assert not set(environment(settings(device="cuda"))) & set(cpu.ENVIRONMENT)
     assert environment(settings(device="cuda"))[MODULES_VARIABLE] == TRACKING
+    assert on_cuda.actor_rollout_ref.model.external_lib == FUSED_HEAD
+
+
+@pytest.mark.parametrize(("device", "ours"), [("cuda", [TRACKING]), ("cpu", [cpu.SHIM, TRACKING])])
+def test_modules_that_a_user_has_verl_load_are_loaded_after_ours(device: str, ours: list[str]) -> None:
+    told = environment(settings(device=device), {MODULES_VARIABLE: "mine,theirs"})
+    assert told[MODULES_VARIABLE].split(",") == [*ours, "mine", "theirs"]
+    assert environment(settings(device=device), told) == told, "our own are not added again"
 
 
 def test_a_local_ray_stays_on_loopback_and_reports_nothing() -> None:
@@ -237,7 +245,8 @@ def test_a_local_ray_stays_on_loopback_and_reports_nothing() -> None:
     assert local["RAY_USAGE_STATS_ENABLED"] == "0"
     assert environment(settings(ray_address="127.0.0.1:6379")) == local
     elsewhere = environment(settings(ray_address="10.0.0.2:6379", threads=3))
-    assert elsewhere == {**cpu.ENVIRONMENT, cpu.THREADS_VARIABLE: "3"}
+    modules = f"{cpu.SHIM},{TRACKING}"
+    assert elsewhere == {**cpu.ENVIRONMENT, cpu.THREADS_VARIABLE: "3", MODULES_VARIABLE: modules}
 
 
 def test_a_recipes_own_overrides_come_last() -> None:

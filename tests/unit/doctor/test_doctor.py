@@ -301,6 +301,7 @@ PLANTS: list[tuple[str, Callable[[], Case]]] = [
     ),
     ("gpus.nodes", with_recipe("trainer.verl.trainer.nnodes=2")),
     ("gpus.cpu-ranks", on_cpu("trainer.verl.trainer.nnodes=2")),
+    ("policy.fused-head", with_recipe(f"{VERL}.model.external_lib=my_models")),
     ("batch.heads", with_recipe("trainer.tensor_parallel=6")),
     ("batch.heads", with_recipe(f"{VERL}.actor.ulysses_sequence_parallel_size=3")),
     (
@@ -358,6 +359,21 @@ def test_nothing_is_found_where_nothing_is_wrong(name: str) -> None:
 def test_one_80_gb_card_is_enough_for_its_recipe() -> None:
     card = replace(A100, total=81920 * MIB, free=81900 * MIB)
     assert as_text(examine(sound("s3_1x80gb", gpus=1, card=card))) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "environment"),
+    [
+        ("s3_8x40gb", (), {"VERL_USE_EXTERNAL_MODULES": "mine,s3_agent.agl.fused_head"}),
+        ("s3_8x40gb", (f"{VERL}.actor.strategy=fsdp",), {}),
+        ("s3_3b_8x40gb", (), {}),  # tied
+    ],
+)
+def test_another_library_with_the_model_is_no_finding_where_the_output_layer_is_whole(
+    name: str, overrides: tuple[str, ...], environment: dict[str, str]
+) -> None:
+    case = sound(name, f"{VERL}.model.external_lib=my_models", *overrides, environment=environment)
+    assert as_text(examine(case)) == ""
 
 
 @pytest.mark.parametrize(
