@@ -6,7 +6,7 @@ from s3_agent.doctor.case import Case
 from s3_agent.doctor.checks.batch import check_batch
 from s3_agent.doctor.checks.disk import check_disk
 from s3_agent.doctor.checks.environment import check_environment
-from s3_agent.doctor.checks.files import check_files, check_tasks
+from s3_agent.doctor.checks.files import check_files, check_rag_cache, check_tasks
 from s3_agent.doctor.checks.gateway import check_gateway
 from s3_agent.doctor.checks.gpus import check_gpus
 from s3_agent.doctor.checks.host import check_host
@@ -17,7 +17,6 @@ from s3_agent.doctor.checks.output_layer import check_output_layer
 from s3_agent.doctor.checks.ports import check_ports
 from s3_agent.doctor.checks.precision import check_precision
 from s3_agent.doctor.checks.protocol import check_protocol
-from s3_agent.doctor.checks.rag_cache import check_rag_cache
 from s3_agent.doctor.checks.versions import check_versions
 from s3_agent.doctor.findings import Finding
 
