@@ -1,4 +1,4 @@
-"""A BERT with random weights and a vocabulary of one's own: an encoder for what must not depend on a download."""
+"""A BERT with random weights and a vocabulary that you give: an encoder for what must not depend on a download."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ def save_untrained_bert(
     vocabulary = [*SPECIAL, *words]
     pieces = BertWordPieceTokenizer({word: number for number, word in enumerate(vocabulary)})
     names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
-    # BertTokenizer takes a vocabulary of one's own from transformers 5 on, and a file before.
+    # BertTokenizer takes a given vocabulary from transformers 5 on, and a file before.
     PreTrainedTokenizerFast(
         tokenizer_object=pieces._tokenizer, **dict(zip(names, SPECIAL, strict=True))
     ).save_pretrained(folder)

@@ -52,7 +52,7 @@ class DataRecipe(_Section):
 
     Naive RAG reads `rag_topk` passages, laid out like selected ones or as the original's lines (`rag_layout`);
     `retrieved_topk` are kept. Without a cache every training task is played, as Search-R1 does. `shuffle` orders each
-    pass over the training tasks anew by the recipe's seed. With `sources`, `s3-agent data` makes these files out of
+    pass over the training tasks again by the recipe's seed. With `sources`, `s3-agent data` makes these files out of
     published ones; without, they are there. What it makes besides lies in `folder` (default: `prepared/data/<name>`).
     `allow_mismatch` trains with a RAG cache that other parts made, and the run's `data.json` says so.
     """
@@ -194,7 +194,7 @@ class GatewayRecipe(_Section):
 
 
 class WorkersRecipe(_Section):
-    """The worker pool; with `external` somebody's own controller plays the rollouts, and no pool is started."""
+    """The worker pool; with `external` a controller of yours plays the rollouts, and no pool is started."""
 
     processes: int = Field(default=1, ge=1)
     concurrency: int = Field(default=16, ge=1)
@@ -413,7 +413,7 @@ def require_trainable(recipe: Recipe) -> None:
     why = {
         "none": "asks no policy: there are no tokens to learn from",
         "rewriter": "brings a policy that was trained elsewhere, by another reward than ours",
-        "instruct": "writes its prompt anew for each call: a rollout is not one row of tokens",
+        "instruct": "writes a new prompt for each call: a rollout is not one row of tokens",
     }[method.policy]
     raise ConfigError(
         f"{recipe.agent.name} can not be trained: it {why}", remedy="evaluate it, or set agent.name to s3 or search_r1"

@@ -1,4 +1,4 @@
-"""Methods that are a prompt, written anew for every call: their shared loop, and one call of a policy.
+"""Methods that write a new prompt for every call: their shared loop, and one call of a policy.
 
 Such a prompt is no continuation of what the policy wrote before, so a rollout makes a training row for each call: these
 methods are evaluated and not trained. Any model that follows instructions can play them.
@@ -84,7 +84,7 @@ class PromptedAgent(ABC):
         """A reply as a search, or as the end (`finish`)."""
 
     async def read(self, turns: Sequence[Turn], found: Turn, control: frozenset[str], ask: Ask) -> str | None:
-        """What is said of the passages that `found` holds, after `turns`; None where there was no room to read them."""
+        """The text about the passages of `found`, shown after `turns`; None where there was no room to read them."""
         return ""
 
     def answer(self, turns: Sequence[Turn]) -> str | None:

@@ -1,4 +1,5 @@
-"""One task, played where somebody else starts and ends the process: AGL's stock controllers, Kubernetes Jobs, AGL 0.x.
+"""One task, played where another program starts and ends the process: AGL's stock controllers, Kubernetes Jobs, AGL
+0.x.
 
 What the recipe says in our own pool comes as environment variables here. It imports no agentlightning, so that it runs
 beside any version of it.

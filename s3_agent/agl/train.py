@@ -48,7 +48,7 @@ def main(settings_file: str, train_file: str, validation_file: str, metrics_file
 
 
 def _hand_over_environment(config: DictConfig, extra: dict[str, str]) -> None:
-    """Workers of somebody else's Ray inherit nothing from us: verl's variables, ours and `extra` go with the job."""
+    """A Ray that we did not start inherits nothing from us: verl's variables, ours and `extra` go with the job."""
     from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
 
     ours = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}

@@ -358,7 +358,7 @@ def _known(config: DictConfig, wanted: Mapping[str, Any], prefix: str = "") -> d
     for key, value in wanted.items():
         name, path = key.removeprefix("+"), f"{prefix}{key.removeprefix('+')}"
         there = config.get(name)
-        # An empty mapping of verl's takes any key: it is handed on to somebody else.
+        # An empty mapping of verl's takes any key: it is passed on to another library.
         if config and name not in config and name == key:
             known = [f"{prefix}{other}" for other in config]
             raise ConfigError(

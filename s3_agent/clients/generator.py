@@ -116,7 +116,7 @@ class FrozenGenerator:
             tokens = await self._tokens(messages(shown))
             if tokens <= room:
                 return shown
-            # Counting anew for every word would ask the server each time; bytes and tokens grow together.
+            # Counting again for every word would ask the server each time; bytes and tokens grow together.
             per_byte = tokens / _bytes(messages(shown))
             shown = fit_passages(
                 shown,

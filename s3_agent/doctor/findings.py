@@ -17,23 +17,23 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong. `mend` is a command or a setting that can be typed as it is written."""
+    """One thing that is wrong. `fix` is a command or a setting that can be typed as it is written."""
 
     id: str
     what: str
     why: str
-    mend: str
+    fix: str
     severity: Severity = Severity.error
 
 
-def warning(id: str, *, what: str, why: str, mend: str) -> Finding:
+def warning(id: str, *, what: str, why: str, fix: str) -> Finding:
     """A finding that does not keep a run from starting."""
-    return Finding(id=id, what=what, why=why, mend=mend, severity=Severity.warning)
+    return Finding(id=id, what=what, why=why, fix=fix, severity=Severity.warning)
 
 
-def error(id: str, *, what: str, why: str, mend: str) -> Finding:
+def error(id: str, *, what: str, why: str, fix: str) -> Finding:
     """A finding with which no run is started."""
-    return Finding(id=id, what=what, why=why, mend=mend)
+    return Finding(id=id, what=what, why=why, fix=fix)
 
 
 def errors(findings: Sequence[Finding]) -> list[Finding]:
@@ -45,12 +45,12 @@ def as_text(findings: Sequence[Finding]) -> str:
     """The findings, errors first, four lines each."""
     ordered = sorted(findings, key=lambda finding: finding.severity is not Severity.error)
     text = "\n".join(
-        f"{finding.severity}: {finding.what}  [{finding.id}]\n  why:  {finding.why}\n  mend: {finding.mend}"
+        f"{finding.severity}: {finding.what}  [{finding.id}]\n  why:  {finding.why}\n  fix:  {finding.fix}"
         for finding in ordered
     )
     return printable(text)  # it may hold names out of files
 
 
 def as_rows(findings: Sequence[Finding]) -> list[dict[str, Any]]:
-    """The findings for JSON."""
-    return [asdict(finding) for finding in findings]
+    """The findings for JSON. `mend` is the older name of `fix`, kept for one version."""
+    return [{**asdict(finding), "mend": finding.fix} for finding in findings]

@@ -132,7 +132,7 @@ def _training(recipe: Recipe) -> tuple[Training | None, tuple[str, str] | None]:
 def _composed(settings: TrainerSettings) -> DictConfig:
     try:
         return trainer_config(settings, gateway_key="")
-    except ImportError:  # a dry run needs no training stack; that it is missing is told by `check_versions`
+    except ImportError:  # a dry run needs no training stack; `check_versions` reports that it is missing
         return settings_alone(settings)
 
 

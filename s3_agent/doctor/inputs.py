@@ -29,7 +29,7 @@ def or_none[T](make: Callable[[], T]) -> T | None:
     """What is made, or None where that fails."""
     try:
         return make()
-    except (S3AgentError, RetrievalError, OSError):  # told by the check of what it is made of
+    except (S3AgentError, RetrievalError, OSError):  # the check of its inputs reports it
         return None
 
 

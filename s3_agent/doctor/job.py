@@ -95,7 +95,7 @@ def require_sound(recipe: Recipe, *, run: Run | None = None) -> None:
     if mild := [finding for finding in found if finding not in wrong]:
         print_lines(console, told.as_text(mild).split("\n"))
     if wrong:
-        raise ConfigError(_summary(recipe, wrong), remedy="mend these, or train with --skip-doctor")
+        raise ConfigError(_summary(recipe, wrong), remedy="fix these, or train with --skip-doctor")
 
 
 def _summary(recipe: Recipe, wrong: list[Finding]) -> str:

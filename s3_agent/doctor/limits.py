@@ -30,7 +30,7 @@ FEWER = "fewer workers.processes x workers.concurrency"
 class Limit:
     """`place` takes at most `most` of `what` at a time (None: no limit, or unknown); the recipe needs `needed`.
 
-    `beyond` says what happens to the excess. `report` makes a finding of a limit that is too small, with `mend`.
+    `beyond` says what happens to the excess. `report` makes a finding of a limit that is too small, with `fix`.
     Without it the excess only waits for its turn, and the limit is shown in the table alone.
     """
 
@@ -40,7 +40,7 @@ class Limit:
     most: int | None
     needed: int
     beyond: str
-    mend: str = ""
+    fix: str = ""
     report: Callable[..., Finding] | None = None
 
     @property

@@ -80,7 +80,7 @@ def gib(size: float) -> str:
 
 
 def as_text(plans: Sequence[Plan]) -> str:
-    """The plan as lines: a GPU's peak and what it is made of."""
+    """The plan as lines: a GPU's peak and what contributes to it."""
     lines = []
     for plan in plans:
         numbers = ",".join(map(str, plan.indexes))

@@ -22,7 +22,7 @@ GENERATOR_CHANGE = (
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What vLLM is told by its options; its own defaults where they are silent."""
+    """vLLM's options, and its own defaults where an option is not given."""
 
     utilization: float = 0.92
     max_model_len: int | None = None

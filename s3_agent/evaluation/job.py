@@ -362,7 +362,7 @@ def _evaluate(
         progress.close()
     table = table_of(numbers, [one.label for one in contestants])
     complete = not any(agent.failed for agent in table.agents)
-    # Only a table without gaps is printed again as it is; else what failed is tried anew.
+    # Only a table without gaps is printed again as it is; otherwise what failed is tried again.
     write_whole(out / "table.json", table.model_copy(update={"key": key if complete else ""}).model_dump_json(indent=1))
     write_whole(out / "table.md", markdown(table))
     return table

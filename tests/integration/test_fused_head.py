@@ -46,7 +46,7 @@ def test_losses_and_gradients_are_those_of_the_models_own_logits(tmp_path: Path)
 
 
 def test_without_the_module_the_first_log_probs_fail(tmp_path: Path) -> None:
-    """That there is still something to mend: verl's own fused forward, as it is."""
+    """That there is still something to fix: verl's own fused forward, as it is."""
     for done in ranks(tmp_path / "store"):
         assert done.returncode != 0
         assert "got mixed torch.Tensor and DTensor" in done.stderr

@@ -99,7 +99,7 @@ def test_doctor_names_the_command_that_installs_what_is_missing(core: Installati
     done = core.run("s3-agent", "doctor", "--json")
     findings = json.loads(done.stdout)["findings"]
     missing = [finding for finding in findings if finding["id"] == "versions.missing"]
-    assert missing and {finding["mend"] for finding in missing} == {"s3-agent setup --cpu"}
+    assert missing and {finding["fix"] for finding in missing} == {"s3-agent setup --cpu"}
 
 
 def test_the_retrieval_server_serves_the_embedded_corpus(with_retriever: Installation) -> None:

@@ -377,5 +377,5 @@ def test_tables_and_findings_hold_no_escape_sequences() -> None:
     grids = terminal_grids([Grid("title", ["agent", ESCAPES], [[f"[red]{ESCAPES}", "1"]])], note="")
     Console(file=file, width=200).print(grids)
     assert "[red]" in file.getvalue()
-    for shown in (file.getvalue(), as_text([warning("id", what=ESCAPES, why="", mend="")])):
+    for shown in (file.getvalue(), as_text([warning("id", what=ESCAPES, why="", fix="")])):
         assert "\u241b" in shown and not any(char in shown for char in COMMANDS)

@@ -1,4 +1,4 @@
-"""An agent of somebody's own: one look at the passages, at most one search, and the generator answers."""
+"""An agent of your own: one look at the passages, at most one search, and the generator answers."""
 
 import json
 import os

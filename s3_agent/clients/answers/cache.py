@@ -104,7 +104,7 @@ class CachedChat:
         except (sqlite3.Error, OSError) as error:
             self._failed(error)
             raise _Unusable from error
-        if self._store.written > written:  # reading works beside somebody who holds a lock for good
+        if self._store.written > written:  # reading works while another process holds a lock for good
             self._failures = 0
         return found
 
@@ -161,7 +161,7 @@ class CachedChat:
                 await self._stored(lambda store: store.end(key, self._holder, reply))
 
     async def _renew(self, key: str) -> None:
-        with suppress(_Unusable):  # the lease ends early, and somebody asks a second time
+        with suppress(_Unusable):  # the lease ends early, and another process asks a second time
             while True:
                 await asyncio.sleep(RENEW_S)
                 await self._stored(lambda store: store.renew(key, self._holder, seconds=LEASE_S))

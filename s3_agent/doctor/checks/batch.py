@@ -37,14 +37,14 @@ def check_batch(case: Case) -> Iterator[Finding]:
                 if training.estimator in REWARD_ALONE
                 else "one alone has nothing to be compared with, and nothing is learned"
             ),
-            mend="set trainer.rollouts_per_question=4 and take rollout.n out of trainer.verl",
+            fix="set trainer.rollouts_per_question=4 and take rollout.n out of trainer.verl",
         )
     elif training.estimator in REWARD_ALONE:
         yield warning(
             "batch.lone-reward",
             what=f"the advantage estimator is verl's {training.estimator}",
             why="where rows are lost or dropped, a question with one rollout left gets its raw reward for an advantage",
-            mend=f"take adv_estimator out of trainer.verl: {ESTIMATOR} is GRPO in which such a rollout counts 0",
+            fix=f"take adv_estimator out of trainer.verl: {ESTIMATOR} is GRPO in which such a rollout counts 0",
         )
     if not training.level.startswith("trajectory"):
         yield warning(
@@ -52,14 +52,14 @@ def check_batch(case: Case) -> Iterator[Finding]:
             what=f"agentlightning.trace_aggregator.level is {training.level}: every turn becomes a row",
             why="the rows of a step, and with them its optimizer updates, grow with the turns that the policy takes"
             + ("" if training.max_update_times else ", without a limit"),
-            mend="take trace_aggregator out of trainer.verl, or set trainer.max_updates",
+            fix="take trace_aggregator out of trainer.verl, or set trainer.max_updates",
         )
     if training.critic and training.rollout_advantage:
         yield error(
             "batch.rollout-advantage",
             what="the advantage estimator is gae, and algorithm.enable_rollout_level_advantage is on",
             why="rollout-level advantages replace the critic's: it would be trained and not used",
-            mend="set trainer.verl.algorithm.enable_rollout_level_advantage=false",
+            fix="set trainer.verl.algorithm.enable_rollout_level_advantage=false",
         )
 
 
@@ -70,7 +70,7 @@ def _mini_batches(training: Training) -> Iterator[Finding]:
             "batch.mini-batch-too-large",
             what=f"a mini-batch has {mini} rows, a step {rows}",
             why="no step has a whole mini-batch: verl refuses it, or AGL drops every row and skips every step",
-            mend="set trainer.questions_per_update to a divisor of trainer.questions_per_step",
+            fix="set trainer.questions_per_update to a divisor of trainer.questions_per_step",
         )
         return
     if rows % mini:
@@ -78,7 +78,7 @@ def _mini_batches(training: Training) -> Iterator[Finding]:
             "batch.rows-dropped",
             what=f"{rows % mini} of a step's {rows} rows are dropped: mini-batches have {mini}",
             why="AGL floors the rows of a step to whole mini-batches: what was played for the rest is thrown away",
-            mend="set trainer.questions_per_update to a divisor of trainer.questions_per_step",
+            fix="set trainer.questions_per_update to a divisor of trainer.questions_per_step",
         )
     if training.max_update_times is not None and training.max_update_times * mini < rows - rows % mini:
         yield error(
@@ -86,7 +86,7 @@ def _mini_batches(training: Training) -> Iterator[Finding]:
             what=f"max_ppo_update_times={training.max_update_times} trains {training.max_update_times * mini} of a "
             f"step's {rows} rows",
             why="AGL drops the others, those of groups with equal rewards first",
-            mend="raise trainer.max_updates, or trainer.questions_per_update",
+            fix="raise trainer.max_updates, or trainer.questions_per_update",
         )
 
 
@@ -99,7 +99,7 @@ def _engine(training: Training, engine: Engine) -> Iterator[Finding]:
             what=f"{ranks} ranks can not be divided by fsdp_size={copy} ({engine.place})",
             why="verl's `create_device_mesh` makes whole groups of so many ranks: the last ranks are in none and fail "
             "when the workers start",
-            mend=f"set fsdp_size to -1 (all ranks) or to a divisor of {ranks}",
+            fix=f"set fsdp_size to -1 (all ranks) or to a divisor of {ranks}",
         )
     if ranks % together:
         yield error(
@@ -107,7 +107,7 @@ def _engine(training: Training, engine: Engine) -> Iterator[Finding]:
             what=f"{ranks} ranks can not be divided by ulysses_sequence_parallel_size={together} ({engine.place})",
             why="so many ranks share each row: verl's engine makes whole groups of them, and the last ranks are in "
             "none and fail when the workers start",
-            mend=f"set {engine.place}.ulysses_sequence_parallel_size to a divisor of {ranks}",
+            fix=f"set {engine.place}.ulysses_sequence_parallel_size to a divisor of {ranks}",
         )
         return
     if together > 1 and not training.remove_padding:
@@ -115,7 +115,7 @@ def _engine(training: Training, engine: Engine) -> Iterator[Finding]:
             "batch.sequence-parallel-padding",
             what=f"ulysses_sequence_parallel_size is more than 1 ({engine.place}) with padded rows",
             why="verl's FSDPActorConfig refuses sequence parallelism without `use_remove_padding`",
-            mend="set trainer.verl.actor_rollout_ref.model.use_remove_padding=true",
+            fix="set trainer.verl.actor_rollout_ref.model.use_remove_padding=true",
         )
     yield from _rows_of_a_rank(training, engine, ranks // together)
 
@@ -129,7 +129,7 @@ def _rows_of_a_rank(training: Training, engine: Engine, parallel: int) -> Iterat
             "batch.mini-batch-gpus",
             what=f"a mini-batch of {mini} rows can not be divided among {parallel} data-parallel GPUs ({engine.place})",
             why="verl's `train_mini_batch` asserts it, after the first step's rollouts were played",
-            mend="change trainer.questions_per_update, trainer.rollouts_per_question or trainer.gpus",
+            fix="change trainer.questions_per_update, trainer.rollouts_per_question or trainer.gpus",
         )
         return
     if engine.dynamic:
@@ -139,7 +139,7 @@ def _rows_of_a_rank(training: Training, engine: Engine, parallel: int) -> Iterat
             "batch.rows-gpus",
             what=f"a step's {training.rows} rows can not be divided among {training.ranks} GPUs",
             why="verl's `validate_config` asserts it when the trainer starts",
-            mend="change trainer.questions_per_step or trainer.gpus, or set trainer.tokens_per_gpu",
+            fix="change trainer.questions_per_step or trainer.gpus, or set trainer.tokens_per_gpu",
         )
     for place, micro in engine.micro_batches.items():
         if micro and (mini // parallel) % micro:
@@ -149,7 +149,7 @@ def _rows_of_a_rank(training: Training, engine: Engine, parallel: int) -> Iterat
                 what=f"{mini // parallel} rows a GPU can not be divided into {'training' if trained else 'log-prob'} "
                 f"micro batches of {micro} ({engine.name})",
                 why="verl's `prepare_micro_batches` asserts it, after the first step's rollouts were played",
-                mend=f"set trainer.micro_batch to a divisor of {mini // parallel} and take {place} out, or set "
+                fix=f"set trainer.micro_batch to a divisor of {mini // parallel} and take {place} out, or set "
                 "trainer.tokens_per_gpu",
             )
 
@@ -169,7 +169,7 @@ def _rollout(training: Training) -> Iterator[Finding]:
             "batch.tensor-parallel",
             what=f"{ranks} GPUs can not be divided by {named}={server}",
             why="verl asserts it when it builds its policy servers",
-            mend="set trainer.tensor_parallel to a divisor of trainer.gpus",
+            fix="set trainer.tensor_parallel to a divisor of trainer.gpus",
         )
     elif _splits_nodes(server, sizes, training.gpus):
         yield error(
@@ -178,14 +178,14 @@ def _rollout(training: Training) -> Iterator[Finding]:
             f"{training.gpus} GPUs",
             why="verl places a server on GPUs of one node, or on whole nodes, with its tensor parallel GPUs on one of "
             "them where it is also data parallel",
-            mend="set trainer.tensor_parallel to a divisor of trainer.gpus",
+            fix="set trainer.tensor_parallel to a divisor of trainer.gpus",
         )
     if training.rollout_dynamic != training.engines[0].dynamic:
         yield error(
             "batch.dynamic",
             what="actor.use_dynamic_bsz and rollout.log_prob_use_dynamic_bsz differ",
             why="verl asserts that training and log-probs are packed alike, when the workers start",
-            mend=f"take {_ROLLOUT}.log_prob_use_dynamic_bsz out of trainer.verl, and set trainer.tokens_per_gpu or not",
+            fix=f"take {_ROLLOUT}.log_prob_use_dynamic_bsz out of trainer.verl, and set trainer.tokens_per_gpu or not",
         )
 
 
@@ -207,5 +207,5 @@ def _heads(case: Case, training: Training) -> Iterator[Finding]:
             "batch.heads",
             what=what,
             why="each GPU takes whole heads: vLLM and verl refuse the model",
-            mend="set it to a divisor of the heads",
+            fix="set it to a divisor of the heads",
         )

@@ -21,7 +21,7 @@ def checkpoint_bytes(case: Case) -> int:
 
 
 def checkpoints(case: Case) -> int:
-    """How many checkpoints are on the disk at most: the oldest is deleted as soon as the next is begun."""
+    """How many checkpoints are on the disk at most: the oldest is deleted as soon as the next one is started."""
     trainer = case.recipe.trainer
     every = trainer.checkpoint_every or trainer.steps
     made = -(-trainer.steps // every)
@@ -65,5 +65,5 @@ def check_disk(case: Case) -> Iterator[Finding]:
             "disk.full",
             what=f"the disk of {path} has {gib(free[device])} free, a run writes {gib(needed)}",
             why=f"most is {what} ({gib(size)}); a checkpoint that can not be written ends the run",
-            mend="set runs=/a/larger/disk, trainer.checkpoints_kept=2, or a larger trainer.checkpoint_every",
+            fix="set runs=/a/larger/disk, trainer.checkpoints_kept=2, or a larger trainer.checkpoint_every",
         )

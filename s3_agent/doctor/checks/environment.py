@@ -42,7 +42,7 @@ def _proxies(environment: Mapping[str, str]) -> Iterator[Finding]:
             "and localhost",
             why="what we start and our own clients leave loopback alone; what you start beside them (an agent, curl) "
             "does not, and would ask the proxy for your own gateway",
-            mend="export NO_PROXY=127.0.0.1,localhost no_proxy=127.0.0.1,localhost",
+            fix="export NO_PROXY=127.0.0.1,localhost no_proxy=127.0.0.1,localhost",
         )
     covered = {name.lower() for name in usable}
     if (left := sorted(through.keys() - usable)) and not {"http_proxy", "https_proxy"} <= covered:
@@ -52,7 +52,7 @@ def _proxies(environment: Mapping[str, str]) -> Iterator[Finding]:
             what=f"Python's HTTP clients can not use {values}",
             why="a SOCKS proxy needs the package socksio, and other schemes are unknown to httpx; our processes "
             "overlook it, so that downloads and trackers go without a proxy",
-            mend="pip install 'httpx[socks]' and write it as socks5h://…, or export https_proxy=http://…",
+            fix="pip install 'httpx[socks]' and write it as socks5h://…, or export https_proxy=http://…",
         )
 
 
@@ -67,7 +67,7 @@ def _ray(case: Case, host: Host) -> Iterator[Finding]:
             "host.ray-address",
             what=f"RAY_ADDRESS is {address}, and the recipe names no Ray",
             why="a run takes its Ray from the recipe alone: it starts one of its own on this machine",
-            mend=f"to train on that Ray: ray.address={address}; else: unset RAY_ADDRESS",
+            fix=f"to train on that Ray: ray.address={address}; else: unset RAY_ADDRESS",
         )
 
 
@@ -79,7 +79,7 @@ def _temporary_folder(host: Host) -> Iterator[Finding]:
             what=f"the temporary folder {named} has a path of more than {SHORT - MARK} bytes, and neither /tmp nor "
             "/var/tmp can be written to",
             why="Ray and vLLM make sockets below it, and the path of a socket has 107 bytes at most",
-            mend="export TMPDIR= a folder of your own with a short path",
+            fix="export TMPDIR= a folder of your own with a short path",
         )
     elif used != named:
         yield warning(
@@ -87,7 +87,7 @@ def _temporary_folder(host: Host) -> Iterator[Finding]:
             what=f"the temporary folder {named} has a path of more than {SHORT - MARK} bytes",
             why=f"sockets have short paths only, so that those of a run, and what Ray has no room for in memory, are "
             f"in {used}",
-            mend="export TMPDIR= a folder of your own with a short path, if that one has little room",
+            fix="export TMPDIR= a folder of your own with a short path, if that one has little room",
         )
 
 
@@ -98,7 +98,7 @@ def _packages(host: Host) -> Iterator[Finding]:
             what=f"{folder} holds a package {name}",
             why="it is on PYTHONPATH or is the current folder, and goes before the installed one, whose version was "
             "checked",
-            mend=f"take {folder} out of PYTHONPATH, or start from another folder",
+            fix=f"take {folder} out of PYTHONPATH, or start from another folder",
         )
 
 
@@ -108,7 +108,7 @@ def _files(host: Host) -> Iterator[Finding]:
             "host.certificates",
             what=f"{name} names {path}, which is not there",
             why="httpx and requests read it before their first call, and end with a FileNotFoundError",
-            mend=f"unset {name}, or install the certificates there",
+            fix=f"unset {name}, or install the certificates there",
         )
 
 
@@ -130,7 +130,7 @@ def _interfaces(case: Case, host: Host) -> Iterator[Finding]:
                 "host.network-interface",
                 what=f"{variable} is {value}, this machine has {', '.join(sorted(host.interfaces))}",
                 why="the ranks look for each other there, and end when the first group is made",
-                mend=f"unset {variable}, or name one of these",
+                fix=f"unset {variable}, or name one of these",
             )
 
 
@@ -142,14 +142,14 @@ def _trackers(case: Case, host: Host) -> Iterator[Finding]:
                 "tracker.missing",
                 what=f"trainer.trackers names {name}, which is not installed",
                 why="verl imports it when all other parts are up",
-                mend=f"pip install {name}, or take it out of trainer.trackers",
+                fix=f"pip install {name}, or take it out of trainer.trackers",
             )
     if "wandb" in trainer.trackers and trainer.wandb_mode == "online" and not host.wandb_key:
         yield error(
             "tracker.key",
             what="trainer.wandb_mode is online, and there is no key for Weights & Biases",
             why="wandb ends the trainer when all other parts are up: there is nobody to ask for the key",
-            mend="wandb login, or export WANDB_API_KEY=…, or trainer.wandb_mode=offline and `wandb sync` later",
+            fix="wandb login, or export WANDB_API_KEY=…, or trainer.wandb_mode=offline and `wandb sync` later",
         )
 
 

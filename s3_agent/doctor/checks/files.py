@@ -18,18 +18,18 @@ def check_files(case: Case) -> Iterator[Finding]:
             f"files.{name}",
             what=f"data.{name}: {problem}",
             why="the run reads it before its first step",
-            mend=remedy or f"set data.{name} to the file",
+            fix=remedy or f"set data.{name} to the file",
         )
     if case.index is not None and case.index.problem:
         yield error(
             "files.index",
             what=case.index.problem,
             why="the retriever does not start without its index",
-            mend=case.index.remedy,
+            fix=case.index.remedy,
         )
     if case.refused is not None:
-        what, mend = case.refused
-        yield error("files.trainer-config", what=what, why="verl's configuration can not be composed", mend=mend)
+        what, fix = case.refused
+        yield error("files.trainer-config", what=what, why="verl's configuration can not be composed", fix=fix)
 
 
 def _model(part: str, files: ModelFiles, forbidden: str | None) -> Iterator[Finding]:
@@ -42,14 +42,14 @@ def _model(part: str, files: ModelFiles, forbidden: str | None) -> Iterator[Find
             why=f"{forbidden} forbids to download it"
             if forbidden
             else "it is downloaded when the run starts, by every part that needs it; without network the run fails",
-            mend=f"{'env -u ' + forbidden + ' ' if forbidden else ''}hf download {files.name}",
+            fix=f"{'env -u ' + forbidden + ' ' if forbidden else ''}hf download {files.name}",
         )
     elif files.missing:
         yield error(
             f"files.{part}-incomplete",
             what=f"{place}: {files.folder} lacks {', '.join(files.missing)}",
             why="a download was cut short: loading fails after the other parts are up",
-            mend=f"hf download {files.name}",
+            fix=f"hf download {files.name}",
         )
 
 
@@ -64,7 +64,7 @@ def check_tasks(case: Case) -> Iterator[Finding]:
             "data.too-few",
             what=f"{len(case.train)} training tasks{filtered}, a step takes {needed}",
             why="there is no whole batch",
-            mend="give more tasks in data.train, or lower trainer.questions_per_step",
+            fix="give more tasks in data.train, or lower trainer.questions_per_step",
         )
     if case.validation is None:
         return
@@ -74,7 +74,7 @@ def check_tasks(case: Case) -> Iterator[Finding]:
             "data.leak",
             what=f"{leaked} of {len(case.validation)} validation questions are training questions",
             why="their accuracy says nothing about new questions",
-            mend="take them out of data.train",
+            fix="take them out of data.train",
         )
     empty = sum(not any(answer.strip() for answer in task.golden_answers) for task in (*case.train, *case.validation))
     if empty:
@@ -82,12 +82,12 @@ def check_tasks(case: Case) -> Iterator[Finding]:
             "data.no-answers",
             what=f"{empty} tasks have no golden answer",
             why="no answer can be right: their groups have equal rewards and teach nothing",
-            mend="take them out of data.train and data.validation",
+            fix="take them out of data.train and data.validation",
         )
 
 
 def check_rag_cache(case: Case) -> Iterator[Finding]:
-    """The fingerprint, part by part, and whether every task is in it."""
+    """The fingerprint, field by field, and whether every task is in it."""
     cache, wanted, path = case.rag_cache, case.fingerprint, case.recipe.data.rag_cache
     if cache is None:
         return
@@ -95,9 +95,9 @@ def check_rag_cache(case: Case) -> Iterator[Finding]:
     if wanted is not None and not case.recipe.data.allow_mismatch and (different := cache.differences(wanted)):
         yield error(
             "rag-cache.fingerprint",
-            what=f"{path} was made with other parts: {'; '.join(different)}",
+            what=f"{path} was made with other inputs: {'; '.join(different)}",
             why="tasks would be filtered, and the gain beyond RAG reckoned, by another system's answers",
-            mend=rebuild,
+            fix=rebuild,
         )
     tasks = (*(case.train or ()), *(case.validation or ()))
     if missing := cache.missing(tasks):
@@ -105,5 +105,5 @@ def check_rag_cache(case: Case) -> Iterator[Finding]:
             "rag-cache.tasks",
             what=f"{len(missing)} of {len(tasks)} tasks are not in {path}, the first is {missing[0].id!r}",
             why="a task without its naive-RAG answer can neither be filtered nor compared",
-            mend=rebuild,
+            fix=rebuild,
         )

@@ -14,14 +14,14 @@ def check_gateway(case: Case) -> Iterator[Finding]:
             "gateway.chat-mode",
             what="policy.mode is chat",
             why="chat messages carry no token ids to train on",
-            mend="leave policy.mode=tokens",
+            fix="leave policy.mode=tokens",
         )
     if recipe.gateway.url and not recipe.gateway.key:
         yield error(
             "gateway.key",
-            what=f"the gateway at {recipe.gateway.url} is somebody's own, and no key is given",
+            what=f"the gateway at {recipe.gateway.url} is not ours, and no key is given",
             why="it refuses the trainer and the workers with 401",
-            mend="export AGL_KEY=…, or name a file that holds it: gateway.key_file=…",
+            fix="export AGL_KEY=…, or name a file that holds it: gateway.key_file=…",
         )
     if training is None:
         return
@@ -31,7 +31,7 @@ def check_gateway(case: Case) -> Iterator[Finding]:
             what=f"the trainer's model is {training.model!r}, the gateway's default_proxy.model_name is "
             f"{recipe.policy.model!r}",
             why="the trainer registers its policy servers under its own path: the gateway finds none for another",
-            mend="set policy.model and take model.path out of trainer.verl",
+            fix="set policy.model and take model.path out of trainer.verl",
         )
     if training.temperature != recipe.trainer.temperature:
         yield error(
@@ -39,5 +39,5 @@ def check_gateway(case: Case) -> Iterator[Finding]:
             what=f"the trainer reckons with temperature {training.temperature}, the gateway samples with "
             f"{recipe.trainer.temperature}",
             why="log-probs at another temperature are those of another policy: every importance ratio is off",
-            mend="set trainer.temperature and take rollout.temperature out of trainer.verl",
+            fix="set trainer.temperature and take rollout.temperature out of trainer.verl",
         )

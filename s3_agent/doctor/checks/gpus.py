@@ -24,7 +24,7 @@ def check_gpus(case: Case) -> Iterator[Finding]:
                 what=f"the recipe trains on the CPU, {case.machine.name} has {len(cards)} GPUs",
                 why="the CPU backend does nothing where CUDA is present: verl would train on a GPU with settings made "
                 "for a CPU",
-                mend="set CUDA_VISIBLE_DEVICES= (nothing), or a recipe with trainer.device=cuda",
+                fix="set CUDA_VISIBLE_DEVICES= (nothing), or a recipe with trainer.device=cuda",
             )
         return
     if not cards:
@@ -32,7 +32,7 @@ def check_gpus(case: Case) -> Iterator[Finding]:
             "gpus.none",
             what=f"the recipe needs GPUs, none is visible on {case.machine.name}",
             why="verl and vLLM would fail when they look for CUDA",
-            mend="check `nvidia-smi` and CUDA_VISIBLE_DEVICES; without a GPU: s3-agent train --recipe cpu",
+            fix="check `nvidia-smi` and CUDA_VISIBLE_DEVICES; without a GPU: s3-agent train --recipe cpu",
         )
         return
     known = {gpu.index for gpu in cards}
@@ -44,7 +44,7 @@ def check_gpus(case: Case) -> Iterator[Finding]:
             "gpus.too-few",
             what=f"{named} not among the {len(cards)} visible ones",
             why="Ray waits for a GPU that never comes, and a service placed on it finds no CUDA device",
-            mend="change trainer.gpus and gpus.trainer/retriever/generator, or CUDA_VISIBLE_DEVICES",
+            fix="change trainer.gpus and gpus.trainer/retriever/generator, or CUDA_VISIBLE_DEVICES",
         )
     yield from _each(case)
 
@@ -58,14 +58,14 @@ def _nodes(case: Case) -> Iterator[Finding]:
             "gpus.cpu-ranks",
             what=f"the recipe trains on the CPU with {training.ranks} ranks",
             why="the CPU backend is one rank on one logical GPU: verl's resource pool refuses more",
-            mend="set trainer.gpus=1, and use the cores with trainer.threads",
+            fix="set trainer.gpus=1, and use the cores with trainer.threads",
         )
     elif training.nodes != 1 and not case.recipe.ray.address:
         yield error(
             "gpus.nodes",
             what=f"trainer.nnodes={training.nodes}, and the recipe names no Ray",
             why="the Ray that a run starts has this machine alone: verl's resource pool refuses more nodes",
-            mend="start Ray on all nodes and set ray.address=HOST:6379, or take nnodes out of trainer.verl",
+            fix="start Ray on all nodes and set ray.address=HOST:6379, or take nnodes out of trainer.verl",
         )
 
 
@@ -78,14 +78,14 @@ def _each(case: Case) -> Iterator[Finding]:
                 "gpus.busy",
                 what=f"GPU {gpu.index} ({gpu.name}) has {gib(gpu.total - gpu.free)} in use by others",
                 why="vLLM takes a share of all of a card's memory, and fails where that is not free",
-                mend=f"nvidia-smi -i {gpu.index} shows whose it is; stop that, or take it out of CUDA_VISIBLE_DEVICES",
+                fix=f"nvidia-smi -i {gpu.index} shows whose it is; stop that, or take it out of CUDA_VISIBLE_DEVICES",
             )
         if gpu.index in used and gpu.capability is not None and gpu.capability < OLDEST:
             yield error(
                 "gpus.too-old",
                 what=f"GPU {gpu.index} ({gpu.name}) has compute capability {gpu.capability[0]}.{gpu.capability[1]}",
                 why="bfloat16 and flash-attention 2 need 8.0 (A100, RTX 30) or newer",
-                mend="take it out of CUDA_VISIBLE_DEVICES",
+                fix="take it out of CUDA_VISIBLE_DEVICES",
             )
     trainers = [gpu for gpu in cards if gpu.index in case.placed("trainer")]
     if len({gpu.total for gpu in trainers}) > 1:
@@ -93,7 +93,7 @@ def _each(case: Case) -> Iterator[Finding]:
             "gpus.unequal",
             what="the trainer's GPUs have different memory: " + ", ".join(gib(gpu.total) for gpu in trainers),
             why="every rank holds an equal share: the smallest card decides, the others are partly idle",
-            mend="place gpus.trainer on equal cards",
+            fix="place gpus.trainer on equal cards",
         )
     yield from _driver(case)
 
@@ -110,5 +110,5 @@ def _driver(case: Case) -> Iterator[Finding]:
                 "gpus.driver",
                 what=f"the NVIDIA driver is {driver}, torch is built for CUDA {host.cuda}",
                 why=f"CUDA {host.cuda} needs driver {'.'.join(map(str, needed))} or newer: torch would find no device",
-                mend="update the driver, or install a torch built for an older CUDA",
+                fix="update the driver, or install a torch built for an older CUDA",
             )

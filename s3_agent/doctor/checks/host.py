@@ -22,7 +22,7 @@ def check_host(case: Case) -> Iterator[Finding]:
             "host.compiler",
             what="generator.serve asks vLLM to compile the generator, and there is no C++ compiler",
             why="on a CPU torch compiles to C++: the generator ends when it starts",
-            mend="take the option out of generator.serve, or install g++ (Debian: apt install g++)",
+            fix="take the option out of generator.serve, or install g++ (Debian: apt install g++)",
         )
 
 
@@ -36,7 +36,7 @@ def _shared_memory(case: Case) -> Iterator[Finding]:
             "host.shared-memory",
             what=f"/dev/shm has {gib(host.shm_free)} free, a run wants {gib(needed)}",
             why="NCCL and Ray's object store live there: NCCL ends with a bus error, Ray falls back to the disk",
-            mend="docker run --shm-size=16g (or --ipc=host); on a host: mount -o remount,size=16g /dev/shm",
+            fix="docker run --shm-size=16g (or --ipc=host); on a host: mount -o remount,size=16g /dev/shm",
         )
 
 
@@ -49,12 +49,12 @@ def _left_over(case: Case) -> Iterator[Finding]:
             "host.stray-ray",
             what=f"Ray daemons that no job owns are running (pid {pids})",
             why="they hold GPU memory, ports and shared memory of a run that is gone",
-            mend=f"if they are yours: kill {pids}; to train on them: ray.address=…",
+            fix=f"if they are yours: kill {pids}; to train on them: ray.address=…",
         )
     if host.newest_input is not None and host.newest_input > host.now + DAY_S:
         yield error(
             "host.clock",
             what=f"the newest data file is {(host.newest_input - host.now) / DAY_S:.0f} days ahead of the clock",
             why="with a clock that is behind, certificates are refused, and a run sorts before older ones",
-            mend="set the clock: timedatectl set-ntp true",
+            fix="set the clock: timedatectl set-ntp true",
         )

@@ -24,7 +24,7 @@ def _episode(case: Case) -> Iterator[Finding]:
             "lengths.first-prompt",
             what=f"a first prompt has {prompt} tokens, agent.limits.max_context_tokens is {limits.max_context_tokens}",
             why="its passages are cut, and a question that is too long without them fails",
-            mend="raise agent.limits.max_context_tokens, or lower agent.limits.initial_topk",
+            fix="raise agent.limits.max_context_tokens, or lower agent.limits.initial_topk",
         )
     if limits.max_observation_tokens is None:
         return
@@ -35,7 +35,7 @@ def _episode(case: Case) -> Iterator[Finding]:
             what=f"{limits.generations} responses of {limits.max_new_tokens} and {limits.max_searches} observations of "
             f"{limits.max_observation_tokens} tokens are {turns}, the context holds {limits.max_context_tokens}",
             why="long episodes end before their last turn, and learn to be short for that reason alone",
-            mend=f"set agent.limits.max_context_tokens={turns} and trainer.response_tokens to as much, or lower "
+            fix=f"set agent.limits.max_context_tokens={turns} and trainer.response_tokens to as much, or lower "
             "agent.limits.max_observation_tokens",
         )
 
@@ -47,7 +47,7 @@ def _kept(case: Case, training: Training) -> Iterator[Finding]:
             "lengths.prompt-dropped",
             what=f"a first prompt has {prompt} tokens, the trainer keeps {training.kept_prompt}",
             why="AGL marks a row with a longer prompt as dropped: it is played and never trained on",
-            mend=f"set trainer.prompt_tokens={-(-prompt // 256) * 256}, or lower agent.limits.initial_topk",
+            fix=f"set trainer.prompt_tokens={-(-prompt // 256) * 256}, or lower agent.limits.initial_topk",
         )
     if limits.max_context_tokens > training.kept_response:
         yield error(
@@ -55,7 +55,7 @@ def _kept(case: Case, training: Training) -> Iterator[Finding]:
             what=f"an episode may have {limits.max_context_tokens} tokens, the trainer keeps "
             f"{training.kept_response} of what follows the first prompt",
             why="AGL cuts longer rows (`training/n_truncated_sample`): their last turns are never trained on",
-            mend="raise trainer.response_tokens and take trajectory_max_response_length out of trainer.verl",
+            fix="raise trainer.response_tokens and take trajectory_max_response_length out of trainer.verl",
         )
     budget = training.sequence_parallel * training.tokens_per_gpu
     if training.dynamic and budget < training.length:
@@ -63,7 +63,7 @@ def _kept(case: Case, training: Training) -> Iterator[Finding]:
             "lengths.token-budget",
             what=f"a micro batch holds {budget} tokens, the longest row has {training.length}",
             why="verl asserts that every row fits a micro batch: the first long row ends the run",
-            mend=f"set trainer.tokens_per_gpu={training.length} or more",
+            fix=f"set trainer.tokens_per_gpu={training.length} or more",
         )
 
 
@@ -75,14 +75,14 @@ def _served(case: Case, training: Training) -> Iterator[Finding]:
             what=f"the policy server takes {training.max_model_len} tokens, an episode may have "
             f"{limits.max_context_tokens}",
             why="episodes end where the server's window is full, before the limit that the recipe sets",
-            mend="lower agent.limits.max_context_tokens, or raise rollout.max_model_len in trainer.verl",
+            fix="lower agent.limits.max_context_tokens, or raise rollout.max_model_len in trainer.verl",
         )
     if shape is not None and training.max_model_len is not None and training.max_model_len > shape.positions:
         yield error(
             "lengths.positions",
             what=f"rollout.max_model_len is {training.max_model_len}, the policy has {shape.positions} positions",
             why="verl refuses it when the policy server starts",
-            mend="lower trainer.prompt_tokens + trainer.response_tokens",
+            fix="lower trainer.prompt_tokens + trainer.response_tokens",
         )
 
 
@@ -96,12 +96,12 @@ def _generator(case: Case) -> Iterator[Finding]:
             "lengths.generator-positions",
             what=f"generator.serve asks for --max-model-len {served}, the model has {shape.positions} positions",
             why="vLLM refuses to start",
-            mend=f"generator.serve: --max-model-len {shape.positions}",
+            fix=f"generator.serve: --max-model-len {shape.positions}",
         )
     if served is not None and generator.context_tokens is not None and generator.context_tokens > served:
         yield error(
             "lengths.generator-window",
             what=f"generator.context_tokens is {generator.context_tokens}, its server takes {served}",
             why="long selections would be refused by the server, and their rollouts fail",
-            mend=f"set generator.context_tokens={served}, or leave it out: the server is asked",
+            fix=f"set generator.context_tokens={served}, or leave it out: the server is asked",
         )

@@ -15,5 +15,5 @@ def check_limits(case: Case) -> Iterator[Finding]:
                 limit.id,
                 what=f"{limit.place} takes {limit.most} {limit.what} at a time, the recipe needs {limit.needed}",
                 why=limit.beyond,
-                mend=limit.mend,
+                fix=limit.fix,
             )

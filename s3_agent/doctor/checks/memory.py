@@ -106,7 +106,7 @@ def _too_much(plan: Plan, phase: Phase, when: str = "") -> dict[str, str]:
         "what": f"{when}{phase.name} on GPU {numbers} ({plan.part}) needs {gib(phase.size)} of {gib(plan.free)}",
         "why": f"the largest item is {phase.largest.name} with {gib(phase.largest.size)}; the run would end in CUDA's "
         "out of memory",
-        "mend": phase.change,
+        "fix": phase.change,
     }
 
 
@@ -124,7 +124,7 @@ def check_caches(case: Case) -> Iterator[Finding]:
             what=f"the {part}'s share of a GPU, {served.utilization:.2f} x {gib(card.total)}, leaves room for "
             f"{max(0, tokens)} tokens of KV cache, one sequence has {length}",
             why="vLLM refuses to start with less than one sequence of full length",
-            mend=f"{gib(needed)} are needed: {change}",
+            fix=f"{gib(needed)} are needed: {change}",
         )
 
 
@@ -158,7 +158,7 @@ def check_ram(case: Case) -> Iterator[Finding]:
             "memory.ram",
             what=f"{gib(needed)} of RAM are needed, {gib(host.ram_free)} of {gib(host.ram)} are free",
             why=f"the largest item is {largest} with {gib(items[largest])}; the kernel would kill a process in mid-run",
-            mend="free memory; or trainer.offload=false where the GPUs have room, a compressed index, or more RAM",
+            fix="free memory; or trainer.offload=false where the GPUs have room, a compressed index, or more RAM",
         )
 
 

@@ -23,5 +23,5 @@ def check_output_layer(case: Case) -> Iterator[Finding]:
         "policy's output layer is not tied to its embedding",
         why="FSDP2 shards such a layer on its own, and verl's fused forward takes its weight from outside: the first "
         "log-probs would fail (got mixed torch.Tensor and DTensor)",
-        mend=f"export {MODULES_VARIABLE}={FUSED_HEAD}, or take external_lib out of trainer.verl",
+        fix=f"export {MODULES_VARIABLE}={FUSED_HEAD}, or take external_lib out of trainer.verl",
     )

@@ -21,7 +21,7 @@ def own_ports(case: Case) -> dict[str, int]:
 
 
 def check_ports(case: Case) -> Iterator[Finding]:
-    """Ports that are taken, asked for twice, or in somebody else's range."""
+    """Ports that are taken, asked for twice, or in the range of another program."""
     ports, host = own_ports(case), case.machine.host
     for port, count in Counter(ports.values()).items():
         if count > 1:
@@ -30,7 +30,7 @@ def check_ports(case: Case) -> Iterator[Finding]:
                 "ports.same",
                 what=f"{parts} both want port {port}",
                 why="the second to start can not listen",
-                mend=f"set {parts.split(' and ')[0]}.port=0 for any free port",
+                fix=f"set {parts.split(' and ')[0]}.port=0 for any free port",
             )
     if host is None:
         return
@@ -40,26 +40,26 @@ def check_ports(case: Case) -> Iterator[Finding]:
                 "ports.busy",
                 what=f"port {port} of the {part} is held by {host.listening[port]}",
                 why="ours can not listen there",
-                mend=f"set {part}.port=0 for any free port, or {part}.url=… to use what runs there",
+                fix=f"set {part}.port=0 for any free port, or {part}.url=… to use what runs there",
             )
         elif port < 1024 and not host.root:
             yield error(
                 "ports.privileged",
                 what=f"port {port} of the {part} is below 1024",
                 why="only root may listen there",
-                mend=f"set {part}.port=0 for any free port",
+                fix=f"set {part}.port=0 for any free port",
             )
         elif host.ephemeral_ports and host.ephemeral_ports[0] <= port <= host.ephemeral_ports[1]:
             yield warning(
                 "ports.ephemeral",
                 what=f"port {port} of the {part} is in the kernel's range for outgoing connections",
                 why="any connection may take it between our look and our start",
-                mend=f"set {part}.port below {host.ephemeral_ports[0]}",
+                fix=f"set {part}.port below {host.ephemeral_ports[0]}",
             )
         elif port in RAY and case.recipe.ray.address:
             yield warning(
                 "ports.ray",
                 what=f"port {port} of the {part} is in the range of Ray's workers",
                 why=f"a worker of the Ray at {case.recipe.ray.address} may take it",
-                mend=f"set {part}.port outside {RAY.start}-{RAY.stop - 1}",
+                fix=f"set {part}.port outside {RAY.start}-{RAY.stop - 1}",
             )

@@ -18,17 +18,17 @@ def check_precision(case: Case) -> Iterator[Finding]:
             "precision.processor",
             what=f"the processor has no {lacking}",
             why="the CPU build of vLLM ends with an illegal instruction on it",
-            mend="train on another machine, or give generator.url= and leave training to a GPU",
+            fix="train on another machine, or give generator.url= and leave training to a GPU",
         )
     if (measured := case.precision) is None:
         return
-    for field, dtype, mend in _asked(case):
+    for field, dtype, fix in _asked(case):
         if dtype in measured.seconds and (factor := measured.factor(dtype)) > EMULATED:
             yield warning(
                 "precision.emulated",
                 what=f"{field} asks for {dtype}, which this processor ({measured.processor}) emulates",
                 why=f"a layer takes {factor:.1f} times as long as in float32 (measured here)",
-                mend=mend,
+                fix=fix,
             )
 
 

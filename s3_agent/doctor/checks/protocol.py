@@ -29,14 +29,14 @@ def check_protocol(case: Case) -> Iterator[Finding]:
             "protocol.tags",
             what=f"the policy's tokenizer gives other text back for {', '.join(broken)}",
             why="tags are read from decoded tokens: these are never found, and every response is invalid",
-            mend="use a model whose tokenizer keeps text as it is",
+            fix="use a model whose tokenizer keeps text as it is",
         )
     if forged := [text for text in written if any(control in text for control in tokenizer.control)]:
         yield error(
             "protocol.control-tags",
             what=f"{', '.join(forged)} hold control tokens of the tokenizer",
             why="passages are cleaned of control tokens, and so would the protocol be",
-            mend="use a model without these control tokens",
+            fix="use a model without these control tokens",
         )
     yield from _stops(tokenizer, protocol.stop)
     yield from _template(tokenizer)
@@ -47,7 +47,7 @@ def check_protocol(case: Case) -> Iterator[Finding]:
             "protocol.observation",
             what="an observation does not survive the policy's tokenizer",
             why="the policy reads other whitespace or characters than the protocol has, and training rows differ",
-            mend="use a model whose tokenizer keeps text as it is",
+            fix="use a model whose tokenizer keeps text as it is",
         )
     model = case.shape("policy")
     if case.vocabulary is not None and model is not None and case.vocabulary > model.vocab:
@@ -55,7 +55,7 @@ def check_protocol(case: Case) -> Iterator[Finding]:
             "protocol.vocabulary",
             what=f"the tokenizer has {case.vocabulary} tokens, the model's embedding {model.vocab}",
             why="a token beyond the embedding is an index out of range on the GPU",
-            mend="put the tokenizer that belongs to the model into its folder",
+            fix="put the tokenizer that belongs to the model into its folder",
         )
 
 
@@ -66,7 +66,7 @@ def _stops(tokenizer: Tokenizer, stops: tuple[str, ...]) -> Iterator[Finding]:
             "protocol.stop",
             what=f"the stop strings {', '.join(lost)} are not in the text that their tokens decode to",
             why="the policy server never stops there: every response runs to its limit",
-            mend="use a model whose tokenizer keeps text as it is",
+            fix="use a model whose tokenizer keeps text as it is",
         )
 
 
@@ -76,12 +76,12 @@ def _template(tokenizer: Tokenizer) -> Iterator[Finding]:
             "protocol.template",
             what=lost,
             why="the policy must read the question once",
-            mend="put the model's own chat_template.jinja into its folder, or set policy.chat_template=FILE.jinja",
+            fix="put the model's own chat_template.jinja into its folder, or set policy.chat_template=FILE.jinja",
         )
     elif not tokenizer.decode(tokenizer.chat(_PROBE)).partition(_PROBE)[2].strip():
         yield error(
             "protocol.generation-prompt",
             what="the chat template ends with the user's message",
             why="without the assistant's header the policy continues the question instead of answering it",
-            mend="use a template that honours `add_generation_prompt`",
+            fix="use a template that honours `add_generation_prompt`",
         )

@@ -15,16 +15,16 @@ def check_versions(case: Case) -> Iterator[Finding]:
     if (host := case.machine.host) is None:
         return
     if case.generator_refused is not None:
-        what, mend = case.generator_refused
+        what, fix = case.generator_refused
         yield error(
-            "versions.generator", what=what, why="the generator is served by the environment that it names", mend=mend
+            "versions.generator", what=what, why="the generator is served by the environment that it names", fix=fix
         )
     if not (3, 12) <= host.python < (3, 14):
         yield error(
             "versions.python",
             what=f"this is Python {host.python[0]}.{host.python[1]}",
             why="Agent Lightning needs 3.12, vLLM's wheels end with 3.13",
-            mend="install s3-agent with Python 3.12 or 3.13 (in a clone: S3_AGENT_PYTHON=/path/to/python3.12)",
+            fix="install s3-agent with Python 3.12 or 3.13 (in a clone: S3_AGENT_PYTHON=/path/to/python3.12)",
         )
     device = "cuda" if case.cuda else "cpu"
     setup = f"s3-agent setup --{device}"
@@ -37,7 +37,7 @@ def check_versions(case: Case) -> Iterator[Finding]:
                 "versions.missing",
                 what=f"{name} {wanted} is not installed",
                 why="the trainer imports it on CUDA" if name in OF_CUDA else "the trainer needs it",
-                mend=setup,
+                fix=setup,
             )
         elif found.partition("+")[0] != wanted:
             finding = error if name in PATCHED else warning
@@ -45,7 +45,7 @@ def check_versions(case: Case) -> Iterator[Finding]:
                 "versions.untested",
                 what=f"{name} {found} is installed, {wanted} was tested",
                 why="verl, vLLM and torch fit together in few combinations, and ours is the tested one",
-                mend=setup,
+                fix=setup,
             )
     if both := sorted((OF_CUDA & {"vllm"} | OF_CPU) & host.packages.keys()):
         wrong = [name for name in both if name in (OF_CPU if case.cuda else OF_CUDA)]
@@ -54,5 +54,5 @@ def check_versions(case: Case) -> Iterator[Finding]:
                 "versions.vllm-build",
                 what=f"{wrong[0]} is installed, the recipe's device is {device}",
                 why="the two builds of vLLM are the same import package: the one that was written last is what runs",
-                mend=setup,
+                fix=setup,
             )

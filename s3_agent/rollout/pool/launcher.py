@@ -280,7 +280,7 @@ class LocalLauncher:
                 raise
             zygote.process.kill()
             if zygote.process.wait() == UNSAFE_TO_PRELOAD:
-                log.info("the class is loaded anew for each rollout", agent_class=agent_class)
+                log.info("the class is loaded again for each rollout", agent_class=agent_class)
             self._unsafe.add(agent_class)
             return await self._forked_zygote(agent_class, names)
         return zygote

@@ -123,7 +123,7 @@ async def _serve(worker: NativeWorker, connection: socket.socket) -> None:
             continue
         job = Job.model_validate_json(line)
         task = playing[job.attempt_id] = asyncio.create_task(play(job))
-        # By a callback: a task that is cancelled before it has begun runs none of its own code.
+        # By a callback: a task that is cancelled before it has started runs none of its own code.
         task.add_done_callback(lambda _, attempt_id=job.attempt_id: playing.pop(attempt_id))
     os._exit(SUPERVISOR_LOST)
 

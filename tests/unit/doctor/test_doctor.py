@@ -10,7 +10,7 @@ import pytest
 from s3_agent.agl.cpu.precision import Precision
 from s3_agent.doctor.case import Case, IndexFacts, ModelFiles
 from s3_agent.doctor.examine import examine
-from s3_agent.doctor.findings import Severity, as_rows, as_text
+from s3_agent.doctor.findings import Severity, as_rows, as_text, warning
 from s3_agent.doctor.limits import limits, rollouts_at_once
 from s3_agent.machine.description import GIB, MIB, Disk, described
 from s3_agent.testing.fakes import ToyTokenizer
@@ -330,7 +330,7 @@ def test_a_planted_fault_is_found_and_told(id: str, plant: Callable[[], Case]) -
     found = {finding.id: finding for finding in examine(plant())}
     assert id in found, sorted(found)
     finding = found[id]
-    assert finding.what and finding.why and finding.mend
+    assert finding.what and finding.why and finding.fix
     assert (
         not {finding.id for finding in found.values() if finding.severity is Severity.error}
         - {id}
@@ -397,8 +397,14 @@ def test_the_limits_name_what_the_pool_claims_of_a_silent_gateway() -> None:
     assert [row.id for row in limits(sound()) if row.too_small and row.report] == []
 
 
-def test_every_check_has_its_plants() -> None:
-    assert len({id for id, _ in PLANTS}) >= 25
+def test_the_readme_counts_the_kinds_of_faults_that_are_planted_here() -> None:
+    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    assert f"{len({id for id, _ in PLANTS})} kinds of faults" in readme
+
+
+def test_the_older_name_of_a_fix_is_in_the_json_for_one_version() -> None:
+    [row] = as_rows([warning("id", what="w", why="y", fix="do this")])
+    assert row["fix"] == row["mend"] == "do this"
 
 
 @pytest.mark.parametrize("overrides", [[], ["generator.dtype=float32"], ["generator.url=http://127.0.0.1:1/v1"]])
@@ -409,7 +415,7 @@ def test_a_precision_that_is_computed_or_left_open_is_no_finding(overrides: list
 def test_an_emulated_precision_is_reported_with_its_factor() -> None:
     [finding] = examine(emulated("generator.dtype=bfloat16")())
     assert "8.0 times as long as in float32" in finding.why
-    assert finding.mend == "generator.dtype=auto"
+    assert finding.fix == "generator.dtype=auto"
 
 
 @pytest.mark.parametrize(
