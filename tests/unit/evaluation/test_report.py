@@ -69,7 +69,7 @@ def test_every_form_is_written(tmp_path: Path, ending: str) -> None:
 def test_what_is_no_folder_of_ours_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no evaluation"):
         gather([tmp_path])
-    with pytest.raises(ConfigError, match="form"):
+    with pytest.raises(ConfigError, match="known extension"):
         write_report([write_run(tmp_path / "run")], tmp_path / "report.pdf")
     folder = write_evaluation(tmp_path / "evaluation", questions=3)
     (folder / "results.jsonl").write_text('{"agent": "s3"}\n')
