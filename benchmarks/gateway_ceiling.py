@@ -49,7 +49,7 @@ def pool(gateway: GatewayApi, folder: Path, *, processes: int, concurrency: int)
     try:
         yield
         if process.poll() is not None:
-            raise RuntimeError(f"the pool ended by itself: {log.read_text()[-2000:]}")
+            raise RuntimeError(f"the pool ended unexpectedly: {log.read_text()[-2000:]}")
     finally:
         process.terminate()
         process.wait()

@@ -93,7 +93,7 @@ def _process(command: list[str], log: Path) -> Iterator[None]:
     try:
         yield
         if process.poll() is not None:
-            raise RuntimeError(f"it ended by itself: {log.read_text()[-2000:]}")
+            raise RuntimeError(f"the process ended unexpectedly: {log.read_text()[-2000:]}")
     finally:
         process.terminate()
         process.wait()

@@ -24,7 +24,7 @@ Hits = list[tuple[int, float]]
 """(row of the corpus, score), best first."""
 
 # After a batch its clients send their next queries within moments. Waiting for them, at most this share of the batch's
-# # duration, avoids searching the first one by itself while the others wait for the next batch.
+# duration, avoids searching the first one by itself while the others wait for the next batch.
 LINGER_SHARE = 0.05
 LONGEST_RETRY_AFTER_S = 30
 

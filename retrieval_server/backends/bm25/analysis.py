@@ -32,7 +32,7 @@ _WORD = re.compile(
 )
 _ALNUM = re.compile(r"[^\W_]")
 # Words whose double consonant Lucene's Porter makes single and Snowball's does not ("trekking"). Two UTF-16 units of
-# one # character are not a double consonant.
+# one character are not a double consonant.
 _DOUBLED = re.compile(r"(.*([^aeioulszbdfgmnprt\U00010000-\U0010ffff]))\2(?:ed|ing)s?", re.DOTALL)
 # Words that Porter's first two steps leave with the ending -logi or -bli: Lucene's changes it to -log or -ble.
 _LOGI_OR_BLI = re.compile(r"(.*)(log|bl)(?:ies|[iy](?:ed|ing)?s?)", re.DOTALL)

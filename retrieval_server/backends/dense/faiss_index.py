@@ -61,7 +61,7 @@ def make(vectors: Any, settings: DenseSettings, *, report: Report = silent) -> A
         graph: Any = faiss.downcast_index(index)
         graph.hnsw.efConstruction = settings.ef_construction
         # FAISS prunes links to passages that are closer to another neighbour. If many passages surround a few, few
-        # links # remain: of 100,000 synthetic passages one in six had no incoming link and was never found.
+        # links remain: of 100,000 synthetic passages one in six had no incoming link and was never found.
         graph.keep_max_size_level0 = True
     if not index.is_trained:
         report("training the index", 0, 0)

@@ -21,7 +21,7 @@ from importlib.resources import files
 from typing import Any
 
 # The growth is measured in the range where recall still depends on the candidates, and where lists of one vector, which
-# # RaBitQ ranks as nearest, no longer distort it.
+# RaBitQ ranks as nearest, no longer distort it.
 _FEWEST, _ALL = 32, 0.995
 
 

@@ -16,7 +16,7 @@ from s3_agent.errors import DataError
 
 
 class Checkpoint:
-    """Rows by id in a file beside `path`; a context manager. Rows with other inputs (`made_of`) are discarded."""
+    """Rows by id in a file next to `path`; a context manager. Rows with other inputs (`made_of`) are discarded."""
 
     def __init__(self, path: Path, *, made_of: Mapping[str, Any]) -> None:
         self._path = path.with_name(path.name + ".partial.jsonl")
