@@ -97,4 +97,4 @@ def checked(passages: Callable[[], Iterator[Placed]], source: Path, *, report: R
         raise DataError(f"{source} holds no passage", remedy=SCHEMA)
     if found := seen.twice(lambda: ((place, row["id"]) for place, row in passages())):
         name, second, first = found
-        raise DataError(f"{second} has the id {name!r} of {first}", remedy="give every passage an id of its own")
+        raise DataError(f"{second} has the id {name!r} of {first}", remedy="give every passage a different id")

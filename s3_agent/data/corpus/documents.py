@@ -31,7 +31,9 @@ def _plain(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig").replace("\r\n", "\n")
     except (OSError, UnicodeDecodeError) as cause:
-        raise DataError(f"{path} can not be read: {cause}", remedy="save it as UTF-8, or take it out") from cause
+        raise DataError(
+            f"{path} can not be read: {cause}", remedy="save it as UTF-8, or remove it from the folder"
+        ) from cause
 
 
 def _heading(text: str) -> tuple[str, str]:

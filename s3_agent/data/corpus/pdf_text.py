@@ -53,7 +53,7 @@ def read_pdf(path: Path) -> tuple[str, str]:
         ) from cause
     except Exception as cause:  # for damaged files pypdf raises nearly any kind of exception
         raise DataError(
-            f"{path} can not be read: {cause or type(cause).__name__}", remedy="repair, decrypt or take it out"
+            f"{path} can not be read: {cause or type(cause).__name__}", remedy="repair, decrypt or remove it"
         ) from cause
 
 
