@@ -1,8 +1,8 @@
-"""What an agent costs of its own: CPU milliseconds a turn, without the endpoints that it waits for.
+"""Measures the CPU milliseconds per turn that an agent itself takes, without the endpoints that it waits for.
 
-The real agents and the real tokenizer play scripted episodes of s3's published size (8 documents of 100 words a search,
-4 searches) against endpoints that answer at once in this process, so all time is ours. The limit measured beside it is
-the one thing that must be done: tokenising each observation once and decoding each response once.
+The real agents and the real tokenizer play scripted episodes of s3's published size (8 documents of 100 words per
+search, 4 searches) against endpoints in this process that answer immediately, so all time is the agent's. The limit for
+comparison is the necessary work: tokenising each observation once and decoding each response once.
 
     .venv/bin/python benchmarks/agent_overhead.py [--tokenizer FOLDER] [--episodes 200]
 """
@@ -33,7 +33,7 @@ RESPONSES = {
 
 
 class InstantPolicy(TokenPolicy):
-    """Says the same at once; its own encoding is done beforehand."""
+    """Gives a fixed response immediately; it is encoded beforehand."""
 
     def __init__(self, tokenizer_path: str, response: str) -> None:
         super().__init__(load_tokenizer(tokenizer_path))
@@ -44,7 +44,7 @@ class InstantPolicy(TokenPolicy):
 
 
 def passages(rng: random.Random) -> list[Passage]:
-    """Eight documents of about 100 words, as wiki-18's are."""
+    """Eight documents of about 100 words, like wiki-18's."""
     words = " ".join(row["text"] for row in read_jsonl(CORPUS)).split()
     starts = [rng.randrange(len(words) - 100) for _ in range(8)]
     return [
@@ -75,7 +75,7 @@ def limit(policy: TokenPolicy, played: list[Episode]) -> float:
 
 
 def measure(name: str, tokenizer: str, count: int, *, cut: bool) -> dict[str, float | int]:
-    """Milliseconds a turn of one agent, the least possible, and their ratio; with or without observations cut."""
+    """Milliseconds per turn of one agent, the least possible, and the ratio; with or without observations cut."""
     policy = InstantPolicy(tokenizer, RESPONSES[name])
     limits = Limits(
         max_context_tokens=100_000,
@@ -104,7 +104,7 @@ def measure(name: str, tokenizer: str, count: int, *, cut: bool) -> dict[str, fl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", default=str(NANO_POLICY), help="a model folder or hub name")
-    parser.add_argument("--episodes", type=int, default=40, help="episodes a repetition; five repetitions")
+    parser.add_argument("--episodes", type=int, default=40, help="episodes per repetition; five repetitions")
     options = parser.parse_args()
     measured = {
         f"{name}, observations {'cut' if cut else 'whole'}": measure(name, options.tokenizer, options.episodes, cut=cut)

@@ -1,4 +1,4 @@
-"""What the throughput benchmark plays, as env-contract classes; `native_agents` plays the same."""
+"""The agents of the throughput benchmark as env-contract classes; `native_agents` has the same as native agents."""
 
 import json
 import os
@@ -11,7 +11,7 @@ CALLS = 4
 
 
 def _post(url: str, body: dict[str, Any]) -> dict[str, Any]:
-    """By http.client: other clients spend 25 ms on certificates that plain HTTP has no use for."""
+    """It uses http.client: other clients spend 25 ms on certificates, which plain HTTP does not need."""
     parts = urlsplit(url)
     connection = HTTPConnection(parts.netloc, timeout=60)
     headers = {"Authorization": f"Bearer {os.environ['AGL_KEY']}", "Content-Type": "application/json"}
@@ -25,14 +25,14 @@ def _post(url: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 class Trivial:
-    """Posts a reward and nothing else, as an agent for AGL's stock controllers does."""
+    """Posts only a reward, as an agent for AGL's stock controllers does."""
 
     def run(self) -> None:
         _post(os.environ["AGL_EVENT_URL"], {"event_type": "reward", "data": {"value": 1.0}})
 
 
 class FourCalls:
-    """Four policy calls, each prompt the one before with its answer, then a reward."""
+    """Four policy calls, each with the prompt and answer of the one before as its prompt, then a reward."""
 
     def run(self) -> None:
         ids = list(PROMPT)

@@ -1,10 +1,10 @@
-"""The corpus stage on generated passages: passages a second and peak memory, against a plain copy of the same lines.
+"""Measures the corpus stage on generated passages: passages per second and peak memory, against a plain copy.
 
     python benchmarks/corpus.py [--passages 2000000] [--index]
 
-Passages are of wiki-18's form and length (a quoted title and 100 words) in a gzip file, as published. `--index` also
-builds BM25, whose memory is its own. Each part runs in a process of its own, so that a peak belongs to it. Prints one
-JSON object.
+Passages have wiki-18's form and length (a quoted title and 100 words) in a gzip file, as published. The copy has the
+same lines. `--index` also builds BM25, measured separately. Each measurement runs in a separate process, so that its
+peak memory is its own. Prints one JSON object.
 """
 
 import argparse
@@ -24,7 +24,7 @@ WORDS = [f"word{number}" for number in range(50_000)]
 
 
 def generate(path: Path, passages: int) -> None:
-    """Write the source file: each text is another slice of one long row of words."""
+    """Write the source file: each text is a different slice of one long sequence of words."""
     chance = random.Random(0)
     words = chance.choices(WORDS, k=2_000_000)
     with gzip.open(path, "wt", compresslevel=1, encoding="utf-8") as file:
@@ -61,7 +61,7 @@ def _timed(work: Callable[[Path, Path], None], source: Path, corpus: Path, resul
 
 
 def measured(work: Callable[[Path, Path], None], source: Path, corpus: Path, passages: int) -> dict[str, float]:
-    """Seconds, passages a second and peak memory of one part, in a fresh process."""
+    """Seconds, passages per second and peak memory of one measurement, in a fresh process."""
     spawning = multiprocessing.get_context("spawn")
     result = spawning.Queue()
     process = spawning.Process(target=_timed, args=(work, source, corpus, result))

@@ -1,9 +1,9 @@
-"""Questions a second of `s3-agent eval` at concurrency 64 against instant endpoints, and its share of a bare client.
+"""Measures questions per second of `s3-agent eval` at concurrency 64, and its share of a bare client's rate.
 
-The endpoints are one server process that answers from constants: two policy calls, two retrievals and one answer a
-question, as s3 makes them. The bare client sends the very same requests (recorded from an evaluation) with httpx, at
-the same concurrency, and does nothing else: no agent, no tokenizer, no files, no scores. Rounds alternate; the best of
-each counts.
+The endpoints are one server process that answers immediately with constants: two policy calls, two retrievals and one
+answer per question, as in s3. The bare client sends the same requests (recorded from an evaluation) with httpx, at the
+same concurrency, and does nothing else: no agent, no tokenizer, no files, no scores. Rounds alternate; the best of each
+counts.
 
     .venv/bin/python benchmarks/evaluation.py [--questions 2000] [--rounds 3]
 """
@@ -43,7 +43,7 @@ class Instant:
         tokenizer = load_tokenizer(str(NANO_POLICY))
         search = tokenizer.encode('<search_complete>False</search_complete>\n<query>{"query": "krone"}</query>')
         finish = tokenizer.encode("<important_info>[1]</important_info>\n<search_complete>True</search_complete>")
-        self._searched = ",".join(map(str, search)).encode()  # as it stands in the next prompt
+        self._searched = ",".join(map(str, search)).encode()  # as it occurs in the next prompt
         self._turns = [
             json.dumps({"choices": [{"token_ids": ids, "finish_reason": "stop"}]}).encode() for ids in (search, finish)
         ]
@@ -89,7 +89,7 @@ def _tasks(count: int) -> list[Task]:
 
 
 async def evaluated(recipe: Recipe, folder: Path, tasks: Sequence[Task], sent: list[Any] | None = None) -> float:
-    """Seconds of an evaluation of s3 on the tasks, into an empty folder; its requests are noted in `sent`."""
+    """Seconds of an evaluation of s3 on the tasks, into an empty folder; its requests are added to `sent`."""
 
     async def note(request: httpx.Request) -> None:
         if sent is not None:
@@ -124,7 +124,7 @@ async def evaluated(recipe: Recipe, folder: Path, tasks: Sequence[Task], sent: l
 
 
 async def bare(requests: Sequence[tuple[str, str, bytes]]) -> float:
-    """Seconds in which httpx sends the requests, 64 at a time, and decodes what comes back."""
+    """Seconds that httpx takes to send the requests, 64 at a time, and to decode the responses."""
     waiting = iter(requests)
     headers = {"content-type": "application/json"}
     async with _client() as http:
@@ -174,7 +174,7 @@ def _measure(port: int, questions: int, rounds: int) -> dict[str, Any]:
     recipe = load_recipe("cpu", [f"retriever.url={url}", f"generator.url={url}/v1", "generator.model=instant"])
     tasks, ours, theirs = _tasks(questions), [], []
     requests: list[Any] = []
-    for number in range(rounds + 1):  # the first warms up, and its requests are what the bare client sends
+    for number in range(rounds + 1):  # the first round warms up; the bare client sends its requests
         with tempfile.TemporaryDirectory() as folder:
             seconds = asyncio.run(evaluated(recipe, Path(folder), tasks, requests if number == 0 else None))
         if number:

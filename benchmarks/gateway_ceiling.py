@@ -1,12 +1,13 @@
-"""Policy calls in flight, and rollouts a second, against rollouts at a time: the stock gateway and ours, in one run.
+"""Measures policy calls in flight and rollouts per second by rollouts at a time, for the stock gateway and ours.
 
     python benchmarks/gateway_ceiling.py [--rollouts 100 240 480] [--call-s 10]      # about two minutes
 
-Real parts: both gateways, each a process of its own, and our worker pool, which is told that either passes all calls.
-The policy server is a fake (`FakeSlowPolicy`) that sleeps `--call-s` seconds in each call; a rollout is one call, by
-the client of our agents. All rollouts of a level are queued at once, and the time goes from then to the end of the
-last. `calls_in_flight` is the most that the fake had at a time before our gateway at the highest level, `over_stock`
-the ratio of the two rates there. `others_share` is the part of the machine that other programs took meanwhile.
+Both gateways are real, each in a separate process, and so is our worker pool, which is configured as if either passed
+all calls. The policy server is a fake (`FakeSlowPolicy`) that sleeps `--call-s` seconds in each call; a rollout is one
+call, by the client of our agents. All rollouts of a level are queued together, and the time is measured from then to
+the end of the last. `calls_in_flight` is the maximum that the fake received at a time from our gateway at the highest
+level, `over_stock` the ratio of the two rates there. `others_share` is the share of the machine that other programs
+used meanwhile.
 """
 
 import argparse
@@ -36,7 +37,7 @@ WARM = 16
 
 @contextmanager
 def pool(gateway: GatewayApi, folder: Path, *, processes: int, concurrency: int) -> Iterator[None]:
-    """Our worker pool beside the block."""
+    """Run our worker pool during the block."""
     command = [
         *(sys.executable, "-m", "s3_agent.cli", "workers", "--gateway", gateway.url, "--plain", "--drain-s", "0"),
         *("--processes", str(processes), "--concurrency", str(concurrency), "--native-agent", AGENT),
@@ -48,14 +49,14 @@ def pool(gateway: GatewayApi, folder: Path, *, processes: int, concurrency: int)
     try:
         yield
         if process.poll() is not None:
-            raise RuntimeError(f"the pool ended by itself: {log.read_text()[-2000:]}")
+            raise RuntimeError(f"the pool ended unexpectedly: {log.read_text()[-2000:]}")
     finally:
         process.terminate()
         process.wait()
 
 
 def play(gateway: GatewayApi, count: int) -> float:
-    """The seconds that `count` rollouts take, all of which have to succeed."""
+    """The seconds for `count` rollouts, all of which have to succeed."""
     before, started = gateway.ended(), time.monotonic()
     rollouts = gateway.enqueue(*({"number": number} for number in range(count)), timeout_s=600, agent_class=AGENT)
     while gateway.ended() < before + count:

@@ -1,8 +1,8 @@
-"""How many calls of the generator a GRPO batch needs when its workers share the answer cache.
+"""Counts the calls of the generator for a GRPO batch whose workers share the answer cache.
 
-Real parts: the nano policy behind vLLM at temperature 1, the retrieval server, the frozen generator; `--questions`
-times `--siblings` episodes of the s3 agent, over two cache clients in one folder as over two worker processes. The peer
-is the same batch without the cache, which needs one call an episode.
+The services are real: the nano policy behind vLLM at temperature 1, the retrieval server, the frozen generator. It
+plays `--questions` times `--siblings` episodes of the s3 agent, with two cache clients on one folder, like two worker
+processes. The same batch without the cache needs one call per episode.
 
     .venv/bin/python benchmarks/generator_calls.py [--questions 16] [--siblings 8]
 """
@@ -31,7 +31,7 @@ from s3_agent.types import Task
 
 
 async def batch(recipe: Recipe, policy_url: str, tasks: list[Task], siblings: int, cache: Path | None) -> dict:
-    """Play every task `siblings` times; how many answers were needed and how many calls were made."""
+    """Play every task `siblings` times; return the number of answers needed and of calls made."""
     calls: Counter[str] = Counter()
 
     async def count(request: httpx.Request) -> None:

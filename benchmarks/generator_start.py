@@ -1,9 +1,9 @@
-"""What the generator costs to start and to ask, with the vLLM that is installed here and with another environment's.
+"""Measures the generator's start and its answers, with the vLLM installed here and with another environment's.
 
-Each start is a `Stack` of its own, in turn; CPU seconds are those of all processes of the part until it answers. The
-installed release is forked from a process that has its modules loaded, which a training shares with its policy server
-and trainer: `preloaded` is that process. Then the embedded validation questions are answered by naive RAG, 24 at a
-time, and compared with the shipped RAG cache.
+Each start uses a separate `Stack`, in turn; CPU seconds count all processes of the service until it answers. The
+installed release is forked from a process that has already loaded its modules, and that a training also uses for its
+policy server and trainer: `preloaded` is that process. Then naive RAG answers the embedded validation questions, 24 at
+a time, and the answers are compared with the shipped RAG cache.
 
     .venv/bin/python benchmarks/generator_start.py --python PATH [--rounds 3]
 """
@@ -39,7 +39,7 @@ from s3_agent.types import Passage, Task
 
 
 class Known:
-    """A retriever that has every question's passages already."""
+    """A retriever that already holds the passages of every question."""
 
     def __init__(self, passages: dict[str, tuple[Passage, ...]]) -> None:
         self._passages = passages
@@ -52,7 +52,7 @@ class Known:
 
 
 class Remembering(HttpRetriever):
-    """A retriever that keeps what it was answered."""
+    """A retriever that records its results."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -64,7 +64,7 @@ class Remembering(HttpRetriever):
 
 
 class NoGenerator:
-    """Answers nothing, to have only the passages looked up."""
+    """A generator without answers, so that only passages are retrieved."""
 
     async def fit(self, question: str, passages: Sequence[Passage], *, prompt: AnswerPrompt | None = None) -> Any:
         return tuple(passages)
@@ -74,14 +74,14 @@ class NoGenerator:
 
 
 def cpu_seconds(run_id: str) -> dict[str, float]:
-    """CPU seconds so far of a stack's processes and of those that they have waited for, by part."""
+    """CPU seconds so far of a stack's processes and of their finished children, by service."""
     used: dict[str, float] = {}
     found = own_processes(run_id)
     ours = {process.pid for process in found}
     for process in found:
         try:
             part, times = process.environ()[PART], process.cpu_times()
-            if part == PRELOADED and process.ppid() in ours:  # a fork shows the environment of what it was forked from
+            if part == PRELOADED and process.ppid() in ours:  # it shows its parent's environment
                 part = "generator"
         except psutil.Error:
             continue
@@ -119,7 +119,7 @@ async def ask(recipe: Recipe, tasks: Sequence[Task], known: Known) -> dict[str, 
 
 
 def measure(recipe: Recipe, tasks: Sequence[Task], known: Known, shipped: RagCache) -> dict[str, Any]:
-    """One start, and the answers to all tasks."""
+    """One start and the answers to all tasks."""
     recipe = resolve_ports(recipe)
     run_id = secrets.token_hex(8)
     with scratch_run(recipe) as run:
@@ -145,7 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", type=Path, required=True, help="Another environment's interpreter.")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--questions", type=int, help="How many of the validation questions; default: all.")
+    parser.add_argument("--questions", type=int, help="Number of validation questions; default: all.")
     parser.add_argument("overrides", nargs="*", help="Of the recipe `cpu`.")
     options = parser.parse_args()
     base = load_recipe("cpu", ["generator.port=0", "gateway.port=0", "retriever.port=0", *options.overrides])

@@ -1,16 +1,16 @@
-"""How long the main job takes, from the command to the exported policy: this tree beside an earlier commit, in turn.
+"""Measures the main job from the command to the exported policy: this tree and an earlier commit, in turn.
 
     python benchmarks/main_job.py [--base COMMIT] [--processor native|avx2] [--rounds 1] [override …]
 
-Both are whole trainings by the recipe `cpu`, each from its own clone and environment (the earlier commit's in a git
-worktree that `scripts/setup.sh` prepares), with everything prepared that a first run keeps. Of this tree one run begins
-with an empty answer cache and one with what that run has filled. `avx2` has oneDNN and torch do as on a processor
-without AVX-512 and bfloat16, by their own switches; where the processor emulates bfloat16 the earlier commit is told to
-serve its generator in float32, without which it takes more than an hour.
+Both are complete trainings with the recipe `cpu`, each from its own clone and environment (the earlier commit's in a
+git worktree that `scripts/setup.sh` prepares), with everything prepared that a first run keeps. This tree runs once
+with an empty answer cache and once with the cache that this run filled. `avx2` makes oneDNN and torch, by their own
+switches, behave as on a processor without AVX-512 and bfloat16. If the processor emulates bfloat16, the earlier commit
+gets the setting to serve its generator in float32, without which it takes more than an hour.
 
 `whole_ratio_cold`, `whole_ratio_warm` and `start_ratio` are the earlier commit's seconds over this tree's, by medians;
-`start_seconds` goes from the command to the first rollout that is played. `others_share` is the part of the machine
-that other programs took during a run.
+`start_seconds` is the time from the command to the first rollout. `others_share` is the share of the machine that other
+programs used during a run.
 """
 
 import argparse
@@ -54,7 +54,7 @@ class Build:
 
 @contextmanager
 def earlier(commit: str) -> Iterator[Build]:
-    """The earlier commit, prepared in a worktree that is removed again."""
+    """The earlier commit, prepared in a worktree that is removed afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="main-job-")) / "earlier"
     subprocess.run(["git", "worktree", "add", "--detach", "--quiet", folder, commit], cwd=ROOT, check=True)
     try:
@@ -66,7 +66,7 @@ def earlier(commit: str) -> Iterator[Build]:
 
 
 class Watch:
-    """CPU seconds that programs outside the runs take, looked at every second."""
+    """CPU seconds of programs outside the runs, sampled every second."""
 
     def __init__(self) -> None:
         self.others_s = 0.0
@@ -102,7 +102,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def train(build: Build, overrides: Sequence[str], switches: dict[str, str], *, runs: Path, name: str) -> dict[str, Any]:
-    """Train once; the seconds of each phase and what came of it."""
+    """Train once; return the seconds of each phase and the results."""
     command = [build.python, "-m", "s3_agent.cli", "train", "--name", name, f"runs={runs}", *build.force, *overrides]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"} | switches
     watch, started, log = Watch(), time.time(), runs / f"{name}.log"
@@ -150,7 +150,7 @@ def train(build: Build, overrides: Sequence[str], switches: dict[str, str], *, r
 
 
 def processor(switches: dict[str, str]) -> dict[str, Any]:
-    """The processor, and what it computes under these switches."""
+    """The processor, and its features under these switches."""
     told = subprocess.run(
         [sys.executable, "-m", "s3_agent.agl.cpu.precision"],
         cwd=ROOT,
@@ -175,7 +175,7 @@ def main() -> None:
     """Measure and print JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--base", default=BASE)
-    parser.add_argument("--base-clone", type=Path, help="a clone of it that is set up already")
+    parser.add_argument("--base-clone", type=Path, help="a clone of it that is already set up")
     parser.add_argument("--processor", choices=sorted(SWITCHES), default="native")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("overrides", nargs="*")

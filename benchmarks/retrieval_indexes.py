@@ -1,13 +1,14 @@
-"""Each kind of dense index beside exact search: recall, memory, time.
+"""Measures each kind of dense index against exact search: recall, memory, time.
 
     python benchmarks/retrieval_indexes.py --passages 1000000            # minutes, 8 GB of disk in the temporary folder
     python benchmarks/retrieval_indexes.py --passages 20000 --kinds flat ivf_rabitq
 
-Vectors and queries are synthetic; `synthetic_vectors.py` says how, and how like real ones. Each index is written,
-opened again memory-mapped as the server does, and searched in one process, with the default settings and with more
-probes. `ram_over_flat` counts the index; the vectors for re-ranking stay on the disk. `by_candidates` is the recall
-that re-ranking so many candidates has, of all passages and of the first sixteenth: from the two, `s3-agent index plan`
-expects that of more. Prints one JSON object; `--costs` puts the kinds measured into the table that `plan` reads.
+Vectors and queries are synthetic; `synthetic_vectors.py` describes how they are made and how they compare with real
+ones. Each index is written, opened again memory-mapped as in the server, and searched in one process, with the default
+settings and with more probes. `ram_over_flat` counts only the index; the vectors for re-ranking stay on the disk.
+`by_candidates` is the recall by number of re-ranked candidates, for all passages and for the first sixteenth; `s3-agent
+index plan` extrapolates from both to more passages. Prints one JSON object; `--costs` writes the measured kinds into
+the table that `plan` reads.
 """
 
 import argparse
@@ -31,12 +32,12 @@ from retrieval_server.backends.dense.faiss_index import FaissEngine, make, read
 from retrieval_server.backends.dense.settings import COMPRESSED, DenseSettings, EncoderSettings
 
 KINDS = ("flat", "hnsw", "sq8", "rabitq", "pq", "ivf_flat", "ivf_sq8", "ivf_pq", "ivf_rabitq")
-QUICK = tuple(kind for kind in KINDS if kind != "hnsw")  # which is built by one thread: measured when asked for
+QUICK = tuple(kind for kind in KINDS if kind != "hnsw")  # built by one thread, so it is measured only on request
 TOPK = 8
 QUERIES = 256
 MORE_PROBES = 256
 CANDIDATES = (1, 2, 4, 8, 16, 32, 64, 100, 200, 400, 1000, 2000)
-FEWER = 16  # recall by candidates is measured among so many times fewer passages, too
+FEWER = 16  # recall by candidates is also measured with this many times fewer passages
 _STEP = 16384
 _SETTINGS = DenseSettings(encoder=EncoderSettings(model="none"))
 
@@ -66,7 +67,7 @@ def _exact(vectors: Any, queries: Any) -> Any:
 
 
 def _latency(engine: FaissEngine, queries: Any, batch: int) -> float:
-    """Median milliseconds of a call with so many queries."""
+    """Median milliseconds of a call with a given number of queries."""
     taken = []
     for start in range(0, len(queries) - batch + 1, batch):
         began = time.perf_counter()
@@ -78,7 +79,7 @@ def _latency(engine: FaissEngine, queries: Any, batch: int) -> float:
 
 
 def _searches(kind: str) -> list[DenseSettings]:
-    """The default settings, and more probes where the kind has them."""
+    """The default settings, and more probes if the kind has them."""
     default = _SETTINGS.model_copy(update={"layout": kind})
     return [default, default.model_copy(update={"probes": MORE_PROBES})] if kind.startswith("ivf") else [default]
 
@@ -100,7 +101,7 @@ def _searched(path: Path, settings: DenseSettings, queries: Any, truth: Any, *, 
 
 
 def _by_candidates(index: Any, settings: DenseSettings, queries: Any, truth: Any) -> dict[int, float]:
-    """The share of the true TOPK among so many candidates: the recall after re-ranking, which puts them in order."""
+    """The share of the true TOPK among the candidates, by their number: the recall after re-ranking."""
     found = FaissEngine(index, settings).search(queries, topk=CANDIDATES[-1])
     return {count: round(_recall([hits[:count] for hits in found], truth), 4) for count in CANDIDATES}
 
@@ -138,7 +139,7 @@ def _index(kind: str, vectors: Any, queries: Any, truth: Any, folder: Path) -> d
 def measure(
     *, passages: int, dimension: int = 768, kinds: Iterable[str] = QUICK, folder: Path | None = None
 ) -> dict[str, Any]:
-    """The table of indexes. `folder` takes the vectors and each index in turn; default: a temporary one."""
+    """The table of indexes. `folder` holds the vectors and, in turn, each index; default: a temporary one."""
     own = folder is None
     folder = folder or Path(tempfile.mkdtemp(prefix="s3-agent-indexes-"))
     try:
@@ -146,7 +147,7 @@ def measure(
         vectors = _vectors(generator, passages, folder / "vectors.npy")
         queries = generator.queries(QUERIES, chunk=min(_STEP, passages))
         truth = _exact(vectors, queries)
-        _log("vectors and exact answers are made")
+        _log("vectors and exact answers are ready")
         indexes = [_index(kind, vectors, queries, truth, folder) for kind in kinds]
     finally:
         if own:
@@ -164,7 +165,7 @@ def measure(
 
 
 def _cost(row: dict[str, Any], passages: int) -> dict[str, Any]:
-    # Ids of inverted lists are 8 bytes and graph links 4 each; what is left grows with the dimension.
+    # Ids of inverted lists take 8 bytes and graph links 4 each; the rest grows with the dimension.
     fixed = 8.0 if row["kind"].startswith("ivf") else 0.0
     fixed = 8.0 * _SETTINGS.hnsw_links if row["kind"] == "hnsw" else fixed
     return {
@@ -177,7 +178,7 @@ def _cost(row: dict[str, Any], passages: int) -> dict[str, Any]:
 
 
 def _save_costs(figures: dict[str, Any], path: Path) -> None:
-    """Beside the rows of other kinds measured with as many vectors, in the order of KINDS."""
+    """Write the rows next to those of other kinds measured with equally many vectors, in the order of KINDS."""
     head = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "command": f"python benchmarks/retrieval_indexes.py --passages {figures['passages']}",
@@ -193,7 +194,7 @@ def _save_costs(figures: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    """Measure, print, and write the table of costs when asked."""
+    """Measure, print, and write the table of costs on request."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--passages", type=int, default=1_000_000)
     parser.add_argument("--dimension", type=int, default=768)

@@ -1,12 +1,12 @@
-"""A closed-loop load generator for POST /retrieve, lean because it shares the machine with the server it measures.
+"""A closed-loop load generator for POST /retrieve, lean because it shares the machine with the measured server.
 
-Each client is one connection that sends one query, awaits the answer and sends the next. Requests are bytes made
-before the clock starts; an answer is looked at for its status, its length and its first passage's id. Prints one JSON
+Each client is one connection that sends one query, awaits the answer and sends the next. Requests are encoded before
+the clock starts; of an answer only the status, the length and the first passage's id are checked. Prints one JSON
 object.
 
     python benchmarks/retrieval_load.py --port 3000 --clients 128 --seconds 20 --queries queries.json [--first 0]
 
-`queries.json` holds a list of [query, id that must come first].
+`queries.json` holds a list of [query, expected first id].
 """
 
 import argparse
@@ -27,14 +27,14 @@ def request_bytes(query: str, *, port: int, topk: int) -> bytes:
 
 
 class Client(asyncio.Protocol):
-    """One connection. Takes work from `load` until it has none."""
+    """One connection. Takes queries from `load` until none remain."""
 
     def __init__(self, load: "Load") -> None:
         self._load = load
         self._answer = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's are none by their class
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transports are not instances of that class
         self._next()
 
     def _next(self) -> None:
@@ -65,7 +65,7 @@ class Client(asyncio.Protocol):
 
 
 class Load:
-    """What all clients share: the queries still to be sent, the times of those answered."""
+    """The state that all clients share: the queries to send, and the times of answered ones."""
 
     def __init__(self, work: list[tuple[bytes, bytes]], *, clients: int, seconds: float) -> None:
         self._work = iter(work)
@@ -104,7 +104,7 @@ async def drive(load: Load, *, port: int, clients: int) -> None:
 
 
 def summary(load: Load, *, seconds: float) -> dict[str, float | int | bool]:
-    """Throughput from the first request to the last answer (the clients' last batch counts whole, as does its time)."""
+    """Throughput from the first request to the last answer (the clients' last batch and its time count in full)."""
     spans = sorted(end - begin for begin, end in load.times)
     took = max(end for _, end in load.times) - min(begin for begin, _ in load.times)
     cuts = statistics.quantiles(spans, n=100) if len(spans) > 1 else spans * 99
@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=128)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--topk", type=int, default=3)
-    parser.add_argument("--first", type=int, default=0, help="skip this many queries: nothing is asked twice")
+    parser.add_argument("--first", type=int, default=0, help="skip this many queries, so that none is sent twice")
     parser.add_argument("--queries", type=Path, required=True)
     options = parser.parse_args()
     pairs = json.loads(options.queries.read_text(encoding="utf-8"))[options.first :]

@@ -1,10 +1,11 @@
-"""BM25 rankings beside Lucene's own. Needs Java 17 and Anserini's jar, which is inside pyserini's wheel.
+"""Compares BM25 rankings with Lucene's. Needs Java 17 and Anserini's jar, which is inside pyserini's wheel.
 
     uv pip install --no-deps --target /tmp/pyserini pyserini==0.22.1
     python benchmarks/retrieval_lucene.py --jar /tmp/pyserini/pyserini/resources/jars/*.jar
 
-Prints one JSON object: `top10_overlap` is the mean share of Lucene's first ten that are in ours, rows tied with our
-tenth counted as found (Lucene rounds lengths above 40, so its ties are not ours); `top10_overlap_strict` without.
+Prints one JSON object: `top10_overlap` is the mean share of Lucene's first ten that are in ours, where rows tied with
+our tenth count as found (Lucene rounds lengths above 40, so its ties differ from ours); `top10_overlap_strict` does not
+count such ties.
 """
 
 import argparse
@@ -41,7 +42,7 @@ def lucene(jar: Path, texts: Sequence[str], queries: Sequence[str], *, topk: int
 
 
 def some_queries(texts: Sequence[str], count: int, *, seed: int = 0) -> list[str]:
-    """Runs of 2 to 8 words out of random passages, some as questions, some with Boolean signs."""
+    """Sequences of 2 to 8 words from random passages, some as questions, some with Boolean operators."""
     rng = random.Random(seed)
     queries = []
     for _ in range(count):
@@ -56,7 +57,7 @@ def some_queries(texts: Sequence[str], count: int, *, seed: int = 0) -> list[str
 
 
 def overlap(jar: Path, corpus: Corpus, queries: Sequence[str]) -> dict[str, Any]:
-    """How far our rankings are Lucene's."""
+    """How far our rankings agree with Lucene's."""
     backend = Bm25.build(corpus, Bm25Settings())
     theirs = lucene(jar, [document.contents for document in corpus], queries)
     strict, tied, same_terms, first, counted = 0.0, 0.0, 0, 0, 0

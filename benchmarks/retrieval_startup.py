@@ -1,13 +1,13 @@
-"""The start of a server over a large corpus: time until it is ready, memory, what it reads, searches from a cold disk.
+"""Measures the start of a server over a large corpus: time until ready, memory, bytes read, and cold searches.
 
     python benchmarks/retrieval_startup.py --passages 1000000      # several minutes, 5 GB in the temporary folder
     python benchmarks/retrieval_startup.py --passages 20000 --kinds bm25 ivf_rabitq
 
-The server is a process of its own over real files, whose pages are dropped from the cache before it starts. Vectors are
-synthetic (`synthetic_vectors.py`); queries go through a tiny untrained encoder, so that its memory does not count.
-`anonymous_over_index_mb`: RssAnon when ready less the size of the index (torch and transformers alone take hundreds of
-it, as `--passages 1000` shows); `cold_ms`: the first search and the median of the next nine, each of which finds other
-pages; `warm_ms`: the same ten again, without a cache of answers. Prints one JSON object.
+The server runs in a separate process over real files, whose pages are dropped from the cache before it starts. Vectors
+are synthetic (`synthetic_vectors.py`); queries go through a tiny untrained encoder, so that its memory does not count.
+`anonymous_over_index_mb`: RssAnon when ready minus the size of the index (torch and transformers take hundreds of these
+MB, as `--passages 1000` shows); `cold_ms`: the first search and the median of the next nine, each of which reads
+different pages; `warm_ms`: the same ten again, without a cache of answers. Prints one JSON object.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def _word(number: int) -> str:
 
 
 def write_corpus(path: Path, passages: int) -> None:
-    """Passages of 100 words whose frequencies fall as those of a language do."""
+    """Passages of 100 words with word frequencies like those of a natural language."""
     rng = np.random.default_rng(0)
     words = np.array([_word(number) for number in range(WORDS)])
     with path.open("w", encoding="utf-8") as file:
@@ -71,7 +71,7 @@ def tiny_encoder(folder: Path) -> EncoderSettings:
 
 
 def build(kind: str, corpus: Corpus, index: Path, encoder: EncoderSettings) -> None:
-    """An index of real files, by the same code as `index build`; vectors come from the generator."""
+    """Build an index of real files with the code of `index build`; vectors come from the synthetic generator."""
     if kind == "bm25":
         return build_index(corpus, index, Bm25Settings())
     generator = Generator(dimension=DIMENSION)
@@ -81,7 +81,7 @@ def build(kind: str, corpus: Corpus, index: Path, encoder: EncoderSettings) -> N
 
 
 def drop_from_cache(paths: list[Path]) -> None:
-    """Have the files read from the disk again."""
+    """Drop the files from the page cache, so that they are read from the disk again."""
     for path in paths:
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -90,7 +90,7 @@ def drop_from_cache(paths: list[Path]) -> None:
 
 @contextmanager
 def started(corpus: Path, index: Path) -> Iterator[tuple[int, httpx.Client, float]]:
-    """A server that has just become ready: its process id, a client, and the seconds that it took."""
+    """Start a server and wait until it is ready: its process id, a client, and the seconds."""
     port, begin = free_port(), time.perf_counter()
     where = ["--corpus", str(corpus), "--index", str(index), "--port", str(port)]
     command = [sys.executable, "-m", "retrieval_server", *where, "--cache-mb", "0"]
@@ -107,7 +107,7 @@ def memory(pid: int) -> dict[str, float]:
 
 
 def cached_mb(paths: list[Path]) -> float:
-    """MB of the files in the page cache, by util-linux: what has been read of them since they were dropped from it."""
+    """MB of the files in the page cache, by util-linux: the amount read since they were dropped from it."""
     command = ["fincore", "--bytes", "--noheadings", "--output", "RES", *map(str, paths)]
     shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return sum(map(int, shown.split())) / 1e6

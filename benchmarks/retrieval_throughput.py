@@ -1,14 +1,14 @@
-"""128 concurrent single-query clients against the retrieval server over exact search.
+"""Measures the retrieval server over exact search with 128 concurrent single-query clients.
 
 Four ways to answer the same queries from the same index file, measured in turns in one process tree:
 
 - limit: the backend called in this process with large batches, no HTTP;
-- batched: our server as it ships, in a process of its own;
-- unbatched: the same server with batching and cache off;
-- threads: the shape of the originals, a synchronous endpoint that searches each request on its own in a thread pool.
+- batched: our server as shipped, in a separate process;
+- unbatched: the same server without batching and cache;
+- threads: the design of the originals, a synchronous endpoint that searches each request separately in a thread pool.
 
-The load generator is a process of its own on the same cores. No query is asked twice, so no cache helps. Queries are
-encoded by a table of vectors, so that search and HTTP are what is measured; encoders are measured by themselves.
+The load generator is a separate process on the same cores. No query is sent twice, so no cache helps. A table of
+vectors encodes the queries, so that only search and HTTP are measured; encoders are measured separately.
 """
 
 import argparse
@@ -56,7 +56,7 @@ class Material:
 
 
 class Table:
-    """Stands for the encoder: the query `42` has the vector of row 42."""
+    """Replaces the encoder: the query `42` has the vector of row 42."""
 
     def __init__(self, material: Material) -> None:
         self._vectors = np.load(material.queries, mmap_mode="r")
@@ -76,7 +76,7 @@ def open_backend(material: Material) -> Any:
 
 
 class Passages:
-    """A passage of a usual length for any row."""
+    """A passage of typical length for any row."""
 
     def __getitem__(self, row: int) -> Any:
         from retrieval_server.schemas import Document
@@ -86,9 +86,10 @@ class Passages:
 
 
 def make_material(folder: Path, *, passages: int, queries: int) -> Material:
-    """Random unit vectors: exact search does the same work for any.
+    """Random unit vectors: exact search does the same work for any vectors.
 
-    Query `i` is a passage's vector with noise, cosine about 0.9, so its first answer is known: others are near 0.
+    Query `i` is a passage's vector with noise, cosine about 0.9; all other cosines are near 0, so its first hit is
+    known.
     """
     import faiss
 
@@ -113,7 +114,7 @@ def make_material(folder: Path, *, passages: int, queries: int) -> Material:
 
 
 def serve(material: Material, *, mode: str, port: int) -> None:
-    """Serve in this process until it is stopped."""
+    """Serve in this process until stopped."""
     import uvicorn
 
     from retrieval_server.app import create_app
@@ -132,7 +133,7 @@ def serve(material: Material, *, mode: str, port: int) -> None:
 
 
 def original_shape(backend: Any) -> Any:
-    """A synchronous endpoint, one search a request, as Search-R1 and s3 serve."""
+    """A synchronous endpoint with one search per request, like the servers of Search-R1 and s3."""
     from fastapi import FastAPI
     from pydantic import BaseModel
 
@@ -158,7 +159,7 @@ def original_shape(backend: Any) -> Any:
 
 @contextmanager
 def running(command: Sequence[str], *, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A server process of this code, from when it says that it is ready."""
+    """A server process of this code; the block starts when it is ready."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
     process = subprocess.Popen(command, env=environment)
     try:
@@ -178,14 +179,14 @@ def running(command: Sequence[str], *, port: int) -> Iterator[subprocess.Popen[b
 
 @contextmanager
 def server(folder: Path, *, mode: str, port: int) -> Iterator[int]:
-    """A server over the material in `folder`; its port."""
+    """A server over the files in `folder`; yields its port."""
     command = [sys.executable, __file__, "--serve", mode, "--port", str(port), "--folder", str(folder)]
     with running(command, port=port):
         yield port
 
 
 class Queries:
-    """Hands out queries that nobody has asked yet."""
+    """Hands out queries that were not sent yet."""
 
     def __init__(self, material: Material, count: int) -> None:
         self._answers = material.answers
@@ -221,7 +222,7 @@ def in_process(backend: Any, queries: Queries, *, batch: int, seconds: float) ->
 
 
 def watched(measured: Callable[[], dict[str, Any]], *, port: int) -> dict[str, Any]:
-    """What `measured` returns, with what the batched server searched and other programs took meanwhile."""
+    """The result of `measured`, with the batched server's searches and the CPU time of other programs meanwhile."""
     began, searched, begin = busy(), searches(port), time.perf_counter()
     figures = measured()
     ours, all_of_it = (after - before for before, after in zip(began, busy(), strict=True))
@@ -251,8 +252,8 @@ def searches(port: int) -> tuple[float, float, float]:
 
 
 def measure(*, passages: int, clients: int, seconds: float, rounds: int, folder: Path) -> dict[str, Any]:
-    """All figures. In each round every way has its turn; of each way the best round counts, since a round that other
-    programs disturb is only ever slower. `others_share` says how much of the machine they took meanwhile.
+    """All figures. Each round measures every way in turn; the best round of each way counts, since other programs can
+    only make a round slower. `others_share` is the share of the machine that they used meanwhile.
     """
     count = int(4e8 / passages * rounds * (seconds * 4 + 20)) + 8 * LARGE_BATCH * rounds
     material = make_material(folder, passages=passages, queries=count)
@@ -304,7 +305,7 @@ def free_port() -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Throughput of the retrieval server beside its limits.")
+    parser = argparse.ArgumentParser(description="Throughput of the retrieval server against its limits.")
     parser.add_argument("--passages", type=int, default=1_000_000)
     parser.add_argument("--clients", type=int, default=128)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each turn")

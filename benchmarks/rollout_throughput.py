@@ -1,11 +1,11 @@
-"""Rollouts a second through the real `agl-server`: our pool, AGL's stock local controller, and the gateway alone.
+"""Measures rollouts per second through the real `agl-server`: our pool, AGL's stock controller, the bare gateway.
 
     python benchmarks/rollout_throughput.py [--processes 128] [--rollouts 3000]
 
-`ratio` is a native agent in our pool against an env-contract class that makes the same requests under the stock
-controller at the best of its settings; `ratio_env_class` has the same class under both; `gateway_share` is our
-native rate as a share of that at which a client of raw sockets has the gateway answer the same requests. `four_calls`
-is a rollout of four policy calls, with the real trainer's manager polling, fetching and deleting beside it.
+`ratio` compares a native agent in our pool with an env-contract class that makes the same requests under the stock
+local controller with its best settings; `ratio_env_class` uses the same class under both. `gateway_share` is our native
+rate as a share of the rate at which the gateway answers the same requests of a raw-socket client. `four_calls` is a
+rollout of four policy calls, while the real trainer's manager polls, fetches and deletes.
 """
 
 import argparse
@@ -32,10 +32,10 @@ from s3_agent.testing.servers import policy_app, serve  # noqa: E402
 
 ENV_CLASS, NATIVE = "benchmarks.agents:Trivial", "benchmarks.native_agents:TrivialNative"
 CALLS_CLASS, CALLS_NATIVE = "benchmarks.agents:FourCalls", "benchmarks.native_agents:FourCallsNative"
-STOCK_SETTINGS = [(0.05, 50), (0.5, 50), (0.05, 4)]  # seconds between its polls, processes at most; it lists 50
+STOCK_SETTINGS = [(0.05, 50), (0.5, 50), (0.05, 4)]  # (seconds between its polls, maximum of processes); it lists 50
 CONNECTIONS = 32
 LIST_EVERY = 128
-TRAINED = 128  # the trainer's manager asks for each rollout in turn, so its time grows with their number
+TRAINED = 128  # the trainer's manager requests each rollout in turn, so its time grows with their number
 
 
 def _request(method: str, path: str, host: str, body: dict[str, Any] | None = None) -> bytes:
@@ -48,9 +48,9 @@ def _request(method: str, path: str, host: str, body: dict[str, Any] | None = No
 
 
 async def _bare(gateway: GatewayApi, count: int) -> float:
-    """The gateway's rate, the request that queues them included, for what a pool asks of it.
+    """The gateway's rate for the requests of a pool, including the request that queues the rollouts.
 
-    That is the claim, reward and end of each, and a list now and then.
+    These are the claim, reward and end of each rollout, and a list at intervals.
     """
     address = urlsplit(gateway.url)
     started = time.monotonic()
@@ -87,13 +87,13 @@ async def _bare(gateway: GatewayApi, count: int) -> float:
 
 @contextmanager
 def _process(command: list[str], log: Path) -> Iterator[None]:
-    """The block runs beside a process, which is stopped after it."""
+    """Run a process during the block and stop it afterwards."""
     with log.open("ab") as output:
         process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "AGL_KEY": KEY}, stdout=output, stderr=output)
     try:
         yield
         if process.poll() is not None:
-            raise RuntimeError(f"it ended by itself: {log.read_text()[-2000:]}")
+            raise RuntimeError(f"the process ended unexpectedly: {log.read_text()[-2000:]}")
     finally:
         process.terminate()
         process.wait()
@@ -118,7 +118,7 @@ def _stock(gateway: GatewayApi, folder: Path, poll_s: float, most: int) -> list[
 
 
 def _rate(gateway: GatewayApi, agent_class: str, count: int) -> float:
-    """Rollouts a second, the request that queues them included."""
+    """Rollouts per second, including the request that queues them."""
     before, started = gateway.ended(), time.monotonic()
     rollouts = gateway.enqueue(*({"number": number} for number in range(count)), agent_class=agent_class)
     while gateway.ended() < before + count:
@@ -132,7 +132,7 @@ def _rate(gateway: GatewayApi, agent_class: str, count: int) -> float:
 
 
 def _trained_rate(gateway: GatewayApi, agent_class: str, count: int) -> float:
-    """Rollouts a second as the trainer has them: with its events fetched, and the rollout deleted."""
+    """Rollouts per second for the trainer: including fetching the events and deleting the rollout."""
     from agentlightning.verl.agl_rollout_manager import AglRolloutManager
 
     manager = AglRolloutManager(
@@ -153,7 +153,7 @@ def main() -> None:
     """Print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, default=128)
-    parser.add_argument("--rollouts", type=int, default=3000, help="of the native agent, a round")
+    parser.add_argument("--rollouts", type=int, default=3000, help="rollouts of the native agent per round")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     stdout, sys.stdout = sys.stdout, sys.stderr  # the trainer's manager prints

@@ -1,12 +1,12 @@
-"""Synthetic embeddings of any number, and how like real ones they are.
+"""Generates any number of synthetic embeddings, and measures how similar to real ones they are.
 
-The generator: every step is a normal draw whose variance falls along the axes by a power law, as the spectra of real
-embeddings do. A vector is one of `TOPICS` directions, plus the step of one of its `SUBTOPICS` (which are unequally
-large), plus a step of its own whose length varies log-normally, brought to unit length. A query is a passage's vector
-plus a step of the same kind, since a question says something else than its passage, and an isotropic one.
+The generator: every step is a normal draw whose variance falls along the axes by a power law, like the spectra of real
+embeddings. A vector is one of `TOPICS` directions, plus the step of one of its `SUBTOPICS` (of unequal size), plus an
+individual step whose length varies log-normally, normalised to unit length. A query is a passage's vector plus a step
+of the same kind, since a question differs from its passage in meaning, and an isotropic step.
 
-The constants were fitted to MiniLM embeddings (384 dimensions) of 6000 passages of the prose of installed packages, the
-queries to the first sentences of 600 of them, each embedded apart from its passage:
+The constants were fitted to MiniLM embeddings (384 dimensions) of 6000 passages of the prose of installed packages.
+Queries were fitted to the first sentences of 600 of them, each embedded separately from its passage:
 
     of 3000 / of 6000 vectors    real            synthetic       synthetic, 768 dimensions
     intrinsic dimension          20.6 / 19.7     21.9 / 20.8     23.2 / 21.1
@@ -17,7 +17,7 @@ queries to the first sentences of 600 of them, each embedded apart from its pass
     gap                          0.004 / 0.004   0.003 / 0.003   0.003 / 0.003
     margin                       0.13 / 0.13     0.11 / 0.10     0.11 / 0.10
 
-So the synthetic neighbours are a little harder to tell apart than the real ones.
+So the synthetic neighbours are slightly harder to distinguish than the real ones.
 """
 
 from typing import Any
@@ -27,11 +27,11 @@ import numpy as np
 TOPICS, SUBTOPICS = 16, 32
 DECAY = 0.6  # exponent of the variance along the axes
 SUBTOPIC, OWN, SPREAD, POPULARITY = 0.93, 1.31, 0.46, 0.65
-ASKED, OFF = 2.3, 1.7  # the steps of a query: of the same kind, and isotropic
+ASKED, OFF = 2.3, 1.7  # the two steps of a query: of the same kind, and isotropic
 
 
 class Generator:
-    """Vectors in chunks: the same seed, dimension, start and count give the same chunk."""
+    """Vectors in chunks; the same seed, dimension, start and count give the same chunk."""
 
     def __init__(self, *, dimension: int, seed: int = 0) -> None:
         self.dimension, self.seed = dimension, seed
@@ -68,11 +68,11 @@ def _unit(vectors: Any) -> Any:
 
 
 def structure(vectors: Any, *, probes: int = 1000, neighbours: int = 20, seed: int = 0) -> dict[str, float]:
-    """Neighbourhood structure of unit vectors, of a sample against all of them.
+    """Neighbourhood structure of unit vectors: a sample against all of them.
 
     `intrinsic_dimension`: maximum likelihood (Levina and Bickel), mean over probes; `contrast`: mean distance over the
-    distance of the nearest, median (near-duplicates would rule a mean); `near_over_far`: nearest over twentieth;
-    `hubness`: skew of how often a vector is among others' ten nearest (within the sample).
+    distance of the nearest, median (near-duplicates would dominate a mean); `near_over_far`: nearest over twentieth;
+    `hubness`: skewness of how often a vector is among others' ten nearest (within the sample).
     """
     rng = np.random.default_rng(seed)
     sample = vectors[np.sort(rng.choice(len(vectors), size=min(probes, len(vectors)), replace=False))]
@@ -93,7 +93,7 @@ def structure(vectors: Any, *, probes: int = 1000, neighbours: int = 20, seed: i
 
 
 def neighbourhood(queries: Any, vectors: Any, *, topk: int = 8) -> dict[str, float]:
-    """How hard the queries' nearest are to tell apart: what the recall of a compressed index depends on. Medians.
+    """How hard the queries' nearest are to distinguish, which determines the recall of a compressed index. Medians.
 
     `nearest`: similarity of the nearest; `gap` between the k-th and the next, `margin` between the k-th and the 100th,
     both over the root mean square distance of a vector from the mean, to which a quantizer's error is proportional.

@@ -1,4 +1,4 @@
-"""A BERT with random weights and a vocabulary that you give: an encoder for what must not depend on a download."""
+"""A BERT with random weights and a given vocabulary: an encoder for tests and benchmarks without a download."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The gateway of Agent Lightning 1.0.2 passes 100 policy calls at a time: its client is an httpx.AsyncClient with the default
-# limits. Further calls wait inside it, and /proxy/state counts them among `inflight`, so that it can not be seen from
-# outside how many pass. The 300 s of that client's timeout include the wait, and a call that ran out of them is made again.
-# Of 480 rollouts with one call of 10 s each, the last ends after 50 s and not after 10.
+# The gateway of Agent Lightning 1.0.2 passes 100 policy calls at a time: its client is an httpx.AsyncClient with the
+# default limits. Further calls wait inside it, and /proxy/state counts them as `inflight`, so that the number of passed
+# calls is not visible from outside. The client's timeout of 300 s includes the wait, and a call that exceeds it is made
+# again. Of 480 rollouts with one call of 10 s each, the last ends after 50 s and not after 10.
 #
-# Seen with agentlightning 1.0.2, httpx 0.28.1, Python 3.12, Linux x86-64: of 130 calls 100 reach the policy server, 130 are
-# inflight. Fails when that changes. Needs Python 3.12 and PyPI; installs into a temporary folder.
+# Seen with agentlightning 1.0.2, httpx 0.28.1, Python 3.12, Linux x86-64: of 130 calls, 100 reach the policy server and
+# 130 are inflight. Fails when that changes. Needs Python 3.12 and PyPI; installs into a temporary folder.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

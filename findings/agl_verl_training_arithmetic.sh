@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# What Agent Lightning 1.0.2 and verl 0.8.0 make of valid rollouts before they train, each otherwise than one would say:
-#   - a rollout that is alone in its group has its raw reward for an advantage (verl's grpo and most of its kind): after Agent
+# How Agent Lightning 1.0.2 and verl 0.8.0 process valid rollouts before training; each of these results is unexpected:
+#   - the only rollout of a group gets its raw reward as advantage (verl's grpo and most similar estimators): after Agent
 #     Lightning has dropped rows at random, the mean of a batch is not 0;
-#   - with two updates a step, Agent Lightning's default loss gives each half of the policy's gradient, and verl's KL stays
-#     whole: kl_loss_coef pulls twice as hard as beside verl's own losses;
-#   - low_var_kl has no gradient where the reference is 2.61 nats ahead, or 11 behind (the estimate is clamped at 10);
-#   - rewards are held in bfloat16: 0.901 to 0.904 are the same, and the group is one of equal rewards;
-#   - the rewards true and "0.5" are none, and train as 0;
-#   - of two calls with one prompt the last answer is kept, of n=2 the first choice: the others are in no row.
+#   - with two updates per step, Agent Lightning's default loss gives each update half of the policy's gradient, while
+#     verl's KL is not halved: kl_loss_coef weighs twice as much as with verl's own losses;
+#   - low_var_kl has no gradient if the reference's log-prob is 2.61 nats higher, or 11 lower (the estimate is clamped at
+#     10);
+#   - rewards are stored in bfloat16: 0.901 to 0.904 become equal, and the group counts as one of equal rewards;
+#   - the rewards true and "0.5" are ignored, and train as 0;
+#   - of two calls with the same prompt only the last answer is kept, of n=2 only the first choice.
 #
 # Seen with agentlightning 1.0.2, verl 0.8.0, torch 2.11.0, numpy 2.3.5, transformers 5.23.0, Python 3.12, Linux x86-64:
 #   lone rollout: 1.0; gradient of the second half, policy and KL: 0.5 1.0; pull at 2.60 and 2.65 nats: -12.46 0.0;

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# httpx's `max_keepalive_connections` bounds idle connections, by its documentation; httpcore 1.0.9, which counts them,
-# counts the busy ones too: with 3 calls under way and a bound of 2, a single idle connection is closed and the next call
-# opens another. Without a bound, each call looks at every idle connection and for each of them at all connections: 240
-# answers that leave their connections idle take some fifty times the processor time that they take with a bound of 20.
+# According to its documentation, httpx's `max_keepalive_connections` limits idle connections, but httpcore 1.0.9 counts
+# busy ones too: with 3 calls in progress and a limit of 2, a single idle connection is closed and the next call opens
+# another. Without a limit, each call checks every idle connection, and for each of them all connections: 240 answers
+# that leave their connections idle take about fifty times the processor time that they take with a limit of 20.
 #
-# Seen with httpx 0.28.1, httpcore 1.0.9, Python 3.12, Linux x86-64: 5 connections for 5 calls one after the other beside 3
-# that are under way, and 1 beside none; 5.6 and 0.06 s of processor time. Fails when that changes. Needs Python 3.12 and PyPI; installs into a temporary folder.
+# Seen with httpx 0.28.1, httpcore 1.0.9, Python 3.12, Linux x86-64: 5 calls one after the other open 5 connections
+# during 3 other calls, and 1 without them; 5.6 and 0.06 s of processor time. Fails when that changes. Needs Python 3.12
+# and PyPI; installs into a temporary folder.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

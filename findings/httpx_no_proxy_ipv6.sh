@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# One part of no_proxy that httpx can not read, such as [::1] or a range of IPv6 addresses, keeps every client of httpx from
-# being made, for any address; a SOCKS proxy without the package socksio does the same, also for addresses that no_proxy
-# names. urllib and requests go on with both.
+# If no_proxy has one entry that httpx can not read, such as [::1] or a range of IPv6 addresses, no httpx client can be
+# created, for any address. A SOCKS proxy without the package socksio has the same effect, also for addresses in
+# no_proxy. urllib and requests work with both.
 #
 # Seen with httpx 0.28.1, requests 2.32.5, Python 3.12, Linux x86-64. Fails when that changes. Needs Python 3.12 and PyPI;
 # installs into a temporary folder.

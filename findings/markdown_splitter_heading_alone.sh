@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# semantic-text-splitter's MarkdownSplitter returns a heading as a chunk of its own when the section below it is longer than
-# the limit, so that the text of the section loses its heading, and the heading is searched as a passage without text.
+# semantic-text-splitter's MarkdownSplitter returns a heading as a separate chunk if the section below it is longer than
+# the limit, so that the text of the section loses its heading, and the heading becomes a passage without text.
 #
 # Seen with semantic-text-splitter 0.33.1, Python 3.12, Linux x86-64. Fails when that changes. Needs Python 3.12 and PyPI;
 # installs into a temporary folder.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# pypdf's DependencyError, raised for a PDF encrypted with AES where `cryptography` is not installed, is no PyPdfError: code
-# that catches the library's own base class for "this PDF can not be read" ends with a bare traceback.
+# pypdf's DependencyError, raised for a PDF encrypted with AES where `cryptography` is not installed, is not a
+# PyPdfError: code that catches the library's base class for "this PDF can not be read" ends with a traceback.
 #
 # Seen with pypdf 7.1.0, Python 3.12, Linux x86-64. Fails when that changes. Needs Python 3.12 and PyPI; installs into a
 # temporary folder.

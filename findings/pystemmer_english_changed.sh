@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# PyStemmer's `english` gives other stems in 3.1.0 than in 2.2.0.3 ("university" and "universe" are apart now), and
-# Stemmer.version() of 2.2.0.3 says 2.0.1: an index made with one release and searched with the other loses matches in
-# silence, and the version to record is the distribution's, not the module's. `porter` gives the same stems in both.
+# PyStemmer's `english` gives different stems in 3.1.0 than in 2.2.0.3 ("university" and "universe" are separate now),
+# and Stemmer.version() of 2.2.0.3 returns 2.0.1. An index built with one release and searched with the other silently
+# loses matches, and the version to record is the distribution's, not the module's. `porter` gives the same stems in
+# both.
 #
 # Seen with PyStemmer 2.2.0.3 and 3.1.0, Python 3.12, Linux x86-64. Fails when that changes. Needs Python 3.12 and PyPI;
 # installs into a temporary folder.

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Ray 2.60.0 starts its workers at niceness 15, without a word: a task that computes on the CPU gets what every other program
-# of the machine leaves over. The driver stays at 0. RAY_worker_niceness=0 in the environment of whoever starts Ray ends it.
+# Ray 2.60.0 starts its workers at niceness 15 without a message: a task that computes on the CPU gets only the time
+# that other programs of the machine leave. The driver stays at 0. RAY_worker_niceness=0 in the environment that starts
+# Ray prevents it.
 #
 # Seen with ray 2.60.0, Python 3.12, Linux x86-64: driver 0, task 15, actor 15; with RAY_worker_niceness=0: 0, 0, 0.
 # Fails when that changes. Needs Python 3.12 and PyPI; installs into a temporary folder.

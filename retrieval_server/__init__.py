@@ -1,1 +1,1 @@
-"""A retrieval server with the wire contract of Search-R1, s3 and Agent Lightning clients. Importing it stays light."""
+"""A retrieval server with the wire contract of Search-R1, s3 and Agent Lightning clients; importing it is cheap."""

@@ -1,4 +1,4 @@
-"""`python -m retrieval_server --corpus corpus.jsonl --index folder`: serve one corpus. `… index …`: make indexes."""
+"""`python -m retrieval_server --corpus corpus.jsonl --index folder`: serve one corpus. `… index …`: build indexes."""
 
 import argparse
 import os
@@ -23,8 +23,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--corpus", type=Path, required=True, help="JSONL with id and contents, or title and text")
     parser.add_argument("--index", type=Path, required=True, help="folder of the index")
-    parser.add_argument("--build", action="store_true", help="build the index when it is missing or another corpus's")
-    parser.add_argument("--backend", type=Path, help="YAML: what index it is; default: what it says, else BM25")
+    parser.add_argument("--build", action="store_true", help="build an index that is missing or another corpus's")
+    parser.add_argument("--backend", type=Path, help="YAML: the index's settings; default: its manifest, else BM25")
     for name, field in HttpSettings.model_fields.items():
         option, kind = "--" + name.replace("_", "-"), type(field.default)
         parser.add_argument(option, type=kind, default=field.default, help=f"{field.description} (default %(default)s)")
@@ -59,7 +59,7 @@ def main() -> int:
 
         def stop() -> None:
             failed.append(True)
-            server.should_exit = True  # a signal would be raised again by uvicorn and end us before our exit code
+            server.should_exit = True  # uvicorn would raise a signal again, before our exit code
 
         app = create_app(settings, build=build, key=os.environ.get(KEY_VARIABLE) or None, on_failure=stop)
         server = http_server(app, settings)

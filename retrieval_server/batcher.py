@@ -1,10 +1,10 @@
-"""Dynamic batching: queries of many requests are searched together, because a batch costs little more than one query.
+"""Dynamic batching: searches the queries of many requests together, because a batch costs little more than one query.
 
-A lone query is searched at once; while a search runs, the next batch gathers. One thread searches, so a backend need
-not be thread-safe, and the event loop stays free. Each query has a future of its own: a cancelled one leaves the queue
-before it is searched. The queue is bounded; what does not fit is refused at once, with the time after which it may be
-tried again. A batch is the oldest queries that fit the token budget, sorted by cost (encoders pad to the longest of
-their sub-batch); taking them in order of arrival keeps a long query from waiting forever.
+A single query is searched immediately; while a search runs, the next batch collects. One thread searches, so a backend
+need not be thread-safe, and the event loop stays free. Each query has its own future; a cancelled query leaves the
+queue before it is searched. The queue is bounded; a query that does not fit is refused immediately, with the time after
+which to try again. A batch consists of the oldest queries that fit the token budget, sorted by cost (encoders pad to
+the longest of their sub-batch). Since queries are taken in order of arrival, a long query never waits forever.
 """
 
 import asyncio
@@ -23,14 +23,14 @@ log = structlog.get_logger()
 Hits = list[tuple[int, float]]
 """(row of the corpus, score), best first."""
 
-# After a batch its clients come back within moments. Waiting for them, for at most this share of the time that the
-# batch took, avoids that the first to return is searched by itself and the others wait for the next batch.
+# After a batch its clients send their next queries within moments. Waiting for them, at most this share of the batch's
+# duration, avoids searching the first one by itself while the others wait for the next batch.
 LINGER_SHARE = 0.05
 LONGEST_RETRY_AFTER_S = 30
 
 
 class Overloaded(Exception):
-    """The queue has no room. `retry_after_s` is when it will have, by the latest searches' speed."""
+    """The queue is full. `retry_after_s` estimates, from the speed of the latest searches, when it has room."""
 
     def __init__(self, *, retry_after_s: int) -> None:
         super().__init__(f"the queue is full, try again in {retry_after_s} s")
@@ -42,10 +42,10 @@ class SearchFailed(Exception):
 
 
 class BadQuery(SearchFailed):
-    """The backend raised for this query, and the query is why."""
+    """The backend raised for this query because of the query."""
 
 
-# What a query's text can make any backend raise, beside its own words for it.
+# The exceptions by which any backend refuses a query's text.
 _BY_THE_QUERY = (QueryError, UnicodeError, RecursionError)
 
 
@@ -58,7 +58,7 @@ class _Query:
 
 
 class Batcher:
-    """Searches queries in batches of at most `max_queries` queries and `max_cost` tokens. Lives in one event loop."""
+    """Searches queries in batches of at most `max_queries` queries and `max_cost` tokens. Belongs to one event loop."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Batcher:
         self._max_queries = max_queries
         self._max_queued = max_queued
         self._metrics = metrics
-        self._queue: dict[_Query, None] = {}  # ordered, and a cancelled query leaves it in constant time
+        self._queue: dict[_Query, None] = {}  # ordered, and a cancelled query is removed in constant time
         self._searching: list[_Query] = []
         self._wanted = 1
         self._enough = asyncio.Event()
@@ -105,14 +105,14 @@ class Batcher:
     def _settled(self, query: _Query) -> None:
         self._queue.pop(query, None)
         if not query.future.cancelled():
-            query.future.exception()  # seen, also when nobody waits for it any more
+            query.future.exception()  # retrieve the exception even if nobody waits for it any more
 
     def queued(self) -> int:
-        """How many queries wait for a search."""
+        """The number of queries that wait for a search."""
         return len(self._queue)
 
     async def close(self) -> None:
-        """Stop; queries still queued are cancelled. The search that runs is not waited for."""
+        """Stop and cancel queued queries, without waiting for the running search."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         for query in [*self._queue, *self._searching]:
@@ -135,7 +135,7 @@ class Batcher:
             self._metrics.searched(queries=self._last_queries, seconds=self._last_seconds)
             for query, hits in zip(self._searching, found, strict=True):
                 if query.future.done():
-                    continue  # its client went away during the search
+                    continue  # its client disconnected during the search
                 if isinstance(hits, SearchFailed):
                     query.future.set_exception(hits)
                 else:
@@ -143,7 +143,7 @@ class Batcher:
             self._searching = []
 
     async def _gather(self) -> None:
-        """Wait for a query; just after a batch of several, for as many again, but only briefly."""
+        """Wait for a query; directly after a batch of several, wait briefly for equally many."""
         await self._until_queued(1)
         rest = self._last_end + LINGER_SHARE * self._last_seconds - time.perf_counter()
         if self._last_queries > 1 and rest > 0:
@@ -172,13 +172,13 @@ class Batcher:
         return sorted(batch, key=lambda query: query.cost, reverse=True)
 
     def _search_all(self, batch: Sequence[_Query]) -> list[Hits | SearchFailed]:
-        """The batch's hits. One that fails is searched in halves: a bad query, or a lack of memory, spoils no other."""
+        """The batch's hits. If it fails, its halves are searched: a bad query or a lack of memory affects no other."""
         try:
             found = self._search([query.text for query in batch], max(query.topk for query in batch))
             if len(found) != len(batch):
                 raise RuntimeError(f"the backend answered {len(found)} lists for {len(batch)} queries")
             return list(found)
-        except BaseException as error:  # a panic in a Rust tokenizer is no Exception; nothing interrupts this thread
+        except BaseException as error:  # a Rust tokenizer's panic is not an Exception; nothing interrupts this thread
             if len(batch) == 1 and isinstance(error, _BY_THE_QUERY):
                 log.warning("a query was refused", error=repr(error))
                 return [BadQuery(str(error))]

@@ -1,4 +1,4 @@
-"""The settings of the server and of its limits."""
+"""The settings of the server, including its limits."""
 
 from pathlib import Path
 from typing import Self
@@ -11,24 +11,25 @@ from retrieval_server.index_kinds import INDEX_KINDS, AnyIndexSettings, IndexSet
 
 
 class HttpSettings(BaseModel):
-    """Where to listen and what clients may ask for. Each field is an option of the command line."""
+    """The address and the limits for clients. Each field is an option of the command line."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=3000, ge=0, le=65535, description="port to listen on")
-    topk: int = Field(default=3, ge=1, description="passages a query when the request names none")
-    # The limits are above what the original clients send: Search-R1's asks 2,560 queries at once and never again.
+    topk: int = Field(default=3, ge=1, description="passages per query if the request does not set it")
+    # The limits are above what the original clients send: Search-R1's sends 2,560 queries in one request and never
+    # retries.
     max_topk: int = Field(default=1000, ge=1, description="passages a query at most")
-    max_queries: int = Field(default=16384, ge=1, description="queries in a request at most")
-    max_query_characters: int = Field(default=8192, ge=1, description="characters that are read of a query")
-    max_body_bytes: int = Field(default=64 << 20, ge=1, description="bytes in a request's body at most")
-    max_queued: int = Field(default=65536, ge=1, description="queries that may wait for a search; others get 429")
+    max_queries: int = Field(default=16384, ge=1, description="maximum of queries in a request")
+    max_query_characters: int = Field(default=8192, ge=1, description="maximum of characters read of a query")
+    max_body_bytes: int = Field(default=64 << 20, ge=1, description="maximum of bytes in a request's body")
+    max_queued: int = Field(default=65536, ge=1, description="maximum of waiting queries; others get 429")
     max_batch_queries: int = Field(default=512, ge=1, description="queries searched together at most; 1: no batching")
     max_batch_tokens: int = Field(default=16384, ge=1, description="tokens in a batch at most")
     cache_mb: float = Field(default=64.0, ge=0, description="memory for the cache of queries, in MB; 0: no cache")
     request_s: float = Field(default=30.0, gt=0, description="seconds that a request may take to arrive")
-    shutdown_s: float = Field(default=30.0, ge=0, description="seconds that accepted requests have after SIGTERM")
+    shutdown_s: float = Field(default=30.0, ge=0, description="seconds after SIGTERM to finish accepted requests")
 
 
 index_settings: TypeAdapter[IndexSettings] = TypeAdapter(AnyIndexSettings)
@@ -46,7 +47,7 @@ def read_index_settings(path: Path) -> IndexSettings:
 
 
 class ServerSettings(HttpSettings):
-    """One server: its corpus, its index, its limits. Without `backend`, the index's manifest says what it is."""
+    """One server: its corpus, its index, its limits. Without `backend`, the index's manifest gives its settings."""
 
     corpus: Path
     index: Path

@@ -1,7 +1,7 @@
-"""A JSONL corpus, read through a memory map: the file stays on disk, and so do the offsets of its lines.
+"""Reads a JSONL corpus through a memory map: the file and the offsets of its lines stay on disk.
 
-An index folder keeps those offsets and the file's hash beside it, so that a server is ready without reading the corpus:
-a file with the size and the time of change that were written down is taken for the same file; any other is read again.
+An index folder stores those offsets and the file's hash, so that a server is ready without reading the corpus. A file
+with the recorded size and modification time counts as the same file; any other is read again.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from retrieval_server.passages import LFS_POINTER, SeenIds, read_id, read_passag
 from retrieval_server.schemas import Document
 
 Report = Callable[[str, int, int], None]
-"""Takes (stage, done, total); total 0: not known. What it raises passes through."""
+"""Called with (stage, done, total); total 0: unknown. Its exceptions are not caught."""
 
 LINES = "corpus.lines"  # offsets of the lines, little-endian uint64
 LINES_RECORD = "corpus.json"
@@ -41,10 +41,10 @@ def _document(row: Any, number: int) -> Document:
 
 
 class Corpus:
-    """Documents by row number. Raises RetrievalError with the line number of a row that can not be used.
+    """Documents by row number. Raises RetrievalError with the line number of an invalid row.
 
-    `lines` is a folder that may hold what `save_lines` wrote; without it, or when the file has changed, the whole file
-    is read once.
+    `lines` is a folder that may hold the files of `save_lines`; without them, or if the corpus has changed, the whole
+    file is read once.
     """
 
     def __init__(self, path: Path, *, lines: Path | None = None, report: Report = silent) -> None:
@@ -104,7 +104,7 @@ class Corpus:
 
     def save_lines(self, folder: Path) -> None:
         """Write the offsets and the file's hash into an existing folder, the record last."""
-        (folder / LINES_RECORD).unlink(missing_ok=True)  # it is about other lines
+        (folder / LINES_RECORD).unlink(missing_ok=True)  # the old record describes other lines
         (folder / LINES).write_bytes(memoryview(self._offsets))  # pyright: ignore[reportArgumentType]
         record = {"passages": len(self), "sha256": self.sha256(), **self._identity()}
         (folder / LINES_RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
@@ -142,15 +142,15 @@ class Corpus:
             name, second, first = found
             raise RetrievalError(
                 f"{self._place(int(second))} has the id {name!r} of {self._place(int(first))}",
-                remedy="give every passage an id of its own",
+                remedy="give every passage a different id",
             )
 
     def sha256(self) -> str:
-        """The hash of the file's bytes when its lines were read, by which an index knows its corpus."""
+        """The hash of the file when its lines were read; an index records it to identify its corpus."""
         assert self._sha256 is not None
         return self._sha256
 
     def read_again(self, report: Report = silent) -> str:
-        """The hash of the file's bytes as they are now, all of them read."""
+        """The hash of the file as it is now; reads all of its bytes."""
         self._offsets = self._read_lines(report)
         return self.sha256()

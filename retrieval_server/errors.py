@@ -1,4 +1,4 @@
-"""What can go wrong before a server is ready, and what is wrong with a query."""
+"""The errors of loading and building, and of queries."""
 
 
 class RetrievalError(Exception):
@@ -9,4 +9,4 @@ class RetrievalError(Exception):
 
 
 class QueryError(ValueError):
-    """A query that can not be searched for, whatever the index: when a backend raises it, only that query fails."""
+    """A query that can not be searched, whatever the index: if a backend raises it, only that query fails."""

@@ -1,7 +1,7 @@
-"""What a kind of index is: its settings, how it is built and opened, and what it needs. Every kind is registered here.
+"""Defines a kind of index (its settings, building, opening and needs) and registers every kind.
 
-Nothing outside a kind's own folder names it: the server, the builder, recipes and the doctor ask the `IndexKind`. This
-module imports no backend, so that settings can be read where numpy, FAISS and torch are not installed.
+Only a kind's own folder names it: the server, the builder, recipes and the doctor use its `IndexKind`. This module
+imports no backend, so settings can be read without numpy, FAISS and torch.
 """
 
 from abc import ABC, abstractmethod
@@ -23,14 +23,14 @@ DEFAULT = "bm25"
 
 
 class IndexSettings(BaseModel, frozen=True):
-    """The settings of an index. A kind's own class gives `kind` the kind's name, and adds its fields."""
+    """The settings of an index. The class of a kind sets `kind` to the kind's name, and adds its fields."""
 
     model_config = ConfigDict(extra="forbid")
 
     kind: str
 
     def identity(self) -> dict[str, Any]:
-        """The settings that an index is built with, as JSON: an index with others is another one."""
+        """The settings that an index is built with, as JSON: with other values it is a different index."""
         return self.model_dump(mode="json", exclude={"kind"})
 
     def answers(self) -> dict[str, Any]:
@@ -38,14 +38,14 @@ class IndexSettings(BaseModel, frozen=True):
         return self.identity()
 
     def check_topk(self, topk: int) -> None:
-        """Raise ValueError when the index can not give so many passages for a query."""
+        """Raise ValueError if the index can not return `topk` passages for a query."""
 
 
 @dataclass(frozen=True, slots=True)
 class IndexNeed:
     """What an opened index needs, in bytes: RAM, disk, and what is held on each GPU, by name.
 
-    A size that can not be foreseen is 0. An index that is mapped into memory needs no RAM of its own.
+    A size that can not be predicted is 0. An index that is mapped into memory needs no RAM.
     """
 
     ram: int = 0
@@ -54,7 +54,7 @@ class IndexNeed:
 
 
 class IndexKind(ABC):
-    """One kind of index, and all that others need to know of it.
+    """One kind of index, with everything that other code needs of it.
 
     A small one, over passages that it keeps in a list:
 
@@ -76,28 +76,28 @@ class IndexKind(ABC):
 
     settings: ClassVar[type[IndexSettings]]
     format: ClassVar[int]
-    """The number of the files' form. An index with another number is built again."""
+    """The version of the file format. An index with another version is built again."""
     progress: ClassVar[tuple[str, ...]] = ()
-    """Files in which a build records how far it is. With any, a build that was killed continues in the same folder."""
+    """Files in which a build records its progress. With any, a killed build continues in the same folder."""
     built_at_start: ClassVar[bool] = False
     """Whether a server that finds no index builds one before it answers."""
     ready_within_s: ClassVar[float | None] = None
-    """Seconds that opening may take at most; None: as long as any service."""
+    """The maximum of seconds that opening may take; None: the default of all services."""
     disk_ratio: ClassVar[float] = 0.0
-    """Bytes of the index for each byte of the corpus, where the passages' text decides; 0: they can not be foreseen."""
+    """Bytes of the index per byte of the corpus, if the size depends on the text; 0: it can not be predicted."""
     to_make_smaller: ClassVar[str] = "take an index that needs less, or give it more memory"
-    """What to change when it does not fit into memory."""
+    """What to change if it does not fit into memory."""
 
     @abstractmethod
     def load(self, corpus: "Corpus", folder: Path, settings: Any, *, report: "Report") -> "Backend":
-        """The opened index. Raises RetrievalError; what else it raises is reported as a damaged index."""
+        """The opened index. Raises RetrievalError; any other exception is reported as a damaged index."""
 
     def build(self, corpus: "Corpus", settings: Any, folder: Path, *, report: "Report") -> dict[str, Any]:
         """Write the index into an empty folder, and describe it in the manifest. Raises RetrievalError."""
-        raise RetrievalError(f"an index of `kind: {settings.kind}` is opened as others made it, and not built here")
+        raise RetrievalError(f"an index of `kind: {settings.kind}` is opened unchanged, and not built here")
 
     def foreign(self, settings: Any) -> Path | None:
-        """The file or folder of an index that others made, which is opened as it is; None: we build it."""
+        """The file or folder of an index made elsewhere, which is opened unchanged; None: we build the index."""
         return None
 
     def made_with(self, settings: Any) -> dict[str, Any]:
@@ -105,17 +105,17 @@ class IndexKind(ABC):
         return {}
 
     def need(self, settings: Any, *, passages: int, dimension: int, cards: int) -> IndexNeed:
-        """What it needs for so many passages. `dimension`: numbers of a vector; `cards`: GPUs that it may use."""
+        """What it needs for `passages` passages. `dimension`: numbers of a vector; `cards`: GPUs that it may use."""
         return IndexNeed()
 
     def models(self, settings: Any) -> Mapping[str, str]:
-        """The models that it loads, as folders or hub names, by the section of the settings whose `model` they are."""
+        """The models that it loads, as folders or hub names, by the section of the settings with that `model`."""
         return {}
 
     def convert(
         self, corpus: "Corpus", source: Path, settings: Any, folder: Path, *, report: "Report"
     ) -> dict[str, Any]:
-        """As `build`, from the files of another index: a folder of ours or a file that others made."""
+        """Like `build`, from the files of another index: a folder of ours or a file made elsewhere."""
         raise RetrievalError(
             f"an index of `kind: {settings.kind}` is not made from another index", remedy="build it from the corpus"
         )
@@ -136,7 +136,7 @@ def kind_of(settings: IndexSettings) -> IndexKind:
 
 
 def default_settings() -> IndexSettings:
-    """The settings of a new index of which nothing is said."""
+    """The default settings of a new index."""
     return _registered({"kind": DEFAULT})
 
 

@@ -1,4 +1,4 @@
-"""What `/metrics` reports, in Prometheus's text format. Each application has a registry of its own."""
+"""Collects what `/metrics` reports, in Prometheus's text format. Each application has its own registry."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -17,34 +17,34 @@ class Metrics:
         ProcessCollector(registry=registry)
         self._requests = Counter("retrieval_requests", "Answered POST /retrieve", ["status"], registry=registry)
         self._seconds = Histogram(
-            "retrieval_request_seconds", "From a request's head to its answer", buckets=SECONDS, registry=registry
+            "retrieval_request_seconds", "Time from a request's head to its answer", buckets=SECONDS, registry=registry
         )
         self._cache = Counter(
             "retrieval_cache_queries",
-            "Queries answered from the cache (hit), by a search that ran already (wait), by a new search (miss)",
+            "Queries answered from the cache (hit), by a running search (wait), by a new search (miss)",
             ["outcome"],
             registry=registry,
         )
         self._outcomes = {outcome: self._cache.labels(outcome) for outcome in ("hit", "wait", "miss")}
         self._batch = Histogram("retrieval_batch_queries", "Queries a search", buckets=QUERIES, registry=registry)
         self._search = Histogram("retrieval_search_seconds", "Time of a search", buckets=SECONDS, registry=registry)
-        self._cut = Counter("retrieval_queries_cut", "Queries cut to the longest that is read", registry=registry)
+        self._cut = Counter("retrieval_queries_cut", "Queries that were cut to the maximum length", registry=registry)
         self._refused = Counter(
-            "retrieval_queries_refused", "Queries that could not be searched for, by their own fault", registry=registry
+            "retrieval_queries_refused", "Queries that could not be searched because of their text", registry=registry
         )
-        self._gone = Counter("retrieval_disconnected", "Requests whose client left early", registry=registry)
+        self._gone = Counter("retrieval_disconnected", "Requests whose client disconnected early", registry=registry)
 
     def watch(self, name: str, about: str, value: Callable[[], float]) -> None:
-        """A gauge whose value is asked for when it is shown."""
+        """Add a gauge whose value is read when `/metrics` is requested."""
         Gauge(name, about, registry=self._registry).set_function(value)
 
     def answered(self, *, status: int, seconds: float) -> None:
-        """A POST /retrieve was answered."""
+        """Count a POST /retrieve that was answered."""
         self._requests.labels(status).inc()
         self._seconds.observe(seconds)
 
     def cache(self, outcome: Literal["hit", "wait", "miss"]) -> None:
-        """How a query found its hits."""
+        """Count how a query found its hits."""
         self._outcomes[outcome].inc()
 
     def searched(self, *, queries: int, seconds: float) -> None:
@@ -53,17 +53,17 @@ class Metrics:
         self._search.observe(seconds)
 
     def cut(self, queries: int) -> None:
-        """So many queries were longer than what is read of one."""
+        """Count queries that were longer than the maximum."""
         self._cut.inc(queries)
 
     def refused(self, queries: int) -> None:
-        """So many queries could not be searched for."""
+        """Count queries that could not be searched."""
         self._refused.inc(queries)
 
     def disconnected(self) -> None:
-        """A client left before its answer."""
+        """Count a client that disconnected before its answer."""
         self._gone.inc()
 
     def text(self) -> bytes:
-        """All of it, in Prometheus's text format."""
+        """All metrics, in Prometheus's text format."""
         return generate_latest(self._registry)

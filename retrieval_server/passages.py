@@ -1,4 +1,4 @@
-"""How a row of any corpus is read as a passage: one set of rules for the server, the pipeline and the client.
+"""Reads a row of any corpus as a passage, with the same rules for the server, the data pipeline and the client.
 
 | fields of the row | title | text |
 |---|---|---|
@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 SCHEMA = "a passage needs `contents` (title line, newline, text), `text`, or `title` and `text`"
 ID_NAMES = ("id", "_id", "docid", "doc_id", "passage_id", "pid")
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-"""What a file begins with that git-lfs has not fetched yet."""
+"""The beginning of a file that git-lfs has not fetched yet."""
 
 
 class Parts(NamedTuple):
-    """One passage. `title_line` is the title as `contents` has it, with its quotes; empty without a title line."""
+    """One passage. `title_line` is the title as in `contents`, with its quotes; empty without a title line."""
 
     title: str
     text: str
@@ -40,7 +40,7 @@ def _unquoted(line: str) -> str:
 
 
 def _split(contents: str) -> tuple[str, str]:
-    """Title line and text; an empty title line where `contents` has none."""
+    """Title line and text; the title line is empty if `contents` has none."""
     line, newline, text = contents.partition("\n")
     quoted = _unquoted(line) != line
     if not newline or not (text.strip() or quoted):
@@ -54,7 +54,7 @@ def contents_of(title: str, text: str) -> str:
 
 
 def read_passage(row: Mapping[str, Any]) -> Parts:
-    """The passage of a row. Raises ValueError that says what is wrong with its fields."""
+    """The passage of a row. Raises ValueError that describes what is wrong with its fields."""
     values: dict[str, str] = {}
     for name in ("title", "content", "contents", "text"):
         value = row.get(name)
@@ -75,9 +75,9 @@ def read_passage(row: Mapping[str, Any]) -> Parts:
 
 
 def read_id(row: Mapping[str, Any], names: tuple[str, ...] = ID_NAMES) -> str | None:
-    """The id of a row, under the first of `names` that has one; null, NaN and an empty text are none.
+    """The id of a row, from the first field of `names` that has one; null, NaN and an empty text do not count.
 
-    Raises ValueError for one that is neither a text nor a number.
+    Raises ValueError for an id that is neither a text nor a number.
     """
     for name in names:
         value = row.get(name)
@@ -92,7 +92,7 @@ def read_id(row: Mapping[str, Any], names: tuple[str, ...] = ID_NAMES) -> str | 
 
 
 class SeenIds:
-    """Finds an id that occurs twice among any number of them, in eight bytes each."""
+    """Finds an id that occurs twice among any number of ids, with eight bytes of memory for each."""
 
     def __init__(self) -> None:
         self._hashes = array("Q")
@@ -104,7 +104,7 @@ class SeenIds:
     def twice(self, again: Callable[[], Iterable[tuple[str, str]]]) -> tuple[str, str, str] | None:
         """The first id that occurs twice, with its second and its first place; None when all differ.
 
-        `again` gives (place, id) of all that were added; it is asked only when two hashes are equal.
+        `again` yields (place, id) of all added ids; it is called only if two hashes are equal.
         """
         import numpy
 

@@ -1,8 +1,8 @@
-"""An LRU cache of hits, with one search per query in flight: the rollouts of a GRPO group repeat each other's queries.
+"""An LRU cache of hits that also shares running searches: the rollouts of a GRPO group repeat each other's queries.
 
-Keys are normalised queries. When the backend says that whitespace does not change its results, runs of ASCII whitespace
-are one space and the ends are trimmed; else a query is its own key, to the letter. A result found for a longer top-k
-serves a shorter one. Size 0 switches both the cache and the sharing of searches off.
+Keys are normalised queries. If the backend declares that whitespace does not change its results, runs of ASCII
+whitespace become one space and the ends are trimmed; otherwise the exact query is the key. A result for a larger top-k
+also serves a smaller one. Size 0 switches off both the cache and the sharing of searches.
 """
 
 import asyncio
@@ -15,14 +15,14 @@ from cachetools import LRUCache
 from retrieval_server.batcher import BadQuery, Batcher, Hits
 from retrieval_server.metrics import Metrics
 
-# What an entry takes beside its characters, in bytes, measured on CPython 3.12 (tuple 56 + float 24 + int 32 a hit).
+# Bytes of an entry in addition to its characters, measured on CPython 3.12 (tuple 56 + float 24 + int 32 per hit).
 BYTES_PER_ENTRY = 400
 BYTES_PER_HIT = 120
 _WHITESPACE = re.compile(r"[ \t\r\n]+")
 
 
 def normalise(query: str) -> str:
-    """ASCII whitespace collapsed and trimmed. Not str.split(): tokenizers delete other separators instead."""
+    """The query with ASCII whitespace collapsed and trimmed. Not str.split(): tokenizers delete other separators."""
     return _WHITESPACE.sub(" ", query).strip(" ")
 
 
@@ -46,7 +46,7 @@ def _outcome(future: asyncio.Future[Hits], topk: int) -> Hits | BadQuery:
 
 
 class QueryCache:
-    """Answers queries from the cache, from a search that already runs, or from a new one. Lives in one event loop."""
+    """Answers queries from the cache, from a running search, or from a new one. Belongs to one event loop."""
 
     def __init__(self, batcher: Batcher, *, max_bytes: int, ignores_whitespace: bool, metrics: Metrics) -> None:
         self._batcher = batcher
@@ -57,9 +57,9 @@ class QueryCache:
         self._metrics = metrics
 
     async def answer(self, queries: Sequence[str], *, topk: int) -> list[Hits | BadQuery]:
-        """The hits of each query, or what is wrong with it. Raises Overloaded before any is queued, or SearchFailed.
+        """The hits of each query, or its error. Raises Overloaded before any query is queued, or SearchFailed.
 
-        Cancelled, it gives up the searches that nobody else waits for.
+        If cancelled, it cancels the searches that no other request waits for.
         """
         found: dict[Hashable, Hits | BadQuery] = {}
         shared: dict[Hashable, _Search] = {}
@@ -68,7 +68,7 @@ class QueryCache:
         for key, query in zip(keys, queries, strict=True):
             entry, search = self._entries.get(key), self._searches.get(key)
             if search is not None and search.future.cancelled():
-                search = None  # given up a moment ago
+                search = None  # cancelled a moment ago
             if entry is not None and entry.topk >= topk:
                 found[key] = entry.hits[:topk]
                 self._metrics.cache("hit")
@@ -122,4 +122,4 @@ class QueryCache:
             for search in searches:
                 search.waiters -= 1
                 if not search.waiters:
-                    search.future.cancel()  # does nothing to one that is done
+                    search.future.cancel()  # has no effect on one that is done

@@ -1,8 +1,8 @@
-"""Variants by name: our own from a table, and those that installed packages bring as entry points.
+"""Finds variants by name: our own in a table, and those that installed packages register as entry points.
 
 Index kinds here, and agents, rewards and data sets in `s3_agent`, are found through a `Registry`. A variant is loaded
-when its name is first asked for, so that a table of our own costs no import. A broken package can not stop a command
-that does not name what it brings.
+when its name is first used, so that our own table costs no import. A broken package can not stop a command that does
+not use its variants.
 """
 
 import difflib
@@ -19,7 +19,7 @@ OURS = "s3-agent"
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A name, the object behind it as `module:attribute`, and the package, with its version, that brings it."""
+    """A name, its object as `module:attribute`, and the package (with version) that provides it."""
 
     name: str
     target: str
@@ -27,7 +27,7 @@ class Variant:
 
 
 class Registry[T](Mapping[str, T]):
-    """The variants of one sort by name, for example `what="agent"` with the entry-point group `s3_agent.agents`.
+    """The variants of one kind by name, for example `what="agent"` with the entry-point group `s3_agent.agents`.
 
     `own` maps our names to `module:attribute`. An installed package adds one by an entry point of `group`:
 
@@ -48,7 +48,7 @@ class Registry[T](Mapping[str, T]):
         self._loaded: dict[str, T] = {}
 
     def get(self, name: str, default: Any = None) -> Any:
-        """As `[name]`, but `default` for a name that is not registered."""
+        """Like `[name]`, but `default` for an unregistered name."""
         if name not in self:
             return default
         return self[name]
@@ -60,7 +60,7 @@ class Registry[T](Mapping[str, T]):
         for point in brought:
             package = f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown package"
             variant = Variant(point.name, point.value.replace(" ", ""), package)
-            if variant not in found.setdefault(point.name, []):  # a package may be found in two folders of the path
+            if variant not in found.setdefault(point.name, []):  # a package may be in two folders of the path
                 found[point.name].append(variant)
         return found
 
@@ -74,17 +74,17 @@ class Registry[T](Mapping[str, T]):
         return len(self._variants)
 
     def __getitem__(self, name: str) -> T:
-        """The variant of that name. Raises `error` for an unknown, a broken and a twice claimed one."""
+        """The variant with that name. Raises `error` if it is unknown, broken, or registered by two packages."""
         if name not in self._loaded:
             self._loaded[name] = self._load(name)
         return self._loaded[name]
 
     def variants(self) -> list[Variant]:
-        """All variants, also of a name that two packages claim."""
+        """All variants, including names that two packages register."""
         return [variant for claimed in self._variants.values() for variant in claimed]
 
     def loadable(self) -> Iterator[T]:
-        """Every variant that can be loaded: a broken one, or one that is claimed twice, is left out."""
+        """Every variant that can be loaded, without broken ones and names that two packages register."""
         for name in self:
             with suppress(Exception):
                 yield self[name]
@@ -99,7 +99,7 @@ class Registry[T](Mapping[str, T]):
             )
         if len(claimed) > 1:
             raise self._error(
-                f"the {self.what} {name!r} is brought by two packages: "
+                f"the {self.what} {name!r} is registered by two packages: "
                 + " and ".join(f"{one.package} ({one.target})" for one in claimed),
                 remedy="uninstall one of them, or rename its entry point",
             )
@@ -107,7 +107,7 @@ class Registry[T](Mapping[str, T]):
         module, _, attribute = variant.target.partition(":")
         try:
             value = getattr(importlib.import_module(module), attribute)
-        except (Exception, SystemExit) as cause:  # a package of others may raise anything when it is imported
+        except (Exception, SystemExit) as cause:  # a third-party package may raise anything when it is imported
             raise self._error(
                 f"the {self.what} {name!r} of the package {variant.package} can not be loaded from {variant.target}: "
                 f"{type(cause).__name__}: {cause}",

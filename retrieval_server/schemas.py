@@ -6,18 +6,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 KEY_VARIABLE = "RETRIEVAL_SERVER_KEY"
-"""The environment variable with the key that a server asks for and a client sends."""
+"""The environment variable with the key that a server requires and a client sends."""
 
 
 CUT_HEADER = "X-Queries-Cut"
-"""The header of an answer that says how many of its queries were cut to the server's longest."""
+"""The response header with the number of queries that were cut to the server's maximum length."""
 
 REFUSED_HEADER = "X-Queries-Refused"
-"""The header of an answer that says how many of its queries could not be searched for; their lists are empty."""
+"""The response header with the number of queries that could not be searched; their lists are empty."""
 
 
 class RetrieveRequest(BaseModel):
-    """What our client sends: queries to search for. `topk` null or 0 means the server's default."""
+    """The request of our client: the queries. `topk` null or 0 means the server's default."""
 
     queries: list[str]
     topk: int | None = Field(default=None, ge=0)
@@ -25,7 +25,7 @@ class RetrieveRequest(BaseModel):
 
 
 class SearchRequest(BaseModel):
-    """What the server takes: either `queries`, or `query` (one text or a list), as different clients write them.
+    """The request that the server accepts: `queries`, or `query` (one text or a list), depending on the client.
 
     `topk` or `top_k` null or 0 means the server's default.
     """
@@ -61,12 +61,12 @@ class SearchRequest(BaseModel):
 
     @property
     def wanted(self) -> int | None:
-        """Passages a query; None: the server's default."""
+        """Passages per query; None: the server's default."""
         return self.topk or self.top_k or None
 
     @property
     def flat(self) -> bool:
-        """Whether the client expects one flat list: BrowseComp-Plus's sends one `query` and no word about scores.
+        """Whether the client expects one flat list: BrowseComp-Plus's sends one `query` without `return_scores`.
 
         SkyRL's sends one `query` too, but always with `return_scores`, and expects a list for each query.
         """
@@ -90,22 +90,22 @@ class Hit(BaseModel):
 
 
 class FlatHit(BaseModel):
-    """One found passage in the flat form."""
+    """A found passage in the flat form."""
 
     document: Document
     docid: str
 
 
 class RetrieveResponse(BaseModel):
-    """One list per query, best first; bare documents when scores were not asked for. One flat list for a `query` that
-    is one text, without `return_scores` or `top_k`.
+    """One list per query, best first; documents without scores unless scores were requested. One flat list for a
+    `query` that is one text, without `return_scores` or `top_k`.
     """
 
     result: list[list[Hit]] | list[list[Document]] | list[FlatHit]
 
 
 class ErrorBody(BaseModel):
-    """What is wrong and what to do about it."""
+    """What is wrong, and what to do about it."""
 
     code: str
     message: str
@@ -113,13 +113,13 @@ class ErrorBody(BaseModel):
 
 
 class ErrorResponse(BaseModel):
-    """The one shape of every error."""
+    """The form of every error."""
 
     error: ErrorBody
 
 
 class Progress(BaseModel):
-    """How far the loading is. `total` 0: not known."""
+    """The progress of loading. `total` 0: unknown."""
 
     stage: str = ""
     done: int = 0

@@ -1,4 +1,4 @@
-"""The FastAPI application: it answers health checks at once and searches when the index is loaded."""
+"""The FastAPI application: it answers health checks immediately, and searches once the index is loaded."""
 
 import asyncio
 import json
@@ -33,8 +33,10 @@ REQUEST_BODY = {"required": True, "content": {"application/json": {"schema": Sea
 
 
 async def _asked(request: Request) -> SearchRequest:
-    """The request in a body, whatever content type its client names: several name none. Raises Refused or
-    RequestValidationError."""
+    """The request in a body of any content type: several clients send none.
+
+    Raises Refused or RequestValidationError.
+    """
     try:
         body = json.loads(await request.body())
     except (ValueError, RecursionError) as error:
@@ -46,7 +48,7 @@ async def _asked(request: Request) -> SearchRequest:
 
 
 def _checked(settings: ServerSettings, asked: SearchRequest) -> tuple[list[str], int]:
-    """The queries, as text that every tokenizer takes, and how many of them were cut. Raises Refused beyond a limit."""
+    """The queries, as text that every tokenizer accepts, and how many were cut. Raises Refused beyond a limit."""
     texts, longest = asked.texts, settings.max_query_characters
     if len(texts) > settings.max_queries:
         remedy = f"send at most {settings.max_queries} a request"
@@ -58,7 +60,7 @@ def _checked(settings: ServerSettings, asked: SearchRequest) -> tuple[list[str],
 
 
 async def _unless_gone[T](request: Request, work: asyncio.Task[T]) -> T | None:
-    """What `work` returns; None, and `work` given up, when the client leaves before that."""
+    """The result of `work`; None if the client disconnects first, and then `work` is cancelled."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -81,9 +83,9 @@ def create_app(
     on_failure: Callable[[], None] | None = None,
     opens: Opener | None = None,
 ) -> FastAPI:
-    """The application over the settings' corpus and index, or over what `opens` opens.
+    """The application for the settings' corpus and index, or for the result of `opens`.
 
-    With `key`, clients must send it as a bearer token. `on_failure` is called when the index can not be loaded.
+    With `key`, clients must send it as a bearer token. `on_failure` is called if the index can not be loaded.
     """
     metrics = Metrics()
     service = Service(settings, metrics)
@@ -110,12 +112,12 @@ def create_app(
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
-        """Alive; says nothing of the index."""
+        """The server is alive; independent of the index."""
         return {"status": "ok"}
 
     @app.get("/readyz", response_model=Ready, responses={503: {"model": NotReady, "description": "Loading, or failed"}})
     async def readyz() -> dict[str, Any]:
-        """The index's manifest when it is loaded; until then 503 with the progress."""
+        """The manifest of the loaded index; before that, 503 with the progress."""
         if service.manifest is None:
             message = service.failure or service.progress.stage or "the index is loading"
             after, progress = {"Retry-After": "1"}, service.progress.model_dump()

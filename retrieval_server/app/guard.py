@@ -1,5 +1,6 @@
-"""What stands before the application: the key, the limit of a body, the count and time of requests. Plain ASGI, since
-each layer of a framework's middleware would cost as much as the rest of a request.
+"""ASGI middleware: checks the key, limits the size of bodies, and counts and times requests.
+
+It is plain ASGI, since each layer of a framework's middleware would cost as much as the rest of a request.
 """
 
 import hmac
@@ -15,7 +16,7 @@ CLIENT_GONE = 499
 
 
 class Guard:
-    """Refuses a request without the key (health checks are open), and reads no more of a body than the limit."""
+    """Refuses requests without the key (except health checks), and reads no more of a body than the limit."""
 
     def __init__(self, app: ASGIApp, *, key: str | None, max_body_bytes: int, metrics: Metrics) -> None:
         self._app = app
@@ -27,7 +28,7 @@ class Guard:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         begin = time.perf_counter()
-        status = CLIENT_GONE  # what nothing was sent for
+        status = CLIENT_GONE  # no response was sent
 
         async def counted(message: Message) -> None:
             nonlocal status
@@ -53,7 +54,7 @@ class Guard:
         while not messages or messages[-1].get("more_body"):
             messages.append(await receive())
             if messages[-1]["type"] == "http.disconnect":
-                return None  # gone, or too slow, before the request was whole
+                return None  # disconnected, or too slow, before the request was complete
             size += len(messages[-1].get("body", b""))
             if size > self._limit:
                 refusal = Refused(413, "body_too_large", "the body is too large", f"send at most {self._limit} bytes")

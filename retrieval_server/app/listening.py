@@ -1,4 +1,4 @@
-"""How the application is served: the HTTP server's settings, in one place for every process that starts one."""
+"""Configures the HTTP server, in one place for every process that starts one."""
 
 import asyncio
 from functools import partial
@@ -11,15 +11,15 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from retrieval_server.config import HttpSettings
 
-# Longer than clients keep an idle connection (httpx 5 s, aiohttp 15 s): it is they who close it, between requests.
+# Longer than clients keep an idle connection (httpx 5 s, aiohttp 15 s), so that the client closes it, between requests.
 KEEP_ALIVE_S = 75
 
 
 class TimedProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1 over h11, which bounds the size of a head, with a limit of time for a request to arrive.
+    """uvicorn's HTTP/1.1 over h11, which limits the size of a head, plus a time limit for a request to arrive.
 
-    uvicorn itself waits for ever for the rest of a head or of a body: clients that die half way would stay, each with
-    a file descriptor, until none is left for a health check.
+    uvicorn itself waits forever for the rest of a head or body: each client that dies half way would keep a file
+    descriptor, until none is left for a health check.
     """
 
     def __init__(self, *arguments: Any, request_s: float, **more: Any) -> None:
@@ -37,7 +37,7 @@ class TimedProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.conn.trailing_data[0]:  # a piece of the next request, which came with the last one
+        if self.conn.trailing_data[0]:  # the start of the next request, which arrived with the last one
             self._time()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -45,7 +45,7 @@ class TimedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def _time(self) -> None:
-        """The time runs from the first byte that is waited for to the last, however slowly they come."""
+        """The time limit covers the whole request, from its first byte to its last, however slowly they arrive."""
         if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
             self._stop()
         elif self._timer is None:
@@ -58,7 +58,7 @@ class TimedProtocol(H11Protocol):
 
 
 def http_server(app: FastAPI, settings: HttpSettings) -> uvicorn.Server:
-    """A server for the settings' address; after SIGTERM it finishes the requests it has."""
+    """A server for the settings' address; after SIGTERM it finishes its open requests."""
     config = uvicorn.Config(
         app,
         host=settings.host,

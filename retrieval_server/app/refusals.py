@@ -1,4 +1,4 @@
-"""Every error in one JSON shape, with a status that means it: what is wrong, and what to do about it."""
+"""Returns every error in one JSON form with a fitting status: what is wrong, and what to do about it."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from retrieval_server.schemas import ErrorBody, ErrorResponse
 log = structlog.get_logger()
 
 EXAMPLE = 'send {"queries": ["…"], "topk": 3, "return_scores": true} as application/json'
-# What POST /retrieve may answer beside 200, for the OpenAPI document.
+# The answers of POST /retrieve other than 200, for the OpenAPI document.
 RESPONSES: dict[int | str, dict[str, Any]] = {
     401: {"model": ErrorResponse, "description": "No key, or a wrong one"},
     413: {"model": ErrorResponse, "description": "More than one request may ask for"},
@@ -26,7 +26,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 class Refused(Exception):
-    """An answer that is not the one asked for."""
+    """An error answer instead of the requested one."""
 
     def __init__(
         self, status: int, code: str, message: str, remedy: str, *, headers: dict[str, str] | None = None, **more: Any
@@ -42,7 +42,7 @@ class Refused(Exception):
 
 
 def invalid(problems: str) -> Refused:
-    """A body that is not a request."""
+    """The body is not a valid request."""
     # A request can hold half a surrogate pair, and the framework's message may quote it.
     return Refused(422, "invalid_request", problems.encode("utf-8", "replace").decode(), EXAMPLE)
 
@@ -73,6 +73,6 @@ async def _refused(_: Request, error: Exception) -> JSONResponse:
 
 
 def answer_errors(app: FastAPI) -> None:
-    """Install the one shape for everything that the application can raise."""
+    """Install this form for every exception that the application can raise."""
     for kind in (Refused, Overloaded, RequestValidationError, HTTPException, BadQuery, SearchFailed, Exception):
         app.add_exception_handler(kind, _refused)

@@ -1,5 +1,7 @@
-"""The search behind the routes: loads the corpus and its index beside the event loop, then answers through the cache
-and the batcher. Found passages are written as JSON in threads of their own: a cold page of the corpus comes from disk.
+"""The search behind the routes: loads the index in a thread, then answers through cache and batcher.
+
+The routes of `app` call it. Separate threads serialise found passages, because reading a cold page of the corpus waits
+for the disk.
 """
 
 import asyncio
@@ -40,14 +42,14 @@ class Stopped(Exception):
 
 
 class Passages(Protocol):
-    """What the server needs of a corpus; several threads read it at once."""
+    """The part of a corpus that the server uses; several threads read it concurrently."""
 
     def __getitem__(self, row: int, /) -> Document: ...
 
 
 @dataclass(frozen=True)
 class Opened:
-    """What a server answers from."""
+    """The opened corpus and index from which a server answers."""
 
     passages: Passages
     backend: Backend
@@ -55,11 +57,11 @@ class Opened:
 
 
 Opener = Callable[[Report], Opened]
-"""Called once, in a thread of its own. The report raises Stopped when the server stops: let it pass."""
+"""Called once, in a separate thread. The report raises Stopped if the server stops: do not catch it."""
 
 
 def opener(settings: ServerSettings, *, build: bool) -> Opener:
-    """Opens the settings' corpus and index; with `build`, an index that is missing or another's is made."""
+    """Opens the settings' corpus and index; with `build`, builds an index that is missing or does not match."""
 
     def open_all(report: Report) -> Opened:
         report("reading the corpus", 0, 0)
@@ -91,7 +93,7 @@ class Service:
         metrics.watch("retrieval_cache_entries", "Queries in the cache", lambda: len(self._cache) if self._cache else 0)
 
     async def load(self, opener: Opener) -> None:
-        """Open the corpus and its index. Raises what `opener` raises; `failure` says it too."""
+        """Open the corpus and its index. Raises what `opener` raises; `failure` then holds its message."""
         loop = asyncio.get_running_loop()
         loaded: asyncio.Future[Opened] = loop.create_future()
 
@@ -102,12 +104,12 @@ class Service:
         def work() -> None:
             try:
                 outcome, action = opener(self._report), loaded.set_result
-            except BaseException as error:  # whatever it is, the waiting server must hear of it
+            except BaseException as error:  # the waiting server must get any exception
                 outcome, action = error, loaded.set_exception
             if not self._stopping:
                 loop.call_soon_threadsafe(settle, action, outcome)
 
-        # A daemon: a server that is stopped while it loads must not wait for the load.
+        # A daemon thread, so that a server stopped while loading does not wait for the load.
         threading.Thread(target=work, name="load", daemon=True).start()
         try:
             opened = await loaded
@@ -138,9 +140,10 @@ class Service:
         self.progress = Progress(stage=stage, done=done, total=total)
 
     async def retrieve(self, queries: Sequence[str], *, topk: int, form: Form) -> tuple[bytes, int]:
-        """The JSON answer to a request, and of how many queries it is empty because they can not be searched for.
+        """The JSON answer to a request, and the number of queries whose list is empty because they can not be searched.
 
-        Raises Overloaded, SearchFailed, and BadQuery when it is so of all. Cancelled, it gives its searches up.
+        Raises Overloaded, SearchFailed, and BadQuery if no query can be searched. If cancelled, it cancels its
+        searches.
         """
         assert self._cache is not None, "not loaded"
         outcomes = await self._cache.answer(queries, topk=topk)
@@ -167,12 +170,12 @@ class Service:
                 result = [FlatHit.model_construct(document=document, docid=document.id) for document in documents]
         try:
             return b'{"result":%b}' % _FORMS[form].dump_json(result)
-        except ValueError:  # half a surrogate pair, which no text of a corpus holds: other passages may
+        except ValueError:  # half a surrogate pair: a corpus of ours holds none, other passages may
             text = json.dumps({"result": _FORMS[form].dump_python(result)}, ensure_ascii=False)
             return text.encode("utf-8", "replace")
 
     async def close(self) -> None:
-        """Stop loading, or searching."""
+        """Stop loading or searching."""
         self._stopping = True
         if self._batcher is not None:
             await self._batcher.close()

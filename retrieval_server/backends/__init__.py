@@ -1,1 +1,1 @@
-"""Search engines inside the server: one small class each."""
+"""Search engines inside the server, one folder for each kind of index."""

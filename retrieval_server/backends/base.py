@@ -1,4 +1,4 @@
-"""What the server asks of an opened index."""
+"""The protocol of an opened index, as the server calls it."""
 
 from collections.abc import Sequence
 from typing import ClassVar, Protocol
@@ -9,7 +9,7 @@ Hits = list[tuple[int, float]]
 class Backend(Protocol):
     """An opened index over a corpus. Rows are the corpus's row numbers; scores are higher for better hits.
 
-    For example, one that finds the passages in which the query stands letter by letter:
+    For example, a backend that finds the passages that contain the query literally:
 
         class Grep:
             ignores_whitespace = False
@@ -26,12 +26,12 @@ class Backend(Protocol):
     """
 
     ignores_whitespace: ClassVar[bool]
-    """Whether white space around and between words changes nothing."""
+    """Whether white space around and between words does not change the results."""
 
     def search(self, queries: Sequence[str], *, topk: int) -> list[Hits]:
         """For each query at most `topk` (row, score), best first; an empty list when nothing matches. One thread."""
         ...
 
     def cost(self, query: str) -> int:
-        """What the query weighs in a batch, in tokens about; at least 1."""
+        """The query's weight in a batch, roughly in tokens; at least 1."""
         ...

@@ -1,9 +1,9 @@
-"""The order of hits: by score, best first, and where scores are equal by row. Selection keeps to it too.
+"""Orders hits by score, best first, and equal scores by row. The selection of hits follows the same order.
 
-Libraries pick any of several passages that score alike at the cut, and a matrix product gives copies of a passage
-scores that differ in their last bits, by where they lie in the batch. An engine therefore fetches a few more passages
-than are wanted, fetches again where the last fetched one may still be a tie, and scores what it found once more, one by
-one.
+If several passages have equal scores at the cut, libraries return any of them. A matrix product gives copies of a
+passage scores that differ in the last bits, depending on their place in the batch. Therefore an engine fetches a few
+more passages than wanted, fetches again if the last one may still be a tie, and then scores each found passage
+separately.
 """
 
 from collections.abc import Callable
@@ -11,17 +11,17 @@ from typing import Any
 
 from retrieval_server.backends.base import Hits
 
-SPARE = 8  # fetched beyond the wanted: enough to see the end of nearly every tie
+SPARE = 8  # fetched in addition to the wanted ones: enough to reach the end of nearly every tie
 _GROWTH = 4
-# Scores this near to each other, as a share of the largest, are ties until they are computed one by one.
+# Scores this close to each other, relative to the largest, count as ties until they are computed separately.
 SINGLE, HALF = 4e-6, 2e-3
 
 Fetch = Callable[[Any, int], tuple[Any, Any]]
-"""Takes queries and a number; gives scores and rows, (queries, number) each, best first; row -1: no more found."""
+"""Called with (queries, number); returns scores and rows, (queries, number) each, best first; row -1: none."""
 
 
 def ordered(rows: Any, scores: Any, topk: int) -> Hits:
-    """Rows and their scores, 1-D arrays of numpy, in order."""
+    """Rows and their scores, 1-D numpy arrays, in order."""
     import numpy as np
 
     best = np.lexsort((rows, -scores))[:topk]
@@ -29,9 +29,9 @@ def ordered(rows: Any, scores: Any, topk: int) -> Hits:
 
 
 def fetch_ties(fetch: Fetch, queries: Any, wanted: int, *, most: int, near: float = SINGLE) -> list[tuple[Any, Any]]:
-    """For each query the (rows, scores) of its `wanted` best and of all that may tie with the last of them.
+    """For each query the (rows, scores) of its `wanted` best and of all that may tie with the last one.
 
-    `most` is how many may be fetched at all; among more ties than that, chance decides.
+    `most` is the maximum to fetch; among more ties than that, the choice is arbitrary.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""Index folders: made in steps that can be resumed, known by a manifest that is written last and checked first."""
+"""Index folders: built in resumable steps, identified by a manifest that is written last and checked first."""
 
 from retrieval_server.indexing.build import build_index
 from retrieval_server.indexing.manifest import MANIFEST, expected_manifest, verify_index

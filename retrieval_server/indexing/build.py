@@ -1,8 +1,8 @@
-"""Building an index next to its final place: `<folder>.partial` becomes the folder when the manifest is in it.
+"""Builds an index next to its final place: `<folder>.partial` is renamed once it holds the manifest.
 
-A build that was killed, at whatever stage, or that found no room continues where it was if its kind records its
-progress (`IndexKind.progress`), and starts again otherwise. Either way the result is the same bytes as of a build in
-one go. A second build of the same folder waits for the first.
+A build that was killed at any stage, or that ran out of disk space, continues if its kind records its progress
+(`IndexKind.progress`), and otherwise starts again. Either way the resulting files are the same, byte by byte. A second
+build of the same folder waits for the first.
 """
 
 import json
@@ -24,19 +24,19 @@ from retrieval_server.indexing.manifest import (
     write_manifest,
 )
 
-_GOAL = "building.json"  # what a partial folder is becoming
+_GOAL = "building.json"  # describes the index that a partial folder is for
 
 Fill = Callable[[Path], dict[str, Any]]
 """Writes the files of an index into a folder, and returns their description for the manifest."""
 
 
 def build_index(corpus: Corpus, folder: Path, settings: IndexSettings, *, report: Report = silent) -> None:
-    """Build the index in `folder`, replacing what is there. Raises RetrievalError, and leaves the old index then."""
+    """Build the index in `folder` and replace an old one. Raises RetrievalError; then the old index stays."""
     kind = kind_of(settings)
     if (made := kind.foreign(settings)) is not None:
         raise RetrievalError(
-            f"the settings name an index that others made ({made}): there is nothing to build",
-            remedy="serve it as it is, or leave that field out to have one built",
+            f"the settings name an existing index ({made}): there is nothing to build",
+            remedy="serve it unchanged, or leave that field out to build one",
         )
     write_index(corpus, folder, settings, lambda partial: kind.build(corpus, settings, partial, report=report), report)
 
@@ -54,7 +54,7 @@ def convert_index(
 
 
 def write_index(corpus: Corpus, folder: Path, settings: IndexSettings, fill: Fill, report: Report = silent) -> None:
-    """Have `fill` write the partial folder, and put that in the index's place. Raises RetrievalError."""
+    """Let `fill` write the partial folder, and rename it to the index's folder. Raises RetrievalError."""
     kind = kind_of(settings)
     resume, progress = bool(kind.progress), (_GOAL, *kind.progress)  # they stay until everything else is written
     corpus.refuse_double_ids(report)
@@ -64,7 +64,7 @@ def write_index(corpus: Corpus, folder: Path, settings: IndexSettings, fill: Fil
         with only_build(folder, report) as waited:
             if waited and _is(folder, expected):
                 return
-            if not (resume and _is(partial, expected)):  # else it was killed before the folder got its name
+            if not (resume and _is(partial, expected)):  # otherwise the build was killed just before the rename
                 _begin(partial, expected, resume=resume)
                 described = fill(partial)
                 corpus.save_lines(partial)
@@ -83,7 +83,7 @@ def write_index(corpus: Corpus, folder: Path, settings: IndexSettings, fill: Fil
 
 
 def _is(folder: Path, expected: dict[str, Any]) -> bool:
-    """Whether the folder holds the whole of this index."""
+    """Whether the folder holds this index completely."""
     try:
         check(read_manifest(folder, remedy=""), folder, expected, remedy="")
     except RetrievalError:

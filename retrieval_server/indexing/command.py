@@ -29,7 +29,7 @@ _CANDIDATES: int = DenseSettings.model_fields["candidates"].default
 
 @contextmanager
 def shown_progress() -> Iterator[Report]:
-    """A progress bar with the time left; each stage is a line."""
+    """A progress bar with the time left; each stage has a line."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
         tasks: dict[str, object] = {}
@@ -56,7 +56,7 @@ def _run[T](job: Callable[[Report], T]) -> T:
 
 @app.command()
 def build(corpus: CorpusOption, index: IndexOption, backend: BackendOption = None) -> None:
-    """Build an index, BM25 unless a settings file says otherwise. One that was killed goes on where it was."""
+    """Build an index: BM25, or the kind in the settings file. A build that was killed continues."""
     from retrieval_server.corpus import Corpus
     from retrieval_server.indexing import build_index
 
@@ -81,11 +81,11 @@ def verify(corpus: CorpusOption, index: IndexOption) -> None:
 @app.command()
 def convert(
     corpus: CorpusOption,
-    source: Annotated[Path, typer.Option("--from", help="An index folder of ours, or a FAISS file.")],
+    source: Annotated[Path, typer.Option("--from", help="An index folder, or a FAISS file.")],
     index: IndexOption,
-    backend: Annotated[Path, typer.Option(help="YAML: `kind: dense` with the layout wanted.")],
+    backend: Annotated[Path, typer.Option(help="YAML: `kind: dense` with the new layout.")],
 ) -> None:
-    """Make another layout of vectors that exist already, without encoding the corpus again."""
+    """Build another layout from existing vectors, without encoding the corpus again."""
     from retrieval_server.corpus import Corpus
     from retrieval_server.indexing.build import convert_index
 
@@ -117,7 +117,7 @@ def plan(
     note = (
         f"Measured {measured['date']} by `{measured['command']}` on synthetic vectors of {measured['dimension']} "
         f"numbers. Bytes scale with the passages. Recall of compressed kinds, with {candidates} re-ranked candidates, "
-        "is expected between two bounds that carry the measured one on to so many passages; `candidates` in the "
+        "lies between two bounds, extrapolated from the measured one to so many passages; `candidates` in the "
         "settings raises it."
     )
     console = Console()

@@ -1,4 +1,4 @@
-"""One build of an index at a time: two would take each other's partial files away."""
+"""Allows one build of an index at a time: two would remove each other's partial files."""
 
 import fcntl
 import os
@@ -25,13 +25,13 @@ def _locked(path: Path) -> IO[bytes] | None:
     except BaseException:
         file.close()
         raise
-    file.close()  # held by another, or taken away by the one who held it
+    file.close()  # another process holds it, or has just removed it
     return None
 
 
 @contextmanager
 def only_build(folder: Path, report: Report) -> Iterator[bool]:
-    """Wait until no other process builds `folder`; whether there was one to wait for. A killed one holds nothing."""
+    """Wait until no other process builds `folder`; return whether one did. A killed process holds no lock."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     path = folder.with_name(folder.name + ".lock")
     waited = False

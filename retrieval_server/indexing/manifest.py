@@ -20,7 +20,7 @@ MANIFEST = "manifest.json"
 
 
 def made_with(settings: IndexSettings) -> dict[str, Any]:
-    """The number of the index's format, and what its kind depends on besides."""
+    """The version of the index's format, and other dependencies of its kind."""
     kind = kind_of(settings)
     return {"format": kind.format, **kind.made_with(settings)}
 
@@ -62,7 +62,7 @@ def write_manifest(
     *,
     besides: Sequence[str] = (),
 ) -> None:
-    """The manifest of a folder whose other files are finished, without the files `besides`.
+    """The manifest of a folder whose other files are complete; it leaves out the files in `besides`.
 
     The record of the corpus's lines holds a time of change and does not belong to it: the same index has the same
     manifest.
@@ -79,7 +79,7 @@ def write_manifest(
 
 
 def read_manifest(folder: Path, *, remedy: str) -> dict[str, Any]:
-    """The manifest of a finished index. Raises RetrievalError when there is none."""
+    """The manifest of a finished index. Raises RetrievalError if there is none."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as cause:
@@ -90,7 +90,7 @@ def read_manifest(folder: Path, *, remedy: str) -> dict[str, Any]:
 
 
 def said_settings(manifest: dict[str, Any], folder: Path, *, remedy: str) -> IndexSettings:
-    """The settings that an index was built with, by its manifest. Raises RetrievalError."""
+    """The settings that an index was built with, read from its manifest. Raises RetrievalError."""
     try:
         return index_settings.validate_python({"kind": manifest["backend"], **manifest["settings"]})
     except (KeyError, TypeError, ValueError) as cause:
@@ -98,7 +98,7 @@ def said_settings(manifest: dict[str, Any], folder: Path, *, remedy: str) -> Ind
 
 
 def check(manifest: dict[str, Any], folder: Path, expected: dict[str, Any], *, remedy: str) -> None:
-    """Raises RetrievalError when the index is another's, or a file of it is missing or not as long as it was."""
+    """Raises RetrievalError if the index does not match `expected`, or a file of it is missing or has another size."""
     different = [
         f"{key} is {manifest.get(key)!r}, not {value!r}"
         for key, value in expected.items()
@@ -117,7 +117,7 @@ def check(manifest: dict[str, Any], folder: Path, expected: dict[str, Any], *, r
 
 
 def verify_index(corpus: Corpus, folder: Path, report: Report = silent) -> dict[str, Any]:
-    """The manifest, after every byte of the corpus and the index was read. Raises RetrievalError at a difference."""
+    """Read every byte of the corpus and the index; return the manifest. Raises RetrievalError for a difference."""
     remedy = how_to_build(corpus.path, folder)
     manifest = read_manifest(folder, remedy=remedy)
     corpus.read_again(report)

@@ -1,4 +1,4 @@
-"""From a corpus, a folder and settings to a backend that answers."""
+"""Opens a corpus and an index folder as a backend, and builds the index first if requested."""
 
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,18 @@ from retrieval_server.indexing.manifest import (
 
 
 def open_corpus(path: Path, folder: Path, *, report: Report = silent) -> Corpus:
-    """The corpus, by the line offsets in the index folder when they are this file's."""
+    """The corpus, opened with the line offsets in the index folder if they belong to this file."""
     return Corpus(path, lines=folder, report=report)
 
 
 def load_index(
     corpus: Corpus, folder: Path, settings: IndexSettings | None = None, *, report: Report = silent
 ) -> Backend:
-    """Open the index in `folder`; without settings, as its manifest says.
+    """Open the index in `folder`; without settings, with those of its manifest.
 
-    Raises RetrievalError when it is missing, cut short, or was made for another corpus or with other settings. An index
-    that others have made (a FAISS file, a Lucene folder) has no manifest of ours: its number of passages is checked,
-    and what its ids mean.
+    Raises RetrievalError if it is missing, incomplete, or was built for another corpus or with other settings. An index
+    made elsewhere (a FAISS file, a Lucene folder) has no manifest of ours; its number of passages and the meaning of
+    its ids are checked instead.
     """
     remedy = how_to_build(corpus.path, folder)
     if settings is None:
@@ -43,16 +43,16 @@ def load_index(
         return kind.load(corpus, folder, settings, report=report)
     except RetrievalError:
         raise
-    except Exception as cause:  # numpy, json, mmap and faiss each have their own errors for a damaged file
+    except Exception as cause:  # numpy, json, mmap and faiss each raise their own errors for a damaged file
         raise RetrievalError(f"the index {folder} is damaged: {cause}", remedy=remedy) from cause
 
 
 def open_backend(
     corpus: Corpus, folder: Path, settings: IndexSettings | None = None, *, build: bool = False, report: Report = silent
 ) -> tuple[Backend, dict[str, Any]]:
-    """The index in `folder` and what it is; with `build`, one that is missing or another's is built.
+    """The opened index in `folder` and its manifest; with `build`, an index that is missing or does not match is built.
 
-    Without settings, the index's manifest says what it is, and a new one is of the default kind. Raises RetrievalError.
+    Without settings, those of the index's manifest are used; a new index is of the default kind. Raises RetrievalError.
     """
     try:
         backend = load_index(corpus, folder, settings, report=report)

@@ -1,1 +1,1 @@
-"""Tasks, corpora and what is prepared for a run: stages with manifests, published files in and out, the RAG cache."""
+"""Task files, corpora, and everything prepared for a run: stages with manifests, published files, the RAG cache."""

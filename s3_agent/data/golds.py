@@ -1,6 +1,6 @@
-"""Gold answers out of what data sets hold them in: one list of texts, or a refusal, never `str()` of something else.
+"""Reads gold answers from the forms of published data sets: a list of texts, or an error, never `str()` of a value.
 
-| what stands there | what becomes of it | seen in |
+| value | gold answers | found in |
 |---|---|---|
 | a text | itself | HotpotQA, BrowseComp-Plus |
 | a list, of lists too | its texts | FlashRAG, Natural Questions |
@@ -28,16 +28,16 @@ from typing import Any
 from retrieval_server.passages import whole_text
 
 _FLOAT = re.compile(r"(-?\d{1,15})\.0")
-"""What pandas writes into a CSV file for a whole number of a column in which some are missing."""
+"""What pandas writes into a CSV file for an integer in a column with missing values."""
 _NUMPY = re.compile(r"\barray\(|,\s*dtype=[\w<>]+")
 _QUOTES = re.compile(r"[\[{]\s*['\"\[{]")
 _BESIDE_ANSWER = {"provenance", "meta"}
 
 
 def golds_in(value: Any) -> list[str]:
-    """The gold answers in `value`, each once, in their order; none for null, NaN or an empty text or list.
+    """The gold answers in `value`, each once, in their order; empty for null, NaN or an empty text or list.
 
-    Raises ValueError for what holds them in no known way.
+    Raises ValueError for an unknown form.
     """
     if _missing(value):
         return []
@@ -45,7 +45,7 @@ def golds_in(value: Any) -> list[str]:
 
 
 def plain(value: Any) -> Any:
-    """Lists and numbers of Python in place of NumPy's, which pandas makes of Parquet."""
+    """Convert NumPy's lists and numbers, which pandas reads from Parquet, into Python's."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, Mapping):
@@ -101,7 +101,7 @@ def _of_object(value: dict[str, Any]) -> list[str]:
 
 
 def _listed(text: str, *, numbers: bool) -> Any:
-    """The list or the object that `text` is when it is read as JSON, Python or NumPy; None for any other text."""
+    """The list or object that `text` holds as JSON, Python or NumPy; None for any other text."""
     inner = text.strip()
     if inner.startswith("array(") and inner.endswith(")"):
         inner = _NUMPY.sub("", inner)[:-1]
@@ -129,7 +129,7 @@ def _parsed(text: str) -> Any:
 
 
 def _side_by_side(text: str) -> list[str] | None:
-    """The texts of NumPy's `['X' 'Y']`, which Python would read as one; None where that is not the form."""
+    """The texts of NumPy's `['X' 'Y']`, which Python would read as one text; None for any other form."""
     tokens = [
         token
         for token in tokenize.generate_tokens(io.StringIO(text).readline)
@@ -142,14 +142,14 @@ def _side_by_side(text: str) -> list[str] | None:
 
 
 def ground_truth(row: dict[str, Any]) -> Any:
-    """What `reward_model.ground_truth` of a row of verl holds as the golds: its `target`, or itself; else None."""
+    """The golds in `reward_model.ground_truth` of a verl row: its `target`, or the value itself; None without one."""
     model = row.get("reward_model")
     truth = model.get("ground_truth") if isinstance(model, dict) else None
     return truth.get("target") if isinstance(truth, dict) else truth
 
 
 def nested_question(row: dict[str, Any]) -> Any:
-    """The question of a row of verl: in s3's ground truth, or in `extra_info`; else None."""
+    """The question of a verl row, from s3's ground truth or from `extra_info`; None without one."""
     model, extra = row.get("reward_model"), row.get("extra_info")
     truth = model.get("ground_truth") if isinstance(model, dict) else None
     for place in (truth, extra):

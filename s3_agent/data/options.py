@@ -1,6 +1,6 @@
-"""Questions with options: read from `choices` or `options`, shown in the question, and the gold among them by its text.
+"""Handles questions with options: reads `choices` or `options`, adds them to the question, and finds the gold's text.
 
-The form is MIRAGE's: `A: text` a line behind the question. Retrieval leaves the options out.
+The form is MIRAGE's: one line `A: text` per option after the question. Retrieval leaves the options out.
 """
 
 from collections.abc import Mapping
@@ -12,9 +12,9 @@ from s3_agent.questions import OPTIONS
 
 
 def options_of(row: Mapping[str, Any]) -> dict[str, str]:
-    """The options of a row by their keys, without keys of their own by letters; none where it has no options.
+    """The options of a row by their keys, or by letters if they have none; empty if the row has no options.
 
-    Raises ValueError for options in no known form.
+    Raises ValueError for an unknown form of options.
     """
     value: Any = next((row[name] for name in ("choices", "options") if row.get(name)), None)
     if isinstance(value, str):
@@ -43,10 +43,9 @@ def with_options(question: str, options: dict[str, str]) -> str:
 
 
 def golds_of_options(options: dict[str, str], golds: Any) -> list[str]:
-    """The golds, which may be keys, texts or numbers (from 0) of the options, as texts, both with and without their
-    key.
+    """The golds, given as keys, texts or numbers (from 0) of options, as texts with and without their key.
 
-    Raises ValueError for golds of which none is an option, and for a number that no option has.
+    Raises ValueError if no gold is an option, and for a number without an option.
     """
     found: list[str] = []
     texts = {text: key for key, text in reversed(options.items())}

@@ -1,6 +1,6 @@
-"""Which questions become tasks, and what is dropped on the way, by reason and by name.
+"""Converts questions into tasks, and records what is dropped, by reason and by id.
 
-Nothing disappears in silence: every filter of the published pipeline reports what it took.
+Nothing is dropped silently: every filter of the published pipeline reports what it removed.
 """
 
 import re
@@ -46,7 +46,7 @@ class Dropped:
             shown.append(name)
 
     def report(self) -> dict[str, Any]:
-        """What a manifest records of it."""
+        """The form that a manifest records."""
         return {reason: {"count": count, "first": self.examples[reason]} for reason, count in self.counts.items()}
 
     def text(self) -> str:
@@ -55,10 +55,11 @@ class Dropped:
 
 
 def usable(rows: Iterable[Placed], dropped: Dropped, *, places: dict[str, str] | None = None) -> Iterator[Row]:
-    """Task rows that can be scored, each id once: golds that no answer can match and repeated rows are dropped.
+    """Task rows that can be scored, each id once. Rows with golds that no answer can match and repeated rows are
+    dropped.
 
-    `places` gets the place of each id. PopQA asks some questions twice with other golds: ids distinguish them. Raises
-    DataError for an id with two contents.
+    The place of each id is added to `places`. PopQA has some questions twice with different golds; ids distinguish
+    them. Raises DataError for an id with two contents.
     """
     places = {} if places is None else places
     seen: dict[str, tuple[str, tuple[str, ...]]] = {}
@@ -75,7 +76,7 @@ def usable(rows: Iterable[Placed], dropped: Dropped, *, places: dict[str, str] |
             if seen[name] != content:
                 raise DataError(
                     f"{place}: the id {name!r} has another question or other answers in {places[name]}",
-                    remedy="give every question an id of its own",
+                    remedy="give every question a different id",
                 )
             dropped.add("repeated", name)
         else:
@@ -84,7 +85,7 @@ def usable(rows: Iterable[Placed], dropped: Dropped, *, places: dict[str, str] |
 
 
 def own_questions(rows: Iterable[Placed], *, data_source: str, numbered: str = "") -> Iterator[Placed]:
-    """Task rows of a user's questions, in any shape that data sets come in (docs/data.md).
+    """Task rows of a user's questions, in any form that published data sets use (docs/data.md).
 
     A row without an id gets its number, after the prefix `numbered`. Raises DataError with the place.
     """
@@ -108,7 +109,7 @@ def own_questions(rows: Iterable[Placed], *, data_source: str, numbered: str = "
 
 
 def _asked(rows: Iterable[Placed]) -> Iterator[Placed]:
-    """The rows, those of SQuAD's release, which are articles, taken apart into their questions."""
+    """The rows; SQuAD's release holds articles, which are split into their questions."""
     for place, row in rows:
         paragraphs = row.get("paragraphs")
         if isinstance(paragraphs, list) and "question" not in row:
@@ -158,7 +159,7 @@ def read_question(row: Row, place: str) -> Row:
 
 
 def _by_name(row: Row) -> Row:
-    """The fields of a row under their names in small letters: releases write `Question` and `Answer` too."""
+    """The fields of a row under lower-case names: some releases write `Question` and `Answer`."""
     return {**{name.lower(): value for name, value in row.items()}, **row}
 
 
@@ -183,9 +184,9 @@ def _regular_expressions(place: str) -> DataError:
 
 
 def mirage_questions(benchmark: Any, place: str) -> Iterator[tuple[str, Row]]:
-    """Task rows of MIRAGE's benchmark file: options in the question, gold letter with its text (docs/data.md).
+    """Task rows of MIRAGE's benchmark file: options in the question, the gold letter with its text (docs/data.md).
 
-    Raises DataError that names the question whose form is another.
+    Raises DataError with the question that has another form.
     """
     if not isinstance(benchmark, dict):
         raise DataError(f"{place} is not MIRAGE's benchmark file", remedy="give its benchmark.json")
@@ -208,9 +209,9 @@ def mirage_questions(benchmark: Any, place: str) -> Iterator[tuple[str, Row]]:
 
 
 def sampled(rows: Sequence[Row], *, most: int, seed: int, dropped: Dropped) -> list[Row]:
-    """The published test sample (docs/data.md): `most` rows of each larger source, then each question once.
+    """The published test sample (docs/data.md): at most `most` rows of each source, then each question once.
 
-    The rows are those that pandas' `sample(n=most, random_state=seed)` takes of each source, in its order.
+    The rows and their order are those of pandas' `sample(n=most, random_state=seed)` for each source.
     """
     import numpy
 

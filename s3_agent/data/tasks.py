@@ -1,4 +1,4 @@
-"""Task files: JSON lines, one task a line, errors with their line number."""
+"""Reads task files: JSON lines, one task per line; errors name the line."""
 
 import json
 import random
@@ -36,17 +36,17 @@ def _numbered(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def iterate_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a JSONL file, one at a time. Raises ConfigError with the line at fault."""
+    """Yield the rows of a JSONL file one at a time. Raises ConfigError with the wrong line."""
     return (row for _, row in _numbered(path))
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file. Raises ConfigError with the line at fault."""
+    """The rows of a JSONL file. Raises ConfigError with the wrong line."""
     return list(iterate_jsonl(path))
 
 
 def task_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a task file, all that they hold, with the id and the golds as texts. Raises ConfigError."""
+    """The rows of a task file with all their fields, with the id and the golds as texts. Raises ConfigError."""
     return [row for _, row in _numbered_tasks(path)]
 
 
@@ -70,7 +70,7 @@ def _with_texts(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_tasks(path: Path) -> list[Task]:
-    """The tasks of a JSONL file, ids unique. Raises ConfigError."""
+    """The tasks of a JSONL file. Raises ConfigError, also for an id that occurs twice."""
     tasks = []
     for number, row in _numbered_tasks(path):
         try:
@@ -88,9 +88,10 @@ def load_tasks(path: Path) -> list[Task]:
 def in_training_order(
     tasks: Sequence[Task], *, steps: int, questions_per_step: int, seed: int | None
 ) -> Iterator[Task]:
-    """The tasks of `steps` steps, step by step: as many passes over `tasks` as it takes, each in an order of its own.
+    """The tasks of `steps` steps, step by step, from as many passes over `tasks` as needed, each in a different order.
 
-    `seed=None` keeps the order of the file. No step holds a task twice: a pass leaves out what does not fill a step.
+    `seed=None` keeps the order of the file. No step holds a task twice: a pass drops the rest that does not fill a
+    step.
     """
     assert len(tasks) >= questions_per_step
     played = 0

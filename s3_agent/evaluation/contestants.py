@@ -1,4 +1,4 @@
-"""Who is evaluated: an agent under a label, with its policy, its sampling, and where its answer comes from."""
+"""What is evaluated: an agent under a label, with its policy, its sampling, and the source of its answer."""
 
 from typing import Any, Literal
 
@@ -32,10 +32,10 @@ _SHOWN = ("mode", "request", "template", "context_tokens", "identity")
 
 
 class PolicyUnderTest(BaseModel):
-    """A policy and how it is reached: at `url`, at the generator's address, or started here from the folder or hub
-    name `model`. `request` is merged into chat requests. `context_tokens` is its window where its server reports none.
+    """A policy and where to reach it: at `url`, at the generator's address, or started here from `model` (a folder or
+    hub name). `request` is merged into chat requests. `context_tokens` is its window if its server reports none.
 
-    `identity` is what tells it from another policy: a hash of its files, or what its server says of it.
+    `identity` distinguishes it from other policies: a hash of its files, or what its server reports.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,7 +51,7 @@ class PolicyUnderTest(BaseModel):
 
 
 class Contestant(BaseModel):
-    """One row of the result table. Without a policy the method asks none."""
+    """One row of the result table. `policy` is None for a method that calls no policy."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -61,7 +61,7 @@ class Contestant(BaseModel):
     policy: PolicyUnderTest | None = None
 
     def key(self, *, index: dict[str, Any], seed: int) -> str:
-        """A key of all that its episodes depend on but the question: how an answer is scored is no part of it."""
+        """A key of everything that its episodes depend on, except the question. Scoring settings are not in it."""
         agent = self.settings.model_dump(mode="json", exclude={"reward", "answers", "layout"})
         policy = self.policy and self.policy.model_dump(mode="json", include=set(_SHOWN))
         sampling = self.sampling and self.sampling.model_dump()
@@ -69,15 +69,15 @@ class Contestant(BaseModel):
 
     @property
     def asks_generator_model(self) -> bool:
-        """Whether the generator's server is needed, for answers or as the policy."""
+        """Whether it needs the generator's server, for answers or as the policy."""
         return self.settings.asks_generator or (self.policy is not None and self.policy.at_generator)
 
 
 def question_key(task: Task) -> str:
-    """A key of what an agent sees of a task."""
+    """A key of the fields of a task that an agent sees."""
     return key_of(task.model_dump(mode="json", include={"question", "prompt", "initial_passages"}))
 
 
 def sampling_of(method: Method, mode: SamplingName) -> Sampling | None:
-    """How a method's policy is sampled; None where it asks none."""
+    """The sampling of a method's policy; None if the method calls no policy."""
     return GREEDY if mode == "greedy" and method.sampling else method.sampling

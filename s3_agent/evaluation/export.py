@@ -1,8 +1,8 @@
-"""An evaluation in the shapes that s3's and Search-R1's own scripts write and read, a folder for each agent.
+"""Exports an evaluation in the file formats of s3's and Search-R1's own scripts, one folder for each agent.
 
-Those shapes are keyed by the question's text: of two tasks with one text in one data source only the last is kept, so
-such an evaluation is refused. The originals count a question without a context as wrong; here a failed one is in
-`remaining_questions` and in no score.
+Those formats are keyed by the question's text: of two tasks with the same text in one data source they would keep only
+the last, so such an evaluation is refused. The originals count a question without a context as wrong; here a failed
+question is in `remaining_questions` and in no score.
 """
 
 import json
@@ -23,7 +23,7 @@ Tally = dict[str, Any]
 
 
 def sequences(results: Sequence[EvaluatedTask]) -> dict[str, Any]:
-    """`{source}_output_sequences.json`: what each question's episode selected and wrote."""
+    """`{source}_output_sequences.json`: what the episode of each question selected and wrote."""
     return {
         result.task.question: {
             "golden_answers": list(result.task.golden_answers),
@@ -59,7 +59,7 @@ def _tally(results: Sequence[EvaluatedTask], *, contexts: bool) -> Tally:
 
 
 def statistics(results: Sequence[EvaluatedTask]) -> dict[str, Any]:
-    """`*_stats.json`: counts by data source, and how many questions are left."""
+    """`*_stats.json`: counts by data source, and the number of questions that remain."""
     done = sum(result.state == "done" for result in results)
     return {
         "timestamp": time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -71,7 +71,7 @@ def statistics(results: Sequence[EvaluatedTask]) -> dict[str, Any]:
 
 
 def own_answers(results: Sequence[EvaluatedTask]) -> dict[str, Tally]:
-    """What `eval_only_r1.py` writes: counts by data source and over all."""
+    """The result of `eval_only_r1.py`: counts by data source and in total."""
     return {
         **{source: _tally(own, contexts=False) for source, own in _by_source(results).items()},
         "overall": _tally(results, contexts=False),
@@ -96,7 +96,7 @@ def _refuse_doubles(results: Sequence[EvaluatedTask]) -> None:
 
 
 def export_results(folder: Path, out: Path, *, form: ExportFormat) -> list[Path]:
-    """Write the shapes of `form` into `out`/AGENT; the files. Raises ConfigError."""
+    """Write the files of the format `form` into `out`/AGENT and return their paths. Raises ConfigError."""
     results = [*results_of(folder / "results.jsonl")]
     _refuse_doubles(results)
     written: list[Path] = []

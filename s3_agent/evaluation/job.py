@@ -1,4 +1,6 @@
-"""The evaluation job: which services are needed for what is not kept yet, the progress, and the table at the end."""
+"""The evaluation job of `s3-agent eval`: starts the services that unfinished questions need, and prints the table.
+
+Results that earlier calls kept are read first, so a finished evaluation starts no service."""
 
 import asyncio
 import os
@@ -55,9 +57,9 @@ console = Console(stderr=True)
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRequest:
-    """What to evaluate. `policies` are addresses, folders or hub names by agent; `data` None: the recipe's validation.
+    """What to evaluate. `policies`: addresses, folders or hub names by agent; `data` None: the recipe's validation.
 
-    `concurrency` is how many questions are under way at a time.
+    `concurrency` is the number of questions in progress at a time.
     """
 
     agents: Sequence[str]
@@ -73,7 +75,7 @@ class EvaluationRequest:
 
 
 def _generator_identity(recipe: Recipe) -> dict[str, Any]:
-    """What an answer depends on: the model, its bounds, and the window that its server has."""
+    """What an answer depends on: the model, its token limits, and the context window of its server."""
     settings = recipe.generator
     identity: dict[str, Any] = settings.client.model_dump(
         mode="json", include={"kind", "model", "max_tokens", "context_tokens", "tokenizer"}
@@ -92,7 +94,7 @@ def _generator_identity(recipe: Recipe) -> dict[str, Any]:
 
 
 def conditions_of(recipe: Recipe, generator: dict[str, Any]) -> Conditions:
-    """What all agents share, with the generator's identity."""
+    """The services that all agents share, with the generator's identity."""
     return Conditions(
         index=index_identity(recipe),
         generator=generator,
@@ -137,7 +139,7 @@ def _setting(
 
 
 def policy_client(one: Contestant, url: str, *, http: httpx.AsyncClient, recipe: Recipe) -> Policy:
-    """The client of a contestant's policy at `url`."""
+    """The client for a contestant's policy at `url`."""
     policy, sampling = one.policy, one.sampling.model_dump() if one.sampling else {}
     if policy is None:
         return NoPolicy()
@@ -158,7 +160,7 @@ def policy_client(one: Contestant, url: str, *, http: httpx.AsyncClient, recipe:
 
 
 def require_tokenizers(recipe: Recipe, units: Sequence[Unit]) -> None:
-    """Raises ConfigError for a policy whose tokenizer or chat template can not be used, before anything is started."""
+    """Check tokenizers and chat templates before anything starts. Raises ConfigError for one that can not be used."""
     for policy in (unit.contestant.policy for unit in units):
         if policy is not None and policy.mode == "tokens":
             if policy.url is None:
@@ -167,7 +169,7 @@ def require_tokenizers(recipe: Recipe, units: Sequence[Unit]) -> None:
 
 
 def _tokenizer(policy: PolicyUnderTest, recipe: Recipe) -> str:
-    """The served model's own tokenizer: where its server says it is from, unless that is a folder elsewhere."""
+    """The tokenizer of the served model: its server's `root`, unless that is a folder on another machine."""
     if policy.url is None:
         return policy.model
     root = policy.identity.get("root")
@@ -175,9 +177,11 @@ def _tokenizer(policy: PolicyUnderTest, recipe: Recipe) -> str:
 
 
 def services_id(out: Path) -> str:
-    """The mark of the services of evaluations into `out`, by which the next one finds what a `kill -9` left running.
+    """An id for the services that evaluations into `out` start; with it the next one finds what a `kill -9` left
+    running.
 
-    It is drawn by chance and kept there, so that nobody else knows it, and is of this folder alone: a copy has another.
+    It is random and stored in `out`, readable only by its owner. The folder's place is part of it, so a copy has
+    another id.
     """
     out.mkdir(parents=True, exist_ok=True)
     path = out / ".services"
@@ -194,7 +198,7 @@ def _private(path: str, flags: int) -> int:
 
 @contextmanager
 def _serving(recipe: Recipe, units: Sequence[Unit], out: Path) -> Iterator[tuple[Recipe, dict[str, str], Stack]]:
-    """What the units need, started where it is not running: the recipe with its ports, the policies' addresses, all."""
+    """Start the services that the units need and that are not running: (recipe with ports, policy addresses, stack)."""
     contestants = {unit.contestant.label: unit.contestant for unit in units}.values()
     asks_generator = any(one.asks_generator_model for one in contestants) or (
         recipe.judge.rule != "span" and recipe.judge.url is None
@@ -257,7 +261,7 @@ async def _ask(
 
 
 def services_of(recipe: Recipe, http: httpx.AsyncClient, policies: Mapping[str, Policy]) -> Services:
-    """The clients of the recipe's services, with the policies by label."""
+    """The clients for the recipe's services, with the policies by label."""
     url = recipe.generator_url
     model = make_chat_model(http, url, recipe.generator.client, error=GeneratorError)
     return Services(
@@ -270,7 +274,7 @@ def services_of(recipe: Recipe, http: httpx.AsyncClient, policies: Mapping[str, 
 
 
 def read_questions(path: Path, limit: int | None) -> tuple[str, list[Task]]:
-    """The hash of a task file and its first tasks. Raises ConfigError, also when it changes while it is read."""
+    """The hash of a task file, and its first tasks. Raises ConfigError, also if the file changes while it is read."""
     before = sha256_of(path) if path.is_file() else ""
     tasks = load_tasks(path)[:limit]
     if sha256_of(path) != before:
@@ -279,7 +283,7 @@ def read_questions(path: Path, limit: int | None) -> tuple[str, list[Task]]:
 
 
 def evaluate_job(recipe: Recipe, request: EvaluationRequest) -> int:
-    """Evaluate and print the table; 0 when every question of every agent has a result. Raises S3AgentError."""
+    """Evaluate and print the table; return 0 if every question of every agent has a result. Raises S3AgentError."""
     require_external(recipe)
     recipe = with_precision(recipe)
     path = request.data or recipe.data.validation
@@ -314,7 +318,7 @@ def evaluate_job(recipe: Recipe, request: EvaluationRequest) -> int:
                 table = _evaluate(recipe, request, pipeline, contestants, tasks, out, key)
             except Interrupted as interrupted:
                 console.print(
-                    f"stopped by {interrupted}; what is done is kept in {out}, the same command goes on from there",
+                    f"stopped by {interrupted}; {out} keeps what is finished, the same command continues from there",
                     highlight=False,
                 )
                 return interrupted.code
@@ -323,7 +327,7 @@ def evaluate_job(recipe: Recipe, request: EvaluationRequest) -> int:
     console.print(f"results: {out}/results.jsonl, table.json, table.md", highlight=False)
     if missing:
         console.print(
-            f"{missing} results are missing and in no number above; the same command tries them again", style="red"
+            f"{missing} results are missing, not in the numbers above; the same command tries them again", style="red"
         )
     return int(bool(missing))
 
@@ -362,7 +366,7 @@ def _evaluate(
         progress.close()
     table = table_of(numbers, [one.label for one in contestants])
     complete = not any(agent.failed for agent in table.agents)
-    # Only a table without gaps is printed again as it is; otherwise what failed is tried again.
+    # Only a complete table is printed again unchanged; otherwise the failed questions are tried again.
     write_whole(out / "table.json", table.model_copy(update={"key": key if complete else ""}).model_dump_json(indent=1))
     write_whole(out / "table.md", markdown(table))
     return table

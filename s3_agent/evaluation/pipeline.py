@@ -1,7 +1,8 @@
-"""One question through an evaluation: episode, context, answer, verdict, each kept as soon as it is made.
+"""Evaluates one question in stages (episode, context, answer, verdict) and keeps each result as soon as it exists.
 
-What is kept needs no service: a finished evaluation is read again without any, and a killed one asks only for what is
-missing. A stage that fails makes its question `failed` with the boundary at fault; nothing of it is scored.
+`run` calls it for each agent and question. A kept result needs no service: a finished evaluation is read without any,
+and a killed one computes only what is missing. If a stage fails, its question is `failed` with the boundary at fault,
+and is not scored.
 """
 
 import time
@@ -42,7 +43,7 @@ _VERDICT_CODE = (
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Whatever a stage may ask; `policies` by label. `generator` makes prompts also when no server runs."""
+    """The clients that stages call; `policies` by label. `generator` builds prompts even if no server runs."""
 
     policies: Mapping[str, Policy]
     retriever: Retriever
@@ -53,7 +54,7 @@ class Services:
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What all contestants share: identities of index, generator and judge, as they go into the keys of stages."""
+    """Identities that all contestants share (index, generator, judge), as used in the keys of stages."""
 
     index: dict[str, Any]
     generator: dict[str, Any]
@@ -64,7 +65,7 @@ class Conditions:
 
 
 class Pipeline:
-    """The stages of one evaluation folder. A context manager that closes their files."""
+    """The stages of one evaluation folder. A context manager: it closes their files."""
 
     def __init__(self, folder: Path, conditions: Conditions) -> None:
         self.conditions = conditions
@@ -99,7 +100,7 @@ class Pipeline:
     async def evaluate(
         self, contestant: Contestant, task: Task, services: Services, *, ask: bool = True
     ) -> EvaluatedTask:
-        """The result of one question. Raises the BoundaryError of what failed; NotKept where it may not `ask`."""
+        """The result of one question. Raises BoundaryError, and NotKept if it needs a service and `ask` is false."""
 
         def asking(make: Callable[[], Awaitable[Made]]) -> Callable[[], Awaitable[Made]] | None:
             return make if ask else None
@@ -119,7 +120,7 @@ class Pipeline:
         shown: tuple[Passage, ...] = ()
         answered: Made = {}
         answer = None if settings.asks_generator else settings.own_answer(episode)
-        # An episode that ended without what the method needs is given to nobody: it has no answer, which is wrong.
+        # If an episode ended without what the method needs, no generator is called: there is no answer, which is wrong.
         if settings.asks_generator and episode.stop_reason is not StopReason.INVALID:
             prompt = settings.answer_prompt
 
@@ -138,7 +139,7 @@ class Pipeline:
                 reply = await services.model.ask(messages)
                 return {**asdict(reply), "seconds": time.monotonic() - started}
 
-            # By the messages themselves: agents that show the same get the same answer.
+            # The key is made from the messages: agents that show the same passages get the same answer.
             answered = await self.answers.once(
                 key_of(self.conditions.generator, messages, code_of(*_REPLY_CODE)), asking(generate)
             )

@@ -1,5 +1,6 @@
-"""Who plays in an evaluation: each agent with its settings and its policy, which is given by address or folder, of a
-run, the recipe's, or the generator's model."""
+"""Resolves the agents of an evaluation: for each label its settings and its policy.
+
+A policy comes from an address, a folder, a finished run, the recipe, or is the generator's model."""
 
 import asyncio
 import hashlib
@@ -30,16 +31,16 @@ async def _served(url: str, key: str | None) -> dict[str, Any]:
 
 
 def _template_identity(template: ChatTemplate) -> dict[str, str]:
-    """What tells a template file from another of that name; nothing for a model's own."""
+    """Distinguishes a template file from another with the same name; empty for the model's own template."""
     text = template.text()
     return {} if text is None else {"chat_template": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def require_servers_template(template: ChatTemplate, url: str) -> None:
-    """Raises ConfigError for a template file where chat messages are sent: that server applies its own."""
+    """Raises ConfigError for a template file with a server that gets chat messages: it applies its own template."""
     if template.chat_template is not None:
         raise ConfigError(
-            f"{url} is asked by chat messages and applies a chat template of its own, not {template.chat_template}",
+            f"{url} gets chat messages and applies its own chat template, not {template.chat_template}",
             remedy="start that server with --chat-template, and leave policy.chat_template out",
         )
 
@@ -61,7 +62,7 @@ def served_policy(url: str, policy: PolicyRecipe, *, key: str | None) -> PolicyU
 
 
 def hosted_policy(model: str, policy: PolicyRecipe) -> PolicyUnderTest:
-    """A model folder or hub name that we serve ourselves. Raises ConfigError for a folder without a model."""
+    """The policy of a model folder or hub name, served by us. Raises ConfigError for a folder without a model."""
     if Path(model).is_dir() and not (Path(model) / "config.json").exists():
         raise ConfigError(f"{model} holds no model", remedy="give a folder with config.json, a hub name or an address")
     identity = {**model_identity(model), **_template_identity(policy.template)}
@@ -69,7 +70,7 @@ def hosted_policy(model: str, policy: PolicyRecipe) -> PolicyUnderTest:
 
 
 def generator_as_policy(recipe: Recipe, identity: Mapping[str, Any]) -> PolicyUnderTest:
-    """The generator's model, for agents that are a prompt and need no training. Raises ConfigError for Claude."""
+    """The generator's model as policy, for agents that consist of prompts. Raises ConfigError for Claude."""
     if not recipe.generator.openai_compatible:
         raise ConfigError(
             f"agents without a trained policy are played by the generator's model, and {recipe.generator.kind} is not "
@@ -95,7 +96,7 @@ def trained_policy(run: Path) -> tuple[Recipe, PolicyUnderTest]:
 
 
 def _settings(label: str, settings: AgentSettings) -> AgentSettings:
-    """Settings that score answers as an evaluation does, with the source of answers that the label names."""
+    """The settings with an evaluation's scoring and the source of answers that the label names."""
     name, _, source = label.partition(":")
     if source and source not in _ANSWERS:
         raise ConfigError(f"{label!r} is not an agent", remedy=f"write {name}, {name}:ret or {name}:self")
@@ -118,8 +119,8 @@ def contestants_of(
 ) -> list[Contestant]:
     """The agents by label: NAME, NAME:ret (the generator answers from what was selected) or NAME:self.
 
-    `given` holds addresses, folders or hub names by label or name; `runs` are folders of finished runs, whose agent is
-    played with its run's settings; `generator` is the generator's identity. Raises ConfigError and PolicyError.
+    `given` holds addresses, folders or hub names by label or name. `runs` are folders of finished runs; their agents
+    keep the settings of their runs. `generator` is the generator's identity. Raises ConfigError and PolicyError.
     """
     trained = {run_recipe.agent.name: (run_recipe.agent, policy) for run_recipe, policy in map(trained_policy, runs)}
     if unknown := sorted(label for label in given if label.partition(":")[0] not in METHODS):
@@ -138,7 +139,7 @@ def contestants_of(
             policy = hosted_policy(address or recipe.policy_of(name).model, recipe.policy_of(name))
         elif policy is None and kind != "none":
             policy = generator_as_policy(recipe, generator)
-        if policy is not None and kind != "protocol":  # its prompts are texts; no token of it is trained on
+        if policy is not None and kind != "protocol":  # its prompts are texts; none of its tokens are trained on
             policy = policy.model_copy(update={"mode": "chat"})
         if policy is not None and policy.mode == "chat" and policy.url:
             require_servers_template(policy.template, policy.url)

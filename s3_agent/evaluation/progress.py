@@ -1,4 +1,4 @@
-"""What is seen while an evaluation runs: how far each agent is, its running means, and when it will be done."""
+"""Shows the progress of an evaluation: each agent's finished questions, its running means, and the time left."""
 
 import time
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ class _Means:
 
 
 class EvaluationProgress:
-    """A bar for each agent on a terminal, a line now and then elsewhere or when `plain`."""
+    """A bar for each agent on a terminal; elsewhere, or if `plain`, a line at intervals."""
 
     def __init__(self, console: Console, questions: Mapping[str, int], *, plain: bool) -> None:
         self._console = console
@@ -54,7 +54,7 @@ class EvaluationProgress:
             self._live.start()
 
     def __call__(self, result: EvaluatedTask) -> None:
-        """One more question has a result."""
+        """Count one more result."""
         means = self._means[result.agent]
         means.add(result)
         if self._live is not None:
@@ -64,7 +64,7 @@ class EvaluationProgress:
             self._console.print(self._line(), highlight=False)
 
     def resumed(self) -> None:
-        """All so far was kept from before: the time that is left goes by what comes now."""
+        """Mark the results so far as kept by earlier calls; the time left is estimated only from new ones."""
         self._kept = self._counted
         self._started = time.monotonic()
         for label, bar in self._bars.items():

@@ -1,7 +1,7 @@
-"""What an evaluation leaves in its folder: one line per agent and question, and what makes its numbers comparable.
+"""The files of an evaluation folder: one line per agent and question, and the settings behind the numbers.
 
-`evaluation.json` holds an EvaluationSetting, `results.jsonl` one EvaluatedTask a line in any order. Everything that is
-printed, drawn or exported afterwards is computed from these two files.
+`evaluation.json` holds an EvaluationSetting, `results.jsonl` one EvaluatedTask per line in any order. Tables, reports
+and exports are computed from only these two files.
 """
 
 import json
@@ -22,21 +22,21 @@ class _Record(BaseModel):
 
 
 class Failure(_Record):
-    """Why a question has no result: the boundary at fault (`policy`, `retriever`, `generator`, `judge`, …)."""
+    """Why a question has no result: the boundary that failed (`policy`, `retriever`, `generator`, `judge`, …)."""
 
     boundary: str
     message: str
 
 
 class EvaluatedTask(_Record):
-    """One agent on one question. A failed one has a `failure` and no scores: it is missing, never wrong.
+    """The result of one agent on one question. A failed one has a `failure` and no scores: it is missing, never wrong.
 
-    `shown` are the passages that the generator read; empty where the policy's own answer counts. `scores` has the
-    keys of SCORES, each between 0 and 1. `counts` are searches, turns, and tokens by who wrote or read them
+    `shown` are the passages that the generator read; empty if the policy's own answer counts. `scores` has the keys of
+    SCORES, each between 0 and 1. `counts` holds searches, turns, and tokens by reader or writer
     (`policy_prompt_tokens`, `policy_response_tokens`, `generator_prompt_tokens`, `generator_response_tokens`), and
-    `answer_cut`, 1 where the generator's answer ended at its token limit.
-    `recall_by_turn[i]` says whether a gold answer occurs in what was retrieved up to the i-th retrieval (0 is the
-    initial one). `timings` are seconds by stage; `cost_usd` is None where no price is known.
+    `answer_cut`, 1 if the generator's answer ended at its token limit. `recall_by_turn[i]` is true if a gold answer
+    occurs in what was retrieved up to the i-th retrieval (0 is the initial one). `timings` are seconds by stage;
+    `cost_usd` is None if no price is known.
     """
 
     agent: str
@@ -54,7 +54,7 @@ class EvaluatedTask(_Record):
 
 
 def results_of(path: Path) -> Iterator[EvaluatedTask]:
-    """The results of an evaluation, one at a time. Raises ConfigError with the line at fault."""
+    """Yield the results of an evaluation one at a time. Raises ConfigError with the wrong line."""
     try:
         with path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
@@ -62,8 +62,8 @@ def results_of(path: Path) -> Iterator[EvaluatedTask]:
                     yield EvaluatedTask.model_validate_json(line)
                 except ValueError as cause:
                     raise ConfigError(
-                        f"{path}:{number} is no result of an evaluation: {cause}",
-                        remedy="run the evaluation again: what it has kept is not asked a second time",
+                        f"{path}:{number} is not a result of an evaluation: {cause}",
+                        remedy="run the evaluation again: it keeps what is finished and computes only the rest",
                     ) from cause
     except OSError as cause:
         raise ConfigError(
@@ -75,7 +75,7 @@ class EvaluationSetting(_Record):
     """What the numbers of an evaluation depend on.
 
     `agents` maps an agent's label to its resolved settings, policy model and sampling; `services` describes corpus,
-    index, generator and judge; `data` the questions (path, hash, how many, sampling seed).
+    index, generator and judge; `data` describes the questions (path, hash, count, sampling seed).
     """
 
     agents: dict[str, dict[str, Any]]
@@ -87,7 +87,7 @@ class EvaluationSetting(_Record):
 
 
 def read_json(path: Path) -> dict:
-    """The object in a file; an empty one where there is none, or none that can be read."""
+    """The JSON object in a file; an empty one if the file is missing or can not be read."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

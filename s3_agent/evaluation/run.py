@@ -1,7 +1,7 @@
-"""Many questions at a time: what is kept first, then the rest, as fast as the endpoints take them.
+"""Evaluates many questions concurrently: first reports the kept results, then computes the missing ones.
 
-An agent whose questions fail one after the other is given up for now, so that a service which is gone costs minutes and
-not hours; its questions are failed with that boundary and tried again by the next call.
+If many questions of an agent fail in a row, the rest of them are marked failed with that boundary and not tried, so
+that a missing service costs minutes and not hours. The next call tries them again.
 """
 
 import asyncio
@@ -21,23 +21,23 @@ Done = Callable[[EvaluatedTask], None]
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One agent on one question."""
+    """One agent and one question."""
 
     contestant: Contestant
     task: Task
 
     def failed(self, failure: Failure) -> EvaluatedTask:
-        """The result of a question that has none."""
+        """The record of a question that failed."""
         return EvaluatedTask(agent=self.contestant.label, task=self.task, state="failed", failure=failure)
 
 
 def units_of(contestants: Sequence[Contestant], tasks: Iterable[Task]) -> list[Unit]:
-    """Every agent on every question, question by question, so that running means can be compared."""
+    """All pairs of agent and question, ordered by question, so that running means can be compared."""
     return [Unit(contestant, task) for task in tasks for contestant in contestants]
 
 
 async def read_kept(pipeline: Pipeline, units: Iterable[Unit], services: Services, *, done: Done) -> list[Unit]:
-    """Report the results that need nothing new; the units that are left."""
+    """Report the results that are already kept; return the units that remain."""
     left = []
     for unit in units:
         try:

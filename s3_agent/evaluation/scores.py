@@ -1,4 +1,4 @@
-"""The numbers of one question, from what its stages made: pure, so that they can be counted again at any time."""
+"""Computes the scores and counts of one question from the results of its stages. Pure functions."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,12 +8,12 @@ from s3_agent.types import Episode, Passage
 
 
 def holds_answer(passages: Sequence[Passage], golds: Sequence[str]) -> bool:
-    """Whether a gold answer's tokens stand together in the title or the text of one of the passages."""
+    """Whether the tokens of a gold answer occur in sequence in the title or text of one of the passages."""
     return any(span_match(f"{passage.title}\n{passage.text}", golds) for passage in passages)
 
 
 def recall_by_turn(episode: Episode, golds: Sequence[str]) -> tuple[bool, ...]:
-    """Whether a gold answer occurs in what was retrieved up to each retrieval, the initial one first."""
+    """For each retrieval, the initial one first: whether a gold answer occurs in what was retrieved so far."""
     retrieved = [episode.initial_passages, *(turn.passages for turn in episode.turns if turn.passages is not None)]
     found, recalls = False, []
     for passages in retrieved:
@@ -25,7 +25,7 @@ def recall_by_turn(episode: Episode, golds: Sequence[str]) -> tuple[bool, ...]:
 def counts_of(episode: Episode, answered: Mapping[str, int | None]) -> dict[str, int]:
     """Searches, turns, tokens, and whether the generator's answer was cut at its token limit.
 
-    Tokens that no server counted are left out; every call's prompt counts whole.
+    Tokens that no server counted are left out; the prompt of every call counts in full.
     """
     counts = {
         "searches": episode.searches,
@@ -42,7 +42,7 @@ def counts_of(episode: Episode, answered: Mapping[str, int | None]) -> dict[str,
 
 
 def cost_of(counts: Mapping[str, int], *, models: Mapping[str, str], prices: Mapping[str, Price]) -> float | None:
-    """US dollars of one question, None where a price or a count is missing. `models` maps policy and generator."""
+    """US dollars for one question, None if a price or a count is missing. `models` maps policy and generator."""
     total = 0.0
     for who, model in models.items():
         price = prices.get(model)

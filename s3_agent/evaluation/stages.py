@@ -1,7 +1,8 @@
-"""What each stage of an evaluation made, kept under a key of everything that it depends on.
+"""Keeps the results of the stages of an evaluation, each under a key of everything that it depends on.
 
-A line is appended whole as soon as a stage is done, so that nothing which was paid for is lost to a `kill -9`; what is
-kept is never made again, and what depends on something that changed is never found. Values stay on the disk.
+`pipeline` reads and writes through it. A line is appended as soon as a stage is done, so a `kill -9` loses no result
+that was paid for. A kept result is never computed again, and a result whose inputs changed is never found. Values stay
+on the disk; only their places are in memory.
 """
 
 import asyncio
@@ -32,7 +33,7 @@ Made = dict[str, Any]
 
 
 class NotKept(Exception):
-    """A stage's result is not there, and nothing may be asked for it now."""
+    """The result of a stage is not kept, and it may not be computed now."""
 
 
 def key_of(*parts: Any) -> str:
@@ -43,7 +44,7 @@ def key_of(*parts: Any) -> str:
 
 @cache
 def code_of(*modules: str) -> str:
-    """A key of the source of modules and of all that is in packages: prompts, parsers and rules are written there."""
+    """A key of the source code of modules and of whole packages, since it holds prompts, parsers and rules."""
     digest = hashlib.sha256()
     for module in modules:
         spec = find_spec(module)
@@ -69,7 +70,7 @@ def only_one(folder: Path) -> Iterator[None]:
 
 
 class Stage:
-    """The append-only JSONL file of one stage. What a kill left of a last line is cut off when it is opened."""
+    """The append-only JSONL file of one stage. An incomplete last line, left by a kill, is removed on opening."""
 
     def __init__(self, path: Path) -> None:
         self._lines = AppendedLines(path)
@@ -82,7 +83,7 @@ class Stage:
             log.warning("lines that are not ours are passed over", file=str(path), lines=len(foreign), line=foreign[0])
 
     def _note(self, line: bytes) -> bool:
-        """Where the value of the file's next line is. False for a line without one."""
+        """Note the place of the value in the file's next line. Returns False for a line without one."""
         at, self._end = self._end, self._end + len(line)
         if not (line.startswith(_HEAD) and line[:_VALUE_AT].endswith(_VALUE) and line.endswith(b"}\n")):
             return False
@@ -97,7 +98,7 @@ class Stage:
         return key in self._kept
 
     def find(self, key: str) -> Made:
-        """What is kept under `key`. Raises NotKept, also where what is kept can not be read: it is made again."""
+        """The value kept under `key`. Raises NotKept, also if the value can not be read; then it is computed again."""
         if key not in self._kept:
             raise NotKept(key)
         at, size = self._kept[key]
@@ -110,16 +111,16 @@ class Stage:
             raise NotKept(key) from cause
 
     async def once(self, key: str, make: Callable[[], Awaitable[Made]] | None) -> Made:
-        """What is kept under `key`, or else is made now, once for all who ask.
+        """The value kept under `key`; otherwise it is computed now, once for all concurrent callers.
 
-        Raises what `make` raises, and NotKept where it is None.
+        Raises what `make` raises, and NotKept if `make` is None.
         """
         with nullcontext() if make is None else suppress(NotKept):
             return self.find(key)
         assert make is not None
         making = self._making.get(key)
         if making is None:
-            # A task of its own: who asked first may be cancelled while others wait.
+            # A separate task: the first caller may be cancelled while others wait.
             making = self._making[key] = asyncio.create_task(self._make(key, make))
             making.add_done_callback(lambda done: self._landed(key, done))
         return await asyncio.shield(making)
@@ -135,7 +136,7 @@ class Stage:
     def _landed(self, key: str, done: asyncio.Task[Made]) -> None:
         del self._making[key]
         if not done.cancelled():
-            done.exception()  # seen, also when everyone who waited has gone
+            done.exception()  # retrieve the exception even if no caller waits any more
 
     def close(self) -> None:
         """Close the file."""

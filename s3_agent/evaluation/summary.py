@@ -1,6 +1,6 @@
-"""The run's summary, from what its processes wrote: episodes by the workers, metrics by the trainer.
+"""Computes a training run's summary from the episodes that the workers and the metrics that the trainer wrote.
 
-Rewards are counted from the episodes, because the trainer's own means count a failed rollout as 0
+Rewards are averaged over the episodes, because the trainer's own means count a failed rollout as 0
 (docs/originals.md#f4).
 """
 
@@ -21,14 +21,14 @@ MetricRow = dict[str, Any]
 
 
 class Summary(BaseModel):
-    """What `summary.json` holds. Accuracies are shares of questions; `rows_per_rollout` must be 1 in a healthy run.
+    """The content of `summary.json`. Accuracies are shares of questions; `rows_per_rollout` must be 1 in a healthy run.
 
-    `val_n` counts the questions scored in both passes, `val_missing` those left out because a rollout of theirs failed.
-    `contexts_cut` counts answers from passages that the generator's window did not hold whole, `answers_cut` answers
-    that ended at the generator's token limit, `judge_unclear` verdicts that were neither yes nor no. `nonfinite_steps`
-    are steps whose gradient norm was not a number; `grad_norm_max` is over the others. `test` is what `p_value` is of
-    (`intervals.Difference`). What compares with naive RAG is None in a run without a naive-RAG cache. `changes` names
-    what was changed when the run was resumed, and after which step.
+    `val_n` counts the questions scored in both passes, `val_missing` those left out because one of their rollouts
+    failed. `contexts_cut` counts answers whose passages did not fit the generator's window, `answers_cut` answers that
+    ended at the generator's token limit, `judge_unclear` verdicts that were neither yes nor no. `nonfinite_steps`
+    counts steps whose gradient norm was not finite; `grad_norm_max` is over the others. `test` names the test behind
+    `p_value` (`intervals.Difference`). Fields that compare with naive RAG are None in a run without a naive-RAG cache.
+    `changes` lists the settings that changed when the run was resumed, and after which step.
     """
 
     steps: int
@@ -72,18 +72,18 @@ def training_rows(metrics: Sequence[MetricRow]) -> list[dict[str, Any]]:
 
 
 def logprob_gap(metrics: Sequence[MetricRow], *, after_step: int = 0) -> float | None:
-    """The largest mean difference between the policy server's and the trainer's log-probs, in nats, after a step."""
+    """The largest mean difference of a step between the policy server's and the trainer's log-probs, in nats."""
     gaps = (row["data"].get("rollout_corr/log_ppl_abs_diff") for row in metrics if row["step"] > after_step)
     return max(filter(_is_finite, gaps), default=None)
 
 
 def _is_finite(value: float | None) -> bool:
-    """The trainer's log has null where a metric was not a number."""
+    """The trainer's log has null for a metric that was not a number."""
     return value is not None and isfinite(value)
 
 
 def validation_passes(records: Sequence[EpisodeRecord]) -> list[dict[str, EpisodeRecord]]:
-    """Validation records by question id, one mapping a pass: the i-th rollout of a question belongs to pass i."""
+    """Validation records by question id, one mapping per pass: the i-th rollout of a question belongs to pass i."""
     seen: dict[str, list[EpisodeRecord]] = defaultdict(list)
     for record in sorted(records, key=lambda record: record.finished_at):
         if not record.is_train and record.task is not None:
@@ -93,7 +93,7 @@ def validation_passes(records: Sequence[EpisodeRecord]) -> list[dict[str, Episod
 
 
 def reward_curve(records: Sequence[EpisodeRecord], *, rollouts_per_step: int) -> list[float | None]:
-    """Mean reward of each step's succeeded training rollouts, in order of their end; None when all of a step failed."""
+    """Mean reward of each step's succeeded training rollouts, ordered by end; None if all rollouts of a step failed."""
     trained = sorted((record for record in records if record.is_train), key=lambda record: record.finished_at)
     curve = []
     for step in batched(trained, rollouts_per_step):
@@ -103,7 +103,7 @@ def reward_curve(records: Sequence[EpisodeRecord], *, rollouts_per_step: int) ->
 
 
 def accuracies(records: Mapping[str, EpisodeRecord]) -> dict[str, float]:
-    """Scores by question id: the accuracy, or the reward of a user's class, which reports no more."""
+    """Scores by question id: the accuracy, or the reward if a user's class reports nothing else."""
     scores = {key: record.reward if record.accuracy is None else record.accuracy for key, record in records.items()}
     return {key: score for key, score in scores.items() if score is not None}
 
@@ -124,7 +124,7 @@ def summarize(
     versions: dict[str, str],
     changes: Sequence[str] = (),
 ) -> Summary:
-    """The summary of a finished run. Raises S3AgentError when there are not two whole validation passes to compare."""
+    """The summary of a finished run. Raises S3AgentError without two complete validation passes to compare."""
     passes = validation_passes(records)
     if len(passes) < 2:
         raise S3AgentError(

@@ -1,7 +1,7 @@
-"""The result table of an evaluation: means and intervals by agent and data source, and which differences are real.
+"""Computes the result table of an evaluation: means and intervals by agent and data source, and tested differences.
 
-It is counted from `results.jsonl`. A question that failed is missing from its agent's means and counted beside
-them; agents are compared on the questions that both have.
+Its only input is `results.jsonl`. A failed question is left out of its agent's means and counted separately; two agents
+are compared on the questions that both have.
 """
 
 from collections import Counter, defaultdict
@@ -15,11 +15,11 @@ from s3_agent.evaluation.records import SCORES, EvaluatedTask
 from s3_agent.evaluation.statistics.intervals import Difference, Estimate, difference_of, estimate_means, holm
 
 COMPARED = (*SCORES, "searches", "tokens")
-"""Measures by which agents are compared, each a family of its own for the correction."""
+"""Measures by which agents are compared; each is a separate family for Holm's correction."""
 
 
 class Numbers(NamedTuple):
-    """What the table needs of one EvaluatedTask. `values` has a number by measure, without those that are unknown."""
+    """The fields of one EvaluatedTask that the table needs. `values` maps measures to numbers, without unknown ones."""
 
     agent: str
     question: str
@@ -29,9 +29,9 @@ class Numbers(NamedTuple):
 
 
 class AgentResult(BaseModel):
-    """One agent's means: over all its questions, by data source, and the plain mean of the sources (macro).
+    """One agent's means: over all its questions, by data source, and the unweighted mean of the sources (macro).
 
-    `questions` were asked, `failed` counts those without a result by the boundary at fault.
+    `questions` is their number; `failed` counts those without a result, by the boundary at fault.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -45,14 +45,14 @@ class AgentResult(BaseModel):
 
     @property
     def evaluated(self) -> int:
-        """How many questions have a result."""
+        """The number of questions with a result."""
         return self.questions - sum(self.failed.values())
 
 
 class EvaluationTable(BaseModel):
-    """What `table.json` holds: agents in the order in which they were named, and every pair of them compared.
+    """The content of `table.json`: agents in the order in which they were named, and a comparison of every pair.
 
-    `key` stands for everything that a table without gaps depends on; it is empty for one with gaps.
+    `key` identifies all inputs of a complete table; it is empty for an incomplete one.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -63,7 +63,7 @@ class EvaluationTable(BaseModel):
 
 
 def numbers_of(result: EvaluatedTask) -> Numbers:
-    """The numbers of one result. `tokens` are all that policy and generator read and wrote, `seconds` all stages'."""
+    """The numbers of one result. `tokens` counts all that policy and generator read and wrote, `seconds` all stages."""
     values: dict[str, float] = {**result.scores, **result.counts}
     known = [count for name, count in result.counts.items() if name.endswith("_tokens")]
     if known:

@@ -299,7 +299,7 @@ def test_a_corrupt_download_is_fetched_again(world: World, tmp_path: Path) -> No
 @pytest.mark.parametrize("path", [CORPUS, "nq/train.jsonl"], ids=["in LFS", "in git"])
 def test_a_mirror_that_changes_files_is_refused(world: World, tmp_path: Path, path: str) -> None:
     world.hub.spoil[path] = 99
-    with pytest.raises(DataError, match=rf"{path} came with the hash .*, .* was published"):
+    with pytest.raises(DataError, match=rf"{path} arrived with the hash .*, but .* was published"):
         prepare(world, tmp_path / "data", wanted="download")
     assert "download.json" not in manifests(tmp_path / "data")
 
@@ -524,6 +524,6 @@ def test_a_mirror_that_names_other_folders_writes_nothing(world: World, tmp_path
     ):
         for name, value in hub_at(url).items():
             patch.setattr(f"huggingface_hub.{name}", value, raising=False)
-        with pytest.raises(DataError, match="can not be one"):
+        with pytest.raises(DataError, match="lists an invalid file"):
             prepare(world, tmp_path / "data", wanted="download")
     assert not list(tmp_path.rglob("outside*")) and not (tmp_path / "hf").exists()

@@ -405,7 +405,7 @@ def test_each_fault_of_a_package_is_an_error_that_names_it(faulty: str, what: st
     asked = [[*BASE, SORTS[what].format(name)] for name in (ours, theirs, misspelt, "broken", "wrong")]
     stolen, double, unknown, broken, wrong = errors(faulty, asked)
     for text, packages in ((stolen, ("s3-agent (", "thief 1.0 (")), (double, ("double 1.0 (", f"{PACKAGE} ("))):
-        assert f"the {what} " in text and "is brought by two packages" in text and "uninstall one of them" in text
+        assert f"the {what} " in text and "is registered by two packages" in text and "uninstall one of them" in text
         assert all(package in text for package in packages), text
     assert f"there is no {what} {misspelt!r}" in unknown and f"do you mean {theirs}?" in unknown
     assert f"the {what} 'broken' of the package broken-package 1.0 can not be loaded" in broken

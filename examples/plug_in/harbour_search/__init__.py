@@ -1,1 +1,1 @@
-"""A plug-in for s3-agent. Each module brings one thing, which `pyproject.toml` registers by name."""
+"""A plug-in for s3-agent. Each module defines one variant, which `pyproject.toml` registers by name."""

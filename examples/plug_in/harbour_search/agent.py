@@ -13,7 +13,7 @@ INSTRUCTIONS = "Write <look_up> what to search for </look_up>, or <look_up> done
 
 
 class LookUpProtocol:
-    """What the policy reads and writes. `neutral` keeps passages and questions from writing a tag of it."""
+    """The text that the policy reads and writes. `neutral` prevents passages and questions from forging its tags."""
 
     stop: tuple[str, ...] = ("</look_up>",)
     invalid_hint: str | None = f"\n{INSTRUCTIONS}"

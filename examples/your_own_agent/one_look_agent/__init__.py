@@ -25,7 +25,7 @@ def chat(http: httpx.Client, base: str, model: str, content: str, **options: Any
 
 
 class OneLook:
-    """What Agent Lightning starts for each rollout: `run()`, its input in the environment, a reward at the end."""
+    """Agent Lightning calls `run()` for each rollout: it reads its input from the environment and posts a reward."""
 
     def run(self) -> None:
         task = json.loads(os.environ["S3_AGENT_TASK"])

@@ -1,4 +1,4 @@
-"""Text to terms as Lucene's EnglishAnalyzer makes them, so that rankings are those of the Lucene indexes.
+"""Converts text to terms like Lucene's EnglishAnalyzer, so that rankings equal those of Lucene indexes.
 
 StandardTokenizer, EnglishPossessiveFilter, LowerCaseFilter, StopFilter, PorterStemFilter. Words are found by the word
 boundaries of Unicode's UAX 29 as far as scripts with spaces need them; an ideograph or a hiragana is a term.
@@ -21,7 +21,8 @@ _IDEOGRAPH = r"[\u3040-\u309f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
 _LETTER = rf"(?:(?!{_IDEOGRAPH}|{_KATAKANA})[^\W\d_])"
 _MARK = r"[\u0300-\u036f\u00ad\u200d]"
 _APOSTROPHES = ("'", "\u2019", "\uff07")
-# What joins letters (UAX 29's MidLetter, MidNumLet, single quote) and digits (MidNum, MidNumLet); `_` joins anything.
+# Characters that join letters (UAX 29's MidLetter, MidNumLet, single quote) and digits (MidNum, MidNumLet); `_` joins
+# both.
 _JOINS_LETTERS = r"['.\u2019\u00b7:\u2024\ufe52\uff07\uff0e]"
 _JOINS_DIGITS = r"[.,;'\u2019\u066c\u2024]"
 _WORD = re.compile(
@@ -30,20 +31,20 @@ _WORD = re.compile(
     rf"(?:{_LETTER}|\d|_|{_MARK}|(?<={_LETTER}){_JOINS_LETTERS}(?={_LETTER})|(?<=\d){_JOINS_DIGITS}(?=\d))*"
 )
 _ALNUM = re.compile(r"[^\W_]")
-# Words whose doubled consonant Lucene's Porter makes single and Snowball's does not ("trekking"). A pair of UTF-16's
-# units is not a doubled one.
+# Words whose double consonant Lucene's Porter makes single and Snowball's does not ("trekking"). Two UTF-16 units of
+# one character are not a double consonant.
 _DOUBLED = re.compile(r"(.*([^aeioulszbdfgmnprt\U00010000-\U0010ffff]))\2(?:ed|ing)s?", re.DOTALL)
-# Words that Porter's first two steps leave with the ending -logi or -bli: Lucene's makes -log and -ble of it.
+# Words that Porter's first two steps leave with the ending -logi or -bli: Lucene's changes it to -log or -ble.
 _LOGI_OR_BLI = re.compile(r"(.*)(log|bl)(?:ies|[iy](?:ed|ing)?s?)", re.DOTALL)
 
 
 def stemmer_release(stemmer: str) -> str:
-    """The library that stems, with its release; "" for no stemmer."""
+    """The stemming library with its release; "" for no stemmer."""
     return f"PyStemmer {version('PyStemmer')}" if stemmer else ""
 
 
 def _consonants(word: str) -> list[bool]:
-    """Whether each letter is a consonant to Porter: `y` is one at the start and after a vowel."""
+    """For each letter, whether it is a consonant in Porter's sense: `y` is one at the start and after a vowel."""
     found: list[bool] = []
     for letter in word:
         found.append(letter not in "aeiou" and (letter != "y" or not found or not found[-1]))
@@ -68,10 +69,10 @@ def _like_lucene(word: str) -> str:
 
 
 class LucenePorter:
-    """Snowball's `porter` with the rules that Lucene's PorterStemFilter has beside it.
+    """Snowball's `porter` with the additional rules of Lucene's PorterStemFilter.
 
     -logi becomes -log and -bli becomes -ble before the later steps, so that "psychology" finds "psychological"; any
-    doubled consonant but l, s and z becomes single before -ed and -ing; words of one or two characters stay ("us").
+    double consonant except l, s and z becomes single before -ed and -ing; words of one or two characters stay ("us").
     """
 
     def __init__(self) -> None:
@@ -118,7 +119,7 @@ class EnglishAnalyzer:
         return found
 
     def terms(self, text: str) -> list[str]:
-        """The terms of a text, in its order."""
+        """The terms of a text, in order."""
         words = self.words(text)
         return self._stem.stemWords(words) if self._stem else words
 

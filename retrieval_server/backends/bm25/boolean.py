@@ -1,8 +1,9 @@
-"""Boolean queries, where the settings ask for them: AND, OR, NOT, parentheses, and quotes that need every word.
+"""Parses Boolean queries, if the settings enable them: AND, OR, NOT, parentheses, and quotes that need every word.
 
-Lucene's bag-of-words search gives these signs no effect, and so does ours by default. Words side by side are
-alternatives, as in the bag. The index keeps no positions: a quoted phrase needs all its words, in any order. What can
-not be parsed, like an open parenthesis, is read as far as it makes sense; only nesting deeper than DEEPEST is refused.
+In Lucene's bag-of-words search these operators have no effect, and by default neither have they here. Words next to
+each other are alternatives, as in the bag of words. The index keeps no positions: a quoted phrase needs all its words,
+in any order. Invalid syntax, like an open parenthesis, is read as far as possible; only nesting deeper than DEEPEST is
+refused.
 """
 
 import re
@@ -20,14 +21,14 @@ Analyse = Callable[[str], list[str]]
 
 @dataclass(frozen=True)
 class Clause:
-    """A term, or clauses that are all needed, of which one is enough, or of which none may match."""
+    """A term, or a group of clauses: all of them, any of them, or none of them must match."""
 
     kind: Literal["term", "all", "any", "none"]
     term: str = ""
     parts: tuple["Clause", ...] = ()
 
     def positive(self) -> Iterator[str]:
-        """The terms that add to the score, as often as they stand there."""
+        """The terms that add to the score, as often as they occur."""
         if self.kind == "term":
             yield self.term
         elif self.kind != "none":
@@ -38,7 +39,7 @@ class Clause:
         """The rows that match, a boolean array like those that `mask` gives for a term."""
         if self.kind == "term":
             return mask(self.term)
-        parts = (part.matches(mask) for part in self.parts)  # one at a time: each is as long as the corpus
+        parts = (part.matches(mask) for part in self.parts)  # one at a time, since each is as long as the corpus
         if self.kind == "all":
             return reduce(lambda left, right: left & right, parts)
         either = reduce(lambda left, right: left | right, parts)
@@ -46,7 +47,7 @@ class Clause:
 
 
 def _group(kind: Literal["all", "any"], parts: Sequence[Clause | None]) -> Clause | None:
-    """None parts are stop words: they neither need nor forbid anything."""
+    """Parts that are None are stop words: they neither require nor exclude anything."""
     found = tuple(part for part in parts if part is not None)
     return found[0] if len(found) == 1 else Clause(kind, parts=found) if found else None
 
@@ -73,7 +74,7 @@ class _Parser:
         parts: list[Clause | None] = []
         while self._at < len(self._tokens):
             parts.append(self.alternatives())
-            self._takes(")")  # one that closes nothing
+            self._takes(")")  # a parenthesis without an opening one
         return _group("any", parts)
 
     def alternatives(self) -> Clause | None:
@@ -115,7 +116,7 @@ class _Parser:
 
 
 def parse(query: str, analyse: Analyse) -> Clause:
-    """The query's clause; one that matches nothing when it holds no term. `a NOT b` is `a AND NOT b`.
+    """The query's clause; without any term it matches nothing. `a NOT b` is `a AND NOT b`.
 
     Raises QueryError for one that is nested too deeply.
     """

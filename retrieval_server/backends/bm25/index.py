@@ -1,7 +1,7 @@
 """BM25 without Java: bm25s with Lucene's formula over Lucene's English analysis, memory-mapped.
 
-bm25s keeps the scores of every (passage, term) in one sparse matrix; its files are the index's. The terms are ours, and
-so is the selection of the best rows: by score, then by row, without sorting the corpus.
+bm25s keeps the score of every (passage, term) in one sparse matrix; its files are the index. Our own code makes the
+terms and selects the best rows: by score, then by row, without sorting the corpus.
 """
 
 from array import array
@@ -34,7 +34,7 @@ class Bm25:
 
     @classmethod
     def build(cls, corpus: Corpus, settings: Bm25Settings, *, report: Report = silent) -> Self:
-        """Index every passage's contents. Raises RetrievalError when there is not one term in them."""
+        """Index every passage's contents. Raises RetrievalError if they hold no term."""
         import bm25s
 
         analyzer = EnglishAnalyzer(stemmer=settings.stemmer, stopwords=settings.stopwords)
@@ -64,7 +64,7 @@ class Bm25:
         self._engine.save(str(folder), show_progress=False)
 
     def terms(self, query: str) -> list[str]:
-        """The terms that a query is searched by, as often as they stand in it."""
+        """The terms of a query, as often as they occur in it."""
         return self._analyzer.terms(query)
 
     def cost(self, query: str) -> int:

@@ -1,4 +1,4 @@
-"""BM25 as a kind of index: built in one piece, by a server too, and mapped into memory."""
+"""Registers BM25 as a kind of index: built in one step, also by a server, and mapped into memory."""
 
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,15 @@ from retrieval_server.backends.bm25.settings import Bm25Settings
 from retrieval_server.corpus import Corpus, Report
 from retrieval_server.index_kinds import IndexKind
 
-# Tested word by word to be Lucene's, and the same from PyStemmer 2.2 to 3.1: an index need not be built again.
+# Tested word by word to equal Lucene's, and equal from PyStemmer 2.2 to 3.1: an index need not be built again.
 FIXED_STEMMER = "porter"
 
 
 class Bm25Kind(IndexKind):
-    """Terms by Lucene's formula. Millions of passages are built in minutes, so a server builds what is missing."""
+    """Terms by Lucene's formula. Millions of passages take minutes, so a server builds a missing index."""
 
     settings, format, built_at_start = Bm25Settings, 3, True
-    disk_ratio = 0.5  # 0.46 of the embedded corpus
+    disk_ratio = 0.5  # measured 0.46 on the embedded corpus
 
     def load(self, corpus: Corpus, folder: Path, settings: Bm25Settings, *, report: Report) -> Backend:
         return Bm25.load(folder, settings)
@@ -29,7 +29,7 @@ class Bm25Kind(IndexKind):
         return {"stemmer": release} if release else {}
 
     def made_with(self, settings: Bm25Settings) -> dict[str, Any]:
-        """The release of a stemmer whose terms change with it."""
+        """The stemmer's release, if its terms change between releases."""
         fixed = settings.stemmer in ("", FIXED_STEMMER)
         return {} if fixed else {"stemmer": stemmer_release(settings.stemmer)}
 

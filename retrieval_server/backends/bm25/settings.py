@@ -22,5 +22,5 @@ class Bm25Settings(IndexSettings, frozen=True):
         return self.model_dump(exclude={"kind", "boolean"})
 
     def answers(self) -> dict[str, Any]:
-        """The settings that answers depend on. Boolean parsing is named only when it is on."""
+        """The settings that answers depend on. Boolean parsing is included only if it is on."""
         return self.identity() | ({"boolean": True} if self.boolean else {})

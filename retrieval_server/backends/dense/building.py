@@ -1,4 +1,4 @@
-"""The files of a dense index from vectors, wherever they come from: an encoder, a folder of ours, or a FAISS file."""
+"""Writes the files of a dense index from vectors of any source: an encoder, an index folder, or a FAISS file."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +12,13 @@ from retrieval_server.errors import RetrievalError
 FAISS_FILE = "index.faiss"
 
 Rows = Callable[[int, int], Any]
-"""Gives the vectors, float (end - start, dimension), of the passages from start to end."""
+"""Returns the vectors, float (end - start, dimension), of the passages from start to end."""
 
 
 def from_vectors(
     corpus: Corpus, settings: DenseSettings, *, rows: Rows, dimension: int, report: Report = silent
 ) -> Callable[[Path], dict[str, Any]]:
-    """What `indexing.build.write_index` is given: it fills a folder, and keeps the finished shards of vectors in it."""
+    """The argument of `indexing.build.write_index`: fills a folder, and keeps finished shards of vectors in it."""
 
     def write_files(folder: Path) -> dict[str, Any]:
         dtype = settings.vectors

@@ -1,4 +1,4 @@
-"""Text to vectors with any transformers model; pooling, prefixes, length and device are explicit settings."""
+"""Converts text to vectors with any transformers model; pooling, prefixes, length and device are explicit settings."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -7,13 +7,14 @@ from retrieval_server.backends.dense.settings import EncoderSettings
 from retrieval_server.errors import RetrievalError
 
 BATCH_TOKENS = 16384
-# Padding that costs as much as one more call of the model. On a CPU a call costs little (32 measured with
-# `benchmarks/retrieval_encoder.py`'s model and texts); an accelerator computes a few thousand tokens in a call's time.
+# The number of padding tokens that costs as much as one more call of the model. On a CPU a call costs little (32
+# measured with `benchmarks/retrieval_encoder.py`'s model and texts); an accelerator computes a few thousand tokens in a
+# call's time.
 _CPU_PADDING, _ACCELERATOR_PADDING = 32, 4096
 
 
 class Encoder:
-    """A loaded model. Texts of like length are computed together, so that little is spent on padding."""
+    """A loaded model. Texts of similar length are computed together, so that little time goes into padding."""
 
     def __init__(self, settings: EncoderSettings) -> None:
         import torch
@@ -26,7 +27,7 @@ class Encoder:
                 settings.model, trust_remote_code=False, dtype=getattr(torch, settings.dtype)
             )
             self._model = model.to(settings.device).eval()
-        except Exception as cause:  # each library under this has errors of its own
+        except Exception as cause:  # each library underneath raises its own errors
             raise RetrievalError(
                 f"the encoder {settings.model} can not be loaded on {settings.device}: {cause}",
                 remedy="give `encoder.model` a folder with a transformers model, or a name that this machine can "
@@ -72,8 +73,8 @@ class Encoder:
 
 
 def batches(lengths: Sequence[int], padding: int) -> Iterator[list[int]]:
-    """Rows from the longest text to the shortest. A batch, padded to its longest text, holds at most `BATCH_TOKENS`
-    tokens, unless that text is longer by itself, and of them at most `padding` that are padding.
+    """Batches of rows, from the longest text to the shortest. A batch, padded to its longest text, holds at most
+    `BATCH_TOKENS` tokens, unless that text alone is longer, and at most `padding` of them are padding.
     """
     batch: list[int] = []
     longest = padded = 0

@@ -1,8 +1,8 @@
-"""FAISS indexes: making one of each layout, and searching one, memory-mapped where FAISS can.
+"""Builds and searches FAISS indexes of each layout, memory-mapped if FAISS can.
 
-Scores are inner products, or negated squared distances of an index of others that measures these. A compressed layout
-finds candidates; their order comes from the stored vectors. Ids of -1, which FAISS gives when it finds fewer than k,
-are dropped.
+Scores are inner products, or negated squared distances if an index from elsewhere measures those. A compressed layout
+finds candidates; the stored vectors determine their order. Ids of -1, which FAISS returns if it finds fewer than k, are
+dropped.
 """
 
 import math
@@ -21,18 +21,18 @@ from retrieval_server.errors import RetrievalError
 
 _STEP = 16384
 _GPU_MOST = 2048  # FAISS selects no more on a GPU
-_TIES, _FEWEST = 16, 64  # how many times the candidates may be fetched among ties of compressed scores
-_FEW = 3  # from this many queries on one matrix product, which reads the index once for all, beats a thread a query
+_TIES, _FEWEST = 16, 64  # factor for fetching more candidates among ties of compressed scores
+_FEW = 3  # from this many queries on, one matrix product, which reads the index once for all, beats a thread per query
 
 
 Rows = Callable[[Any], Any]
-"""Takes ids that an index answers with; gives the corpus's rows, both int64 arrays."""
+"""Maps the ids that an index returns to the corpus's rows, both int64 arrays."""
 
 
 def factory(settings: DenseSettings, *, dimension: int, passages: int) -> str:
     """FAISS's name of the layout."""
     lists = min(settings.lists or max(1, round(4 * math.sqrt(passages))), max(1, passages // 39))
-    # A sub-quantizer of the fast scan takes half a byte, and its number must be even and divide the dimension.
+    # A sub-quantizer of the fast scan takes half a byte; their number must be even and divide the dimension.
     wanted = 2 * (settings.pq_bytes or max(1, dimension // 8))
     halves = max((m for m in range(2, wanted + 1, 2) if dimension % m == 0), default=2)
     return {
@@ -60,8 +60,8 @@ def make(vectors: Any, settings: DenseSettings, *, report: Report = silent) -> A
     if settings.layout == "hnsw":
         graph: Any = faiss.downcast_index(index)
         graph.hnsw.efConstruction = settings.ef_construction
-        # FAISS prunes links to passages that another neighbour is nearer to. Where many lie around a few, it leaves few
-        # links, and of 100,000 synthetic passages one in six was linked from nowhere: never found.
+        # FAISS prunes links to passages that are closer to another neighbour. If many passages surround a few, few
+        # links remain: of 100,000 synthetic passages one in six had no incoming link and was never found.
         graph.keep_max_size_level0 = True
     if not index.is_trained:
         report("training the index", 0, 0)
@@ -69,7 +69,7 @@ def make(vectors: Any, settings: DenseSettings, *, report: Report = silent) -> A
         enough = min(passages, max(65536, 64 * ivf.nlist if ivf else 0))
         sample = np.linspace(0, passages - 1, enough).astype(np.int64)
         index.train(np.ascontiguousarray(vectors[sample], dtype=np.float32))
-    # Before 1.15.1 FAISS linked a graph in an order that depends on time, unless one thread did it.
+    # Before 1.15.1 the order in which FAISS linked a graph depended on timing, unless it used one thread.
     threads = faiss.omp_get_max_threads()
     if settings.layout == "hnsw" and Version(faiss.__version__) < Version("1.15.1"):
         faiss.omp_set_num_threads(1)
@@ -83,7 +83,7 @@ def make(vectors: Any, settings: DenseSettings, *, report: Report = silent) -> A
 
 
 def write(index: Any, path: Path) -> None:
-    """Write an index. Raises OSError, also where a last piece finds no room: FAISS's own writer only prints that."""
+    """Write an index. Raises OSError, also for a disk that gets full at the end: FAISS only prints that."""
     import faiss
 
     failed: list[OSError] = []
@@ -92,7 +92,7 @@ def write(index: Any, path: Path) -> None:
         def take(piece: Any) -> int:
             try:
                 return file.write(piece)
-            except OSError as error:  # FAISS would make a RuntimeError of it
+            except OSError as error:  # FAISS would turn it into a RuntimeError
                 failed.append(error)
                 return 0
 
@@ -112,25 +112,25 @@ def read(path: Path) -> Any:
     try:
         try:
             return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-        except RuntimeError:  # a layout that can not be mapped
+        except RuntimeError:  # this layout can not be mapped
             return faiss.read_index(str(path))
     except RuntimeError as cause:
         raise RetrievalError(
-            f"{path} is no FAISS index that can be read: {cause}", remedy="copy it again, or build it again"
+            f"{path} is not a readable FAISS index: {cause}", remedy="copy it again, or build it again"
         ) from cause
 
 
 def blas_threshold(version: str, dimension: int) -> int:
-    """FAISS's `distance_compute_blas_threshold` for a search of `_FEW` queries, in the unit of that release.
+    """FAISS's `distance_compute_blas_threshold` for a search of `_FEW` queries, in the unit of the installed release.
 
-    Up to 1.13 it counts queries; from 1.14 on the numbers of all queries together.
+    Up to 1.13 it counts queries; from 1.14 on it counts the vector components of all queries together.
     """
     return _FEW * dimension if Version(version) >= Version("1.14") else _FEW
 
 
 class FaissEngine:
-    """Searches a FAISS index. `vectors` are the stored ones, for the scores of what it finds; None: those in a flat or
-    HNSW index, else FAISS's scores. `rows` are the rows of the ids that it answers with; None: ids are rows.
+    """Searches a FAISS index. `vectors` are the stored ones, used to score what it finds; None: those in a flat or HNSW
+    index, else FAISS's scores. `rows` maps the ids that it returns to rows; None: ids are rows.
     """
 
     def __init__(self, index: Any, settings: DenseSettings, *, vectors: Any = None, rows: Rows | None = None) -> None:
@@ -171,7 +171,7 @@ class FaissEngine:
     def _ranked(self, query: Any, ids: Any, scores: Any, topk: int) -> Hits:
         import numpy as np
 
-        ids = np.sort(ids) if self._vectors is not None or self._flat is not None else ids  # as they lie on the disk
+        ids = np.sort(ids) if self._vectors is not None or self._flat is not None else ids  # in the order of the file
         if self._flat is not None:
             scores = self._scores(query, self._flat.reconstruct_batch(ids)) if len(ids) else scores
         elif self._vectors is not None:
@@ -179,7 +179,7 @@ class FaissEngine:
         return ordered(ids if self._rows is None else self._rows(ids), scores, topk)
 
     def _scores(self, query: Any, vectors: Any) -> Any:
-        """Each vector's score by itself: the same for copies, whatever the batch. (A matrix product's are not.)"""
+        """The score of each vector, computed separately: equal for copies, unlike those of a matrix product."""
         import numpy as np
 
         if self._sign < 0:
@@ -189,18 +189,18 @@ class FaissEngine:
 
 
 def _set_effort(index: Any, settings: DenseSettings) -> None:
-    """How far a search looks, set wherever in the index's layers it belongs."""
+    """Set how far a search looks, in whichever layer of the index has that parameter."""
     import faiss
 
     ivf = faiss.try_extract_index_ivf(index)
     efforts = {"nprobe": min(settings.probes, ivf.nlist)} if ivf is not None else {"efSearch": settings.ef_search}
     for name, effort in efforts.items():
-        with suppress(RuntimeError):  # of a kind of index without it
+        with suppress(RuntimeError):  # this kind of index has no such parameter
             faiss.ParameterSpace().set_index_parameter(index, name, effort)
 
 
 def _flat_inside(index: Any) -> Any:
-    """The index itself, or an HNSW graph's storage, when it holds whole vectors by row; else None."""
+    """The index itself, or an HNSW graph's storage, if it holds uncompressed vectors by row; else None."""
     import faiss
 
     plain: Any = faiss.downcast_index(index)

@@ -1,8 +1,8 @@
-"""A FAISS file that others have made: which row of the corpus each of its ids is, and its vectors by row.
+"""Reads a FAISS file that was made elsewhere: maps its ids to rows of the corpus, and returns its vectors by row.
 
-An index numbers its vectors itself, or answers with ids that it was given. Such ids are taken for what they can be
-shown to be: the rows' numbers, or the ids of the corpus's passages. Anything else is refused, because a wrong passage
-with a good score is noticed by nobody.
+An index numbers its vectors itself, or returns ids that were given to it. Such ids are accepted only if they are
+provably the numbers of rows or the ids of the corpus's passages. Anything else is refused, because nobody would notice
+a wrong passage with a good score.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from retrieval_server.errors import RetrievalError
 
 
 class ForeignIndex:
-    """A FAISS index over a corpus: `index` is what to search, and lives as long as this object does."""
+    """A FAISS index over a corpus. `index` is the index to search; it is valid as long as this object exists."""
 
     def __init__(self, index: Any, corpus: Corpus, path: Path, *, report: Report = silent) -> None:
         import faiss
@@ -34,7 +34,7 @@ class ForeignIndex:
             )
         self.index: Any = given
         self._row_of: Rows | None = None
-        self._keys: Any = None  # what the index calls the vector of each row; None: the row
+        self._keys: Any = None  # the index's id for the vector of each row; None: the row's number
         if isinstance(given, faiss.IndexIDMap):
             self.index = faiss.downcast_index(given.index)
             rows = self._rows_of(faiss.vector_to_array(given.id_map), corpus, report)
@@ -47,11 +47,11 @@ class ForeignIndex:
                 self._row_of, self._keys = lambda found: rows[np.searchsorted(ids, found)], ids[np.argsort(rows)]
 
     def rows(self, ids: Any) -> Any:
-        """The rows of ids that the index answered with."""
+        """The rows of ids that the index returned."""
         return ids if self._row_of is None else self._row_of(ids)
 
     def _rows_of(self, ids: Any, corpus: Corpus, report: Report) -> Any:
-        """The row of each id; None where ids are rows in their order."""
+        """The row of each id; None if the ids are the rows in order."""
         import numpy as np
 
         numbers = np.arange(len(corpus))
@@ -71,14 +71,14 @@ class ForeignIndex:
         )
 
     def vectors(self, start: int, end: int) -> Any:
-        """The vectors of the rows from start to end, (end - start, dimension), as the index holds them."""
+        """The vectors of the rows from start to end, (end - start, dimension), as stored in the index."""
         import numpy as np
 
         numbers = np.arange(start, end)
         return self.index.reconstruct_batch(numbers if self._keys is None else self._keys[start:end])
 
     def check_vectors(self) -> None:
-        """Raise RetrievalError unless the index can give its vectors back whole, of inner products or of one length."""
+        """Raise RetrievalError unless the index returns uncompressed vectors, for inner products or of equal length."""
         import faiss
         import numpy as np
 
@@ -89,10 +89,10 @@ class ForeignIndex:
         if ivf is not None:
             ivf.set_direct_map_type(faiss.DirectMap.Hashtable)  # pyright: ignore[reportAttributeAccessIssue]
         try:
-            # One alone: an error in FAISS's loop over many would end the process.
+            # Only one vector: an error in FAISS's loop over many would end the process.
             self.index.reconstruct(int(0 if self._keys is None else self._keys[0]))
         except RuntimeError as cause:
-            raise RetrievalError(f"{self._path} does not give its vectors: {cause}", remedy=remedy) from cause
+            raise RetrievalError(f"{self._path} does not return its vectors: {cause}", remedy=remedy) from cause
         lengths = np.linalg.norm(self.vectors(0, min(1000, self.index.ntotal)), axis=1)
         if self.index.metric_type == faiss.METRIC_L2 and np.ptp(lengths) > 1e-3 * lengths.max():
             raise RetrievalError(
@@ -102,7 +102,7 @@ class ForeignIndex:
 
 
 def _holds_whole_vectors(index: Any) -> bool:
-    """Whether a vector takes at least the two bytes a number of fp16."""
+    """Whether a vector takes at least two bytes per number, as fp16 does."""
     import faiss
 
     plain: Any = faiss.downcast_index(index)
@@ -115,7 +115,7 @@ def _holds_whole_vectors(index: Any) -> bool:
         return _holds_whole_vectors(plain.refine_index)
     try:
         size = plain.code_size if isinstance(plain, faiss.IndexIVF) else plain.sa_code_size()
-    except RuntimeError:  # a kind of index without codes
+    except RuntimeError:  # this kind of index has no codes
         return False
     return size >= 2 * plain.d
 
@@ -140,7 +140,7 @@ def _stored_ids(index: Any) -> Any:
 
 
 def _integer_ids(corpus: Corpus, report: Report) -> Any:
-    """The passages' ids as numbers; None when one is not a number."""
+    """The passages' ids as numbers; None if one is not a number."""
     import numpy as np
 
     def ids() -> Any:

@@ -26,7 +26,7 @@ class QueryEncoder(Protocol):
 class Dense:
     """A dense index."""
 
-    ignores_whitespace: ClassVar[bool] = False  # a tokenizer may give white space tokens of its own
+    ignores_whitespace: ClassVar[bool] = False  # a tokenizer may have tokens for white space
 
     def __init__(self, encoder: QueryEncoder, engine: Engine, settings: DenseSettings) -> None:
         self._encoder = encoder
@@ -38,5 +38,5 @@ class Dense:
         return self._engine.search(self._encoder.queries(queries), topk=topk)
 
     def cost(self, query: str) -> int:
-        """Its tokens, about: four characters each."""
+        """Its approximate number of tokens, of four characters each."""
         return min(self._longest, 2 + len(query) // 4)

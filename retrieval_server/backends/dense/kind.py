@@ -1,4 +1,4 @@
-"""Vectors of an encoder as a kind of index: layouts and engines, building, opening, and what they need."""
+"""Registers vectors of an encoder as a kind of index: building, opening, and the resources that they need."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,7 +39,7 @@ class DenseKind(IndexKind):
             raise RetrievalError(
                 f"the encoder {settings.encoder.model} makes vectors of {encoder.dimension} numbers, the index "
                 f"holds {dimension}",
-                remedy="give the encoder that the index was made with",
+                remedy="give the encoder that the index was built with",
             )
         return Dense(encoder, engine, settings)
 
@@ -56,7 +56,7 @@ class DenseKind(IndexKind):
     def convert(
         self, corpus: Corpus, source: Path, settings: DenseSettings, folder: Path, *, report: Report
     ) -> dict[str, Any]:
-        """Another layout of vectors that exist already."""
+        """Build another layout from vectors that exist already."""
         rows, dimension = existing_vectors(corpus, source, report=report)
         return from_vectors(corpus, settings, rows=rows, dimension=dimension, report=report)(folder)
 
@@ -89,7 +89,7 @@ def _engine(corpus: Corpus, folder: Path, settings: DenseSettings, report: Repor
 
 
 def index_bytes(settings: DenseSettings, *, passages: int, dimension: int, cards: int) -> int:
-    """Bytes of the vectors on one card: all of them with torch, a shard with FAISS."""
+    """Bytes of the vectors on one GPU: all of them with torch, a shard with FAISS."""
     if settings.engine == "faiss_gpu":
         return -(-passages * dimension * 2 // max(1, cards))
     width = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}[settings.torch_dtype]

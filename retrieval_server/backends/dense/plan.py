@@ -1,14 +1,17 @@
-"""What an index of so many passages will need, from costs that `benchmarks/retrieval_indexes.py` measured.
+"""Predicts what an index of a given number of passages needs, from costs that `benchmarks/retrieval_indexes.py`
+measured.
 
-The costs lie in `costs.json` beside this module, with the command and the date of their measurement. Bytes a vector do
-not depend on the machine; milliseconds do, and exact search takes time in proportion to the passages.
+`s3-agent index plan` calls it. The costs are in `costs.json` next to this module, with the command and the date of the
+measurement. Bytes per vector do not depend on the machine; milliseconds do, and the time of exact search is
+proportional to the number of passages.
 
-Recall is expected, not measured, and within bounds. Through compressed vectors, the more passages there are, the more
-of them look better than a true neighbour: `candidates` among `passages` hold of the true ones what
-`candidates * (many / passages) ** growth` held among the `many` that were measured. With a growth of 1 they are as many
-more as the passages: the low bound, since the true neighbours come nearer too. The high bound takes the growth from a
-sixteenth of the measured passages to all of them; it rises with their number. What an index misses for want of probes
-is as measured. A graph loses recall with more passages, in a way of its own, that was not measured.
+Recall is an estimate with two bounds, not a measurement. The more passages there are, the more of them score better
+than a true neighbour after compression. `candidates` among `passages` are assumed to hold the same share of true
+neighbours as `candidates * (many / passages) ** growth` did among the `many` measured passages. The low bound uses a
+growth of 1: better-scoring passages increase in proportion to the passages. It is low because the true neighbours get
+closer too. The high bound uses the growth that was measured between a sixteenth of the passages and all of them; the
+growth rises with their number. The loss from too few probes is taken as measured. A graph also loses recall with more
+passages; how much was not measured.
 """
 
 import json
@@ -17,8 +20,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-# The growth is read off where recall still depends on the candidates, and where those lists of one vector that RaBitQ
-# takes for nearest no longer disturb.
+# The growth is measured in the range where recall still depends on the candidates, and where lists of one vector, which
+# RaBitQ ranks as nearest, no longer distort it.
 _FEWEST, _ALL = 32, 0.995
 
 
@@ -33,7 +36,7 @@ class Need:
 
 
 def costs() -> dict[str, Any]:
-    """The measured costs: `indexes`, a row a kind, and how they were measured."""
+    """The measured costs: `indexes`, one row per kind, and how they were measured."""
     return json.loads(files("retrieval_server.backends.dense").joinpath("costs.json").read_text(encoding="utf-8"))
 
 
@@ -51,9 +54,9 @@ def needs(*, passages: int, dimension: int) -> list[Need]:
 
 
 def expected_recall(*, passages: int, candidates: int) -> dict[str, tuple[float, float]]:
-    """Bounds of recall@8 by kind, of compressed kinds with so many re-ranked candidates. Needs numpy.
+    """Bounds of recall@8 by compressed kind, with this number of re-ranked candidates. Needs numpy.
 
-    Without a graph of more passages than were measured.
+    A graph is left out for more passages than were measured.
     """
     measured = costs()
     recalls = {}
@@ -67,7 +70,7 @@ def expected_recall(*, passages: int, candidates: int) -> dict[str, tuple[float,
 
 
 class _Curve:
-    """Recall by candidates, straight between its points over the logarithm of the candidates."""
+    """Recall by candidates, interpolated linearly over the logarithm of the candidates."""
 
     def __init__(self, recalls: dict[str, float]) -> None:
         self.candidates = [int(count) for count in recalls]

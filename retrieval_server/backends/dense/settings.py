@@ -9,7 +9,7 @@ from retrieval_server.index_kinds import IndexSettings
 
 
 class EncoderSettings(BaseModel):
-    """How a transformers model makes vectors of texts. Nothing is guessed from its name; remote code is never run."""
+    """How a transformers model encodes texts. Nothing is guessed from its name; remote code is never run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -28,7 +28,7 @@ class EncoderSettings(BaseModel):
         return cls(model=model, query_prefix="query: ", passage_prefix="passage: ", **others)
 
     def identity(self) -> dict[str, Any]:
-        """What vectors depend on; where they are computed is left out."""
+        """The settings that vectors depend on; the device is left out."""
         return self.model_dump(exclude={"device", "dtype"})
 
 
@@ -43,7 +43,7 @@ class DenseSettings(IndexSettings, frozen=True):
 
     `engine`: `faiss` (CPU), `faiss_gpu` (sharded over all visible GPUs, fp16), or `torch` (exact, on `device`).
     Compressed layouts find `candidates` passages, which are scored again from the fp16 vectors on disk.
-    `file` is an existing FAISS index (`e5_Flat.index`), opened as it is.
+    `file` is an existing FAISS index (`e5_Flat.index`), opened unchanged.
     """
 
     kind: Literal["dense"] = "dense"
@@ -52,8 +52,8 @@ class DenseSettings(IndexSettings, frozen=True):
     layout: Layout = "flat"
     vectors: Literal["float16", "float32"] = "float16"
     file: Path | None = None
-    lists: int | None = Field(default=None, ge=1, description="IVF lists; default: about 4 sqrt(passages)")
-    pq_bytes: int | None = Field(default=None, ge=1, description="PQ bytes a vector; default: dimension / 8")
+    lists: int | None = Field(default=None, ge=1, description="number of IVF lists; default: about 4 sqrt(passages)")
+    pq_bytes: int | None = Field(default=None, ge=1, description="PQ bytes per vector; default: dimension / 8")
     hnsw_links: int = Field(default=32, ge=4)
     ef_construction: int = Field(default=200, ge=8)
     # used only by the search
@@ -63,7 +63,7 @@ class DenseSettings(IndexSettings, frozen=True):
     torch_device: str = "cpu"
     torch_dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
     chunk: int | None = Field(
-        default=None, ge=1, description="vectors a step of the torch search; default: by the number of queries"
+        default=None, ge=1, description="vectors per step of the torch search; default: by the number of queries"
     )
 
     @model_validator(mode="after")
@@ -78,15 +78,15 @@ class DenseSettings(IndexSettings, frozen=True):
         return self
 
     def check_topk(self, topk: int) -> None:
-        """Raise ValueError when so many passages are wanted of a compressed layout that fewer are re-ranked."""
+        """Raise ValueError if `topk` exceeds the number of re-ranked candidates of a compressed layout."""
         if self.file is None and self.layout in COMPRESSED and 0 < self.candidates < topk:
             raise ValueError(
-                f"`candidates` is {self.candidates}, below the {topk} passages that are asked for: raise it, or set it "
+                f"`candidates` is {self.candidates}, below the {topk} requested passages: raise it, or set it "
                 "to 0 for the index's own order"
             )
 
     def identity(self) -> dict[str, Any]:
-        """The settings that an index is built with; the engine is not one, both read a flat index."""
+        """The settings that an index is built with, without the engine: both engines read a flat index."""
         built = self.model_dump(
             include={"layout", "vectors", "lists", "pq_bytes", "hnsw_links", "ef_construction"}, mode="json"
         )

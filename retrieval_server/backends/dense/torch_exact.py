@@ -1,12 +1,12 @@
-"""Exact search with torch alone, for a CPU or a GPU without a GPU build of FAISS: half the memory in fp16, a quarter in
-int8 (one scale a vector).
+"""Exact search with torch, on a CPU or on a GPU without a GPU build of FAISS.
 
-A search should cost one pass over the vectors in memory, and not much else. So its first stage keeps nothing of the
-products but the best score of each block of rows: one matrix product and one maximum a step. The best `k` rows of a
-query lie in the `k` blocks with the best scores, whatever the numbers are, and only these blocks are scored again, row
-by row. A block is rows of a step at equal distances, so that the maximum runs over whole stretches of memory. A step is
-small enough for its scores to stay in a GPU's second-level cache, and large enough for the time of its two kernels to
-be longer than the time it takes to start them.
+Vectors take half the memory in fp16, a quarter in int8 (one scale per vector).
+
+A search should cost one pass over the vectors in memory, and little more. So its first stage keeps only the best score
+of each block of rows: one matrix product and one maximum per step. The best `k` rows of a query are always in the `k`
+blocks with the best scores, so only these blocks are scored again, row by row. A block consists of rows of a step at
+equal distances, so that the maximum runs over contiguous memory. A step is small enough that its scores stay in a GPU's
+second-level cache, and large enough that its two kernels run longer than it takes to start them.
 """
 
 from itertools import pairwise
@@ -18,18 +18,18 @@ from retrieval_server.backends.ordering import HALF, SINGLE, fetch_ties
 
 BLOCK = 16  # rows
 _STEP_SCORES = 1 << 23  # 16 MB in fp16; the second-level cache of an A100 has 40 MB, of an H100 50
-_STEP_ROWS = 1 << 16, 1 << 20  # the fewest and the most; the fewest where vectors are converted to be multiplied
-_GATHERED_ROWS = 1 << 16  # scored again at a time
+_STEP_ROWS = 1 << 16, 1 << 20  # minimum and maximum; the minimum if vectors are converted before they are multiplied
+_GATHERED_ROWS = 1 << 16  # rows scored again at a time
 _ONE_BY_ONE_ROWS = 1 << 13  # the same in float64
 
 
 def _converted(settings: DenseSettings) -> bool:
-    """Whether vectors are multiplied in another type than they are stored in."""
+    """Whether vectors are multiplied in a different type than they are stored in."""
     return settings.torch_dtype != ("float32" if settings.torch_device == "cpu" else "float16")
 
 
 def rows_per_step(settings: DenseSettings, queries: int) -> int:
-    """Rows that are multiplied at a time: whole blocks."""
+    """The number of rows multiplied at a time: whole blocks."""
     fewest, most = _STEP_ROWS
     rows = settings.chunk or (
         fewest if _converted(settings) else min(max(_STEP_SCORES // max(1, queries), fewest), most)
@@ -38,7 +38,7 @@ def rows_per_step(settings: DenseSettings, queries: int) -> int:
 
 
 def search_bytes(settings: DenseSettings, *, queries: int, passages: int, dimension: int) -> int:
-    """Bytes that a search of `queries` queries allocates at most beside the vectors, on a GPU."""
+    """The maximum of bytes that a search of `queries` queries allocates on a GPU, besides the vectors."""
     step = rows_per_step(settings, queries)
     scores = queries * step * (2 + (4 if settings.torch_dtype == "int8" else 0))
     vectors = step * dimension * 2 if _converted(settings) else 0
@@ -47,8 +47,10 @@ def search_bytes(settings: DenseSettings, *, queries: int, passages: int, dimens
 
 
 class TorchEngine:
-    """All vectors on one device, in the settings' type. What is in that type on that device already is not copied: a
-    memory map on a CPU stays on the disk."""
+    """All vectors on one device, in the settings' type.
+
+    Vectors that already have that type and device are not copied: a memory map on a CPU stays on the disk.
+    """
 
     def __init__(self, vectors: Any, settings: DenseSettings) -> None:
         """`vectors`: (passages, dimension), an array of numpy or a tensor."""
@@ -56,7 +58,7 @@ class TorchEngine:
 
         self._settings = settings
         self._device = torch.device(settings.torch_device)
-        # bfloat16 and fp16 products are sums in float32 on every device that is worth using; a CPU has no fast fp16.
+        # bfloat16 and fp16 products are summed in float32 on every relevant device; a CPU has no fast fp16.
         self._compute = torch.float32 if self._device.type == "cpu" else torch.float16
         self._near = SINGLE if self._device.type == "cpu" else HALF
         self._scales: Any = None
@@ -103,7 +105,7 @@ class TorchEngine:
         return [hits[start : min(end, start + topk)] for start, end in pairwise(ends)]
 
     def _best(self, queries: Any, topk: int) -> tuple[Any, Any]:
-        """The scores and rows of the best, as arrays of numpy; of ties at the end, any."""
+        """The scores and rows of the best, as numpy arrays; of ties at the end, any of them."""
         import torch
 
         asked = torch.as_tensor(queries).to(self._device, self._compute)
@@ -114,7 +116,7 @@ class TorchEngine:
         return values.cpu().numpy(), rows.gather(1, at).cpu().numpy()
 
     def _block_scores(self, asked: Any, step: int) -> Any:
-        """(queries, blocks): the best score in each. The last block has the rows that make no whole one."""
+        """(queries, blocks): the best score in each. The last block has the remaining rows."""
         import torch
 
         best = torch.empty((len(asked), self._blocks), dtype=self._compute, device=self._device)
@@ -130,7 +132,7 @@ class TorchEngine:
         return best
 
     def _rows(self, blocks: Any, step: int) -> Any:
-        """(queries, blocks * BLOCK): the rows of these blocks, (queries, blocks); beyond the last: there is none."""
+        """(queries, blocks * BLOCK): the rows of these blocks, (queries, blocks); some may exceed the last row."""
         import torch
 
         passages, a_step = len(self._vectors), step // BLOCK
@@ -143,7 +145,7 @@ class TorchEngine:
         return rows.flatten(1)
 
     def _row_scores(self, asked: Any, rows: Any) -> Any:
-        """float32 (queries, rows): the scores of these rows, (queries, rows); no row: the least."""
+        """float32 (queries, rows): the scores of these rows, (queries, rows); the lowest value for no row."""
         import torch
 
         wanted = rows.view(-1, BLOCK)
@@ -160,8 +162,10 @@ class TorchEngine:
         return scores.view(rows.shape)
 
     def _scores(self, queries: Any, query: Any, rows: Any) -> Any:
-        """The score of each of `rows` for the query of that number, each computed alone: the same for copies, whatever
-        the batch."""
+        """The score of each of `rows` for the query with that number.
+
+        Each is computed separately, so that copies get equal scores, whatever the batch.
+        """
         import numpy as np
         import torch
 

@@ -1,7 +1,7 @@
 """The passages' vectors on disk: one memory-mapped array, filled shard by shard, so that a killed build continues.
 
-A shard counts when its line is in the record, which is written after the shard's bytes have reached the disk. The
-line holds the shard's hash: what does not match is computed again.
+A shard is valid once its line is in the record, which is written after the shard's bytes have reached the disk. The
+line holds the shard's hash; a shard that does not match is computed again.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ def _hash(rows: Any) -> str:
 
 
 def _finished(folder: Path) -> dict[int, str]:
-    """The hash of each shard in the record; a line that was cut by a kill is none."""
+    """The hash of each shard in the record; a line that was cut by a kill is ignored."""
     finished: dict[int, str] = {}
     if (folder / RECORD).exists():
         for line in (folder / RECORD).read_text(encoding="utf-8").splitlines():
@@ -43,7 +43,7 @@ def _finished(folder: Path) -> dict[int, str]:
 
 
 def _reserve(path: Path) -> None:
-    """Take the file's room on the disk now. Raises OSError; a page that finds none later would end the process."""
+    """Allocate the file's disk space now. Raises OSError; a full disk at a later page write would end the process."""
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
@@ -70,7 +70,7 @@ def fill(
         vectors = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(passages, dimension))
     _reserve(path)
     with (folder / RECORD).open("a", encoding="utf-8") as record:
-        record.write("\n" if record.tell() else "")  # ends a line that a kill has cut
+        record.write("\n" if record.tell() else "")  # ends a line that was cut by a kill
         for start in range(0, passages, SHARD):
             end = min(start + SHARD, passages)
             report("encoding passages", start, passages)

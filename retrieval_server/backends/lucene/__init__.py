@@ -1,1 +1,1 @@
-"""An existing Lucene index, searched through pyserini."""
+"""Existing Lucene indexes, searched with pyserini."""

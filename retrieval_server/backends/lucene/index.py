@@ -1,7 +1,7 @@
-"""An existing Lucene index, searched by pyserini's LuceneSearcher, for those who have one and Java.
+"""Searches an existing Lucene index with pyserini's LuceneSearcher, which needs Java.
 
-A hit's docid is the id of its passage. In Search-R1's corpora ids are row numbers; of another corpus the ids are read
-when the index is opened.
+The docid of a hit is the id of its passage. In Search-R1's corpora ids are row numbers; for any other corpus the ids
+are read when the index is opened.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class Lucene:
 
             self._searcher: Any = LuceneSearcher(str(settings.path))
             self._searcher.set_bm25(settings.k1, settings.b)
-        except Exception as cause:  # pyserini, pyjnius and the JVM each have their own
+        except Exception as cause:  # pyserini, pyjnius and the JVM each raise their own errors
             raise RetrievalError(
                 f"the Lucene index {settings.path} can not be opened: {cause}",
                 remedy="install pyserini and its Java (pip install pyserini), or use `kind: bm25`, which needs neither",
@@ -57,7 +57,7 @@ class Lucene:
         row = self._row_by_number(docid) if self._rows is None else self._rows.get(docid)
         if row is None:
             raise RetrievalError(
-                f"the Lucene index answers with the id {docid!r}, which no passage of {self._corpus.path} has",
+                f"the Lucene index returned the id {docid!r}, which no passage of {self._corpus.path} has",
                 remedy="give the corpus that it was built from",
             )
         return row
@@ -76,6 +76,6 @@ class Lucene:
             hits = self._searcher.search(query, fetched)
             if len(hits) < fetched or hits[-1].score < hits[topk - 1].score:
                 break
-            fetched *= 4  # more passages than were fetched score as the last wanted one
+            fetched *= 4  # more passages than were fetched have the score of the last wanted one
         found = [(self._row(hit.docid), float(hit.score)) for hit in hits]
         return sorted(found, key=lambda hit: (-hit[1], hit[0]))[:topk]

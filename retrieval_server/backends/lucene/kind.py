@@ -1,4 +1,4 @@
-"""An existing Lucene index as a kind: opened as it is, never built."""
+"""Registers existing Lucene indexes as a kind: opened unchanged, never built."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from retrieval_server.index_kinds import IndexKind
 
 
 class LuceneKind(IndexKind):
-    """A folder that Anserini made."""
+    """A Lucene index folder made by Anserini."""
 
     settings, format, ready_within_s = LuceneSettings, 2, 3600.0
 

@@ -1,1 +1,1 @@
-"""From documents of any kind to the passages of a corpus."""
+"""Converts documents of any kind into the passages of a corpus."""

@@ -1,8 +1,8 @@
-"""From any form of corpus to the one that is served: JSON lines of id, title, text, contents.
+"""Converts any form of corpus into the served one: JSON lines of id, title, text, contents.
 
-`contents` is the quoted title, a newline and the text, whichever of the forms in use a row had: the server
-reads the same forms by the same rules (`retrieval_server.passages`). Everything streams, and a conversion that was
-killed continues after its last whole line.
+`contents` is the quoted title, a newline and the text, whatever form the row had: the server reads the same forms by
+the same rules (`retrieval_server.passages`). Everything streams, and a conversion that was killed continues after its
+last whole line.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,11 +23,11 @@ def passages_of(
     splitter: Splitter | None = None,
     left_out: Callable[[str], None] | None = None,
 ) -> Iterator[Placed]:
-    """Passages of rows, with the place of their row; long ones cut by `splitter`, ids kept.
+    """Passages of rows, each with the place of its row. `splitter` cuts long ones; ids are kept.
 
     A row without an id gets its number, after the prefix `numbered`. `left_out` is called with the place of each row
-    without text; without it such rows are kept, since an index counts them. Raises DataError with the place of a row
-    that does not fit.
+    without text; without it such rows are kept, since an index counts them. Raises DataError with the place of an
+    invalid row.
     """
     for number, (place, row) in enumerate(rows):
         try:
@@ -53,7 +53,7 @@ def passages_of(
 def passages_of_files(
     files: Sequence[Path], *, splitter: Splitter | None = None, left_out: Callable[[str], None] | None = None
 ) -> Iterator[Placed]:
-    """Passages of files of rows, in their order; where there are several, their rows are numbered by file."""
+    """Passages of files of rows, in their order; if there are several files, rows are numbered within each file."""
     for path in files:
         numbered = f"{stem_of(path)}/" if len(files) > 1 else ""
         yield from passages_of(read_rows(path), numbered=numbered, splitter=splitter, left_out=left_out)
@@ -83,9 +83,9 @@ def check_corpus(corpus: Path, *, report: Report = silent) -> int:
 
 
 def checked(passages: Callable[[], Iterator[Placed]], source: Path, *, report: Report = silent) -> Iterator[Row]:
-    """The passages that `passages` gives, each time it is called, of `source`.
+    """The passages of `source` that `passages` yields on each call, checked.
 
-    Raises DataError with the places of an id that occurs twice, and where there is no passage.
+    Raises DataError with the places of an id that occurs twice, and if there is no passage.
     """
     seen, count = SeenIds(), 0
     for count, (_, row) in enumerate(passages(), 1):
@@ -97,4 +97,4 @@ def checked(passages: Callable[[], Iterator[Placed]], source: Path, *, report: R
         raise DataError(f"{source} holds no passage", remedy=SCHEMA)
     if found := seen.twice(lambda: ((place, row["id"]) for place, row in passages())):
         name, second, first = found
-        raise DataError(f"{second} has the id {name!r} of {first}", remedy="give every passage an id of its own")
+        raise DataError(f"{second} has the id {name!r} of {first}", remedy="give every passage a different id")

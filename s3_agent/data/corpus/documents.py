@@ -1,4 +1,4 @@
-"""What people bring as a corpus: files of rows, or a folder of text, markdown and PDF files.
+"""Reads a user's corpus: files of rows, or a folder of text, markdown and PDF files.
 
 The title of a document is its first heading or the file's name.
 
@@ -31,11 +31,13 @@ def _plain(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig").replace("\r\n", "\n")
     except (OSError, UnicodeDecodeError) as cause:
-        raise DataError(f"{path} can not be read: {cause}", remedy="save it as UTF-8, or take it out") from cause
+        raise DataError(
+            f"{path} can not be read: {cause}", remedy="save it as UTF-8, or remove it from the folder"
+        ) from cause
 
 
 def _heading(text: str) -> tuple[str, str]:
-    """The first heading of a markdown text and what follows it, when it begins with one."""
+    """The first heading of a markdown text and the text after it, if the text begins with a heading."""
     found = _HEADING.match(text)
     return ((found[1] or found[2]).strip(), text[found.end() :]) if found else ("", text)
 
@@ -54,7 +56,7 @@ def passages_of_folder(
 ) -> Iterator[Placed]:
     """Passages of every document below `folder`, with its path. `left_out` is called with files without text.
 
-    The id is the file's path there, with the piece's number where there are several. Raises DataError.
+    The id is the file's path below `folder`, plus the piece's number if there are several. Raises DataError.
     """
     text_splitter, markdown_splitter = Splitter(words), Splitter(words, form="markdown")
     files = document_files(folder)
@@ -77,7 +79,7 @@ def passages_of_folder(
 def passages_of_own(corpus: Path, *, words: int, left_out: Callable[[str], None]) -> Iterator[Placed]:
     """Passages of a file of rows, of a folder of such files (shards), or of a folder of documents.
 
-    Raises DataError, also for a folder that holds both.
+    Raises DataError, also for a folder with both files of rows and documents.
     """
     shards = row_files(corpus)
     if not corpus.is_dir():
@@ -87,7 +89,7 @@ def passages_of_own(corpus: Path, *, words: int, left_out: Callable[[str], None]
     if shards and documents:
         raise DataError(
             f"{corpus} holds files of rows ({shards[0].name}) and documents ({documents[0].name})",
-            remedy="give each kind a folder of its own, and import one",
+            remedy="put each kind into its own folder, and import one",
         )
     if shards:
         yield from passages_of_files(shards, splitter=Splitter(words), left_out=left_out)

@@ -1,7 +1,7 @@
-"""The text of a PDF as paragraphs: lines joined, words that a line's end cuts made whole.
+"""Extracts the text of a PDF as paragraphs: lines are joined, and words hyphenated at a line's end are rejoined.
 
-PDFs are read by pypdf (BSD), which gives lines and where they stand. A wider gap between two lines, another size of
-letters, or a short line that ends a sentence ends a paragraph; a page's end does not by itself.
+pypdf (BSD) reads the lines and their positions. A wider gap between two lines, another font size, or a short line that
+ends a sentence ends a paragraph; the end of a page alone does not.
 """
 
 import re
@@ -13,8 +13,8 @@ from typing import Any
 
 from s3_agent.errors import DataError
 
-_WIDER = 1.3  # times the usual distance of two lines
-_SHORT = 0.75  # of the longest line of a page
+_WIDER = 1.3  # multiple of the usual distance of two lines
+_SHORT = 0.75  # share of the longest line of a page
 _SENTENCE = re.compile(r"[.!?:\u3002][\"'\u201d\u2019)\]]*$")
 _CUT = re.compile(r"([^\W\d_]+)[-\u2010\u00ad]$")
 _HYPHENED = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
@@ -23,7 +23,7 @@ _HYPHEN_STAYS = ("self", "well")
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line with its place (from below, in points) and the size of its letters; 0 where they are not known."""
+    """A line with its position (from the bottom, in points) and its font size; 0 if unknown."""
 
     text: str
     height: float = 0.0
@@ -31,7 +31,7 @@ class Line:
 
 
 def read_pdf(path: Path) -> tuple[str, str]:
-    """Title, empty where the file has none, and text. Raises DataError."""
+    """The title (empty if the file has none) and the text. Raises DataError."""
     try:
         from pypdf import PdfReader
         from pypdf.errors import DependencyError, FileNotDecryptedError
@@ -49,11 +49,11 @@ def read_pdf(path: Path) -> tuple[str, str]:
     except FileNotDecryptedError as cause:
         raise DataError(
             f"{path} can not be read: it is encrypted with a password",
-            remedy="decrypt it (qpdf --decrypt), or take it out",
+            remedy="decrypt it (qpdf --decrypt), or remove it from the folder",
         ) from cause
-    except Exception as cause:  # damaged files fail in pypdf in nearly every way that Python has
+    except Exception as cause:  # for damaged files pypdf raises nearly any kind of exception
         raise DataError(
-            f"{path} can not be read: {cause or type(cause).__name__}", remedy="repair, decrypt or take it out"
+            f"{path} can not be read: {cause or type(cause).__name__}", remedy="repair, decrypt or remove it"
         ) from cause
 
 
@@ -72,7 +72,7 @@ def _lines(page: Any) -> list[Line]:
 
     text = page.extract_text(visitor_text=visit)
     if "".join(line.text for line in lines).split() != "".join(text.split("\n")).split():
-        lines = [Line(each) for each in text.split("\n")]  # older releases report the text of forms twice
+        lines = [Line(each) for each in text.split("\n")]  # older releases of pypdf report the text of forms twice
     return [Line(line.text.strip(), line.height, line.size) for line in lines]
 
 
@@ -92,7 +92,7 @@ def text_of(pages: Iterable[list[Line]]) -> str:
 
 
 def _marked(page: list[Line]) -> Iterator[tuple[bool, str]]:
-    """The lines of a page that are not blank, each with whether it begins a paragraph. The first does not by itself."""
+    """The non-blank lines of a page, each with whether it begins a paragraph. The first one does not by itself."""
     shown = [line for line in page if line.text]
     gaps = [above.height - below.height for above, below in pairwise(shown)]
     usual = _usual([gap for gap, below in zip(gaps, shown[1:], strict=True) if gap >= 0.8 * below.size], shown)
@@ -116,7 +116,7 @@ def _marked(page: list[Line]) -> Iterator[tuple[bool, str]]:
 
 
 def _usual(gaps: list[float], lines: list[Line]) -> float:
-    """The usual distance of two lines that belong together: that of the nearer ones, and never far above their size."""
+    """The usual distance of lines in a paragraph: that of the closer lines, and never far above their font size."""
     size = max((line.size for line in lines), default=0.0)
     if len(gaps) > 3:
         return sorted(gaps)[len(gaps) // 4]
@@ -124,7 +124,7 @@ def _usual(gaps: list[float], lines: list[Line]) -> float:
 
 
 def _joined(above: str, below: str, words: set[str]) -> str:
-    """Two lines of a paragraph as one; a word that a hyphen cuts at the line's end is made whole."""
+    """Join two lines of a paragraph; a word hyphenated at the line's end is rejoined."""
     cut, rest = _CUT.search(above), _HYPHENED.match(below)
     if cut is None or rest is None:
         return f"{above} {below}"

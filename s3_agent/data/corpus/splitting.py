@@ -1,7 +1,7 @@
-"""Long documents into passages: cut between sections, paragraphs and sentences, in that order of preference.
+"""Cuts long documents into passages: between sections, paragraphs or sentences, in that order of preference.
 
-The cutting is semantic-text-splitter's (a Rust extension of its own, MIT; the LangChain splitters would bring
-langchain-core and with it a tracing client). E5 reads 256 tokens, which is about 180 English words.
+It uses semantic-text-splitter (a Rust extension, MIT), because the LangChain splitters depend on langchain-core, which
+contains a tracing client. E5 reads 256 tokens, which is about 180 English words.
 """
 
 import re
@@ -10,8 +10,8 @@ from typing import Literal
 from s3_agent.errors import DataError
 
 DEFAULT_WORDS = 180
-# Scripts that set no spaces between words: a character of Chinese or Japanese counts as a word, and so do five of the
-# alphabets of South-East Asia. So do twenty of any other run, which is no word of a language.
+# Scripts without spaces between words: one character of Chinese or Japanese counts as a word, and so do five characters
+# of South-East Asian alphabets. Any other run without spaces counts as one word for every twenty characters.
 _HAN = "\u2e80-\u30ff\u31f0-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 _ASIAN = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 _WORD = re.compile(rf"[{_HAN}]|[{_ASIAN}]{{1,5}}|[^\s{_HAN}{_ASIAN}]{{1,20}}")
@@ -21,12 +21,12 @@ _TITLE = re.compile(r"\s*[^\n]{1,80}(?<![.!?:;,\u3002])\s*")
 
 
 def count_words(text: str) -> int:
-    """How many words a text has, in a script with or without spaces."""
+    """The number of words of a text, in a script with or without spaces."""
     return sum(1 for _ in _WORD.finditer(text))
 
 
 class Splitter:
-    """Cuts what has more than `words` words; markdown at its headings first. A heading stays with the text after it."""
+    """Cuts texts of more than `words` words; markdown first at its headings. A heading stays with the text after it."""
 
     def __init__(self, words: int = DEFAULT_WORDS, *, form: Literal["text", "markdown"] = "text") -> None:
         try:
@@ -40,7 +40,7 @@ class Splitter:
         self._heading = _HEADINGS if form == "markdown" else _TITLE
 
     def pieces(self, text: str) -> list[str]:
-        """At least one piece; a text that is short enough is left as it is."""
+        """At least one piece; a text that is short enough stays unchanged."""
         if count_words(text) <= self._words:
             return [text]
         pieces, heading = list[str](), ""
@@ -53,7 +53,7 @@ class Splitter:
         return [*pieces, heading] if heading else pieces
 
     def _below(self, heading: str, piece: str) -> list[str]:
-        """The piece behind its heading, cut again where both have too many words."""
+        """The piece with its heading before it, cut again if both together have too many words."""
         first = self._cut(piece, self._words - count_words(heading))[0]
         rest = piece[piece.index(first) + len(first) :]
         return [f"{heading}\n\n{first}", *(self._cut(rest, self._words) if rest.strip() else [])]

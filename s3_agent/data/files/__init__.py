@@ -1,1 +1,1 @@
-"""Reading and writing files so that nothing is half written: whole files, appended lines, tables, stages."""
+"""Reads and writes files so that none is ever half written: whole files, appended lines, tables, stages."""

@@ -1,7 +1,7 @@
-"""Files that grow by whole lines, written by several processes perhaps: a full disk or a kill leaves no half line.
+"""Appends whole lines to files, possibly from several processes; a full disk or a kill leaves no half line.
 
-The pool's episodes, the trainer's metrics and every store of kept answers append through this class, so that a line
-which did not fit is an error at once and never the beginning of another line. What is cut off is logged.
+The pool's episodes, the trainer's metrics and every store of kept answers append through this class. A line that did
+not fit is an error at once and never becomes the beginning of another line. Removing half a line is logged.
 """
 
 import errno
@@ -21,9 +21,9 @@ _BACK = 1 << 16
 
 
 class AppendedLines:
-    """A file that is opened to append to it; what a kill left of a last line is cut off. Raises DataError.
+    """A file opened for appending; an incomplete last line, left by a kill, is removed. Raises DataError.
 
-    Every call looks for half a line first: a process that appends to the same file may have been killed since.
+    Every call first checks for half a line: another process that appends to the file may have been killed meanwhile.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,7 +43,7 @@ class AppendedLines:
             fcntl.flock(self.fd, fcntl.LOCK_UN)
 
     def _end_of_lines(self) -> int:
-        """How long the file is, after what follows its last newline was cut off."""
+        """The length of the file, after everything behind its last newline was removed."""
         size = end = os.fstat(self.fd).st_size
         if not size or os.pread(self.fd, 1, size - 1) == b"\n":
             return size
@@ -61,9 +61,9 @@ class AppendedLines:
         return end
 
     def write(self, line: bytes) -> int:
-        """Append one line, its newline included; the byte at which it begins.
+        """Append one line, including its newline; return the byte offset at which it begins.
 
-        Raises DataError when it did not fit, and then nothing of it is in the file.
+        Raises DataError if it did not fit; then nothing of it is in the file.
         """
         with room_kept(self.path), self._alone():
             begin = self._end_of_lines()
@@ -81,7 +81,7 @@ class AppendedLines:
             os.ftruncate(self.fd, 0)
 
     def close(self) -> None:
-        """Close the file; again is no error."""
+        """Close the file; it may already be closed."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

@@ -1,4 +1,4 @@
-"""Answers of long jobs over the network, one line for each as it arrives, so that a killed job asks nothing twice.
+"""Keeps the answers of long jobs over the network, one line each on arrival, so a killed job asks nothing twice.
 
 The first line records what the answers depend on: answers with other inputs are never mixed in. Rows stay on the
 disk; only their offsets are in memory.
@@ -16,7 +16,7 @@ from s3_agent.errors import DataError
 
 
 class Checkpoint:
-    """Rows by id in a file beside `path`; a context manager. Rows with other inputs (`made_of`) are discarded."""
+    """Rows by id in a file next to `path`; a context manager. Rows with other inputs (`made_of`) are discarded."""
 
     def __init__(self, path: Path, *, made_of: Mapping[str, Any]) -> None:
         self._path = path.with_name(path.name + ".partial.jsonl")
@@ -61,18 +61,18 @@ class Checkpoint:
         return len(self._offsets)
 
     def add(self, name: str, row: Mapping[str, Any]) -> None:
-        """Keep one answer. Raises DataError when there is no room for it, and keeps nothing of it."""
+        """Keep one answer. Raises DataError if the disk is full; then nothing of the answer is kept."""
         line = (dump({"id": name, **row}) + "\n").encode(errors="surrogatepass")
         self._offsets[name] = self._lines.write(line)
 
     def rows(self, ids: Iterable[str]) -> Iterator[dict[str, Any]]:
-        """The rows of these ids, in their order."""
+        """The rows with these ids, in their order."""
         with self._path.open("rb") as file:
             for name in ids:
                 file.seek(self._offsets[name])
                 yield json.loads(file.readline().decode(errors="surrogatepass"))
 
     def remove(self) -> None:
-        """Forget the rows, once they are elsewhere."""
+        """Delete the rows, once they are stored elsewhere."""
         self._lines.close()
         os.unlink(self._path)

@@ -1,4 +1,4 @@
-"""Stages of preparing data: each knows its inputs, and a manifest that is written last records that it is done.
+"""Runs the stages of data preparation: each knows its inputs, and a manifest, written last, records that it is done.
 
 A manifest holds inputs and outputs with their hashes and no time or place, so two machines that prepare the same data
 write the same manifests, and so does a run that was killed and started again.
@@ -24,7 +24,7 @@ Say = Callable[[str], None]
 class Need:
     """Bytes that a stage fetches and writes, by the folder that they go to.
 
-    `unknown` holds the data sets whose sizes are in neither, each with the reason.
+    `unknown` maps the data sets whose sizes are unknown, and so not counted, to the reason.
     """
 
     download: int = 0
@@ -34,7 +34,7 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One step. Its callables are called when it is its turn, since they read what earlier stages wrote.
+    """One step. Its callables are called only when the step runs, since they read the output of earlier stages.
 
     `made_of` gives its inputs, everything that its outputs depend on, as JSON; `outputs` are its files by a name
     without a machine's path; `work` writes them and returns a report for the manifest.
@@ -46,7 +46,7 @@ class Stage:
     work: Callable[[Report], dict[str, Any]]
     need: Callable[[], Need] = Need
     missing: Callable[[], Sequence[Path]] = tuple
-    """Files of earlier stages that do not exist yet: then nothing is known about this one."""
+    """Files of earlier stages that do not exist yet; until they do, nothing is known about this stage."""
 
 
 class Ledger:
@@ -58,23 +58,23 @@ class Ledger:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other processes out of the folder. Raises DataError when one uses it; a killed one does not count."""
+        """Lock the folder against other processes. Raises DataError if one uses it; a killed process holds no lock."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as cause:
                 raise DataError(
-                    f"another process prepares {self.folder}", remedy="wait for it, or stop it: what it did is kept"
+                    f"another process prepares {self.folder}", remedy="wait for it, or stop it: finished work is kept"
                 ) from cause
             yield
 
     def path(self, stage: str) -> Path:
-        """Where the manifest of a stage is."""
+        """The path of a stage's manifest."""
         return self.folder / "manifests" / f"{stage}.json"
 
     def read(self, stage: str) -> dict[str, Any] | None:
-        """The manifest of a stage; None when it was never finished, or its manifest is not one."""
+        """The manifest of a stage; None if the stage never finished or the manifest is invalid."""
         try:
             manifest = json.loads(self.path(stage).read_text(encoding="utf-8"))
             return manifest if manifest["format"] == FORMAT else None
@@ -82,14 +82,14 @@ class Ledger:
             return None
 
     def hash(self, path: Path, report: Report = silent) -> str:
-        """The hash of a file that must be there. Raises DataError."""
+        """The hash of a file that must exist. Raises DataError."""
         found = self.hashes.of(path, report)
         if found is None:
             raise DataError(f"{path} is missing", remedy="run the stages before this one: s3-agent data all")
         return found
 
     def open_question(self, stage: Stage, report: Report = silent) -> str | None:
-        """Why a stage has work to do; None when it is done and its files are what it wrote."""
+        """Why a stage has work to do; None if it is done and its files are unchanged."""
         if waiting := stage.missing():
             return f"waits for {waiting[0].name}"
         manifest = self.read(stage.name)
@@ -104,9 +104,10 @@ class Ledger:
         return None
 
     def finish(self, stage: Stage, made_of: Mapping[str, Any], told: Mapping[str, Any], report: Report) -> list[str]:
-        """Write the manifest of a stage whose files are whole; the inputs that have changed since `made_of` was taken.
+        """Write the manifest of a stage whose files are complete; return the inputs that changed since `made_of` was
+        read.
 
-        `made_of` is from before the work, so that a stage whose inputs changed under it has work to do again.
+        `made_of` was read before the work, so a stage whose inputs changed during it has work to do again.
         """
         outputs = {
             name: {"bytes": path.stat().st_size, "sha256": self.hash(path, report)}
@@ -124,7 +125,7 @@ class Ledger:
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The inputs that differ, by name."""
+    """The names of the inputs that differ."""
     return sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
 
 
@@ -139,7 +140,7 @@ def size_text(count: int) -> str:
 
 
 def check_room(needs: Sequence[Need]) -> dict[Path, tuple[int, int]]:
-    """Bytes wanted and free for each disk, by a folder on it. Raises DataError when one has too few."""
+    """Bytes needed and free on each disk, by a folder on it. Raises DataError if a disk has too few."""
     wanted: dict[int, int] = {}
     place: dict[int, Path] = {}
     for need in needs:
@@ -163,7 +164,7 @@ def check_room(needs: Sequence[Need]) -> dict[Path, tuple[int, int]]:
 
 
 def told_text(told: Mapping[str, Any]) -> str:
-    """The numbers and words of a manifest, in one line."""
+    """The report of a manifest, in one line."""
     return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in told.items() if not isinstance(value, dict))
 
 
@@ -177,9 +178,9 @@ def _open_question(ledger: Ledger, stage: Stage, report: Report, *, dry_run: boo
 
 
 def run_stages(ledger: Ledger, stages: Sequence[Stage], *, say: Say, report: Report = silent, dry_run: bool) -> int:
-    """Do what is not done, in order; how many stages had work. `dry_run`: only say it. Raises S3AgentError.
+    """Run the unfinished stages in order; return how many. `dry_run`: only print them. Raises S3AgentError.
 
-    Before the first stage works, the bytes of all that is known to be needed are compared with what the disks have.
+    Before the first stage runs, the bytes known to be needed are compared with the free space of the disks.
     """
     with ledger.held():
         open_questions = {stage.name: _open_question(ledger, stage, report, dry_run=dry_run) for stage in stages}

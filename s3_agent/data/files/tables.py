@@ -1,6 +1,6 @@
-"""Rows of files that people bring: JSON lines, JSON, CSV, TSV and Parquet, each with the place to name in an error.
+"""Reads rows from users' files (JSON lines, JSON, CSV, TSV, Parquet), each with its place for error messages.
 
-One row is read at a time, so a corpus of any length passes through little memory.
+One row is read at a time, so a corpus of any length needs little memory.
 """
 
 import csv
@@ -20,7 +20,7 @@ from s3_agent.errors import DataError
 
 Row = dict[str, Any]
 Placed = tuple[str, Row]
-"""Where a row is (`file:line`), and the row."""
+"""The place of a row (`file:line`), and the row."""
 
 FORMATS = (
     *(".jsonl", ".jsonl.gz", ".ndjson", ".json", ".json.gz"),
@@ -29,11 +29,11 @@ FORMATS = (
 _BATCH = 8192
 _QUOTED = re.compile(r'"((?:[^"]++|"")*+)"(?=\t|\Z)')
 _OPEN = re.compile(r'"(?:[^"]++|"")*+')
-_MOST_LINES = 10_000  # of one TSV row: a quote that nothing closes must not make reading quadratic
+_MOST_LINES = 10_000  # lines of one TSV row at most: an unclosed quote must not make reading quadratic
 _BESIDE = ("readme", "license", "dataset_info", "dataset_dict", "state.json")
-"""How the names of files begin that accompany the rows of a data set."""
+"""Prefixes of the names of files that accompany the rows of a data set."""
 _RELEASED = ("Data", "data", "questions", "rows", "examples")
-"""Under which name a release in one JSON object holds its rows."""
+"""The names under which a release in one JSON object holds its rows."""
 
 
 @contextmanager
@@ -45,22 +45,22 @@ def _text(path: Path) -> Iterator[IO[str]]:
 
 
 def suffix_of(path: Path) -> str:
-    """The known ending of a file's name, or ''."""
+    """The known extension of a file's name, or ''."""
     return next((suffix for suffix in FORMATS if path.name.lower().endswith(suffix)), "")
 
 
 def stem_of(path: Path) -> str:
-    """A file's name without its known ending."""
+    """A file's name without its known extension."""
     return path.name[: len(path.name) - len(suffix_of(path))]
 
 
 def is_beside(path: Path) -> bool:
-    """Whether a file describes a data set and holds none of its rows."""
+    """Whether a file only describes a data set and holds none of its rows."""
     return path.name.lower().startswith(_BESIDE)
 
 
 def row_files(path: Path) -> list[Path]:
-    """The files of rows that `path` means: itself, or those of a folder (its shards), sorted; none: no such file."""
+    """The files of rows at `path`: the file itself, or those of a folder (shards), sorted; empty if there are none."""
     if not path.is_dir():
         return [path]
     return sorted(
@@ -74,11 +74,11 @@ def row_files(path: Path) -> list[Path]:
 
 
 def read_rows(path: Path) -> Iterator[Placed]:
-    """The rows of a file by its ending. Raises DataError with the line or row at fault."""
+    """The rows of a file, read by its extension. Raises DataError with the wrong line or row."""
     readers = {".csv": _csv, ".tsv": _tsv, ".parquet": _parquet, ".json": _json}
     suffix = suffix_of(path)
     if not suffix:
-        kind = "a folder" if path.is_dir() else "no kind of file that can be read"
+        kind = "a folder" if path.is_dir() else "not a readable kind of file"
         raise DataError(f"{path} is {kind}", remedy="give one of " + ", ".join(FORMATS))
     try:
         refuse_lfs_pointer(path)
@@ -109,7 +109,7 @@ def _object(line: str, place: str) -> Row:
 
 
 def _holds_lines(file: IO[str]) -> bool:
-    """Whether the first line that is not blank is an object of its own, with more behind it."""
+    """Whether the first non-blank line is a complete object and more lines follow."""
     first = next((line for line in file if line.strip()), "")
     try:
         return first.lstrip().startswith("{") and bool(json.loads(first)) and any(line.strip() for line in file)
@@ -129,7 +129,7 @@ def _json(path: Path) -> Iterator[Placed]:
         except ValueError as cause:
             raise DataError(f"{path} is not JSON: {cause}", remedy="give a list of objects") from cause
     if isinstance(rows, dict):
-        # A release holds its rows under one name: TriviaQA's `Data`, SQuAD's `data`.
+        # A release in one object holds its rows under one name: TriviaQA's `Data`, SQuAD's `data`.
         rows = next((rows[name] for name in _RELEASED if isinstance(rows.get(name), list)), [rows])
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{path} is not a list of JSON objects", remedy="give a list of objects, or JSON lines")
@@ -160,9 +160,9 @@ def _csv(path: Path) -> Iterator[Placed]:
 
 
 def _numbered_rows(lines: list[str], *, width: int) -> bool:
-    """Whether each of the lines that a quote joins is a row by itself, with a number of its own in its first field.
+    """Whether each line that a quote joins is a complete row, with a different number in its first field.
 
-    A text of several lines has commas too, so their number is no evidence.
+    A text of several lines contains commas too, so the number of fields is no evidence.
     """
     rows = [line.rstrip("\r\n").split(",") for line in lines]
     return all(len(row) == width and row[0].isdecimal() for row in rows) and len({row[0] for row in rows}) == len(rows)
@@ -172,7 +172,7 @@ def _joined(place: str, more: int) -> DataError:
     return DataError(
         f"{place}: a quote opens a field here and closes one {more} lines below, and each of these lines is a row by "
         "itself: it is unclear which is meant",
-        remedy="quote such fields, with the quotes inside of them doubled, or save the file as JSON lines",
+        remedy="quote such fields and double the quotes inside them, or save the file as JSON lines",
     )
 
 
@@ -181,7 +181,7 @@ def _uneven(place: str) -> DataError:
 
 
 class _Lines:
-    """The numbered lines of a file, of which some may be put back."""
+    """The numbered lines of a file; lines can be put back."""
 
     def __init__(self, file: IO[str]) -> None:
         self._file = enumerate(file, 1)
@@ -216,7 +216,7 @@ def _plain_fields(line: str) -> list[str]:
 
 
 def _quoted_fields(text: str) -> tuple[list[str] | None, bool]:
-    """The fields of one row, its quotes read as CSV does; None where they are not set so, and whether one is open."""
+    """The fields of one row with quotes read as in CSV, None if that is impossible; and whether a quote is open."""
     text, fields, at = text.rstrip("\r\n"), [], 0
     while True:
         if text.startswith('"', at):
@@ -235,10 +235,10 @@ def _quoted_fields(text: str) -> tuple[list[str] | None, bool]:
 
 
 def _tsv_row(line: str, lines: _Lines, *, width: int, place: str) -> list[str]:
-    """The fields of the row that begins with `line`; `lines` are those behind it.
+    """The fields of the row that begins with `line`; `lines` yields the lines after it.
 
-    Some writers quote fields as CSV does (DPR's passages), others write a quote as it is (MS MARCO). A quote joins
-    lines only where they are no rows by themselves. Raises DataError where both readings fit.
+    Some writers quote fields as in CSV (DPR's passages), others write quotes literally (MS MARCO). A quote joins lines
+    only if they are not rows by themselves. Raises DataError if both readings are possible.
     """
     plain = _plain_fields(line)
     fields, is_open = _quoted_fields(line)

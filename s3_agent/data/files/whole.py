@@ -1,7 +1,7 @@
-"""Files that survive a kill at any point: written beside their place, renamed when whole, known by their hash.
+"""Writes files that survive a kill at any point: to a partial file first, renamed when complete, known by their hash.
 
-Every stage of the data pipeline writes through this module, so there is one answer to a full disk and one to a process
-that died in the middle of a line.
+Every stage of the data pipeline writes through this module, so a full disk and a process that died in the middle of a
+line are handled in one place.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from retrieval_server.passages import LFS_POINTER, whole_text
 from s3_agent.errors import DataError
 
 Report = Callable[[str, int, int], None]
-"""Takes (what, done, total); total 0: not known."""
+"""Called with (what, done, total); total 0: unknown."""
 
 _CHUNK = 16 << 20
 _FLUSH_LINES = 10_000
@@ -30,7 +30,7 @@ def silent(what: str, done: int, total: int) -> None:
 
 @contextmanager
 def room_kept(folder: Path) -> Iterator[None]:
-    """Turns the operating system's error for a full or read-only disk into a DataError; what was written stays."""
+    """Convert the operating system's error for a full or read-only disk into a DataError; written data stays."""
     try:
         yield
     except OSError as cause:
@@ -38,17 +38,17 @@ def room_kept(folder: Path) -> Iterator[None]:
             raise
         raise DataError(
             f"{cause.filename or folder} can not be written: {cause.strerror}",
-            remedy="make room, or point `prepared` at another disk, then run the same command: what is done is kept",
+            remedy="make room, or point `prepared` at another disk, then run the same command: finished work is kept",
         ) from cause
 
 
 def partial_of(path: Path) -> Path:
-    """Where a file grows until it is whole."""
+    """The path of a file until it is complete."""
     return path.with_name(path.name + ".partial")
 
 
 def refuse_lfs_pointer(path: Path) -> None:
-    """Raises DataError for a file that git-lfs has not fetched, of which only a pointer is there."""
+    """Raises DataError for a file that git-lfs has not fetched, so that only its pointer exists."""
     with path.open("rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
             raise DataError(
@@ -58,10 +58,10 @@ def refuse_lfs_pointer(path: Path) -> None:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Callable[[bytes], None]]:
-    """Gives what writes to a file that takes the place of `path` when the block has ended well.
+    """Yields a file object for a file that replaces `path` if the block ends without an error.
 
-    There is the old file or the new one, never a half, and a block that fails leaves nothing. Raises DataError where
-    there is no room; an error of the block's other work stays what it is.
+    At any time the old or the new file exists complete, and a block that fails leaves nothing. Raises DataError if the
+    disk is full; other errors of the block pass unchanged.
     """
     partial = partial_of(path)
     with room_kept(path):
@@ -83,20 +83,20 @@ def written_whole(path: Path) -> Iterator[Callable[[bytes], None]]:
         partial.unlink(missing_ok=True)
         raise
     finally:
-        with suppress(OSError):  # it writes what is left in memory, which is of no use any more
+        with suppress(OSError):  # closing writes the buffered rest, which is no longer needed
             file.close()
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a small file in one piece. Raises DataError."""
+    """Write a small file atomically. Raises DataError."""
     with written_whole(path) as write:
         write(text.encode())
 
 
 def follow_umask(folder: Path) -> None:
-    """Give a folder and all in it the permissions that the user's umask asks for.
+    """Give a folder and everything in it the permissions of the user's umask.
 
-    safetensors 0.8 writes files that nobody else can read, whatever the umask, and a copy keeps its original's.
+    safetensors 0.8 writes files that only their owner can read, whatever the umask, and a copy keeps permissions.
     """
     umask = os.umask(0o077)
     os.umask(umask)
@@ -106,12 +106,12 @@ def follow_umask(folder: Path) -> None:
 
 
 def dump(value: Any) -> str:
-    """JSON of one line that is the same for the same value, and text that UTF-8 can hold whatever the value has."""
+    """One line of JSON: equal for equal values, and always text that UTF-8 can encode."""
     return whole_text(json.dumps(value, ensure_ascii=False, separators=(", ", ": ")))
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write JSON lines in one piece; how many. Raises DataError."""
+    """Write JSON lines atomically; return their number. Raises DataError."""
     count = 0
     with room_kept(path.parent), written_whole(path) as write:
         for row in rows:
@@ -121,7 +121,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
 
 def cut_torn_line(path: Path) -> int:
-    """Cut what follows the last newline of a file; how many lines are left, 0 for a file that is not there."""
+    """Remove everything after the last newline of a file; return the lines left, 0 for a missing file."""
     if not path.exists():
         return 0
     lines = end = position = 0
@@ -137,7 +137,7 @@ def cut_torn_line(path: Path) -> int:
 
 @contextmanager
 def grown(path: Path, *, made_of: Mapping[str, Any]) -> Iterator[Path]:
-    """Gives the partial file of `path`, which becomes `path` at the end; what a killed call left in it is still there.
+    """Yields the partial file of `path`, which becomes `path` at the end; it keeps what a killed call wrote.
 
     `made_of` are its inputs: a partial file with other inputs is removed. Raises DataError for a full disk.
     """
@@ -155,7 +155,7 @@ def grown(path: Path, *, made_of: Mapping[str, Any]) -> Iterator[Path]:
 
 
 def grow_rows(path: Path, rows: Iterable[Mapping[str, Any]], *, made_of: Mapping[str, Any], report: Report) -> int:
-    """Write JSON lines that may take hours: a killed call continues after the lines that it had written.
+    """Write JSON lines that may take hours; after a kill, the next call continues behind the lines written.
 
     `rows` must come in the same order each time. Returns the number of rows; raises DataError.
     """
@@ -171,7 +171,7 @@ def grow_rows(path: Path, rows: Iterable[Mapping[str, Any]], *, made_of: Mapping
 
 
 def join_parts(path: Path, parts: Sequence[Path], *, made_of: Mapping[str, Any], report: Report) -> int:
-    """Write the parts of a file one after another; how many bytes. A killed call continues where it was."""
+    """Write the pieces of a file one after another; return the bytes. After a kill, the next call continues."""
     total = sum(part.stat().st_size for part in parts)
     with grown(path, made_of=made_of) as partial, partial.open("ab") as joined:
         begin = 0
@@ -187,7 +187,7 @@ def join_parts(path: Path, parts: Sequence[Path], *, made_of: Mapping[str, Any],
 
 
 def sha256_of(path: Path, report: Report = silent) -> str:
-    """The hash of a file's bytes, all of them read."""
+    """The hash of a file; reads all of its bytes."""
     digest, done, size = hashlib.sha256(), 0, path.stat().st_size
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -199,7 +199,7 @@ def sha256_of(path: Path, report: Report = silent) -> str:
 
 
 class Hashes:
-    """Hashes of files, remembered in `record` as long as a file keeps its size and its time of change."""
+    """Hashes of files, remembered in `record` as long as a file's size and modification time stay the same."""
 
     def __init__(self, record: Path, *, forget: bool = False) -> None:
         self._record = record
@@ -208,10 +208,10 @@ class Hashes:
             try:
                 self._known = json.loads(record.read_text(encoding="utf-8"))
             except ValueError:
-                self._known = {}  # it only saves time
+                self._known = {}  # the record only saves time
 
     def of(self, path: Path, report: Report = silent) -> str | None:
-        """The hash of `path`; None when there is no such file."""
+        """The hash of `path`; None if there is no such file."""
         try:
             stat = path.stat()
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Naive RAG over all tasks of a recipe: each answered and scored once, kept as it comes, whatever ends the job."""
+"""Runs naive RAG over all tasks of a recipe: each is answered and scored once, and kept even if the job is killed."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -29,10 +29,10 @@ async def naive_rag(
     keep: Callable[[str, RagAnswer], None],
     judge: Judge | None = None,
 ) -> None:
-    """Answer every task from the top passages of its own question; each answer is handed to `keep` as it comes.
+    """Answer every task from the top passages for its question; `keep` is called with each answer when it arrives.
 
-    Raises the first RetrieverError, GeneratorError or JudgeError and gives up the rest. Answers that ended at the
-    generator's token limit are scored as they are, and counted in the log.
+    Raises the first RetrieverError, GeneratorError or JudgeError and cancels the rest. Answers that ended at the
+    generator's token limit are scored unchanged, and counted in the log.
     """
     waiting = iter(tasks)
     cut = 0
@@ -78,15 +78,15 @@ async def complete_cache(
     judge: Judge | None = None,
     fresh: bool = False,
 ) -> RagCache:
-    """The cache of these tasks at `path`; only what is missing there is asked for.
+    """Build the cache of these tasks at `path`; only missing answers are requested.
 
-    What a call that was killed has under the same fingerprint is kept, and so is the file's, unless `fresh`. Raises
-    what `naive_rag` raises, and keeps the answers that came before.
+    Answers of a killed call and, unless `fresh`, of the file are kept if their fingerprint is the same. Raises what
+    `naive_rag` raises, and keeps the answers so far.
     """
     with Checkpoint(path, made_of=fingerprint.model_dump()) as checkpoint:
         before = None if fresh else RagCache.there(path, fingerprint)
         if before is not None and before.fingerprint != fingerprint:
-            # It may be read as it is; new answers beside the old ones would give both one window's name.
+            # The old cache may be read; but adding new answers to it would record one window for both.
             log.warning(
                 "all questions are asked again: the generator's window is known in only one of the two cases",
                 cache=str(path),

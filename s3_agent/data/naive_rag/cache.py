@@ -1,8 +1,8 @@
 """Naive-RAG answers of every task, stored with the fingerprint of what produced them (docs/data.md#the-rag-cache).
 
-s3 trains on what naive RAG can not answer and reports the gain beyond it, so a cache of another corpus, index,
-generator or prompt would silently change the task: it is refused, and the error names the difference (docs/promises.md,
-4).
+s3 trains on the questions that naive RAG can not answer and reports the gain over it, so a cache with another corpus,
+index, generator or prompt would silently change the task. It is refused, and the error names the difference
+(docs/promises.md, 4).
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ REBUILD = "build it for this recipe: s3-agent rag-cache build --recipe …"
 class RagAnswer(BaseModel):
     """The naive-RAG answer of one task; scores are 0 or 1.
 
-    `question` is normalised; `golden_answers` are those that the scores are by, None in published caches, which do not
-    say. `answer` is None in published caches where the original got none: that is no answer, and its score no score.
+    `question` is normalised; `golden_answers` are those used for scoring, None in published caches, which do not record
+    them. `answer` is None in published caches if the original got no answer; then the score does not count.
     `data_source` is the task's.
     """
 
@@ -38,23 +38,23 @@ class RagAnswer(BaseModel):
     golden_answers: tuple[str, ...] | None = None
 
     def answers(self, task: Task) -> bool:
-        """Whether this is an answer to the task, which may have been reworded since."""
+        """Whether this answers the task, whose question may have changed since."""
         return self.answer is not None and self.question == normalize_question(task.question)
 
     def scores(self, task: Task) -> bool:
-        """Whether its scores are by the golden answers of the task, which may have been corrected since."""
+        """Whether its scores use the golden answers of the task, which may have been corrected since."""
         return self.golden_answers is not None and sorted(self.golden_answers) == sorted(task.golden_answers)
 
 
 class RagCache(BaseModel):
-    """Answers by task id, with the fingerprint that they were made under; None: of a published file that has none."""
+    """Answers by task id, with the fingerprint of their inputs; None for a published file, which has none."""
 
     fingerprint: Fingerprint | None
     answers: dict[str, RagAnswer]
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """The cache at `path`, whatever it was made with. Raises RagCacheError when it is missing or broken."""
+        """The cache at `path`, whatever its inputs were. Raises RagCacheError if it is missing or broken."""
         try:
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as cause:
@@ -62,35 +62,35 @@ class RagCache(BaseModel):
 
     @classmethod
     def load(cls, path: Path, *, expected: Fingerprint) -> Self:
-        """The cache at `path`. Raises RagCacheError when it is missing, broken or another's."""
+        """The cache at `path`. Raises RagCacheError if it is missing, broken or has other inputs."""
         cache = cls.read(path)
         if different := cache.differences(expected):
             raise RagCacheError(
                 f"the RAG cache {path} was made with other inputs: " + "; ".join(different),
-                remedy=f"{REBUILD}; data.allow_mismatch=true takes it as it is, and the run's record says so",
+                remedy=f"{REBUILD}; data.allow_mismatch=true accepts it, and the run's record says so",
             )
         return cache
 
     @classmethod
     def there(cls, path: Path, expected: Fingerprint) -> Self | None:
-        """The cache at `path`; None when it is missing, broken or another's, and all has to be asked for."""
+        """The cache at `path`; None if it is missing, broken or has other inputs: then all answers are requested."""
         try:
             return cls.load(path, expected=expected)
         except RagCacheError:
             return None
 
     def differences(self, expected: Fingerprint) -> list[str]:
-        """The fields in which the cache's inputs differ from the `expected` ones, for people."""
+        """The fields in which the cache's inputs differ from the `expected` ones, as text for messages."""
         if self.fingerprint is None:
-            return ["it is a published file, which does not say what made it"]
+            return ["it is a published file, which does not record its inputs"]
         return self.fingerprint.differences(expected)
 
     def save(self, path: Path) -> None:
-        """Write the cache; an interrupted write leaves the old file. Raises DataError for a full disk."""
+        """Write the cache; an interrupted write leaves the old file. Raises DataError if the disk is full."""
         write_whole(path, self.model_dump_json(indent=1))
 
     def missing(self, tasks: Sequence[Task]) -> list[Task]:
-        """The tasks that have no answer here, or one whose scores are by other golden answers."""
+        """The tasks without an answer here, or with one that was scored with other golden answers."""
         return [task for task in tasks if not self._has(task)]
 
     def _has(self, task: Task) -> bool:
@@ -109,7 +109,7 @@ class RagCache(BaseModel):
 
 
 def beyond_rag(tasks: Sequence[Task], dropped: Dropped | None = None) -> list[Task]:
-    """s3's training set: no yes/no questions, none that naive RAG answers; `dropped` counts them."""
+    """s3's training set, without yes/no questions and questions that naive RAG answers; `dropped` counts them."""
     dropped, kept = dropped or Dropped(), []
     for task in tasks:
         if YES_NO.intersection(task.golden_answers):

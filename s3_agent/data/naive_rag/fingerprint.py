@@ -1,4 +1,4 @@
-"""What a naive-RAG answer depends on, so that answers with other inputs are distinguished, field by field."""
+"""Records what a naive-RAG answer depends on, so that a cache with other inputs is recognised, field by field."""
 
 import hashlib
 import json
@@ -21,8 +21,8 @@ def _digest(messages: Sequence[Message]) -> str:
 class Fingerprint(BaseModel):
     """What a naive-RAG answer depends on, besides the question and its golden answers.
 
-    `window` is the generator's context in tokens, counted with `tokenizer`: passages that do not fit are cut. None is
-    not known, or the server's own way to count.
+    `window` is the generator's context in tokens, counted with `tokenizer`: passages that do not fit are cut. None:
+    unknown, or counted by the server.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,9 +49,9 @@ class Fingerprint(BaseModel):
         judge: JudgeSettings | None = None,
         window: int | None = None,
     ) -> Self:
-        """The fingerprint for a corpus hash, an index description, a generator and what checks its answers.
+        """The fingerprint for a corpus hash, an index description, a generator and the check of its answers.
 
-        `window` is that of the generator's server, where the settings give none.
+        `window` is that of the generator's server, used if the settings give none.
         """
         probe = [Passage(id="0", title="title", text="text")]
         prompt = _digest(answer_messages("question", probe, kind=generator.kind, prompt=AnswerPrompt(layout=layout)))
@@ -72,7 +72,7 @@ class Fingerprint(BaseModel):
         )
 
     def differences(self, wanted: Self) -> list[str]:
-        """The fields that are not as `wanted`, for people. A window that one of them does not know is none."""
+        """The fields that differ from `wanted`, as text for messages. A window unknown on one side is no difference."""
         mine, other = self.model_dump(), wanted.model_dump()
         unknown = {"window"} if self.window is None or wanted.window is None else set()
         different = [key for key in other if mine[key] != other[key] and key not in unknown]

@@ -1,6 +1,6 @@
-"""The passages that each question finds by itself, kept once for naive RAG, first prompts and export.
+"""Keeps the passages that each question retrieves by itself, for naive RAG, first prompts and export.
 
-Twelve are kept, as s3's pipeline does; naive RAG reads the first three of them.
+Twelve are kept, as in s3's pipeline; naive RAG reads the first three of them.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ async def retrieve_all(
 ) -> None:
     """Write the passages of every task to `path`, in the order of the tasks.
 
-    A killed call continues where it was. Raises RetrieverError, and keeps what it has.
+    After a kill, the next call continues. Raises RetrieverError, and keeps the passages so far.
     """
     with Checkpoint(path, made_of=made_of) as checkpoint:
         waiting = [task for task in tasks if task.id not in checkpoint.ids]
@@ -57,7 +57,7 @@ async def retrieve_all(
 
 
 class Retrieved:
-    """What `retrieve_all` wrote, as a retriever: it knows the questions that were asked, and searches nothing."""
+    """A retriever over the file of `retrieve_all`: it knows only the questions in that file, and searches nothing."""
 
     def __init__(self, path: Path, *, topk: int) -> None:
         self._path = path
@@ -67,7 +67,7 @@ class Retrieved:
         }
 
     def first(self, query: str) -> tuple[Passage, ...]:
-        """The first passages of a question that was asked. Raises DataError for another."""
+        """The first passages of a question in the file. Raises DataError for any other question."""
         if query not in self._found:
             raise DataError(f"{self._path} has no passages for {query!r}", remedy="run the stage retrieve again")
         return self._found[query]

@@ -1,1 +1,1 @@
-"""The published data sets: where their files are, how they are downloaded, and how their rows are read."""
+"""The published data sets: the places of their files, their download, and the reading of their rows."""

@@ -7,14 +7,14 @@ from s3_agent.data.published.hub import Wanted
 
 WIKI_18 = DataSet(
     summary="21 million passages of Wikipedia, December 2018",
-    # An index that others made counts every row.
+    # A published index counts every row, also those without text.
     corpus=PublishedCorpus(
         files=(Wanted(repo="PeterJinGo/wiki-18-corpus", patterns=("wiki-18.jsonl.gz",)),), keeps_blank=True
     ),
 )
 MEDCORP = DataSet(
     summary="Wikipedia, PubMed and textbooks, as MedRAG splits them",
-    # Without StatPearls, as s3 has it; in the order in which their ids are to be looked for.
+    # Without StatPearls, as in s3; ids are looked up in this order.
     corpus=PublishedCorpus(
         files=tuple(
             Wanted(repo=f"MedRAG/{name}", patterns=("chunk/*.jsonl",)) for name in ("wikipedia", "pubmed", "textbooks")
@@ -25,7 +25,7 @@ MEDCORP = DataSet(
 
 @dataclass(frozen=True, slots=True)
 class PublishedIndex:
-    """An index that others publish: over which corpus, of which kind, and whether its files are the pieces of one."""
+    """A published index: its corpus, its kind, and whether its files are the pieces of one file."""
 
     files: Wanted
     corpus: str
@@ -44,4 +44,4 @@ INDEXES = {
         Wanted(repo="PeterJinGo/wiki-18-bm25-index", patterns=("bm25/*",)), "wiki-18", "lucene", in_pieces=False
     ),
 }
-"""By the names that `data.sources.index` takes."""
+"""Published indexes by the names that `data.sources.index` accepts."""

@@ -1,4 +1,4 @@
-"""What a published data set is, and the table of all of them: where its files are, and how its questions are read."""
+"""Defines a published data set (its files and how its questions are read) and registers all of them."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,10 +12,10 @@ from s3_agent.errors import ConfigError
 
 
 class Fetched(Protocol):
-    """The files of a data set after they were downloaded."""
+    """The downloaded files of a data set."""
 
     def paths(self, repo: str, pattern: str = "*") -> list[Path]:
-        """Hub files of one repository that match, by name. Raises DataError for one that was not fetched."""
+        """The matching hub files of one repository, ordered by name. Raises DataError for one that was not fetched."""
         ...
 
     def raw_path(self, name: str) -> Path:
@@ -25,7 +25,7 @@ class Fetched(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PublishedCorpus:
-    """The files of a corpus. `keeps_blank`: rows without text stay, since an index of others counts every row."""
+    """The files of a corpus. `keeps_blank`: rows without text are kept, since a published index counts every row."""
 
     files: tuple[Wanted, ...]
     keeps_blank: bool = False
@@ -36,8 +36,8 @@ class DataSet:
     """One data set: questions, or a corpus, or both.
 
     `rows(fetched, testing=…)` gives each row of the test or of the training split with its place, as (`file:line`,
-    row); a row has `id`, `question`, `golden_answers` and `data_source`. It raises DataError for a split that there is
-    not. A set of questions in the hub, as a package of your own would register it:
+    row); a row has `id`, `question`, `golden_answers` and `data_source`. It raises DataError for a split that does not
+    exist. A set of questions in the hub, as a package of your own would register it:
 
         def _rows(fetched, *, testing):
             [path] = fetched.paths("me/my-questions", "test.jsonl" if testing else "train.jsonl")
@@ -53,7 +53,7 @@ class DataSet:
     summary: str
     files: tuple[Wanted, ...] = ()
     raw: Mapping[str, str] = field(default_factory=dict)
-    """Files of the questions that are in no hub: a name for each, and its address below `github_raw`."""
+    """Files of questions outside the hub: a name for each, and its address below `github_raw`."""
     rows: Callable[..., Iterator[Placed]] | None = None
     corpus: PublishedCorpus | None = None
 

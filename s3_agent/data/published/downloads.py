@@ -1,7 +1,8 @@
-"""Published files: which ones, how large, where they go, and whether they are what was published.
+"""Downloads published files: lists them with sizes and hashes, fetches them, and checks that they are what was
+published.
 
-Names, sizes and hashes are asked once and kept in `downloads.json`, so that a later run fetches the same commit. Hub
-files lie in huggingface_hub's own cache (HF_HOME), found there by every other program and by us without a network.
+Names, sizes and hashes are requested once and kept in `downloads.json`, so that a later run fetches the same commit.
+Hub files are stored in huggingface_hub's cache (HF_HOME), where other programs, and we without a network, find them.
 """
 
 import json
@@ -29,19 +30,19 @@ class Downloads:
     def __init__(self, ledger: Ledger, *, wanted: Sequence[Wanted], raw: Mapping[str, str]) -> None:
         self._ledger = ledger
         self._wanted = wanted
-        self._raw = raw  # name -> address of a file that is in no hub
+        self._raw = raw  # name -> address of a file outside the hub
         self._plan = ledger.folder / "downloads.json"
         self._unlisted: dict[str, DataError] = {}
 
     def files(self) -> list[HubFile]:
-        """All hub files that are wanted, as they were first listed. Raises DataError."""
+        """All wanted hub files, as first listed. Raises DataError."""
         files = self._listed()
         if self._unlisted:
             raise next(iter(self._unlisted.values()))
         return files
 
     def sizes(self, repos: set[str] | None = None) -> tuple[list[HubFile], dict[str, str]]:
-        """The wanted files (of some data sets) that can be listed; for each data set that can not, the reason."""
+        """The wanted files (of some data sets) that can be listed; for each data set that can not be, the reason."""
         files = [file for file in self._listed() if repos is None or file.repo in repos]
         return files, {repo: cause.message for repo, cause in self._unlisted.items() if repos is None or repo in repos}
 
@@ -52,7 +53,7 @@ class Downloads:
             if plan["wanted"] == asked:
                 return [HubFile.model_validate(file) for file in plan["files"]]
         except (OSError, ValueError, KeyError, TypeError):
-            pass  # there is none yet, or it is of other wishes
+            pass  # no list exists yet, or it is for other files
         files = []
         for wanted in self._wanted:
             if wanted.repo in self._unlisted:
@@ -72,7 +73,7 @@ class Downloads:
         return [file for file in self.files() if file.repo in repos]
 
     def paths(self, repo: str, pattern: str = "*") -> list[Path]:
-        """Fetched files of one data set, in the order of their names. Raises DataError for one that is not there."""
+        """Fetched files of one data set, ordered by name. Raises DataError for a missing one."""
         found = []
         for file in self.files():
             if file.repo == repo and fnmatch(file.path, pattern):
@@ -83,11 +84,11 @@ class Downloads:
         return found
 
     def raw_path(self, name: str) -> Path:
-        """Where a file that is in no hub is kept."""
+        """The path of a file from outside the hub."""
         return self._ledger.folder / "downloads" / name
 
     def stage(self) -> Stage:
-        """All of it as the first stage."""
+        """The whole download as the first stage."""
         return Stage(name="download", made_of=self._made_of, outputs=self._outputs, work=self._work, need=self._need)
 
     def _made_of(self) -> dict[str, Any]:
@@ -137,7 +138,7 @@ class Downloads:
             return moved(file.size)
         if constants.HF_HUB_OFFLINE:
             raise DataError(
-                f"HF_HUB_OFFLINE is set and {file.name} is not whole in the cache {constants.HF_HUB_CACHE}",
+                f"HF_HUB_OFFLINE is set and {file.name} is not complete in the cache {constants.HF_HUB_CACHE}",
                 remedy="fetch it once with a connection",
             )
         if there is not None:
@@ -158,7 +159,7 @@ class Downloads:
             _forget(path)
             if last:
                 raise DataError(
-                    f"{file.name} came with the hash {found}, {file.oid} was published",
+                    f"{file.name} arrived with the hash {found}, but {file.oid} was published",
                     remedy="the mirror or the connection changes files: set another HF_ENDPOINT and run it again",
                 )
             self._fetch(file, lambda _: None)
@@ -181,22 +182,22 @@ def _all_of(wanted: Wanted) -> list[HubFile]:
     for pattern in wanted.patterns:
         if not any(fnmatch(file.path, pattern) for file in found):
             raise DataError(
-                f"{wanted.repo} has no file {pattern}", remedy="it may have moved: look at the data set's page"
+                f"{wanted.repo} has no file {pattern}", remedy="it may have moved: check the data set's page"
             )
     return found
 
 
 def _enter(blob: Path, pointer: Path) -> None:
-    """Enter fetched bytes into the hub's cache under their name and commit, without asking the server for either."""
+    """Put a fetched file into the hub's cache under its name and commit, without a request to the server."""
     pointer.parent.mkdir(parents=True, exist_ok=True)
     pointer.unlink(missing_ok=True)
     try:
         pointer.symlink_to(os.path.relpath(blob, pointer.parent))
-    except OSError:  # a file system without links
+    except OSError:  # the file system has no links
         shutil.copyfile(blob, pointer)
 
 
 def _forget(path: Path) -> None:
-    """Take a file that is not what was published out of the hub's cache."""
+    """Remove a file that is not what was published from the hub's cache."""
     path.resolve().unlink(missing_ok=True)
     path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Files of the original projects in and out: published rows, RAG caches and retrieved passages."""
+"""Imports and exports files of the original projects: published rows, RAG caches and retrieved passages."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from s3_agent.data.tasks import iterate_jsonl, load_tasks, task_rows
 def read_published(
     kind: str, source: Path, target: Path, *, task_files: Sequence[Path], data_source: str
 ) -> Iterator[str]:
-    """Write our form of a published file to `target`; yields lines to print. Raises DataError."""
+    """Convert a published file into our form at `target`; yields lines to print. Raises DataError."""
     tasks = [task for path in task_files for task in load_tasks(path)]
     match kind:
         case "rows":
@@ -30,8 +30,8 @@ def read_published(
         case "rag-cache":
             cache, strangers = import_rag_cache(source, tasks)
             cache.save(target)
-            yield f"{len(cache.answers)} answers in {target}; {strangers} entries are of none of the tasks given"
-            yield "the file does not say what made it: training refuses it unless data.allow_mismatch=true"
+            yield f"{len(cache.answers)} answers in {target}; {strangers} entries belong to none of the given tasks"
+            yield "the file does not record its inputs: training refuses it unless data.allow_mismatch=true"
         case _:
             count = write_rows(target, import_sequences(source, tasks, data_source=data_source))
             yield f"{count} questions with their passages in {target}"
@@ -40,7 +40,7 @@ def read_published(
 def write_published(
     kind: str, source: Path, target: Path, *, task_files: Sequence[Path], form: Form | None
 ) -> Iterator[str]:
-    """Write the published form of our file to `target`; yields lines to print. Raises DataError."""
+    """Convert our file into the published form at `target`; yields lines to print. Raises DataError."""
     match kind:
         case "rows":
             rows = task_rows(source)

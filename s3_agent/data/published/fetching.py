@@ -1,7 +1,7 @@
-"""One file over HTTP, retried as often as needed: a download continues where it ended, and its size is checked.
+"""Downloads one file over HTTP with retries: an interrupted download continues, and the size is checked.
 
-huggingface_hub starts a killed download again from the beginning; a piece of an index with 32 GB should not be. So the
-bytes come through here, and `downloads` hands them to the hub's own cache.
+`downloads` calls it and puts the file into the hub's cache. huggingface_hub itself restarts a killed download from the
+beginning, which would be too slow for pieces of an index of 32 GB.
 """
 
 import hashlib
@@ -25,13 +25,13 @@ _REFUSALS = {401: "set HF_TOKEN to a token that may read it", 403: "accept its t
 
 
 class _Broken(Exception):
-    """The connection or the server failed in a way that may pass."""
+    """The connection or the server failed in a way that may be temporary."""
 
 
 def fetch(url: str, path: Path, *, size: int | None, headers: Mapping[str, str], moved: Callable[[int], None]) -> None:
     """Download `url` to `path`; `moved` is called with the bytes that exist already, then with each block.
 
-    What a killed or broken download left in `path`.partial is kept and continued. Raises DataError.
+    A partial download in `path`.partial is continued. Raises DataError.
     """
     partial = partial_of(path)
     with room_kept(path.parent):
@@ -75,7 +75,7 @@ def _continue(
         if response.status_code in _BUSY:
             raise _Broken(f"the server answers with status {response.status_code}")
         if response.status_code == 416:
-            partial.unlink()  # the file is shorter than what is here
+            partial.unlink()  # the server's file is shorter than the partial one
             raise _Broken("the file has changed on the server")
         if response.is_error:
             raise DataError(
@@ -94,7 +94,7 @@ def _continue(
 
 
 def git_blob_sha1(path: Path) -> str:
-    """The name that git gives to a file's bytes; the hub's listing has it for files that are not in LFS."""
+    """Git's hash of a file's content; the hub lists it for files that are not in LFS."""
     digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(_BLOCK):

@@ -1,4 +1,4 @@
-"""Question sets as FlashRAG publishes them: a folder of JSON lines for each, by split."""
+"""Reads question sets as FlashRAG publishes them: for each a folder with a JSON-lines file per split."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -13,7 +13,7 @@ FLASHRAG = "RUC-NLPIR/FlashRAG_datasets"
 
 
 def _rows(fetched: Fetched, *, testing: bool, name: str) -> Iterator[Placed]:
-    # Test if there is one, else dev, else train, as s3 evaluates.
+    # The test split if it exists, else dev, else train, as s3 evaluates.
     found = {path.name: path for path in fetched.paths(FLASHRAG, f"{name}/*.jsonl")}
     splits = ("test.jsonl", "dev.jsonl", "train.jsonl") if testing else ("train.jsonl",)
     path = next((found[split] for split in splits if split in found), None)
@@ -23,7 +23,7 @@ def _rows(fetched: Fetched, *, testing: bool, name: str) -> Iterator[Placed]:
 
 
 def flashrag_set(name: str, summary: str = "questions that FlashRAG publishes") -> DataSet:
-    """Any of FlashRAG's folders."""
+    """The data set in any folder of FlashRAG."""
     return DataSet(
         summary=summary, files=(Wanted(repo=FLASHRAG, patterns=(f"{name}/*.jsonl",)),), rows=partial(_rows, name=name)
     )

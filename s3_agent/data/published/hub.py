@@ -1,4 +1,4 @@
-"""Which files of a hub data set are wanted, and how the hub, or without a network its cache, lists them."""
+"""Lists the wanted files of a hub data set, from the hub or, without a network, from its cache."""
 
 from fnmatch import fnmatch
 from pathlib import Path
@@ -25,7 +25,7 @@ class Wanted(_Frozen):
 class HubFile(_Frozen):
     """One listed file. `oid` is its SHA-256 where `lfs`, else git's SHA-1.
 
-    What a listing says becomes paths in the hub's cache, so anything but hex digits and a path below it is refused.
+    Listed values become paths in the hub's cache, so anything except hex digits and a path below it is refused.
     """
 
     repo: RelativePath
@@ -41,7 +41,7 @@ class HubFile(_Frozen):
         return f"{self.repo}/{self.path}"
 
     def cached(self) -> Path | None:
-        """Where the hub's cache has it; None when it does not."""
+        """Its path in the hub's cache; None if it is not there."""
         from huggingface_hub import constants, try_to_load_from_cache
 
         found = try_to_load_from_cache(
@@ -51,7 +51,7 @@ class HubFile(_Frozen):
 
 
 def listed(wanted: Wanted) -> list[HubFile]:
-    """The wanted files by name. Raises DataError when they can not be listed."""
+    """The wanted files by name. Raises DataError if they can not be listed."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
@@ -68,7 +68,7 @@ def listed(wanted: Wanted) -> list[HubFile]:
             remedy="check the connection, HF_ENDPOINT and HF_TOKEN; with HF_HUB_OFFLINE=1 only the cache is used",
         ) from cause
     except Exception as cause:
-        # The hub's HTTP library is another from one of its releases to the next, and so are its errors.
+        # The hub's HTTP library, and with it the error classes, changes between its releases.
         if "http" not in type(cause).__module__:
             raise
         raise DataError(
@@ -90,14 +90,14 @@ def listed(wanted: Wanted) -> list[HubFile]:
 
 
 def _described(wanted: Wanted, where: str, **fields: Any) -> HubFile:
-    """One file as it is listed. Raises DataError for a name or a hash that is none."""
+    """One file of a listing. Raises DataError for an invalid name or hash."""
     try:
         return HubFile(repo=wanted.repo, **fields)
     except ValidationError as cause:
         told = "; ".join(f"{'.'.join(map(str, item['loc']))} {item['input']!r}" for item in cause.errors())
         raise DataError(
-            f"{where} lists a file of {wanted.repo} that can not be one: {told}",
-            remedy="nothing was written; set HF_ENDPOINT to another mirror, or HF_HOME to a cache that is whole",
+            f"{where} lists an invalid file of {wanted.repo}: {told}",
+            remedy="nothing was written; set HF_ENDPOINT to another mirror, or HF_HOME to a complete cache",
         ) from cause
 
 

@@ -1,7 +1,7 @@
-"""The two JSON files of the original pipeline, in and out without loss: `rag_cache.json` and `*_output_sequences.json`.
+"""Reads and writes the two JSON files of the original pipeline: `rag_cache.json` and `*_output_sequences.json`.
 
-Both are keyed by question, so PopQA's questions that occur twice share an entry there (docs/originals.md#d7). Here
-everything is keyed by id: an entry becomes one answer for each task that asks it, and they become one entry again when
+Both are keyed by question, so PopQA's questions that occur twice share an entry (docs/originals.md#d7). Here everything
+is keyed by id: an entry becomes one answer for each task with that question, and these become one entry again when
 written.
 """
 
@@ -31,7 +31,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def ids_by_question(tasks: Iterable[Task]) -> dict[tuple[str, str], list[str]]:
-    """The ids of the tasks that ask a (source, normalised question)."""
+    """Task ids by (source, normalised question)."""
     found: dict[tuple[str, str], list[str]] = {}
     for task in tasks:
         found.setdefault((task.data_source, normalize_question(task.question)), []).append(task.id)
@@ -39,9 +39,9 @@ def ids_by_question(tasks: Iterable[Task]) -> dict[tuple[str, str], list[str]]:
 
 
 def import_rag_cache(path: Path, tasks: Iterable[Task] = ()) -> tuple[RagCache, int]:
-    """A published cache, which says nothing of what made it; and how many entries are of none of the `tasks`.
+    """A published cache, which does not record its inputs; and the number of entries that belong to none of `tasks`.
 
-    Those are kept under `source/question`. Raises DataError with the entry at fault.
+    Such entries are kept under `source/question`. Raises DataError with the wrong entry.
     """
     ids, strangers = ids_by_question(tasks), 0
     answers: dict[str, RagAnswer] = {}
@@ -62,7 +62,7 @@ def import_rag_cache(path: Path, tasks: Iterable[Task] = ()) -> tuple[RagCache, 
 
 
 def export_rag_cache(cache: RagCache) -> tuple[dict[str, dict[str, Row]], int]:
-    """The published form; and how many answers had to give way to another to the same question of the same source."""
+    """The published form; and how many answers were dropped for another one to the same question of the same source."""
     sources: dict[str, dict[str, Row]] = {}
     lost = 0
     for answer in cache.answers.values():
@@ -73,12 +73,12 @@ def export_rag_cache(cache: RagCache) -> tuple[dict[str, dict[str, Row]], int]:
 
 
 def render_contexts(passages: Sequence[Passage]) -> str:
-    """`context_with_info` as naive retrieval writes it: the title line as it stands in the corpus."""
+    """`context_with_info` as naive retrieval writes it, with the corpus's title lines unchanged."""
     return "".join(f"Doc {number} (Title: {each.title}) {each.text}\n" for number, each in enumerate(passages, 1))
 
 
 def split_contexts(text: str) -> list[Passage] | None:
-    """The passages of a context, ids unknown; None when it is not certain where they end."""
+    """The passages of a context, without ids; None if their ends are not certain."""
     marks: list[re.Match[str]] = []
     for match in _DOC.finditer(text):
         if int(match[1]) == len(marks) + 1:
@@ -92,8 +92,11 @@ def split_contexts(text: str) -> list[Passage] | None:
 
 
 def import_sequences(path: Path, tasks: Iterable[Task], *, data_source: str) -> Iterator[Row]:
-    """Retrieved rows of a published file, one for each task that asks the question; what can not be taken apart, and
-    whatever else an entry holds, is kept beside. Raises DataError for an entry without a context."""
+    """Retrieved rows of a published file, one for each task with the question.
+
+    A context that can not be split, and an entry's other fields, are kept in `published`. Raises DataError for an entry
+    without a context.
+    """
     ids = ids_by_question(tasks)
     for question, entry in _read(path).items():
         context = entry.get("context_with_info")
@@ -108,7 +111,7 @@ def import_sequences(path: Path, tasks: Iterable[Task], *, data_source: str) -> 
 
 
 def export_sequences(rows: Iterable[Row], golds: Mapping[str, Sequence[str]]) -> tuple[dict[str, Row], int]:
-    """The published form of retrieved rows, `golds` by id; and how many gave way to another of the same question."""
+    """The published form of retrieved rows, `golds` by id; and how many were dropped for another with that question."""
     entries: dict[str, Row] = {}
     lost = 0
     for row in rows:

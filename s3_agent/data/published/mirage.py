@@ -1,4 +1,4 @@
-"""Medical questions with options, as MIRAGE publishes them in one JSON file."""
+"""Reads the medical questions with options that MIRAGE publishes in one JSON file."""
 
 import json
 from collections.abc import Iterator

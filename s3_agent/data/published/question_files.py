@@ -1,4 +1,4 @@
-"""Task files out of published questions: training candidates, full test sets, and the sample to validate on."""
+"""Makes task files from published questions: training candidates, full test sets, and the validation sample."""
 
 from collections.abc import Iterable, Iterator
 
@@ -9,14 +9,14 @@ from s3_agent.data.questions import Dropped, sampled, usable
 
 
 class PublishedQuestions:
-    """The questions that a recipe's `sources` name, out of fetched files. Raises DataError with the row at fault."""
+    """The questions that a recipe's `sources` name, from fetched files. Raises DataError with the wrong row."""
 
     def __init__(self, sources: SourceSettings, fetched: Fetched) -> None:
         self._sources = sources
         self._fetched = fetched
 
     def train(self, dropped: Dropped) -> list[Row]:
-        """Training candidates: naive RAG filters them later."""
+        """The training candidates; naive RAG filters them later."""
         return list(usable(self._rows(self._sources.train, testing=False), dropped))
 
     def test(self, dropped: Dropped) -> list[Row]:
@@ -24,7 +24,7 @@ class PublishedQuestions:
         return list(usable(self._rows(self._sources.test, testing=True), dropped))
 
     def sample(self, test: list[Row], dropped: Dropped) -> list[Row]:
-        """What is validated on: the published sample of the test sets, or all of them."""
+        """The validation questions: the published sample of the test sets, or all of them."""
         if self._sources.sample is None:
             return test
         return sampled(test, most=self._sources.sample, seed=self._sources.sample_seed, dropped=dropped)

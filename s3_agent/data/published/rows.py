@@ -1,7 +1,7 @@
-"""The rows in which s3 and Search-R1 publish their data, to task rows and back, nothing lost.
+"""Converts the rows that s3 and Search-R1 publish into task rows and back, without loss.
 
-A task row says what a task is. Whatever a published row holds beyond what follows from the task is kept beside it under
-`published`, and put back when rows are written, so the round trip is equal field by field whatever the columns.
+Fields of a published row that do not follow from the task are kept in the task row under `published`, and restored when
+rows are written. So the round trip is equal field by field, whatever the columns.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +18,7 @@ from s3_agent.types import prompt_text
 
 
 class Form(StrEnum):
-    """Whose rows: s3's ground truth holds the question, Search-R1's only the target."""
+    """The project of a row: s3's ground truth holds the question, Search-R1's only the target."""
 
     S3 = "s3"
     SEARCH_R1 = "search-r1"
@@ -33,7 +33,7 @@ _NEEDED = (
 
 
 def _target(row: Row) -> Any:
-    """The golds: what is scored where the row says it, else its own column."""
+    """The golds: the scored ones if the row holds them, else its own column."""
     truth = ground_truth(row)
     return row.get("golden_answers") if truth is None else truth
 
@@ -43,7 +43,7 @@ def _question(row: Row) -> str | None:
 
 
 def _follows(task: Row, form: Form) -> Row:
-    """The published row as far as it follows from a task row."""
+    """The fields of a published row that follow from a task row."""
     golds, question = list(task["golden_answers"]), task["question"]
     truth = {"question": question, "target": golds, "gt_docs": []} if form is Form.S3 else {"target": golds}
     row = {
@@ -60,7 +60,7 @@ def _follows(task: Row, form: Form) -> Row:
 
 
 def form_of(row: Row) -> Form:
-    """Whose row it is: s3's ground truth holds the question."""
+    """The project of a row: s3's ground truth holds the question."""
     model = row.get("reward_model")
     truth = model.get("ground_truth") if isinstance(model, dict) else None
     return Form.SEARCH_R1 if isinstance(truth, dict) and "question" not in truth else Form.S3
@@ -103,7 +103,7 @@ def to_task(row: Row, place: str) -> Row:
 
 
 def to_published(task: Row, *, form: Form | None = None, split: str, index: int) -> Row:
-    """The published row of a task row: as it came, or in `form`, of a `split` at an `index`, where it never was one."""
+    """The published row of a task row: the original, or without one a new row in `form` with `split` and `index`."""
     kept = task.get(LEFT) or {}
     follows = _follows(task, form or Form(kept.get("form", Form.S3)))
     if not kept:
@@ -113,12 +113,12 @@ def to_published(task: Row, *, form: Form | None = None, split: str, index: int)
 
 
 def tasks_of(rows: Iterable[Placed]) -> Iterator[tuple[str, Row]]:
-    """Task rows of published rows, with their places."""
+    """Task rows from published rows, with their places."""
     return ((place, to_task(row, place)) for place, row in rows)
 
 
 def write_parquet(path: Path, rows: Sequence[Row]) -> None:
-    """Write published rows, in one piece. Raises DataError for columns of mixed types and for a full disk."""
+    """Write published rows atomically. Raises DataError for columns of mixed types and for a full disk."""
     import pyarrow
     import pyarrow.parquet
 
@@ -126,9 +126,7 @@ def write_parquet(path: Path, rows: Sequence[Row]) -> None:
     try:
         table = pyarrow.table({key: _column([row.get(key) for row in rows]) for key in columns})
     except (pyarrow.ArrowException, TypeError) as cause:
-        raise DataError(
-            f"{path}: a column mixes types: {cause}", remedy="write the sources to files of their own"
-        ) from cause
+        raise DataError(f"{path}: a column mixes types: {cause}", remedy="write each source to its own file") from cause
     with room_kept(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         pyarrow.parquet.write_table(table, partial_of(path))
@@ -136,9 +134,9 @@ def write_parquet(path: Path, rows: Sequence[Row]) -> None:
 
 
 def _column(values: list[Any]) -> Any:
-    """A column whose type every reader takes, also beside files whose rows hold more: never null, never without fields.
+    """A column of a type that every reader accepts, also next to files with more fields: never null or without fields.
 
-    What nothing is known of is a text; an object without fields, which Parquet can not hold, is null.
+    A column of unknown type is text; an object without fields, which Parquet can not hold, is null.
     """
     import pyarrow
 

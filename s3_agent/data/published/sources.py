@@ -1,4 +1,4 @@
-"""Which published data a recipe is made from, by the names of data sets."""
+"""The published data that a recipe uses, by the names of data sets."""
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -14,11 +14,11 @@ SETS = "sets"
 
 
 class SourceSettings(BaseModel):
-    """The published data that a recipe is made from. `s3-agent datasets` lists the names.
+    """The published data that a recipe uses. `s3-agent datasets` lists the names.
 
-    `sample` rows of a test set that has more are taken (None: all). `index` None: one is built here. `questions`:
-    `sets` takes `train` and `test` by name, where a name that is not registered is a folder of FlashRAG; otherwise it
-    is the name of one data set that has both.
+    At most `sample` rows of each test set are used (None: all). `index` None: an index is built here. `questions`:
+    `sets` uses the data sets named in `train` and `test`, where an unregistered name is a folder of FlashRAG; any other
+    value names one data set that has both.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,7 +43,7 @@ class SourceSettings(BaseModel):
         except ConfigError as cause:
             raise ValueError(str(cause)) from cause
         if corpus is None:
-            raise ValueError(f"the data set {self.corpus} is no corpus")
+            raise ValueError(f"the data set {self.corpus} is not a corpus")
         if self.index is not None and self.index not in INDEXES:
             raise ValueError(f"there is no published index {self.index}: {nearest(self.index, INDEXES)}")
         if self.index is not None and (wanted := INDEXES[self.index].corpus) != self.corpus:
@@ -65,12 +65,12 @@ class SourceSettings(BaseModel):
 
     @property
     def published_index(self) -> PublishedIndex | None:
-        """The index that others publish; None: ours is built."""
+        """The published index; None: an index is built here."""
         return None if self.index is None else INDEXES[self.index]
 
     @property
     def raw(self) -> dict[str, str]:
-        """Files that are in no hub: name and address."""
+        """Files outside the hub: name and address."""
         files: dict[str, str] = {}
         for data_set in self.question_sets(*self.train, *self.test).values():
             files |= data_set.raw
@@ -78,7 +78,7 @@ class SourceSettings(BaseModel):
 
     @property
     def wanted(self) -> list[Wanted]:
-        """The hub's files, once for each repository."""
+        """The hub files, each repository once."""
         asked = [*self.published_corpus.files]
         asked += [self.published_index.files] if self.published_index else []
         for data_set in self.question_sets(*self.train, *self.test).values():

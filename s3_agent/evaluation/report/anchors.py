@@ -1,4 +1,4 @@
-"""The s3 paper's numbers beside ours, where the setting is the same, and else the reason why there is none."""
+"""Finds the s3 paper's numbers for our settings, or the reason why none are comparable."""
 
 import json
 import re
@@ -13,7 +13,7 @@ _SIZED = {"ircot": "IRCoT", "search_o1": "Search-o1"}
 
 
 class Anchor(BaseModel):
-    """A published row: GenAcc and EM in percent by data source. `reason` says why there is no row."""
+    """A published row: GenAcc and EM in percent by data source. `reason` explains why there is no row."""
 
     method: str = ""
     generator: str = ""
@@ -38,7 +38,7 @@ def _size(model: str) -> str:
 
 
 def _method(agent: dict[str, Any], retriever: dict[str, Any]) -> str:
-    """The paper's name for what was run; `(self)` rows are answered by the policy itself."""
+    """The paper's name for the method that ran; in `(self)` rows the policy itself answers."""
     name, own = agent["settings"]["name"], agent.get("answers") == "self"
     size = _size(str(agent["policy"].get("model", "")))
     if name == "rag":
@@ -55,8 +55,8 @@ def _method(agent: dict[str, Any], retriever: dict[str, Any]) -> str:
 def anchor_of(agent: dict[str, Any], services: dict[str, Any]) -> Anchor:
     """The published row for one entry of `EvaluationSetting.agents`.
 
-    Comparable means: the wiki-18 corpus (by its number of passages), a generator that the paper used, and a method that
-    it reports with that generator.
+    A row is comparable if the corpus is wiki-18 (by its number of passages), the paper used the generator, and the
+    paper reports the method with that generator.
     """
     published, retriever = _published(), services.get("retriever", {})
     if retriever.get("passages") != published["passages"]:
@@ -67,7 +67,7 @@ def anchor_of(agent: dict[str, Any], services: dict[str, Any]) -> Anchor:
     else:
         table = next((name for name in published["tables"] if _plain(name) in _plain(model)), "")
     rows = published["tables"].get(table, {})
-    # In the paper's tables the policy that is the generator itself is marked (self).
+    # The paper's tables mark a policy that is the generator itself with (self).
     row = rows.get(method) or rows.get(f"{method} (self)")
     if row is None:
         reason = f"no comparable published number: {method} with the generator {model or 'unknown'} is not in the table"

@@ -1,6 +1,6 @@
-"""Folders of evaluations and training runs as one structure, from which every form of the report is made.
+"""Reads folders of evaluations and training runs into one structure, from which every form of the report is made.
 
-Passages are kept once and named by number: the ten thousand episodes of an evaluation read few different ones.
+Each passage is stored once and referred to by number: even ten thousand episodes share few different passages.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ Outcome = str
 
 
 class Episodes:
-    """Trajectories in the order of their coming, each in a group: one agent of one folder, or one phase of a run."""
+    """Trajectories in the order in which they were added, each in a group: an agent or a phase of one folder."""
 
     def __init__(self) -> None:
         self.passages: list[tuple[str, str]] = []
@@ -33,7 +33,7 @@ class Episodes:
         self._asked: dict[tuple[str, str], int] = {}
 
     def group(self, *, folder: str, agent: str, kind: str) -> int:
-        """The number of a new group. `kind` is `evaluation`, `validation` or `training`."""
+        """Add a group and return its number. `kind` is `evaluation`, `validation` or `training`."""
         self.groups.append({"folder": folder, "agent": agent, "kind": kind})
         return len(self.groups) - 1
 
@@ -74,7 +74,7 @@ class Episodes:
         step: int | None = None,
         failure: tuple[str, str] | None = None,
     ) -> None:
-        """Add one trajectory; what it has not is left out of the row."""
+        """Add one trajectory; fields that it lacks are left out of the row."""
         row: dict[str, Any] = {
             "group": group,
             "task": self._task(task),
@@ -99,7 +99,7 @@ class Episodes:
                     "query": turn.action.query if turn.action else None,
                     "marked": turn.action.marked if turn.action else None,
                     "passages": None if turn.passages is None else self._numbers(turn.passages),
-                    # What was said instead of passages; an observation with passages is those passages.
+                    # The text of an observation without passages; one with passages is stored as their numbers.
                     "said": turn.observation if turn.passages is None else None,
                 }
                 for turn in episode.turns
@@ -117,7 +117,7 @@ def _evaluation(folder: Path, name: str, episodes: Episodes) -> dict[str, Any]:
     for result in results_of(folder / "results.jsonl"):
         if result.agent not in groups:
             raise ConfigError(
-                f"{folder}/results.jsonl has the agent {result.agent}, evaluation.json does not",
+                f"{folder}/results.jsonl has the agent {result.agent}, which evaluation.json does not name",
                 remedy="run the evaluation again",
             )
         numbers.append(numbers_of(result))
@@ -182,7 +182,7 @@ def _run(folder: Path, name: str, episodes: Episodes) -> dict[str, Any]:
 
 
 def gather(folders: Sequence[Path]) -> dict[str, Any]:
-    """All that a report shows. Raises ConfigError for a folder that holds neither an evaluation nor a training run."""
+    """Everything that a report shows. Raises ConfigError for a folder with neither an evaluation nor a training run."""
     episodes = Episodes()
     evaluations, runs = [], []
     names = _names(folders)
@@ -207,7 +207,7 @@ def gather(folders: Sequence[Path]) -> dict[str, Any]:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The folders' own names, with their parents' where two are called the same."""
+    """The folders' names, with the parent's name where two are equal."""
     if not folders:
         raise ConfigError("no folder was given", remedy="name at least one: s3-agent report RUN… -o report.html")
     plain = [folder.resolve().name for folder in folders]

@@ -1,4 +1,4 @@
-"""The report's forms: a page that needs nothing else, JSON, and Markdown."""
+"""Writes the report as a self-contained HTML page, as JSON, or as Markdown."""
 
 import base64
 import gzip
@@ -19,7 +19,7 @@ _ASSETS = ("page.css", "d3.min.js", "plot.umd.min.js", "figures.js", "viewer.js"
 
 
 def page(report: dict[str, Any]) -> str:
-    """One HTML document. Its data are compressed and encoded, so that no text of a model can end a tag."""
+    """One HTML document. Its data are compressed and encoded, so that text from a model can not close a tag."""
     assets = files("s3_agent.evaluation.report").joinpath("assets")
     html = assets.joinpath("page.html").read_text(encoding="utf-8")
     for name in _ASSETS:
@@ -71,10 +71,10 @@ def _run_text(summary: dict[str, Any] | None) -> str:
 
 
 def write_report(folders: Sequence[Path], out: Path) -> None:
-    """Write the report of the folders; the ending of `out` is its form: .html, .json or .md. Raises ConfigError."""
+    """Write the report of the folders in the form of `out`'s extension: .html, .json or .md. Raises ConfigError."""
     forms = {".html": page, ".json": lambda report: json.dumps(report, indent=1, ensure_ascii=False), ".md": text}
     if out.suffix not in forms:
-        raise ConfigError(f"{out} has no form that is known", remedy="let it end in .html, .json or .md")
+        raise ConfigError(f"{out} has no known extension", remedy="let it end in .html, .json or .md")
     written = forms[out.suffix](gather(folders))
     with written_whole(out) as write:
         write(written.encode(errors="replace"))

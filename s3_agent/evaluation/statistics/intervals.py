@@ -1,4 +1,4 @@
-"""Means with bootstrap intervals and tests of paired differences, by scipy; Holm's correction for many of them."""
+"""Means with bootstrap intervals, tests of paired differences (by scipy), and Holm's correction for several tests."""
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -27,7 +27,7 @@ class Estimate(BaseModel):
 
 
 class Difference(BaseModel):
-    """How a second agent differs from a first on the `n` questions that both have: `gain` is second minus first.
+    """The difference of two agents on the `n` questions that both have: `gain` is second minus first.
 
     `test` is `mcnemar` (exact, for scores of 0 and 1) or `wilcoxon` (signed rank); `p_holm` is corrected for all pairs
     of agents that were compared by this measure.
@@ -53,7 +53,7 @@ def _bootstrap(samples: Sequence[Any], statistic: Any, *, seed: int) -> tuple[An
     import numpy as np
     from scipy.stats import bootstrap
 
-    # scipy refuses a sample of one question: it has no spread, and neither have two of the same.
+    # scipy refuses a sample of one question; such a sample, like one of equal values, has no spread.
     interval = bootstrap(
         tuple(np.repeat(sample, 2, axis=-1) if sample.shape[-1] == 1 else sample for sample in samples),
         statistic,
@@ -69,11 +69,11 @@ def _bootstrap(samples: Sequence[Any], statistic: Any, *, seed: int) -> tuple[An
 
 
 def estimate_means(samples: Sequence[Mapping[str, Sequence[float]]], *, seed: int = 0) -> dict[str, Estimate]:
-    """The mean of each measure: of one sample's values, or of several samples' means (the macro average).
+    """The mean of each measure: of the values of one sample, or of the means of several (the macro average).
 
-    `samples` holds values by measure, in the order of the questions, as many for each measure of a sample. Intervals
-    are percentile bootstrap intervals over questions, drawn inside each sample. Where all values of a share are equal,
-    resampling shows no spread, and one sample's interval is Wilson's.
+    `samples` holds values by measure, in the order of the questions; all measures of a sample have equally many.
+    Intervals are percentile bootstrap intervals over questions, drawn inside each sample. If all values of a share are
+    equal, resampling shows no spread; for one sample Wilson's interval is used then.
     """
     import numpy as np
     from scipy.stats import binomtest
@@ -103,9 +103,9 @@ def difference_of(
     *,
     seed: int = 0,
 ) -> Difference | None:
-    """The difference of two agents' values by question id, on the questions of both; None where there is none.
+    """The difference of two agents' values by question id, on the questions of both; None if they share none.
 
-    Values are compared as the shares of counts that they are, also means over seeds (`statistics.exact`).
+    Values, including means over seeds, are compared as exact fractions (`statistics.exact`).
     """
     import numpy as np
 
@@ -143,7 +143,7 @@ def difference_of(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values corrected so that the chance of any false one among them stays bounded (Holm 1979), in their order."""
+    """P-values with Holm's correction (1979), which bounds the chance of any false positive; the order is kept."""
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     corrected, largest = [1.0] * len(p_values), 0.0
     for rank, index in enumerate(order):

@@ -1,7 +1,7 @@
-"""Paired tests of two systems on the same questions, from counts: McNemar's for right and wrong, the signed-rank test.
+"""Paired tests of two systems on the same questions: McNemar's for right and wrong, and the signed-rank test.
 
-A test of ranks asks which differences are equal. As floats they are not: 1 - 2/3 and 2/3 - 1/3 differ in the last bit,
-and what should be one tie becomes an order. So scores are made rational before they are compared.
+A rank test must know which differences are equal. Floats hide that: 1 - 2/3 and 2/3 - 1/3 differ in the last bit, so a
+tie would look like an order. Scores are therefore converted to rational numbers before they are compared.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ _LARGEST_DENOMINATOR = 1_000_000
 
 
 class PairedComparison(BaseModel):
-    """How two systems differ on `n` questions.
+    """The difference of two systems on `n` questions.
 
     `p_value` is the two-sided exact McNemar test, `interval` the 95 % interval of the gain (Newcombe 1998, method 10).
     """
@@ -33,7 +33,7 @@ class PairedComparison(BaseModel):
 
 
 def compare_paired(before: Mapping[str, float], after: Mapping[str, float]) -> PairedComparison:
-    """Compare 0/1 scores by question id. Raises ValueError when the questions are not the same or not binary."""
+    """Compare 0/1 scores by question id. Raises ValueError if the questions differ or a score is not 0 or 1."""
     from scipy.stats import binomtest
 
     if before.keys() != after.keys() or not before:
@@ -59,18 +59,19 @@ def compare_paired(before: Mapping[str, float], after: Mapping[str, float]) -> P
 
 @lru_cache(maxsize=1 << 16)
 def exact(score: float | Fraction) -> Fraction:
-    """The share of counts that a float was rounded from: the rational nearest to it, of a denominator below a million.
+    """The fraction that a float was rounded from: the nearest one with a denominator below a million.
 
-    Two such shares are at least 1e-12 apart, and a float between -1000 and 1000 is nearer than that to its own.
+    Two such fractions are at least 1e-12 apart, and a float between -1000 and 1000 is closer than that to its own.
     """
     return Fraction(score).limit_denominator(_LARGEST_DENOMINATOR)
 
 
 def signed_rank_p(gains: Sequence[Fraction]) -> float:
-    """The two-sided p-value of Wilcoxon's signed-rank test, without the gains of 0 and with mid-ranks for ties.
+    """The two-sided p-value of Wilcoxon's signed-rank test; gains of 0 are left out, ties get mid-ranks.
 
-    For at most `MOST_EXACT` gains it counts all ways to give them signs; for more it is scipy's, which is exact without
-    ties (up to 50) and the normal approximation, corrected for ties, else. 1 where nothing differs.
+    For at most `MOST_EXACT` gains it enumerates all assignments of signs. For more it uses scipy, which is exact
+    without ties (up to 50 gains) and otherwise uses the normal approximation, corrected for ties. It is 1 if nothing
+    differs.
     """
     import numpy as np
     from scipy.stats import wilcoxon
@@ -81,15 +82,15 @@ def signed_rank_p(gains: Sequence[Fraction]) -> float:
     if len(gains) <= MOST_EXACT:
         return _counted_p(gains)
     place = {size: number for number, size in enumerate(sorted({abs(gain) for gain in gains}), 1)}
-    # Only order, ties and signs count, and small whole numbers have them exactly.
+    # Only order, ties and signs matter, and small integers keep them exactly.
     tested: Any = wilcoxon(np.array([place[abs(gain)] * (1 if gain > 0 else -1) for gain in gains], dtype=float))
     return float(tested.pvalue)
 
 
 def _counted_p(gains: Sequence[Fraction]) -> float:
-    """Of all ways to give the gains signs, the share whose rank sum is as far out, on both sides."""
+    """The share of all sign assignments whose rank sum is at least as extreme, on both sides."""
     sizes = sorted(abs(gain) for gain in gains)
-    # Twice a mid-rank is a whole number: the first place of a size plus its last.
+    # Twice a mid-rank is an integer: the first rank of a size plus its last.
     twice = {size: 2 * sizes.index(size) + sizes.count(size) + 1 for size in sizes}
     ways = [1]
     for size in sizes:

@@ -10,7 +10,7 @@ TESTS = {"mcnemar": "exact McNemar", "wilcoxon": "Wilcoxon signed rank"}
 
 
 def closing_table(summary: Summary) -> Group:
-    """Naive RAG, policy before, policy after: all questions and by hops, with the verdict of the paired test."""
+    """Accuracy of naive RAG, and of the policy before and after, in total and by hops; paired tests' p-values."""
     missing = f" ({summary.val_missing} left out: no answer)" if summary.val_missing else ""
     table = Table(title=f"Validation accuracy, {summary.val_n} held-out questions{missing}")
     for column in ("", "questions", "naive RAG", "before", "after", "gain"):

@@ -1,4 +1,4 @@
-"""A comparison of training runs as it is read."""
+"""Shows a comparison of training runs as tables."""
 
 from collections.abc import Sequence
 

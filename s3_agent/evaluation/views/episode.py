@@ -1,4 +1,4 @@
-"""One episode as it is read on a terminal: its turns with what they found, the selected passages and the answer."""
+"""Shows one episode on a terminal: its turns with the passages found, the selected passages and the answer."""
 
 from rich.console import Group
 from rich.markup import escape as escape_markup
@@ -9,7 +9,7 @@ from s3_agent.types import Episode, Passage, Turn
 
 
 def escape(text: str) -> str:
-    """`text` for the terminal: neither rich nor the terminal itself takes anything in it for a command."""
+    """`text` escaped for the terminal: neither rich nor the terminal interprets any of it as a command."""
     return escape_markup(printable(text))
 
 
@@ -29,7 +29,7 @@ def _turn(number: int, turn: Turn) -> Panel:
 
 
 def episode_view(question: str, episode: Episode, answer: str | None) -> Group:
-    """The trajectory, what was selected and the answer."""
+    """The trajectory, the selected passages and the answer."""
     shown = "[dim]none[/]" if answer is None else f"[bold]{escape(answer)}[/]"
     return Group(
         Panel(_passages(episode.initial_passages), title=escape(question), title_align="left"),

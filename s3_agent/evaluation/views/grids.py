@@ -1,4 +1,4 @@
-"""A table as it is read: on the terminal and as Markdown, the same cells in both."""
+"""Shows a table on the terminal and as Markdown, with the same cells in both."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,12 +11,12 @@ from rich.text import Text
 
 from s3_agent.guard import printable
 
-_EDGE, _PADDING = 1, 3  # what rich draws: an edge, and two spaces and a line beside each column
-_FOLDED = 30  # a column with longer cells is folded where the terminal is narrow
+_EDGE, _PADDING = 1, 3  # the width that rich adds: an edge, and two spaces and a line for each column
+_FOLDED = 30  # a column with longer cells is wrapped if the terminal is narrow
 
 
 class Grid(NamedTuple):
-    """A title, the columns' names, and the rows' cells. The first column is text, the others are numbers."""
+    """A title, the names of the columns, and the cells of the rows. The first column is text, the others numbers."""
 
     title: str
     header: list[str]
@@ -24,7 +24,7 @@ class Grid(NamedTuple):
 
 
 class _Fitting:
-    """A grid for a terminal: as many tables as its width needs, each with the first column."""
+    """A grid for a terminal, split into as many tables as the width requires, each with the first column."""
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
@@ -40,7 +40,7 @@ class _Fitting:
             left, title = left[count:], None
 
     def _fitting(self, columns: Sequence[int], width: int) -> int:
-        """How many of the columns fit beside the first one; a column of text is folded and needs no more."""
+        """The number of columns that fit next to the first one; a text column is wrapped and needs no more width."""
         used = _EDGE + min(self._widths[0], _FOLDED) + _PADDING
         for number, column in enumerate(columns):
             used += min(self._widths[column], _FOLDED) + _PADDING

@@ -1,4 +1,4 @@
-"""The result table of an evaluation: means, data sources, and how agents differ."""
+"""Shows the result table of an evaluation: means, data sources, and the differences of agents."""
 
 from collections.abc import Sequence
 
@@ -42,7 +42,7 @@ def _cell(agent: AgentResult, measure: str) -> str:
 
 
 def _coverage(agent: AgentResult) -> str:
-    """How many of the questions have a result, and which boundaries kept the others from one."""
+    """How many questions have a result, and which boundaries failed for the others."""
     reasons = ", ".join(f"{count} {boundary}" for boundary, count in sorted(agent.failed.items()))
     return f"{agent.evaluated}/{agent.questions}" + (f" ({reasons})" if reasons else "")
 
@@ -59,7 +59,7 @@ def _means(table: EvaluationTable) -> Grid:
 
 
 def _by_source(table: EvaluationTable) -> Grid | None:
-    """GenAcc (EM) in percent by data source and their plain mean, as the papers print them; None for one source."""
+    """GenAcc (EM) in percent by data source and their unweighted mean, as in the papers; None for one source."""
     sources = sorted({source for agent in table.agents for source in agent.sources})
     if len(sources) < 2:
         return None
@@ -74,14 +74,14 @@ def _by_source(table: EvaluationTable) -> Grid | None:
         macro = cell(agent.macro)
         if (estimate := agent.macro.get("gen_acc")) is not None:
             macro += f" [{estimate.low * 100:.1f}, {estimate.high * 100:.1f}]"
-        # A mean over fewer sources than the others have is not comparable.
+        # A mean over fewer sources than other agents have is not comparable.
         missing = len(agent.sources) < len(sources)
         rows.append([agent.agent, *(cell(agent.sources.get(one, {})) for one in sources), "-" if missing else macro])
     return Grid("GenAcc (EM) in % by data source", ["agent", *sources, "macro average"], rows)
 
 
 def _differences(table: EvaluationTable, *, reference: str | None) -> Grid | None:
-    """GenAcc differences, of all pairs or of those with the reference."""
+    """GenAcc differences of all pairs, or only of pairs with the reference."""
     found = [one for one in table.differences if one.measure == "gen_acc" and reference in (None, one.first)]
     if not found:
         return None
@@ -105,10 +105,10 @@ def _grids(table: EvaluationTable, *, reference: str | None) -> Sequence[Grid]:
 
 
 def terminal_tables(table: EvaluationTable) -> Group:
-    """Means, data sources, and how the others differ from the agent that was named first."""
+    """Means, data sources, and the differences of the other agents from the first one."""
     return terminal_grids(_grids(table, reference=table.agents[0].agent if table.agents else None), note=_NOTE)
 
 
 def markdown(table: EvaluationTable) -> str:
-    """The same with all pairs, as Markdown."""
+    """The same tables with all pairs, as Markdown."""
     return markdown_grids(_grids(table, reference=None), note=_NOTE)

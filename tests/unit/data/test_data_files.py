@@ -105,7 +105,7 @@ def test_a_full_disk_keeps_what_was_written_and_says_what_to_do(tmp_path: Path) 
     path = tmp_path / "rows.jsonl"
     ended = subprocess.run([sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, check=False)
     assert ended.returncode == 1
-    assert "can not be written: File too large" in ended.stderr and "what is done is kept" in ended.stderr
+    assert "can not be written: File too large" in ended.stderr and "finished work is kept" in ended.stderr
     kept = cut_torn_line(partial_of(path))
     assert kept > 300
     asked: list[int] = []

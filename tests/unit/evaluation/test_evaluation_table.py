@@ -135,7 +135,7 @@ def test_an_export_keeps_every_question_or_refuses(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="occur twice"):
         export_results(tmp_path, tmp_path / "out", form="s3")
     path.write_text(twice[0].model_dump_json() + '\n{"agent": "s3"')
-    with pytest.raises(ConfigError, match=r"results\.jsonl:2 is no result"):
+    with pytest.raises(ConfigError, match=r"results\.jsonl:2 is not a result"):
         export_results(tmp_path, tmp_path / "out", form="s3")
     with pytest.raises(ConfigError, match="holds no results"):
         export_results(tmp_path / "none", tmp_path / "out", form="s3")

@@ -69,11 +69,11 @@ def test_every_form_is_written(tmp_path: Path, ending: str) -> None:
 def test_what_is_no_folder_of_ours_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no evaluation"):
         gather([tmp_path])
-    with pytest.raises(ConfigError, match="form"):
+    with pytest.raises(ConfigError, match="known extension"):
         write_report([write_run(tmp_path / "run")], tmp_path / "report.pdf")
     folder = write_evaluation(tmp_path / "evaluation", questions=3)
     (folder / "results.jsonl").write_text('{"agent": "s3"}\n')
-    with pytest.raises(ConfigError, match=r"results\.jsonl:1 is no result"):
+    with pytest.raises(ConfigError, match=r"results\.jsonl:1 is not a result"):
         gather([folder])
 
 

@@ -120,7 +120,7 @@ def test_an_empty_corpus_and_an_unknown_kind_are_refused(tmp_path: Path) -> None
     empty.touch()
     with pytest.raises(DataError, match="holds no passage"):
         check_corpus(empty)
-    with pytest.raises(DataError, match="no kind of file"):
+    with pytest.raises(DataError, match="not a readable kind of file"):
         list(read_rows(tmp_path / "corpus.xml"))
     with pytest.raises(DataError, match="is missing"):
         list(read_rows(tmp_path / "none.jsonl"))

@@ -427,7 +427,7 @@ def test_candidates_below_topk_are_refused(model: Path, layout: Any, candidates:
     if fits:
         assert ServerSettings.model_validate(values)
     else:
-        with pytest.raises(ValidationError, match="`candidates` is 7, below the 8 passages"):
+        with pytest.raises(ValidationError, match="`candidates` is 7, below the 8 requested passages"):
             ServerSettings.model_validate(values)
 
 

@@ -1,9 +1,9 @@
-// Small things that every part uses: elements without HTML in text, and charts by Observable Plot.
+// Helpers for all sections of the page: elements whose text is never HTML, and charts by Observable Plot.
 "use strict";
 
 const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7a5195", "#8c564b", "#5d6670", "#e377c2"];
 
-// Text only ever becomes text: what a model wrote is never read as HTML.
+// Text always becomes a text node: what a model wrote is never parsed as HTML.
 function el(name, attributes = {}, ...children) {
   const node = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
@@ -29,14 +29,14 @@ function legend(names, colour) {
   return el("div", { class: "legend" }, names.map((name) => el("span", {}, el("i", { class: "dot", style: `background:${colour(name)}` }), name)));
 }
 
-// `names` and `colour` make a legend.
+// If `names` and `colour` are given, the chart has a legend.
 function chart(title, note, { names, colour, ...options }) {
   const figure = el("figure", {}, Plot.plot({ width: 560, height: 260, marginLeft: 52, marginBottom: 40, style: { color: "var(--ink)" }, ...options }));
   return el("div", { class: "panel" }, el("h3", {}, title), note ? el("p", { class: "note" }, note) : null, names ? legend(names, colour) : null, figure);
 }
 
 function shares(episodes, groups, value, most) {
-  // The share of each group's episodes at each whole value; what is above `most` is counted there.
+  // The share of each group's episodes at each integer value; values above `most` are counted at `most`.
   const counts = new Map(groups.map((group) => [group.label, new Map()]));
   const totals = new Map();
   for (const episode of episodes) {

@@ -1,4 +1,4 @@
-// The page: reads the data, makes one part at a time, and remembers which in the address.
+// The page: reads the data, shows one section at a time, and keeps its name in the address.
 "use strict";
 
 async function read() {
@@ -10,7 +10,7 @@ function colourOf(names) {
   return (name) => COLOURS[names.indexOf(name) % COLOURS.length];
 }
 
-// The largest value where the values differ: none leads among equals.
+// The largest value if the values differ; null if all are equal.
 function leader(values) {
   return Math.max(...values) > Math.min(...values) ? Math.max(...values) : null;
 }

@@ -1,4 +1,4 @@
-// The trajectories: a list that holds only the rows in sight, and one or two episodes in full.
+// The trajectories: a list that holds only the visible rows, and one or two episodes in full.
 "use strict";
 
 const ROW = 62;
@@ -163,7 +163,7 @@ class Viewer {
   }
 }
 
-// The text with gold answers underlined, found without regard to case.
+// The text with gold answers underlined; the search ignores case.
 function highlighted(text, golds) {
   const wanted = golds.map((gold) => gold.trim().toLowerCase()).filter((gold) => gold.length > 1), lower = text.toLowerCase();
   const parts = [];
