@@ -76,9 +76,7 @@ class PoolFiles:
         return list(dict.fromkeys(rollout_id for rollout_id in found if rollout_id is not None))
 
     def find(self, wanted: str) -> str:
-        """The id that equals `wanted`, or the only one that begins with it. Raises a ConfigError that names similar
-        ids.
-        """
+        """The id that equals `wanted`, or the only one that begins with it. Raises ConfigError with similar ids."""
         ids = self.ids()
         matching = [wanted] if wanted in ids else [each for each in ids if each.startswith(wanted)]
         if len(matching) == 1:

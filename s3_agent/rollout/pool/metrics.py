@@ -12,7 +12,7 @@ HOST = "127.0.0.1"
 
 @contextmanager
 def serve_metrics(monitor: Monitor, *, port: int) -> Iterator[int]:
-    """Serve `/metrics` while the block runs; yields the port. Raises ConfigError without prometheus-client or a free
+    """Serve `/metrics` while the block runs; yields its port. Raises ConfigError without prometheus-client or a free
     port.
     """
     try:
