@@ -141,9 +141,7 @@ def sparing_loopback(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 class _Routes[T]:
-    """A transport for each proxy that the environment names, and one without a proxy, each created when it is first
-    needed.
-    """
+    """A transport for each proxy that the environment names, and one without a proxy, created when first needed."""
 
     def __init__(self, make: Callable[[str | None], T]) -> None:
         self._make = make

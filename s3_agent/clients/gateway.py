@@ -203,9 +203,7 @@ class Gateway:
         return gateway_limit(await self._optional(LIMIT_PATH), stated=stated)
 
     async def policy_calls(self) -> int | None:
-        """How many policy calls it holds, including those that wait for a connection; None when it does not report
-        this.
-        """
+        """How many policy calls it holds, including those that wait for a connection; None if not reported."""
         try:
             return int(json.loads(await self._optional("/proxy/state") or "")["inflight"])
         except (TypeError, KeyError, ValueError):

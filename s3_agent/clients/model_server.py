@@ -76,9 +76,7 @@ class ModelServer:
         return dict(NEUTRAL) if (await self._served()).get("owned_by") == "vllm" else {}
 
     async def count(self, asked: Mapping[str, Any]) -> int | None:
-        """The number of tokens of a prompt (`messages` or `prompt`) with its chat template; None if the server can not
-        count.
-        """
+        """The number of tokens of a prompt (`messages` or `prompt`) with its chat template; None if the server has no count."""
         if self._counts_no_tokens:
             return None
         body = {"model": self._model, **asked}
@@ -98,8 +96,7 @@ class ModelServer:
         return self._entry
 
     async def _optional(self, method: str, url: str, body: Any = None) -> tuple[Any, bool]:
-        """An answer that not every server gives, and whether it is final: the server answered, or does not know the
-        page.
+        """An answer that not every server gives, and whether it is final: given, or unknown to that server.
 
         None where the server refuses.
         """

@@ -75,9 +75,7 @@ class Tokenizer(Protocol):
 
 
 def _tokenizer_class(path: str) -> Any:
-    """The class that loads `tokenizer.json` if the model has it: AutoTokenizer imports torch, which takes 5 s and 600
-    MB.
-    """
+    """The class that loads `tokenizer.json` if the model has it: AutoTokenizer imports torch (5 s, 600 MB)."""
     from transformers.utils.hub import cached_file
 
     if cached_file(path, "tokenizer.json", _raise_exceptions_for_missing_entries=False):
@@ -101,9 +99,7 @@ class HuggingFaceTokenizer:
         template = template or ChatTemplate()
         self._path = path
         try:
-            jinja2 = import_module(
-                "jinja2"
-            )  # transformers imports it with the first chat template, and does not need it
+            jinja2 = import_module("jinja2")  # transformers imports it without need, with the first chat template
             self._tokenizer: Any = _tokenizer_class(path).from_pretrained(path)
         except ImportError as cause:
             raise ConfigError(

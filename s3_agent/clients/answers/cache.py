@@ -105,9 +105,7 @@ class CachedChat:
         except (sqlite3.Error, OSError) as error:
             self._failed(error)
             raise _Unusable from error
-        if (
-            self._store.written > written
-        ):  # only a write counts: reading works even while another process never releases its lock
+        if self._store.written > written:  # reads succeed even if a lock is never released
             self._failures = 0
         return found
 

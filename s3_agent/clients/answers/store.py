@@ -79,9 +79,7 @@ class AnswerStore:
         self._file = sqlite3.connect(path, timeout=wait_s, isolation_level=None)
         try:
             self._file.execute("PRAGMA trusted_schema = OFF")
-            with suppress(
-                sqlite3.OperationalError
-            ):  # another process is doing this now, or the file system can not do it
+            with suppress(sqlite3.OperationalError):  # another process does it now, or the file system can not
                 self._file.execute("PRAGMA journal_mode = WAL")
             self._file.execute("PRAGMA synchronous = NORMAL")
             if not _schema(self._file):

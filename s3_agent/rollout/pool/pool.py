@@ -70,8 +70,7 @@ def run_pool(
         supervisor = Supervisor(settings, worker_settings, launcher(worker_settings), monitor=monitor)
         title = f"pool {settings.pool_id} at {settings.gateway_url}"
         try:
-            # uvloop takes a fifth less processor time for each rollout, and the pool shares the machine with the
-            # gateway.
+            # uvloop takes a fifth less processor time for each rollout; the gateway runs on the same machine.
             asyncio.run(_run(supervisor, show(monitor, title=title, plain=plain)), loop_factory=uvloop.new_event_loop)
         except GatewayError as error:
             log.error("the gateway is lost; the pool ends", boundary=error.boundary, error=str(error))

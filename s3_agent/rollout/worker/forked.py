@@ -65,8 +65,7 @@ class _Watched:
                 return super().__contains__(key)
 
             def __iter__(self) -> Iterator[str]:
-                # A library that lists all variables looks for its own names; the class's own module may copy all of
-                # them.
+                # A library that lists all variables looks for its own; the class's own module may copy them all.
                 watcher.seen |= not watcher._by_library()
                 return super().__iter__()
 

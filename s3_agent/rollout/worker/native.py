@@ -75,8 +75,7 @@ class NativeAgent(Protocol):
     """An agent made once in each worker process as `Class(settings)`, which plays many jobs at a time."""
 
     async def play(self, job: Job) -> Played | float:
-        """Play and score one attempt. Raises BoundaryError for a service that could not be reached: then it is tried
-        again.
+        """Play and score one attempt. Raises BoundaryError for an unreachable service: then it is tried again.
 
         Return a finite Python number, or a Played with one: with anything else the attempt fails and is tried again.
         """
