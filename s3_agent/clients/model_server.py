@@ -76,7 +76,7 @@ class ModelServer:
         return dict(NEUTRAL) if (await self._served()).get("owned_by") == "vllm" else {}
 
     async def count(self, asked: Mapping[str, Any]) -> int | None:
-        """The number of tokens of a prompt (`messages` or `prompt`) with its chat template; None if the server has no count."""
+        """The tokens of a prompt (`messages` or `prompt`) with its chat template; None if it can not count them."""
         if self._counts_no_tokens:
             return None
         body = {"model": self._model, **asked}

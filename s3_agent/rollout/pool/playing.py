@@ -113,7 +113,7 @@ class Player:
         self._logged: defaultdict[str | None, set[str]] = defaultdict(set)
 
     def new_attempt_id(self) -> str:
-        """Unique everywhere. The text before the last dash is the pool's id: a restarted pool finds its rollouts by it."""
+        """Unique everywhere. The text before the last dash is the pool's id: a restarted pool knows its own by it."""
         return f"{self._settings.pool_id}-{uuid4().hex}"
 
     async def play(self, run: ActiveRollout) -> None:
