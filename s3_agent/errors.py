@@ -1,7 +1,7 @@
-"""Every failure that this project raises on purpose, named by the boundary at which it happened.
+"""Every error that this project raises on purpose, named by the boundary at which it happened.
 
-One base class carries what went wrong and what to do about it, so that the command line, the launcher and a failed
-rollout all tell the same story. A boundary error fails the attempt: it never becomes a reward (docs/promises.md, 1).
+One base class holds what went wrong and what to do about it, so that the command line, the launcher and a failed
+rollout all report the same. A boundary error fails the attempt: it never becomes a reward (docs/promises.md, 1).
 """
 
 import difflib
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 
 def nearest(wrong: str, known: Iterable[str]) -> str:
-    """A remedy: the known dotted key most like `wrong`, by its whole path or by its last part."""
+    """A remedy that names the known dotted key most similar to `wrong`, by its whole path or by its last word."""
     known = list(dict.fromkeys(known))
     close = difflib.get_close_matches(wrong, known, n=1, cutoff=0.8)
     if not close:
@@ -39,15 +39,15 @@ class ConfigError(S3AgentError):
 
 
 class LaunchError(S3AgentError):
-    """A part of the run did not start, or ended when it should not have."""
+    """A process of the run did not start, or ended when it should not have."""
 
     boundary = "launch"
 
 
 class BoundaryError(S3AgentError):
-    """A service that the rollout depends on could not be reached or answered nonsense.
+    """A service that the rollout depends on could not be reached or gave an invalid answer.
 
-    `status` is the HTTP status with which it refused the request, None when that is not what happened.
+    `status` is the HTTP status with which it refused the request; None if it did not refuse it.
     """
 
     def __init__(self, message: str, *, remedy: str = "", status: int | None = None) -> None:
@@ -62,7 +62,7 @@ class PolicyError(BoundaryError):
 
 
 class ContextFull(PolicyError):
-    """The policy's window has no room for another token: what was read and written so far is all of the episode."""
+    """The policy's window has no room for another token: the episode ends with what was read and written so far."""
 
     def __init__(self, message: str) -> None:
         remedy = "raise the window of the policy server (--max-model-len), or read less: agent.limits"
@@ -98,7 +98,7 @@ class GatewayError(BoundaryError):
 
 
 class DataError(S3AgentError):
-    """Data could not be fetched, is not what it should be, or has no room on the disk."""
+    """Data could not be fetched, is not as expected, or does not fit on the disk."""
 
     boundary = "data"
 

@@ -15,10 +15,11 @@ def fit_passages(
     count: Callable[[str], int],
     max_tokens: int,
 ) -> tuple[Passage, ...]:
-    """The passages as they can be shown in `max_tokens`: the last shown one loses its tail, later ones are left out.
+    """The passages that fit in `max_tokens`: the last shown one is cut at its end, later ones are left out.
 
-    `render` makes the observation and `count` its length in policy tokens. The tags always close, and ids exist only
-    for documents that are shown. Up to `SLACK_TOKENS` stay unused, since counting once more costs more than a word.
+    `render` makes the observation and `count` its length in policy tokens. The tags are always closed, and only
+    documents that are shown have ids. Up to `SLACK_TOKENS` stay unused, since another count would cost more than a
+    further word is worth.
     """
 
     def tokens(shown: Sequence[Passage]) -> int:
@@ -27,7 +28,7 @@ def fit_passages(
     least, most = 0, tokens(passages)
     if most <= max_tokens:
         return tuple(passages)
-    # Long runs are parted, since some scripts put no spaces between words.
+    # Split long runs, since some scripts put no spaces between words.
     words = [re.findall(r"\S{1,16}\s*", passage.text) for passage in passages]
 
     def first(number: int) -> tuple[Passage, ...]:
@@ -40,7 +41,7 @@ def fit_passages(
             number -= len(parts)
         return tuple(shown)
 
-    # Words and tokens grow together, so the place is guessed from what is known; every other guess halves the rest.
+    # Tokens grow with words, so interpolate between the known counts; every second guess halves the range instead.
     low, high, halving = 0, sum(map(len, words)) + 1, False
     while high - low > 1 and least < max_tokens - SLACK_TOKENS:
         share = 0.5 if halving else (max_tokens - least) / max(1, most - least)

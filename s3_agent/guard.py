@@ -1,9 +1,9 @@
-"""What stands between text from outside and whoever reads it: a model, a judge or a terminal.
+"""Makes text from outside safe for its reader: a model, a judge or a terminal.
 
 Questions, passages, answers and what servers say may hold protocol tags, control tokens of a model's tokenizer,
-headings of a prompt, or escape sequences. Everything that becomes a prompt goes through `neutral` or `without_control`,
-everything that is shown goes through `printable`. Text is compared in the form to which tokenizers reduce it:
-full-width letters, ligatures, zero-width characters and accents on brackets count as what they become under NFKC.
+headings of a prompt, or escape sequences. All text of a prompt goes through `neutral` or `without_control`, all text
+that is shown goes through `printable`. Text is compared in the form to which tokenizers reduce it: full-width letters,
+ligatures, zero-width characters and accents on brackets count as what NFKC makes of them.
 """
 
 import re
@@ -19,7 +19,7 @@ _LOOKALIKE = {"<": "\u2039", "[": "\u2045", "(": "\u2768", ":": "\u2236"}
 
 _FLAGS = re.IGNORECASE
 _HEADER = re.compile(r"doc\s*[0-9]+\s*(\()\s*title\s*:", _FLAGS)
-# What the tokenizers of common model families take for control tokens, where the tokenizer itself is not at hand.
+# The control tokens of common model families, for when the tokenizer itself is not available.
 _CONTROL = (
     re.compile(r"(<)\|", _FLAGS),
     re.compile(
@@ -33,7 +33,7 @@ _CONTROL = (
         _FLAGS,
     ),
 )
-# Headings of the judge's prompts, whatever stands between their words.
+# Headings of the judge's prompts, with any characters between their words.
 _HEADING = re.compile(r"\b(?:golden[\s*_#.\-]*answers?|response|question|system[\s*_#.\-]*answer)[\s*_#]*(:)", _FLAGS)
 _COLONS = dict.fromkeys("\ufe55\ufe13\ua789\u02d0\u0589\u05c3", ":")
 
@@ -49,7 +49,7 @@ class _Tags:
         self._names |= frozenset(names)
         either = "|".join(sorted(self._names))
         self.tag = re.compile(rf"(<)\s*(?:/\s*)?(?:{either})\b", _FLAGS)
-        # A name with `_`, `:` or a digit, but for tags and HTML's headings: <start_of_turn>, <seed:bos>, <0x0A>.
+        # A name with `_`, `:` or a digit, except tags and HTML's headings: <start_of_turn>, <seed:bos>, <0x0A>.
         self.named_control = re.compile(
             rf"(<)/?(?!(?:h[1-6]|{either})>)(?=[\w:-]{{0,64}}[a-z])(?=[\w:-]{{0,64}}[_:0-9])[\w:-]{{1,64}}>", _FLAGS
         )
@@ -59,9 +59,9 @@ _tags = _Tags()
 
 
 def protect(tags: Iterable[str]) -> None:
-    """Have the tags of these names broken in every text from outside from now on. A method's own are when it is made.
+    """From now on, break the tags of these names in every text from outside. Creating a method does this for its tags.
 
-    Raises ValueError for a name that is not letters, digits and underscores after a letter.
+    Raises ValueError for a name that is not a letter followed by letters, digits and underscores.
     """
     tags = tuple(tags)
     if wrong := [name for name in tags if not re.fullmatch(r"[A-Za-z]\w{0,63}", name, re.ASCII)]:
@@ -74,7 +74,7 @@ _UNSEEN = frozenset({"Mn", "Me", "Cf", "Cc"})
 
 
 class _Folded(dict[int, str]):
-    """What each character becomes: its compatibility form in lower case, `unseen` for marks and what has no width."""
+    """What each character becomes: its compatibility form in lower case; `unseen` for marks and those without width."""
 
     def __init__(self, unseen: str) -> None:
         super().__init__()
@@ -93,12 +93,12 @@ class _Folded(dict[int, str]):
         return " " if char.isspace() else char.lower()
 
 
-# Some normalizers remove what has no width, others write a space for it.
+# Some normalizers remove zero-width characters, others replace them by a space.
 _FOLDINGS = (_Folded(""), _Folded(" "))
 
 
 def _places(text: str, patterns: Iterable[re.Pattern[str]]) -> set[int]:
-    """Where in `text` the patterns find what they capture, in any form to which a tokenizer may reduce it."""
+    """The positions in `text` of what the patterns capture, in any form to which a tokenizer may reduce the text."""
 
     def found(read: str) -> set[int]:
         return {match.start(1) for pattern in patterns for match in pattern.finditer(read)}
@@ -129,7 +129,7 @@ def _lookalike(char: str) -> str:
 
 @cache
 def _patterns(control: frozenset[str]) -> tuple[re.Pattern[str], ...]:
-    """What breaks control tokens: the forms of common model families, and those of a known tokenizer."""
+    """The patterns of control tokens: the forms of common model families, and the tokens of a known tokenizer."""
     names = sorted(token.translate(_FOLDINGS[0]) for token in control if token[0] in _LOOKALIKE)
     known = (re.compile(f"({re.escape(name[0])}){re.escape(name[1:])}", _FLAGS) for name in names)
     return (*_CONTROL, *known)
@@ -138,31 +138,31 @@ def _patterns(control: frozenset[str]) -> tuple[re.Pattern[str], ...]:
 def without_control(text: str, control: frozenset[str] = frozenset(), *, keep: Collection[str] = ()) -> str:
     """`text` in which nothing turns into a control token of a tokenizer.
 
-    `control` are those of the tokenizer that will read it, where it is known; the forms that common model families use
-    are broken in any case. `keep` are texts of a protocol that only look like them.
+    `control` holds the tokens of the tokenizer that will read it, if known; the forms of common model families are
+    broken in any case. `keep` holds texts of a protocol that only look like such tokens.
     """
     if keep:
         pieces = re.split("(" + "|".join(map(re.escape, keep)) + ")", text)
         return "".join(piece if piece in keep else without_control(piece, control) for piece in pieces)
     text = _broken(text, (*_patterns(control), _tags.named_control))
-    while left := [token for token in control if token in text]:  # those that begin with no bracket
+    while left := [token for token in control if token in text]:  # tokens that do not begin with a bracket
         for token in left:
             text = text.replace(token, f"{token[0]} {token[1:]}" if len(token) > 1 else "\ufffd")
     return text
 
 
 def neutral(text: str, control: frozenset[str] = frozenset()) -> str:
-    """`text` without control tokens, protocol tags and document headers: a look-alike takes their bracket's place."""
+    """`text` without control tokens, protocol tags and document headers: a look-alike replaces their bracket."""
     return without_control(_broken(text, (_tags.tag, _HEADER)), control)
 
 
 def quoted(text: str, control: frozenset[str] = frozenset()) -> str:
-    """`neutral` text that can not write the headings of the judge's prompts either."""
+    """`neutral` text that also can not contain the headings of the judge's prompts."""
     return _broken(neutral(text, control), (_HEADING,))
 
 
 def printable(text: str) -> str:
-    """`text` as a terminal may show it: control characters and changes of direction are seen and do nothing."""
+    """`text` as a terminal may show it: control characters and changes of direction are visible and have no effect."""
     text = text.replace("\r\n", "\n")
     if text.isprintable():
         return text

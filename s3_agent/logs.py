@@ -1,7 +1,7 @@
-"""How a process of ours logs: to standard error, where nothing that a line quotes commands the terminal.
+"""Sets up the log of our processes: it goes to standard error, and no text quoted in it can control the terminal.
 
-A line that can not be written, since the disk of the log is full, is left out: a log line must not stop the work that
-it describes.
+A line that can not be written because the log's disk is full is left out: a log line must not stop the work that it
+describes.
 """
 
 import sys
@@ -19,7 +19,7 @@ def _shown(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[s
 
 
 class _StandardError:
-    """The process's standard error as it is at each line."""
+    """The standard error that the process has when a line is written."""
 
     def write(self, text: str) -> None:
         with suppress(OSError):
@@ -31,7 +31,7 @@ class _StandardError:
 
 
 def set_up_log() -> None:
-    """To be called once in a process, before it logs. What a command prints to standard output is only its result."""
+    """Call this once in a process, before it logs. Standard output is only for a command's result."""
     *before, renderer = structlog.get_config()["processors"]
     if _shown not in before:
         file = cast(Any, _StandardError())

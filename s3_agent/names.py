@@ -1,8 +1,8 @@
-"""Names that come from outside: checked before they become paths, and quoted before they become configuration.
+"""Names from outside: checked before they become paths, and quoted before they become configuration.
 
-A hub's listing, a published file or another program's results may hold any text where a name is expected. The hashes
-and `RelativePath` are field types that refuse what could lead out of a folder; `file_name` makes a file's name of any
-text; `literal` and `hydra_value` keep a path's quotes and `${` from being read as syntax.
+A hub's listing, a published file or another program's results may hold any text in place of a name. The hashes and
+`RelativePath` are field types that refuse text which could lead out of a folder; `file_name` makes a file's name from
+any text; `literal` and `hydra_value` keep a path's quotes and `${` from being read as syntax.
 """
 
 import re
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 GitHash = Annotated[str, Field(pattern=r"\A[0-9a-f]{40}\z")]
-"""A commit or a file's bytes as git names them."""
+"""The hash by which git names a commit or a file's bytes."""
 ContentHash = Annotated[str, Field(pattern=r"\A(?:[0-9a-f]{40}|[0-9a-f]{64})\z")]
 """Git's SHA-1 or a SHA-256."""
 
@@ -35,12 +35,12 @@ def file_name(text: str) -> str:
 
 
 def recipe_name(folder: Path) -> str:
-    """The name of the recipe of a folder: what the field `name` allows of the folder's own."""
+    """The name of the recipe of a folder: the folder's name, reduced to what the field `name` allows."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", folder.resolve().name).strip("-") or "own"
 
 
 def literal(value: Any) -> Any:
-    """`value`, a text or containers of texts, such that OmegaConf reads every `${` in it as it stands."""
+    """`value` (a text or containers of texts), escaped such that OmegaConf reads every `${` in it literally."""
     if isinstance(value, str):
         return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     if isinstance(value, Mapping):
@@ -51,7 +51,7 @@ def literal(value: Any) -> Any:
 
 
 def hydra_value(text: object) -> str:
-    """`text` as the value of an override on Hydra's command line, whatever quotes it holds."""
-    # A backslash is one, but before a quote and at the end, where it would escape the quote.
+    """`text`, with any quotes in it, as the value of an override on Hydra's command line."""
+    # A backslash stands for itself, except before a quote and at the end, where it would escape the quote.
     escaped = re.sub(r"(\\+)(?='|\Z)", r"\1\1", literal(str(text))).replace("'", r"\'")
     return f"'{escaped}'"

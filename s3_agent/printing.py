@@ -1,4 +1,4 @@
-"""Lines that may be longer than a terminal is wide, such as a memory plan or a finding."""
+"""Prints lines that may be longer than a terminal is wide, such as a memory plan or a finding."""
 
 import textwrap
 from collections.abc import Iterable
@@ -12,7 +12,8 @@ _HANGING = 4
 def print_lines(console: Console, lines: Iterable[str | Table]) -> None:
     """Print lines, and tables between them.
 
-    Lines are wrapped between words and indented on a terminal; elsewhere, where they are searched, they stay whole.
+    On a terminal, lines are wrapped between words and indented. Elsewhere they stay whole, so that they can be
+    searched.
     """
     for line in lines:
         if isinstance(line, Table):

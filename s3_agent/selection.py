@@ -1,7 +1,7 @@
-"""From structured turns to the passages that the generator gets.
+"""Selects, from structured turns, the passages that the generator gets.
 
-The original recovers documents from the decoded trajectory; here blocks and marks are fields, so a title with a bracket
-or a cut observation can not lose a passage or attach a mark to the wrong block (docs/originals.md#b2 and #b3).
+The original recovers documents from the decoded trajectory; here blocks and marks are fields, so neither a title with a
+bracket nor a cut observation can lose a passage or attach a mark to the wrong block (docs/originals.md#b2 and #b3).
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ SelectionRule = Literal["marked-first", "chronological", "mirage", "every"]
 
 
 def _unique(passages: Iterable[Passage]) -> tuple[Passage, ...]:
-    """Each passage once: by its id, or by title and text where one of two has no id (docs/originals.md#b4)."""
+    """Each passage once: two are equal by id, or by title and text if one of them has no id (docs/originals.md#b4)."""
     kept: list[Passage] = []
     ids, contents, contents_without_id = set[str](), set[tuple[str, str]](), set[tuple[str, str]]()
     for passage in passages:
@@ -49,13 +49,13 @@ def _kept(passages: Sequence[Passage], ids: Sequence[int]) -> list[Passage]:
 def select_passages(
     initial: Sequence[Passage], turns: Sequence[Turn], *, rule: SelectionRule = "marked-first"
 ) -> tuple[Passage, ...]:
-    """The passages for the generator in the order in which they are shown to it; each once, except with `every`.
+    """The passages for the generator, in the order in which it is shown them; each once, except with `every`.
 
     Rules: `marked-first`, the published general rule (docs/originals.md#b1): the first mark after a block keeps its
-    documents in document order, an empty mark rejects the block, then every unmarked block follows whole. `mirage`
-    (docs/originals.md#b5): the initial block whole and first, other blocks only as marked, a mark reaching back to the
-    closest block not yet marked. `chronological`: every document of every block in order. `every`: the same, as often
-    as it was found (docs/originals.md#e3).
+    documents in document order, an empty mark rejects the block, then every unmarked block follows as a whole. `mirage`
+    (docs/originals.md#b5): the whole initial block first, then only the marked documents of other blocks; a mark
+    belongs to the closest earlier block that is not yet marked. `chronological`: every document of every block in
+    order. `every`: the same, each document as often as it was found (docs/originals.md#e3).
     """
     blocks = _blocks(initial, turns)
     if rule == "every" or rule == "chronological":

@@ -1,7 +1,7 @@
 """The s3 protocol's tags in one place: how passages are shown and how a response is read (docs/protocol.md#s3).
 
-Everything the policy reads or writes between tags goes through here. Text from a corpus, a question or a server may
-hold protocol tags; `guard.neutral` breaks them before they are shown, so that they can not act as protocol.
+Everything that the policy reads or writes between tags is made or parsed here. Text from a corpus, a question or a
+server may hold protocol tags; `guard.neutral` breaks them before they are shown, so that they can not act as tags.
 """
 
 import json
@@ -21,7 +21,7 @@ _TRUE = {"true", "yes", "1", "y"}
 
 
 def documents(passages: Sequence[Passage], control: frozenset[str] = frozenset(), *, space: str = "") -> str:
-    """One `Doc i(Title: …) …` a line, numbered from 1; `space` stands before the parenthesis."""
+    """One line `Doc i(Title: …) …` per passage, numbered from 1, with `space` before the parenthesis."""
     return "\n".join(
         f"Doc {number}{space}(Title: {neutral(passage.title, control)}) {neutral(passage.text, control)}"
         for number, passage in enumerate(passages, 1)
@@ -29,15 +29,15 @@ def documents(passages: Sequence[Passage], control: frozenset[str] = frozenset()
 
 
 def initial_block(passages: Sequence[Passage], control: frozenset[str] = frozenset()) -> str:
-    """The information block of the prompt: one `Doc i (Title: …) …` a line, numbered from 1."""
+    """The information block of the prompt: one line `Doc i (Title: …) …` per passage, numbered from 1."""
     return f"<information>\n{documents(passages, control, space=' ')}\n</information>\n"
 
 
 def read_initial_block(text: str) -> tuple[Passage, ...]:
     """The passages of a prompt's last information block, such that `initial_block` writes the same lines again.
 
-    Published data holds a prompt only as text. A line counts as a document when its number is the next one; quoted
-    titles may hold brackets.
+    This is needed since published data holds a prompt only as text. A line counts as a document if it has the next
+    number; quoted titles may hold brackets.
     """
     _, start, block = text.rpartition("<information>\n")
     block = block.partition("\n</information>")[0] if start else ""
@@ -62,7 +62,9 @@ def observation(passages: Sequence[Passage], control: frozenset[str] = frozenset
 
 
 def cut_after_query(response: str) -> str:
-    """Keep everything up to the first `</query>`; open the tag if only its end was written (docs/originals.md#a2)."""
+    """Keep everything up to the first `</query>`; add the tag's start if only its end was written
+    (docs/originals.md#a2).
+    """
     head, end, _ = response.partition(QUERY_END)
     if not end:
         return response
@@ -79,7 +81,7 @@ def cut_after_action(response: str) -> str:
 
 
 def bodies(text: str, tag: str) -> Iterator[str]:
-    """What stands between each `<tag>` and the next `</tag>`, in order; linear in the text's length."""
+    """The text between each `<tag>` and the next `</tag>`, in order, in time linear in the text's length."""
     opening, closing = f"<{tag}>", f"</{tag}>"
     start = text.find(opening)
     while start >= 0:
@@ -91,7 +93,7 @@ def bodies(text: str, tag: str) -> Iterator[str]:
 
 
 def parse_query(body: str) -> str:
-    """The search string of a query body, lenient as the original (docs/protocol.md#s3)."""
+    """The search string of a query body, read as leniently as in the original (docs/protocol.md#s3)."""
     body = body.strip()
     try:
         value = json.loads(body)
@@ -104,14 +106,14 @@ def parse_query(body: str) -> str:
 
 
 def marks(response: str) -> Iterator[tuple[int, ...]]:
-    """Document numbers of each `<important_info>`, in the order written and once each."""
+    """The document numbers of each `<important_info>`, in the order written, each once."""
     for body in bodies(response, "important_info"):
-        # A longer digit run can not be a document's number, and int() of a huge one is quadratic.
+        # A longer run of digits can not be a document's number, and int() takes quadratic time for a huge one.
         yield tuple(dict.fromkeys(int(run) for run in re.findall(r"[0-9]+", body) if len(run) <= 4))
 
 
 def parse(response: str) -> Action:
-    """Read one response: completion wins over a query, a query over nothing."""
+    """Parse one response. If it holds both a completion and a query, the completion counts."""
     text = cut_after_query(response)
     marked = next(marks(text), None)
     complete = next(bodies(text, "search_complete"), None)

@@ -1,7 +1,7 @@
-"""The words that cross rooms and processes: task, passage, action, turn, episode, reward.
+"""The types that all packages and processes share: task, passage, action, turn, episode, reward.
 
-All are frozen pydantic models, so that an episode written by one version is read, or refused with a reason, by another.
-Selected passages are fields of an episode; nothing is ever recovered from its text (docs/originals.md#b2).
+All are frozen pydantic models, so that another version can read an episode or refuse it with a reason. Selected
+passages are fields of an episode; they are never recovered from its text (docs/originals.md#b2).
 """
 
 from enum import StrEnum
@@ -21,7 +21,7 @@ _PROBLEMS = {
     "tuple_type": "`{}` is not a list",
     "too_short": "`{}` is empty",
 }
-"""What pydantic's errors about a task are called, by their type."""
+"""Our words for pydantic's errors about a task, by their type."""
 
 
 class _Frozen(BaseModel):
@@ -29,7 +29,7 @@ class _Frozen(BaseModel):
 
 
 def prompt_text(messages: Any) -> str | None:
-    """The text of a prompt that is one user message, behind that of a system message where there is one; else None."""
+    """The text of a prompt of one user message, after the system message's text if there is one; None for others."""
     found: list[Any] = [*messages] if hasattr(messages, "__iter__") and not isinstance(messages, str) else []
     if not all(isinstance(message, dict) for message in found):
         return None
@@ -40,7 +40,7 @@ def prompt_text(messages: Any) -> str | None:
 
 
 class Passage(_Frozen):
-    """One retrieved unit of the corpus. `id` is empty where the data or the server gives none."""
+    """One retrieved unit of the corpus. `id` is empty if neither the data nor the server gives one."""
 
     id: str
     title: str
@@ -55,9 +55,9 @@ class Passage(_Frozen):
 class Task(_Frozen):
     """One question with its gold answers.
 
-    `initial_passages` is None when the agent has to retrieve them itself; `prompt` is the user message that the data
-    brings for an agent whose prompt is `data`, behind the system message where there is one; `rag_score` is
-    the stored naive-RAG score (0 or 1), or None when unknown.
+    `initial_passages` is None when the agent has to retrieve them itself; `prompt` is the data's user message for an
+    agent whose prompt is `data`, after the system message if there is one; `rag_score` is the stored naive-RAG score (0
+    or 1), or None when unknown.
     """
 
     id: str
@@ -77,7 +77,9 @@ class Task(_Frozen):
             return prompt
         text = prompt_text(prompt)
         if text is None:
-            raise ValueError("prompt must be a text, or a list of a user message that a system message may precede")
+            raise ValueError(
+                "prompt must be a text, or a list of one user message, with or without a system message before it"
+            )
         return text
 
     @field_validator("id", mode="before")
@@ -100,7 +102,7 @@ class Task(_Frozen):
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Self:
-        """A task from a dataset row or a gateway rollout's `input`; fields that are not a task's are ignored."""
+        """A task from a dataset row or a gateway rollout's `input`; other fields are ignored."""
         try:
             return cls.model_validate({key: row[key] for key in cls.model_fields if key in row})
         except ValidationError as error:
@@ -120,7 +122,7 @@ class ActionKind(StrEnum):
     """What the policy asked for in one response."""
 
     SEARCH = "search"
-    """Look something up: `query` holds what."""
+    """Search for `query`."""
     FINISH = "finish"
     """Enough was found (s3, IRCoT, Search-o1); the generator answers."""
     ANSWER = "answer"
@@ -130,7 +132,7 @@ class ActionKind(StrEnum):
 
 
 class Action(_Frozen):
-    """One parsed response. `query` and `answer` go with their kinds; `marked` is None without a selection tag."""
+    """One parsed response. `query` and `answer` are set for their kinds; `marked` is None without a selection tag."""
 
     kind: ActionKind
     query: str | None = None
@@ -142,28 +144,28 @@ class StopReason(StrEnum):
     """Why an episode ended."""
 
     FINISHED = "finished"
-    """The policy declared the search complete (s3, IRCoT) or asked for nothing more (Search-o1)."""
+    """The policy declared the search complete (s3, IRCoT) or made no further search (Search-o1)."""
     ANSWERED = "answered"
     """The policy gave its own answer (Search-R1)."""
     FINAL_TURN_USED = "final_turn_used"
-    """The search budget was used up and the final generation, in which nothing is searched, was taken."""
+    """The search budget was used up, and the final response, after which there is no search, was generated."""
     CONTEXT_FULL = "context_full"
-    """What was read and written fills `max_context_tokens` or the policy server's window; there is no room for another
-    response."""
+    """The episode fills `max_context_tokens` or the policy server's window; there is no room for another response."""
     SEARCHES_USED = "searches_used"
-    """Every search that the method makes was made, and nothing is generated after it (RAG, IRCoT, Search-o1, …)."""
+    """The method made all its searches, and generates nothing after the last one (RAG, IRCoT, Search-o1, …)."""
     INVALID = "invalid"
-    """A response held no action, in a method that ends there and gets no answer: it scores 0 (Agent Lightning's chat
-    variant of Search-R1, DeepRetrieval)."""
+    """A response held no action, in a method that then ends without an answer: the score is 0 (Agent Lightning's chat
+    variant of Search-R1, DeepRetrieval).
+    """
 
 
 class Turn(_Frozen):
-    """One policy call and what it got back.
+    """One policy call, and the observation that followed.
 
-    `response` is the text as the policy wrote it: the decoding of every sampled token, also of what a last token held
-    past the stop. `passages` are the documents shown in the observation that followed (None: nothing was searched;
-    empty: the search found nothing, or the server refused this one query). Token counts are in policy tokens, of all
-    calls that the turn made (Search-o1 has its documents read by a second one).
+    `response` is the text as the policy wrote it: the decoding of every sampled token, including what the last token
+    holds after the stop string. `passages` are the documents shown in the observation that followed (None: nothing was
+    searched; empty: the search found nothing, or the server refused this one query). Token counts are in policy tokens,
+    over all calls of the turn (in Search-o1, a second call reads the documents).
     """
 
     response: str
@@ -175,9 +177,9 @@ class Turn(_Frozen):
 
 
 class Episode(_Frozen):
-    """A trajectory with what was selected from it. `answer` is the policy's own, None where it gave none.
+    """A trajectory, and the passages that were selected from it. `answer` is the policy's own; None if it gave none.
 
-    `prompt` is what the first call read, and there are no `turns`, in a method that asks no policy.
+    `prompt` is what the first call read. In a method that asks no policy there are no `turns`.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -191,7 +193,7 @@ class Episode(_Frozen):
 
     @property
     def text(self) -> str:
-        """What the policy read and wrote after the prompt: up to its last response, which an observation may follow."""
+        """What the policy read and wrote after the prompt, up to its last response or the observation after that."""
         text = "".join(turn.response + turn.observation for turn in self.turns)
         return text.removesuffix(self.turns[-1].observation) if self.turns else text
 
@@ -202,7 +204,7 @@ class Episode(_Frozen):
 
 
 class RewardResult(_Frozen):
-    """The trained scalar, which is finite, and the logged ones."""
+    """The scalar to train on, which is finite, and the scalars to log."""
 
     value: float = Field(allow_inf_nan=False)
     metrics: dict[str, float] = Field(default_factory=dict)

@@ -1,7 +1,7 @@
 """The one turn loop, its limits as declared data, and what an agent is.
 
-An agent differs from another by its protocol: a prompt, a parser, an observation. The loop that drives a policy and a
-retriever is the same for all and only ever appends to what the policy reads, so that every prompt extends the last.
+Agents differ by their protocol: a prompt, a parser, an observation. The loop that drives a policy and a retriever is
+the same for all. It only appends to what the policy reads, so that every prompt extends the previous one.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Limits(BaseModel):
     """What one episode may use. Token counts are in policy tokens; the defaults are s3's (docs/originals.md#a1).
 
     `max_searches=4` with a final generation is what the original calls three turns. `initial_topk=0` shows no passages
-    in the prompt. `max_context_tokens` holds prompt, responses and observations; an episode that fills it ends.
+    in the prompt. `max_context_tokens` limits prompt, responses and observations; an episode that fills it ends.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,26 +41,26 @@ class Limits(BaseModel):
 
     @property
     def generations(self) -> int:
-        """The most policy calls that one episode makes."""
+        """The largest number of policy calls that one episode makes."""
         return self.max_searches + self.final_generation
 
 
 class TextProtocol(Protocol):
-    """How one method talks to its policy. `control` are texts that passages and questions must not hold (`neutral`)."""
+    """How one method talks to its policy. `control` holds texts that `neutral` breaks in passages and questions."""
 
     stop: tuple[str, ...]
-    """Strings that end a response and belong to it. A server takes four; what runs past a further one is cut off."""
+    """Strings that end a response and are part of it. A server takes four; text after any further one is cut off."""
     invalid_hint: str | None
-    """What is said after a response without an action; None ends the episode there."""
+    """The text that follows a response without an action; None ends the episode there."""
     observation_role: Role
-    """Whether observations continue the policy's own turn or are the user's."""
+    """Whether observations continue the policy's own turn or are user messages."""
 
     def message(self, task: Task, passages: Sequence[Passage], control: frozenset[str]) -> str:
         """The user message that opens the episode. Raises ConfigError when the task lacks what it needs."""
         ...
 
     def passages_in_data(self, task: Task) -> tuple[Passage, ...] | None:
-        """The initial passages that the task's own prompt shows; None when it brings none."""
+        """The initial passages that the task's own prompt shows; None when it shows none."""
         ...
 
     def parse(self, response: str) -> Action:
@@ -68,7 +68,7 @@ class TextProtocol(Protocol):
         ...
 
     def observation(self, passages: Sequence[Passage], control: frozenset[str]) -> str:
-        """The text given back after a search."""
+        """The text that the policy reads after a search."""
         ...
 
 
@@ -76,7 +76,7 @@ class Agent(Protocol):
     """An algorithm that turns a task into an episode."""
 
     async def run(self, task: Task, *, policy: Policy, retriever: Retriever) -> Episode:
-        """Play one task. Raises PolicyError and RetrieverError; a malformed response is an episode."""
+        """Play one task. Raises PolicyError and RetrieverError, but nothing for a malformed response."""
         ...
 
 
@@ -205,7 +205,7 @@ class SearchAgent:
         self._selection: SelectionRule = selection
 
     async def run(self, task: Task, *, policy: Policy, retriever: Retriever) -> Episode:
-        """Play `task`; a malformed response is an episode.
+        """Play `task`. A malformed response is no error: the episode holds it.
 
         Raises PolicyError, RetrieverError, and ConfigError for a question that the context can not hold.
         """

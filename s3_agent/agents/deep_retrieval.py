@@ -1,8 +1,8 @@
-"""DeepRetrieval (arXiv 2503.00223): the policy rewrites the question once, and that is searched for.
+"""DeepRetrieval (arXiv 2503.00223): the policy rewrites the question once, and the rewritten query is searched for.
 
-The checkpoints were trained on a raw text that holds chat markers written by hand; `instruct` continues that text, as
-in training, and `double_template` sends it as a chat message, which puts a second template around it, as the s3
-evaluation did (docs/originals.md#e2). The wording is ours; markers, tags, JSON key and the open `<think>` are the
+The checkpoints were trained on a raw text with chat markers written by hand. `instruct` continues that text, as in
+training. `double_template` sends it as a chat message, so that a second template is put around it, as in the s3
+evaluation (docs/originals.md#e2). The wording is ours; markers, tags, JSON key and the open `<think>` are the
 original's.
 """
 
@@ -58,7 +58,7 @@ Assistant: Let me rewrite the query.
 
 
 def parse(response: str) -> Action:
-    """The `query` of the JSON in the last `<answer>`; a missing tag is put before or after the whole response."""
+    """The `query` of the JSON in the last `<answer>`; a missing tag is added before or after the whole response."""
     opened = response if "<answer>" in response else f"<answer>{response}"
     closed = opened if "</answer>" in opened else f"{opened}</answer>"
     *_, last = "", *bodies(closed, "answer")
@@ -73,7 +73,7 @@ def parse(response: str) -> Action:
 
 
 class DeepRetrievalAgent:
-    """One rewritten query. A response that can not be read is not searched for, and the question gets no answer."""
+    """One rewritten query. A response that can not be parsed is not searched for, and the question gets no answer."""
 
     def __init__(
         self, *, limits: Limits = LIMITS, prompt: PromptName = "instruct", selection: SelectionRule = "every"

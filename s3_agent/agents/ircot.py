@@ -1,7 +1,7 @@
 """IRCoT as the s3 evaluation simplified it (arXiv 2212.10509): each step of reasoning is the next query.
 
-The prompt's wording is ours; its parts, their order and the `<search_complete>` tag are the original's. The whole reply
-without that tag is searched for, and what is found twice is shown twice (docs/originals.md#e3).
+The prompt's wording is ours; its sections, their order and the `<search_complete>` tag are the original's. The whole
+reply without that tag is the query, and a document that is found twice is shown twice (docs/originals.md#e3).
 """
 
 import re
@@ -24,7 +24,7 @@ LIMITS = Limits(
     max_context_tokens=32768,
 )
 MOST_QUERY_CHARACTERS = 8000
-"""What our retrieval server takes; an E5 encoder reads the first 256 tokens in any case."""
+"""The limit of our retrieval server; an E5 encoder reads only the first 256 tokens in any case."""
 
 _COMPLETE = re.compile(r"<search_complete>\s*yes\s*</search_complete>", re.IGNORECASE)
 _TAG = re.compile(r"<search_complete>[^<]*</search_complete>", re.IGNORECASE)
@@ -36,7 +36,7 @@ nothing more has to be looked up, else with <search_complete>No</search_complete
 
 def without_tag(reply: str) -> str:
     """Only the reasoning of a reply."""
-    while (rest := _TAG.sub("", reply)) != reply:  # what stood around a tag may be one itself
+    while (rest := _TAG.sub("", reply)) != reply:  # the text around a removed tag may form a tag itself
         reply = rest
     return reply.strip()
 
@@ -49,7 +49,7 @@ def parse(reply: str) -> Action:
 
 
 class IrcotAgent(PromptedAgent):
-    """Steps of reasoning between searches. Its own answer is the reasoning of its last reply."""
+    """Alternates steps of reasoning and searches. Its own answer is the reasoning of its last reply."""
 
     name = "ircot"
 

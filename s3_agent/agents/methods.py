@@ -1,7 +1,7 @@
-"""What a method is: everything that differs from agent to agent, in one object. Every method is registered here.
+"""What a method is: everything that differs between agents, in one object. Every method is registered here.
 
-Limits, sampling, protocol and tags, who answers, its own rewards, which policy plays it and whether it can be trained:
-the doctor, recipes, the runner and the workers read them from the `Method`. No module but a method's own names it.
+The doctor, recipes, the runner and the workers read from the `Method` its limits, sampling, protocol and tags, who
+answers, its own rewards, which policy plays it and whether it can be trained. Only a method's own module names it.
 """
 
 from collections.abc import Callable
@@ -19,10 +19,11 @@ from s3_agent.selection import SelectionRule
 from s3_agent.types import Episode
 
 Answers = Literal["generator", "policy"]
-"""Who answers: the frozen generator from what was selected ("Ret"), or the policy by itself ("self")."""
+"""Who answers: the frozen generator from what was selected ("Ret"), or the policy itself ("self")."""
 PolicyKind = Literal["protocol", "rewriter", "instruct", "none"]
 """`protocol`: a model trained on the method's own protocol; `rewriter`: DeepRetrieval's; `instruct`: any model that
-follows instructions. Without a model of its own, a rewriter and an instruct method are played by the generator's."""
+follows instructions. If no other model is given, the generator's model plays a rewriter and an instruct method.
+"""
 
 ALL_LIMITS = frozenset(Limits.model_fields)
 PROMPTED_LIMITS = frozenset({"topk", "max_searches", "max_new_tokens", "max_context_tokens"})
@@ -38,13 +39,13 @@ class Sampling(BaseModel):
 
 
 def given_answer(episode: Episode) -> str | None:
-    """The answer that the episode holds."""
+    """The policy's answer in the episode."""
     return episode.answer
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One method. What is not given is that of a method without a protocol, whose answers the generator gives.
+    """One method. The defaults are for a method without a protocol whose answers the generator gives.
 
     `make` takes `limits` and `selection` as keywords (nothing where `uses` is empty), and `prompt` where there are
     several `prompts`. A searcher with a protocol of its own:
@@ -67,33 +68,33 @@ class Method:
     limits: Limits
     policy: PolicyKind
     sampling: Sampling | None
-    """What the published numbers were made with; None where no policy is sampled."""
+    """The sampling of the published numbers; None if no policy is sampled."""
     answers: tuple[Answers, ...] = ("generator",)
-    """Who can answer, its own first."""
+    """Who can answer; the default first."""
     selection: SelectionRule = "every"
     prompts: tuple[str, ...] = ("instruct",)
     answer_prompt: AnswerPrompt = field(default_factory=lambda: AnswerPrompt(layout="lines"))
     uses: frozenset[str] = ALL_LIMITS
     """The limits that it reads."""
     protocol: Callable[[Any], TextProtocol] | None = None
-    """Its text protocol, made with the name of a prompt; None for a method that writes a whole prompt for each call."""
+    """Its text protocol, made with the name of a prompt; None if it writes a whole prompt for each call."""
     tags: tuple[str, ...] = ()
-    """The names of the tags that the protocol writes and reads. Text from outside can not forge them."""
+    """The names of the tags that the protocol writes and reads. Text from outside can not imitate them."""
     own_rewards: tuple[str, ...] = ()
-    """Rewards that score what its policy wrote by itself, the default one first."""
+    """Rewards that score only what its policy wrote; the default one first."""
     own_answer: Callable[[Episode], str | None] = given_answer
-    """The policy's own answer, for rows that score it."""
+    """How to read the policy's own answer, for rows of results that score it."""
     entry: str | None = None
     """The class that plays it under Agent Lightning's own controllers; None: the one that reads the agent's name."""
     variant: bool = False
-    """Whether it is a variant of another method, which an evaluation plays only when it is named."""
+    """Whether it is a variant of another method; an evaluation plays a variant only when it is named."""
 
     def __post_init__(self) -> None:
         protect(self.tags)
 
     @property
     def trainable(self) -> bool:
-        """Whether a rollout is one row of sampled tokens, which only grow: what our trainer learns from."""
+        """Whether a rollout is one row of tokens that only grows, as our trainer needs."""
         return self.policy == "protocol"
 
 

@@ -1,7 +1,7 @@
 """Methods that write a new prompt for every call: their shared loop, and one call of a policy.
 
-Such a prompt is no continuation of what the policy wrote before, so a rollout makes a training row for each call: these
-methods are evaluated and not trained. Any model that follows instructions can play them.
+Such a prompt does not continue what the policy wrote before, so a rollout would make one training row for each call.
+These methods are therefore evaluated and not trained. Any model that follows instructions can play them.
 """
 
 from abc import ABC, abstractmethod
@@ -16,11 +16,11 @@ from s3_agent.selection import SelectionRule, select_passages
 from s3_agent.types import Action, ActionKind, Episode, Passage, StopReason, Task, Turn
 
 Ask = Callable[[str], Awaitable[str | None]]
-"""One more call of the same policy within a turn; None where its prompt leaves no room for a reply."""
+"""One more call of the same policy within a turn; None if its prompt leaves no room for a reply."""
 
 
 class Calls:
-    """Calls of one policy, each a conversation of its own, and the tokens that they took since the last `taken`."""
+    """Calls of one policy, each in a separate conversation, and the tokens that they took since the last `taken`."""
 
     def __init__(self, policy: Policy, limits: Limits, *, window: int | None, template: bool = True) -> None:
         self._policy = policy
@@ -42,10 +42,10 @@ class Calls:
             reply: Reply = await conversation.generate(max_tokens=most, stop=())
         except ContextFull:
             return None
-        self._prompt_tokens += conversation.used - reply.tokens  # a server's own count, where it gives one
+        self._prompt_tokens += conversation.used - reply.tokens  # the server's own count, if it gives one
         self._response_tokens += reply.tokens
         text = reply.text
-        for token in self._policy.control:  # the end of its turn would end the message that the reply goes into
+        for token in self._policy.control:  # a turn's end would end the message that quotes the reply
             text = text.replace(token, "")
         return text
 
@@ -60,14 +60,14 @@ class Calls:
         return reply
 
     def taken(self) -> tuple[int, int]:
-        """Prompt and response tokens of the calls since the last time."""
+        """Prompt and response tokens of the calls since the last call of this method."""
         taken = self._prompt_tokens, self._response_tokens
         self._prompt_tokens = self._response_tokens = 0
         return taken
 
 
 class PromptedAgent(ABC):
-    """An agent that writes a prompt from all that happened, reads the reply, searches for what it asks, and goes on."""
+    """An agent that writes a prompt from all that happened, reads the reply, searches for what it asks, and repeats."""
 
     name: ClassVar[str]
 
@@ -77,18 +77,18 @@ class PromptedAgent(ABC):
 
     @abstractmethod
     def message(self, task: Task, initial: Sequence[Passage], turns: Sequence[Turn], control: frozenset[str]) -> str:
-        """The user message of the next call. `control` are texts that passages must not hold (`guard.neutral`)."""
+        """The user message of the next call. `control` holds texts that `guard.neutral` breaks in passages."""
 
     @abstractmethod
     def parse(self, reply: str) -> Action:
         """A reply as a search, or as the end (`finish`)."""
 
     async def read(self, turns: Sequence[Turn], found: Turn, control: frozenset[str], ask: Ask) -> str | None:
-        """The text about the passages of `found`, shown after `turns`; None where there was no room to read them."""
+        """The text about the passages in `found`, shown after `turns`; None if there was no room to read them."""
         return ""
 
     def answer(self, turns: Sequence[Turn]) -> str | None:
-        """The method's own answer, None for one that gives none."""
+        """The method's own answer; None if it gives none."""
         return None
 
     async def run(self, task: Task, *, policy: Policy, retriever: Retriever) -> Episode:

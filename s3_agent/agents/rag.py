@@ -1,6 +1,6 @@
 """Methods that ask no policy: naive RAG and the closed-book answers, direct and step by step.
 
-All that they do is to say what the generator reads; how it is asked belongs to the method too (`agents.methods`).
+They only choose what the generator reads. How the generator is asked is part of the method too (`agents.methods`).
 """
 
 from functools import partial
@@ -18,7 +18,7 @@ CLOSED_BOOK_LIMITS = Limits(initial_topk=0, max_searches=0, final_generation=Fal
 
 
 class RagAgent:
-    """The `limits.topk` best passages for the question, by whatever index the retriever serves."""
+    """The `limits.topk` best passages for the question, by the index that the retriever serves."""
 
     def __init__(self, *, limits: Limits = LIMITS, selection: SelectionRule = "every") -> None:
         self._limits = limits
@@ -38,7 +38,7 @@ class RagAgent:
 
 
 class ClosedBookAgent:
-    """Nothing is retrieved: the generator answers from what it knows. `name` is `direct` or `cot`."""
+    """Nothing is retrieved: the generator answers from its own knowledge. `name` is `direct` or `cot`."""
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -20,7 +20,8 @@ from s3_agent.types import Action, Passage, Task
 
 PromptName = Literal["instruct", "bm25", "compact", "data"]
 """`instruct` explains the protocol, `bm25` asks for Boolean queries as well, `compact` is the question and information
-blocks, for policies that were trained on the protocol itself, `data` takes the words from the task's `prompt`."""
+blocks, for policies that were trained on the protocol itself, `data` takes the instructions from the task's `prompt`.
+"""
 
 LIMITS = Limits()
 MARKER = "Now, start the loop with the following question and initial searched results:"

@@ -1,7 +1,8 @@
 """Search-o1 as the s3 evaluation ran it (arXiv 2501.05366): a reasoning model that searches while it thinks.
 
-What is found goes through a second call, Reason-in-Documents, and only its reply enters the reasoning; the generator
-gets the raw documents (docs/originals.md#e3). The wording is ours; markers and headings are the original's.
+A second call, Reason-in-Documents, reads the documents that are found, and only its reply is added to the reasoning.
+The generator gets the raw documents (docs/originals.md#e3). The wording is ours; markers and headings are the
+original's.
 """
 
 from collections.abc import Sequence
@@ -93,7 +94,7 @@ def _grown(turns: Sequence[Turn], control: frozenset[str]) -> str:
 
 
 class SearchO1Agent(PromptedAgent):
-    """One text that grows by replies and by what was read in documents, sent as a user message each turn."""
+    """One text, to which replies and the notes on documents are added, sent as a user message each turn."""
 
     name = "search_o1"
 

@@ -1,8 +1,8 @@
-"""Search-R1 (arXiv 2503.09516): the policy reasons, searches and answers by itself.
+"""Search-R1 (arXiv 2503.09516): the policy itself reasons, searches and answers.
 
 The prompt's wording is ours; tags, document lines, the text after an invalid action and the end of the prompt are the
-original's. `agl_chat` is the variant of Agent Lightning's own example: observations are user messages of any length and
-an invalid action ends the episode, so its numbers are not Search-R1's (docs/originals.md#e7).
+original's. `agl_chat` is the variant in Agent Lightning's example: observations are user messages of any length, and an
+invalid action ends the episode, so its numbers can not be compared with Search-R1's (docs/originals.md#e7).
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from s3_agent.tags import bodies, cut_after_action, observation
 from s3_agent.types import Action, ActionKind, Episode, Passage, Task
 
 PromptName = Literal["instruct", "compact", "data"]
-"""`instruct` explains the protocol, `compact` is only the question, `data` takes the words of the task's `prompt`."""
+"""`instruct` explains the protocol, `compact` is only the question, `data` takes the text of the task's `prompt`."""
 
 LIMITS = Limits(initial_topk=0, topk=3, max_observation_tokens=500, max_context_tokens=4096)
 AGL_CHAT_LIMITS = LIMITS.model_copy(update={"max_observation_tokens": None, "max_context_tokens": 32768})
@@ -58,10 +58,10 @@ def parse(response: str) -> Action:
 
 
 def own_answer(episode: Episode) -> str:
-    """The first `<answer>` that the policy wrote, else all that it wrote but its thinking ("(self)" rows).
+    """The first `<answer>` that the policy wrote, else all that it wrote except its thinking ("(self)" rows).
 
-    Unlike the original's, that is without what it was shown: a document that holds the gold is no answer
-    (docs/originals.md#e8).
+    Unlike the original's, it does not include what the policy was shown: a document that holds the gold is not an
+    answer (docs/originals.md#e8).
     """
     written = "".join(turn.response for turn in episode.turns)
     return next((body.strip() for body in bodies(written, "answer")), without_thinking(written))
@@ -104,7 +104,7 @@ class SearchR1Protocol:
 
 
 class SearchR1Agent(SearchAgent):
-    """The Search-R1 searcher, which gives its own answer; every passage it was shown is selected, in order."""
+    """The Search-R1 searcher. It gives its own answer, and selects every passage that it was shown, in order."""
 
     def __init__(
         self,

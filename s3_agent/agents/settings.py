@@ -1,4 +1,4 @@
-"""Which agent plays: an agent by name, with the defaults of its own method."""
+"""The settings that choose an agent: its name, and values that replace its method's defaults."""
 
 from dataclasses import replace
 from typing import Annotated, Any, Self
@@ -28,13 +28,13 @@ AgentName = Annotated[str, AfterValidator(_registered)]
 
 
 def method_of(values: Any) -> Method | None:
-    """The method that the values of settings name; None where it is no registered one, which its field says."""
+    """The method that the values of settings name; None if it is not registered, which the field `name` reports."""
     name = values.get("name", AgentChoice.model_fields["name"].default) if isinstance(values, dict) else None
     return METHODS.get(str(name))
 
 
 class AgentChoice(BaseModel):
-    """An agent by name. What is not given is the named agent's own.
+    """An agent by name. A value that is not given is the default of that agent.
 
     `answers` says who gives the answer that is scored, `layout` how the generator reads the passages.
     """
@@ -67,7 +67,7 @@ class AgentChoice(BaseModel):
     @field_validator("prompt")
     @classmethod
     def _has_the_prompt(cls, prompt: str, info: ValidationInfo) -> str:
-        method = method_of(info.data) if "name" in info.data else None  # a name that is refused is reported alone
+        method = method_of(info.data) if "name" in info.data else None  # report only the name if it is refused
         if method is not None and prompt not in method.prompts:
             raise ValueError(
                 f"the agent {info.data['name']} has no prompt `{prompt}`; it has {', '.join(method.prompts)}"
@@ -91,12 +91,13 @@ class AgentChoice(BaseModel):
 
     @property
     def answer_prompt(self) -> AnswerPrompt:
-        """How the generator is asked for the answer."""
+        """How to ask the generator for the answer."""
         return replace(self.method.answer_prompt, layout=self.layout)
 
     def played_by(self, name: str) -> Self:
         """The same policy playing `name`: its prompt and lengths stay if both need a policy that was trained on their
-        protocol; all else is the named agent's own."""
+        protocol; all other values are the named agent's defaults.
+        """
         if name == self.name:
             return self
         values: dict[str, Any] = {"name": name}

@@ -1,7 +1,7 @@
-"""A frozen model that is asked by chat messages at temperature 0: what a generator and a judge are made of.
+"""A frozen model that is asked by chat messages at temperature 0: the base of the generator and the judge.
 
-A transport failure raises after retries and is never an empty reply (docs/promises.md, 1); nor is a generation that the
-server filtered, aborted or did not finish (`replies`).
+A transport failure raises after retries and never becomes an empty reply (docs/promises.md, 1). Neither does a
+generation that the server filtered, aborted or did not finish (`replies`).
 """
 
 import json
@@ -29,13 +29,12 @@ _CLAUDE_REMEDY = "check the credentials, region and model name"
 
 
 class ModelSettings(BaseModel):
-    """Which model, and how long to wait for it, in seconds (None: as long as a rollout lives, outside of one 120 s).
-    `max_tokens=None` leaves the bound to the server.
+    """Which model, and how long to wait for it, in seconds (None: until the rollout's attempt ends, or 120 s outside of
+    a rollout). `max_tokens=None` leaves the limit to the server.
 
     `chat_template_kwargs` go to the chat template (`enable_thinking: false`), `request` is merged into each request
-    (null takes a field out); both are for OpenAI-compatible servers alone. `identity` names everything else that a
-    reply depends on: weights, precision, server and processor. Replies of one identity may be kept for longer than a
-    run.
+    (null takes a field out); both are only for OpenAI-compatible servers. `identity` names everything else that a reply
+    depends on: weights, precision, server and processor. Replies of one identity may be kept longer than a run lasts.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,7 +49,7 @@ class ModelSettings(BaseModel):
 
     @property
     def openai_compatible(self) -> bool:
-        """Whether it is behind an OpenAI-compatible address: we can serve it, and ask its `/models`."""
+        """Whether it has an OpenAI-compatible address: then we can serve it, and ask its `/models`."""
         return MODEL_KINDS[self.kind].openai_compatible
 
     @model_validator(mode="after")
@@ -61,22 +60,22 @@ class ModelSettings(BaseModel):
 
     @property
     def added(self) -> dict[str, Any]:
-        """What goes into each request besides; `request` has the last word."""
+        """Fields that are added to each request; those of `request` replace the others."""
         templated = {"chat_template_kwargs": self.chat_template_kwargs} if self.chat_template_kwargs else {}
         return {**templated, **self.request}
 
     @property
     def named(self) -> str:
-        """Kind and model, with what every request adds: what tells its replies from another model's."""
+        """Kind, model and the added fields: together they distinguish its replies from another model's."""
         added = f" {json.dumps(self.added, sort_keys=True)}" if self.added else ""
         return f"{self.kind}:{self.model}{added}"
 
 
 @dataclass(frozen=True, slots=True)
 class ChatReply:
-    """A reply with the tokens that were read and written for it, None where the server does not count them.
+    """A reply with the tokens that were read and written for it; None where the server does not count them.
 
-    `cut` says that it ended at its token limit.
+    `cut`: it ended at its token limit.
     """
 
     text: str
@@ -89,16 +88,16 @@ class ChatModel(Protocol):
     """What answers to messages."""
 
     async def reply(self, messages: Sequence[Message]) -> str:
-        """The reply's text. Raises the BoundaryError of whoever asks."""
+        """The reply's text. Raises the BoundaryError that the model was made with."""
         ...
 
 
 class ServedModel(ABC):
-    """A model behind an endpoint, which tells what a reply took."""
+    """A model behind an endpoint that reports how many tokens a reply took."""
 
     @abstractmethod
     async def ask(self, messages: Sequence[Message]) -> ChatReply:
-        """The reply, its tokens, and whether it was cut. Raises the BoundaryError of whoever asks."""
+        """The reply, its tokens, and whether it was cut. Raises the BoundaryError that the model was made with."""
 
     async def reply(self, messages: Sequence[Message]) -> str:
         """The reply's text."""

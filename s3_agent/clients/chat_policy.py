@@ -1,7 +1,7 @@
 """A policy behind `/chat/completions`, for endpoints that take no token ids (hosted models, in evaluation).
 
-Observations go back as user messages and token counts are the server's or estimates, so nothing that is trained comes
-from here; the agents are the same.
+Observations are sent as user messages, and token counts are the server's or estimates. Its episodes are therefore never
+trained on; the agents are the same.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ TEMPLATE_TOKENS = 64
 
 
 def close_stop(before: str, text: str, stop: Sequence[str]) -> str:
-    """`text` up to the first stop string; one that the server took away is put back where its tag is still open.
+    """`text` up to the first stop string; one that the server removed is added again where its tag is still open.
 
     `before` is what the policy read last: an observation may have opened the tag (docs/originals.md#a2).
     """
@@ -34,13 +34,13 @@ def close_stop(before: str, text: str, stop: Sequence[str]) -> str:
 
 
 def chat_body(template: ChatTemplate, request: Mapping[str, Any]) -> dict[str, Any]:
-    """What is merged into each chat request: the variables of the template, and `request`, which has the last word."""
+    """What is merged into each chat request: the template's variables, and `request`, whose fields replace others."""
     kwargs = template.chat_template_kwargs
     return {**({"chat_template_kwargs": kwargs} if kwargs else {}), **request}
 
 
 class _Counted:
-    """A conversation without a tokenizer: what it holds is what the server counted, or an estimate."""
+    """A conversation without a tokenizer: its length is the server's count or an estimate."""
 
     def __init__(self, policy: "ChatPolicy", text: str) -> None:
         self._policy = policy
@@ -69,7 +69,7 @@ class ChatConversation(_Counted):
     async def generate(self, *, max_tokens: int, stop: Sequence[str]) -> Reply:
         choice, usage = await self._policy.chat(self._messages, max_tokens=max_tokens, stop=stop, read=self._used)
         text = cut_at(choice["message"]["content"] or "", stop[MOST_STOPS:])
-        # vLLM says which stop string it met, and None when the policy ended by itself.
+        # vLLM says which stop string it met, and None when the policy ended its turn itself.
         if choice.get("finish_reason") != "length" and choice.get("stop_reason", stop) is not None:
             text = close_stop(self._messages[-1]["content"], text, stop)
         self._messages.append({"role": "assistant", "content": without_control(text)})
@@ -103,9 +103,9 @@ class TextConversation(_Counted):
 class ChatPolicy:
     """Any OpenAI-compatible chat endpoint. `body` is merged into each request; None takes a field out of it.
 
-    Its window is `context_tokens` or what the server reports, the smaller of both. A reply is asked for that it holds:
-    where a token may be as short as a byte and the prompt could be too long, the server counts it (`/tokenize`); where
-    it does not, 3 bytes are a token.
+    Its window is the smaller of `context_tokens` and what the server reports. Each request asks only for as many tokens
+    as the window still holds. If the prompt could be too long at one byte per token, the server counts it
+    (`/tokenize`); if the server can not, 3 bytes count as a token.
     """
 
     control: frozenset[str] = frozenset()  # a chat server does not name its control tokens
@@ -137,7 +137,7 @@ class ChatPolicy:
         return ChatConversation(self, message) if template else TextConversation(self, message)
 
     async def window(self) -> int | None:
-        """The model's window; None where neither the server nor the recipe says it. Raises PolicyError."""
+        """The model's window; None where neither the server nor the recipe gives it. Raises PolicyError."""
         told = await self._server.window()
         return min((size for size in (told, self._context_tokens) if size is not None), default=None)
 
@@ -178,11 +178,11 @@ class ChatPolicy:
         )
 
     async def _room(self, wanted: int, asked: Mapping[str, Any], *, texts: Sequence[str], read: int) -> int:
-        """How many of the `wanted` tokens the window holds beside the prompt. Raises ContextFull where that is none."""
+        """How many of the `wanted` tokens the window holds after the prompt. Raises ContextFull for none."""
         if (window := await self.window()) is None:
             return wanted
         template = TEMPLATE_TOKENS + 16 * len(texts)
-        # No tokenizer makes more tokens than there are bytes.
+        # No tokenizer makes more tokens than the text has bytes.
         if sum(len(text.encode(errors="replace")) for text in texts) + template + wanted <= window:
             return wanted
         tokens = await self._server.count(asked)

@@ -1,8 +1,8 @@
 """HTTP clients that use the environment's proxy for other machines, and never for this one.
 
-Keys and prompts for 127.0.0.1 would otherwise go to whatever `HTTP_PROXY` names. Every client of ours is made here.
-Libraries that make their own, and the processes that we start, get an environment in which every one of their HTTP
-clients can be made and none asks a proxy for this machine (`sparing_loopback`).
+Otherwise keys and prompts for 127.0.0.1 would go to the proxy that `HTTP_PROXY` names. All our clients are created
+here. Libraries that create their own clients, and the processes that we start, get an environment in which each HTTP
+client can be created and none uses a proxy for this machine (`sparing_loopback`).
 """
 
 import os
@@ -29,7 +29,7 @@ KEEPALIVE = (
 )
 NO_PROXY = ("NO_PROXY", "no_proxy")
 DIRECT = dict.fromkeys(NO_PROXY, "*")
-"""The environment of a process that asks no proxy for anything."""
+"""The environment of a process that uses no proxy at all."""
 
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
@@ -54,8 +54,8 @@ def is_loopback(host: str) -> bool:
 def usable_proxy(value: str) -> str | None:
     """The address of the proxy that a variable names; None where httpx, and what is built on it, can not use it.
 
-    That is a SOCKS proxy without the package `socksio`, a scheme such as `socks://` or `socks4://`, and what is no
-    address. A client of httpx can not even be made while the environment names one.
+    Not usable are a SOCKS proxy without the package `socksio`, a scheme such as `socks://` or `socks4://`, and a value
+    that is not an address. While the environment names one of these, no httpx client can be created.
     """
     address = value if "://" in value else f"http://{value}"
     try:
@@ -66,7 +66,7 @@ def usable_proxy(value: str) -> str | None:
 
 
 def _unproxied(environment: Mapping[str, str]) -> list[str]:
-    """What NO_PROXY names in both its spellings: most programs read one and overlook the other."""
+    """The hosts in NO_PROXY and in no_proxy: most programs read only one of the two spellings."""
     named = [part.strip() for name in NO_PROXY for part in environment.get(name, "").split(",")]
     return [*dict.fromkeys(filter(None, named))]
 
@@ -88,7 +88,7 @@ def _is_unproxied(host: str, port: int | None, named: list[str]) -> bool:
 
 
 def proxy_of(url: str) -> str | None:
-    """The environment's proxy for `url`; None for this machine, and where there is none that can be used."""
+    """The environment's proxy for `url`; None for this machine, and without a proxy that can be used."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     if is_loopback(host) or _is_unproxied(host, parts.port, _unproxied(os.environ)):
@@ -99,10 +99,10 @@ def proxy_of(url: str) -> str | None:
 
 
 def _readable(named: list[str]) -> Iterator[str]:
-    """The parts of NO_PROXY of which httpx can make a pattern.
+    """The entries of NO_PROXY that httpx can use as patterns.
 
-    `[::1]` becomes `::1`; what it can not read, such as a range of IPv6 addresses, is left out: a single one keeps
-    every client of httpx from being made.
+    `[::1]` becomes `::1`. Entries that httpx can not read, such as a range of IPv6 addresses, are left out: with a
+    single one, no httpx client can be created.
     """
     for part in named:
         bare = part.removeprefix("[").removesuffix("]")
@@ -127,9 +127,9 @@ def _is_ipv6_range(part: str) -> bool:
 
 
 def sparing_loopback(environment: Mapping[str, str]) -> dict[str, str]:
-    """`environment` with proxies that every HTTP client can use or overlook, and none of them for this machine.
+    """`environment` with proxies that every HTTP client can use or ignore, and none of them for this machine.
 
-    Both spellings of NO_PROXY name what either did, and this machine; proxies that can not be used are left out.
+    Both spellings of NO_PROXY get the hosts of either one and this machine. Proxies that can not be used are left out.
     """
     kept = {
         name: value
@@ -141,7 +141,7 @@ def sparing_loopback(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 class _Routes[T]:
-    """A transport for each proxy that the environment names, and one without, made when first needed."""
+    """A transport for each proxy that the environment names, and one without a proxy, created when first needed."""
 
     def __init__(self, make: Callable[[str | None], T]) -> None:
         self._make = make
@@ -191,15 +191,15 @@ def async_client(
 ) -> httpx.AsyncClient:
     """A client for any addresses. Timeouts are in seconds, `verify` is httpx's.
 
-    At most `calls` are under way at a time, None: any number. httpx's own default is 100: further calls would wait for
-    one of these connections, and that time counts as if the server were slow.
+    At most `calls` calls run at a time; None: any number. httpx's own default is 100. Further calls would wait for a
+    connection, and that time would count as if the server were slow.
     """
     limits = httpx.Limits(max_connections=calls, max_keepalive_connections=KEPT)
     return httpx.AsyncClient(transport=_AsyncTransport(verify=verify, limits=limits), timeout=timeout, headers=headers)
 
 
 def client(*, timeout: httpx.Timeout | float, follow_redirects: bool = False) -> httpx.Client:
-    """The same for code that waits."""
+    """The same for synchronous code."""
     return httpx.Client(transport=_Transport(), timeout=timeout, follow_redirects=follow_redirects)
 
 

@@ -1,8 +1,8 @@
 """Agent Lightning's gateway over plain HTTP: claim, attempts, events (docs/originals.md#f1 to #f8).
 
 queuing -> running is the atomic claim: an illegal transition answers 409, so any number of pools may compete. One
-process makes these calls for the whole pool, three and more a rollout, so they go through aiohttp: httpx costs a
-multiple of its processor time.
+process makes these calls for the whole pool, three and more a rollout, so they use aiohttp: httpx needs several times
+its processor time.
 """
 
 import asyncio
@@ -24,27 +24,27 @@ CONNECTIONS = 64
 
 
 class LocalConfig(BaseModel):
-    """Which env-contract class plays, and which variable it finds which part of the input in."""
+    """Which env-contract class plays, and which field of the input each of its variables holds."""
 
     agent_class: str | None = None
     env_map: dict[str, str] = Field(default_factory=dict)
 
 
 class RolloutConfig(BaseModel):
-    """The part of a rollout's configuration that a pool reads. A timeout of 0 is none."""
+    """The fields of a rollout's configuration that a pool reads. A timeout of 0 means no timeout."""
 
     timeout_seconds: int = 3600
     local: LocalConfig | None = None
 
 
 class RolloutMetadata(BaseModel):
-    """What the trainer says of a rollout besides: the seed that it is to be sampled with (`s3_agent.agl.seeding`)."""
+    """What the trainer adds to a rollout: the seed for its sampling (`s3_agent.agl.seeding`)."""
 
     seed: int | None = None
 
 
 class RolloutStatus(BaseModel):
-    """Where a rollout stands. `created_at` is the gateway's clock, in Unix seconds."""
+    """The state of a rollout. `created_at` is a time of the gateway's clock, in Unix seconds."""
 
     state: RolloutState
     last_attempt_id: str | None = None
@@ -67,7 +67,7 @@ def _part(name: str) -> str:
 
 
 class Gateway:
-    """The gateway at `url`. Every call raises GatewayError when it stays unreachable for `patience_s` seconds."""
+    """The gateway at `url`. Every call raises GatewayError if it is unreachable for `patience_s` seconds."""
 
     def __init__(self, url: str, key: str, *, patience_s: float = 60.0) -> None:
         self.url = url.rstrip("/")
@@ -134,7 +134,7 @@ class Gateway:
             await self._patch(rollout_id, {"state": "running", "last_attempt_id": attempt_id})
         except GatewayError as error:
             if error.status == 409 and error.after_retry:
-                # The first answer may have been lost on its way: the gateway says whose it is.
+                # The first answer may have been lost: ask the gateway who has claimed it.
                 current = await self.status(rollout_id)
                 return current is not None and current.state == "running" and current.last_attempt_id == attempt_id
             if error.status in (404, 409):
@@ -143,7 +143,7 @@ class Gateway:
         return True
 
     async def status(self, rollout_id: str) -> RolloutStatus | None:
-        """Where the rollout stands, None when the gateway no longer has it."""
+        """The state of the rollout; None when the gateway no longer has it."""
         try:
             answer, _ = await self._call("GET", f"/api/rollouts/{_part(rollout_id)}")
         except GatewayError as error:
@@ -160,7 +160,7 @@ class Gateway:
         await self._patch(rollout_id, {"last_attempt_id": attempt_id})
 
     async def post_reward(self, rollout_id: str, attempt_id: str, reward: float) -> None:
-        """Post the reward event of `attempt_id`. A repeated one says the same: the trainer reads the last."""
+        """Post the reward event of `attempt_id`. Repeating it does no harm: the trainer reads the last one."""
         event = {"event_type": "reward", "data": {"value": reward, "source": "agent"}}
         await self._call("POST", self.event_path(rollout_id, attempt_id), event)
 
@@ -192,25 +192,25 @@ class Gateway:
         except GatewayError as error:
             if error.status != 409 or not error.after_retry:
                 raise
-            # The first answer may have been lost on its way: the gateway says how the rollout ended.
+            # The first answer may have been lost: ask the gateway how the rollout ended.
             current = await self.status(rollout_id)
             wanted = status["state"], status["last_attempt_id"]
             if current is None or (current.state, current.last_attempt_id) != wanted:
                 raise
 
     async def limit(self, *, stated: int | None) -> GatewayLimit:
-        """How many policy calls it passes at a time; `stated` is what the recipe says of it."""
+        """How many policy calls it passes at a time; `stated` is the recipe's value."""
         return gateway_limit(await self._optional(LIMIT_PATH), stated=stated)
 
     async def policy_calls(self) -> int | None:
-        """How many policy calls it holds, those that wait for a connection included; None when it does not say."""
+        """How many policy calls it holds, including those that wait for a connection; None if not reported."""
         try:
             return int(json.loads(await self._optional("/proxy/state") or "")["inflight"])
         except (TypeError, KeyError, ValueError):
             return None
 
     async def _optional(self, path: str) -> bytes | None:
-        """What a page holds; None for a gateway that has no such page."""
+        """The content of a page; None for a gateway that has no such page."""
         try:
             answer, _ = await self._call("GET", path)
         except GatewayError as error:

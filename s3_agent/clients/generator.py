@@ -27,14 +27,14 @@ _TRIES = 6
 _REPLY_FORM = "reply 1"
 
 answer_cut: ContextVar[bool] = ContextVar("answer_cut", default=False)
-"""Whether the last answer that this task got ended at the generator's token limit."""
+"""Whether the last answer in this asyncio task was cut at the generator's token limit."""
 
 
 class GeneratorSettings(ModelSettings):
     """Which generator answers, and within which limits.
 
-    `context_tokens` is its window, asked of the server (`/models`) when it is not given; `tokenizer` counts in it, else
-    the server does (`/tokenize`), else 3 bytes are a token. `cache` is a folder that all workers share.
+    `context_tokens` is its window; when not given, the server is asked (`/models`). `tokenizer` counts the tokens;
+    without it the server does (`/tokenize`), else 3 bytes count as a token. `cache` is a folder that all workers share.
     """
 
     context_tokens: int | None = Field(default=None, ge=64)
@@ -44,7 +44,7 @@ class GeneratorSettings(ModelSettings):
 
 
 class Generator(Protocol):
-    """What a rollout needs of a generator. `prompt` is how it is asked; None is its own way."""
+    """What a rollout needs of a generator. `prompt` is how it is asked; None: its own default prompt."""
 
     async def fit(
         self, question: str, passages: Sequence[Passage], *, prompt: AnswerPrompt | None = None
@@ -108,7 +108,7 @@ class FrozenGenerator:
 
         window = await self._known_window()
         room = None if window is None else window - (self._settings.max_tokens or ANSWER_ROOM_TOKENS)
-        # No tokenizer makes more tokens than there are bytes, but for those of the chat template.
+        # No tokenizer makes more tokens than the text has bytes, except those of the chat template.
         if room is None or _bytes(messages(passages)) + 64 <= room:
             return tuple(passages)
         shown = tuple(passages)
@@ -116,7 +116,7 @@ class FrozenGenerator:
             tokens = await self._tokens(messages(shown))
             if tokens <= room:
                 return shown
-            # Counting again for every word would ask the server each time; bytes and tokens grow together.
+            # Counting for every word would ask the server each time; the number of tokens grows with the bytes.
             per_byte = tokens / _bytes(messages(shown))
             shown = fit_passages(
                 shown,
@@ -137,7 +137,7 @@ class FrozenGenerator:
         if window is None and not self._told_no_window:
             self._told_no_window = True
             log.warning(
-                "the generator does not tell its context window; long selections may be refused",
+                "the generator does not report its context window; long selections may be refused",
                 remedy="set generator.context_tokens",
             )
         return window
@@ -162,7 +162,7 @@ def _scaled(tokens_per_byte: float) -> Callable[[str], int]:
 
 
 class _AsText:
-    """A model whose whole reply is one text: what the answer cache keeps."""
+    """A model whose whole reply is one text, the form that the answer cache keeps."""
 
     def __init__(self, model: ServedModel) -> None:
         self._model = model
@@ -172,10 +172,10 @@ class _AsText:
 
 
 class KeptReplies(ServedModel):
-    """A model behind the answer cache in `folder`, which keeps of a reply also whether it was cut."""
+    """A model behind the answer cache in `folder`, which also keeps whether a reply was cut."""
 
     def __init__(self, model: ServedModel, settings: ModelSettings, folder: Path, *, max_bytes: int) -> None:
-        # The form belongs to what the kept text depends on: a reply that is kept in another one is not read.
+        # The kept text depends on its form too: a reply that is kept in another form is not read.
         settings = settings.model_copy(update={"identity": json.dumps([_REPLY_FORM, settings.identity])})
         self._cache = CachedChat(_AsText(model), settings, folder, max_bytes=max_bytes)
 
@@ -184,7 +184,7 @@ class KeptReplies(ServedModel):
 
 
 def cached(model: ServedModel, settings: ModelSettings, folder: Path | None, *, max_bytes: int) -> ServedModel:
-    """The model behind the cache in `folder`, or as it is without one."""
+    """The model behind the cache in `folder`; the model itself when that is None."""
     return model if folder is None else KeptReplies(model, settings, folder, max_bytes=max_bytes)
 
 
@@ -195,7 +195,7 @@ def make_generator(
     *,
     prompt: AnswerPrompt = CONTEXT,
 ) -> FrozenGenerator:
-    """The generator that the settings name. `url` may be None for Claude alone."""
+    """The generator that the settings name. `url` may be None only for Claude."""
     model = make_chat_model(client, url, settings, error=GeneratorError)
     model = cached(model, settings, settings.cache, max_bytes=settings.cache_bytes)
     return FrozenGenerator(model, settings, client=client, url=url, prompt=prompt)

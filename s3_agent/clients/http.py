@@ -1,12 +1,13 @@
-"""One way to call a JSON service: retried while that can help, bounded in time, then an error named by boundary.
+"""The one way to call a JSON service: it retries while that can help, for a limited time, and then raises the
+boundary's error.
 
-429 and 503 are waited out as their `Retry-After` says, 408, 425, 5xx and transport failures with growing jittered
-waits; any other 4xx is our own fault and fails at once. A call that must not be carried out twice is repeated only
-after a failure that shows that it was not carried out.
+After 429 and 503 it waits as long as `Retry-After` says; after 408, 425, other 5xx and transport failures it waits for
+growing times with jitter. Any other 4xx is our own fault and fails at once. A call that must not be carried out twice
+is repeated only after a failure that shows that it was not carried out.
 
-Within an attempt at a rollout the waits end with the attempt (`attempt_ends`): a new attempt would wait for the same
-service and play everything again. A gateway that reports that it is paused, while weights are exchanged, is waited out
-in any case.
+Within an attempt at a rollout, the waits end with the attempt (`attempt_ends`): a new attempt would wait for the same
+service and play everything again. When a gateway reports that it is paused, because weights are being exchanged, the
+call waits for it in any case.
 """
 
 import random
@@ -24,12 +25,12 @@ from s3_agent.errors import BoundaryError
 
 FIRST_WAIT_S = 0.25
 LONGEST_WAIT_S = 8.0
-PATIENCE_S = 120.0  # outside of an attempt, where nothing else is said
+PATIENCE_S = 120.0  # outside of an attempt, unless the caller gives another value
 CONNECT_S = 10.0
 LONGEST_PAUSE_S = 60.0
 PAUSED = "x-agl-paused"
 NOT_IMPLEMENTED = 501
-_LAST_S = 2.0  # an attempt that ends in a wait would only report that its time was over, not what it waited for
+_LAST_S = 2.0  # an attempt that ends during a wait would only report that its time ended, not what it waited for
 _NOT_CARRIED_OUT = frozenset({408, 425, 429, 503})
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
@@ -39,7 +40,7 @@ _ends: ContextVar[float | None] = ContextVar("_ends", default=None)
 
 @contextmanager
 def attempt_ends(seconds: float) -> Iterator[None]:
-    """Within the block, calls may take as long as an attempt that ends in `seconds`."""
+    """Within the block, calls may wait until the attempt ends, in `seconds`."""
     token = _ends.set(time.monotonic() + seconds)
     try:
         yield
@@ -66,7 +67,7 @@ def passes(status: int) -> bool:
 
 
 def bearer(key: str | None) -> dict[str, str]:
-    """The header that sends `key`; nothing without one."""
+    """The header that sends `key`; empty without a key."""
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
@@ -78,7 +79,7 @@ class _Transient(Exception):
 
 
 def retry_after_s(value: str | None) -> float | None:
-    """The seconds that a `Retry-After` header asks for, as a number or a date; None where it asks for no wait."""
+    """The seconds that a `Retry-After` header asks for, as a number or a date; None if it asks for no wait."""
     try:
         seconds = float(value or "")
     except ValueError:
@@ -90,9 +91,9 @@ def retry_after_s(value: str | None) -> float | None:
 
 
 def retry_wait_s(tries: int, retry_after: float | None) -> float:
-    """Seconds to wait after `tries` tries: what the service asks for, else growing and jittered.
+    """Seconds to wait after `tries` tries: what the service asks for, else a growing time with jitter.
 
-    A service that asks for next to nothing is not asked without pause.
+    Even if the service asks for almost no wait, there is a short one.
     """
     jitter = random.uniform(0.5, 1.0)
     if retry_after is not None:
@@ -119,7 +120,7 @@ async def _once(
             return _Transient(reason, **said)
         return error(
             f"{method} {url} failed and may have been carried out: {reason}",
-            remedy=f"it is not repeated, since the {error.boundary} would do it twice: start again from the beginning",
+            remedy=f"it is not repeated, since the {error.boundary} could do it twice: start again from the beginning",
         )
 
     left = _left_s()
@@ -160,8 +161,8 @@ async def call_json(
     patience_s: float | None = None,
     repeatable: bool = True,
 ) -> Any:
-    """The decoded JSON answer of `url`. `patience_s` bounds the time spent on retries, in seconds; None: as long as the
-    attempt lasts that this is part of, PATIENCE_S outside of one. The time of a pause does not count.
+    """The decoded JSON answer of `url`. `patience_s` bounds the time spent on retries, in seconds. None: until the
+    current attempt ends, or PATIENCE_S outside of an attempt. The time of a pause does not count.
 
     Raises `error` when the service refuses the request or is not reachable within the time. A call that is not
     `repeatable` also raises it when it may have been carried out although no answer came.
@@ -179,7 +180,7 @@ async def call_json(
         return patience - (spent - since)
 
     def wait(state: RetryCallState) -> float:
-        # A service may ask for more than we have; the last try is made when the patience ends.
+        # A service may ask for a longer wait than is left; the last try is made when the time ends.
         return min(_wait(state), max(0.0, left(state)))
 
     attempts = AsyncRetrying(

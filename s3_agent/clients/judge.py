@@ -1,6 +1,7 @@
-"""The judge: a frozen model that says whether an answer holds a golden one (docs/originals.md#c3).
+"""The judge: a frozen model that says whether an answer contains a golden answer (docs/originals.md#c3).
 
-An unclear verdict counts as wrong and is counted; a judge that can not be reached raises, and is never a verdict.
+An unclear verdict counts as wrong, and the number of these is reported. A judge that can not be reached raises an
+error; that is never a verdict.
 """
 
 import re
@@ -29,7 +30,7 @@ _WORD = re.compile(r"\W*([^\W\d_]*)")
 
 
 class JudgeSettings(ModelSettings):
-    """How an answer is checked, and by which model where one is asked. `url` None: at the generator's address."""
+    """How an answer is checked, and by which model if one is asked. `url` None: at the generator's address."""
 
     rule: AccuracyRule = "span"
     prompt: JudgePrompt = "general"
@@ -48,7 +49,7 @@ class Verdict:
 
 
 class Judge(Protocol):
-    """What scoring needs of a judge. `rule` says whether the span check goes before it."""
+    """What scoring needs of a judge. `rule` says whether the span check is done first."""
 
     rule: AccuracyRule
 
@@ -58,7 +59,7 @@ class Judge(Protocol):
 
 
 def judge_messages(question: str, answer: str, golds: Sequence[str], prompt: JudgePrompt) -> list[Message]:
-    """The judge's question. Golds are always a Python list (docs/originals.md#c4) in the general prompt.
+    """The judge's question. In the general prompt, golds are always a Python list (docs/originals.md#c4).
 
     Nothing in question, answer and golds can write a heading of the prompt or a control token (`guard.quoted`).
     """
@@ -84,7 +85,7 @@ def judge_messages(question: str, answer: str, golds: Sequence[str], prompt: Jud
 def read_verdict(reply: str) -> bool | None:
     """True for a reply that begins with the word yes, False for no, None for anything else, also for both.
 
-    What the judge thought before it is not read.
+    The judge's thinking before the verdict is not read.
     """
     reply = without_thinking(reply)
     match = _WORD.match(reply)

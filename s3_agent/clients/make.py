@@ -1,4 +1,4 @@
-"""The clients of a rollout's services, made in one place for workers, other controllers, `ask` and `eval`."""
+"""Creates the clients of a rollout's services, in one place for workers, other controllers, `ask` and `eval`."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from s3_agent.clients.tokenizer import ChatTemplate, policy_tokenizer
 
 @dataclass(frozen=True, slots=True)
 class ServiceClients:
-    """What an episode searches with, and what answers and checks it. `judge` None: only the span check decides."""
+    """What an episode searches with, what answers and what checks. `judge` None: only the span check decides."""
 
     retriever: HttpRetriever
     generator: FrozenGenerator
@@ -49,10 +49,11 @@ def make_policy(
     request: dict[str, Any],
     **options: Any,
 ) -> Policy:
-    """A policy that is asked and not trained, so that a call whose answer was lost is repeated.
+    """A policy that is asked but not trained: a call whose answer was lost can therefore be repeated.
 
     `tokenizer` is the folder or hub name of the policy's tokenizer, which only `tokens` needs; `request` is merged into
-    chat requests. `options` are those that both clients take: model, seed, temperature, context_tokens, patience_s, …
+    chat requests. `options` are those that both kinds of policy accept: model, seed, temperature, context_tokens,
+    patience_s, …
     """
     if mode == "chat":
         return ChatPolicy(http, url, body=chat_body(template, request), **options)

@@ -1,8 +1,8 @@
 """What an OpenAI-compatible server reports about one model: its window, whether vLLM serves it, the size of a prompt.
 
-Policies, generator and judge ask here. None of this is part of OpenAI's API, so a server that refuses is taken for one
-that does not report it. vLLM's own sampling fields go only to a server that says it is vLLM: a strict OpenAI server
-refuses a field that it does not know.
+Policies, generator and judge ask here. None of this is in OpenAI's API, so a server that refuses is treated as one that
+does not report it. vLLM's own sampling fields go only to a server that says it is vLLM: a strict OpenAI server refuses
+a field that it does not know.
 """
 
 import asyncio
@@ -15,10 +15,11 @@ from s3_agent.clients.http import call_json
 from s3_agent.errors import BoundaryError
 
 MOST_STOPS = 4
-"""How many stop strings a request may hold: OpenAI's limit, and that of newer vLLM."""
+"""How many stop strings a request may hold: the limit of OpenAI and of newer vLLM."""
 NEUTRAL = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 """vLLM's sampling fields at values that change nothing. A server may take what a request leaves out from the model's
-`generation_config.json`."""
+`generation_config.json`.
+"""
 _ABSENT = (404, 405, 501)
 
 
@@ -38,12 +39,12 @@ def window_of(models: Any, model: str) -> int | None:
 
 
 def cut_at(text: str, stop: Sequence[str]) -> str:
-    """`text` up to the stop string that ends first, which stays; all of it where it holds none."""
+    """`text` up to and including the stop string that ends first; all of it if it holds none."""
     return text[: min((text.find(mark) + len(mark) for mark in stop if mark in text), default=None)]
 
 
 class ModelServer:
-    """The server at `url` (its OpenAI base) and what it reports about `model`. Every answer is asked for once.
+    """The server at `url` (its OpenAI base) and what it reports about `model`. Each question is asked once.
 
     All methods raise `error` when the server can not be reached.
     """
@@ -75,7 +76,7 @@ class ModelServer:
         return dict(NEUTRAL) if (await self._served()).get("owned_by") == "vllm" else {}
 
     async def count(self, asked: Mapping[str, Any]) -> int | None:
-        """The tokens of a prompt (`messages` or `prompt`) with its chat template; None where the server counts none."""
+        """The tokens of a prompt (`messages` or `prompt`) with its chat template; None if it can not count them."""
         if self._counts_no_tokens:
             return None
         body = {"model": self._model, **asked}
@@ -88,14 +89,14 @@ class ModelServer:
     async def _served(self) -> dict[str, Any]:
         if self._asked:
             return self._entry
-        async with self._asking:  # who comes meanwhile waits for the answer, or asks if there was none
+        async with self._asking:  # a concurrent caller waits for the answer, and asks itself if none came
             if not self._asked:
                 models, self._asked = await self._optional("GET", f"{self._url}/models")
                 self._entry = entry_of(models, self._model)
         return self._entry
 
     async def _optional(self, method: str, url: str, body: Any = None) -> tuple[Any, bool]:
-        """An answer that not every server gives, and whether that is settled: given, or not known there at all.
+        """An answer that not every server gives, and whether it is final: given, or unknown to that server.
 
         None where the server refuses.
         """

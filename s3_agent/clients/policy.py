@@ -1,8 +1,8 @@
-"""The policy's client side: token ids in, token ids out, so that each prompt extends the one before exactly.
+"""The policy's client side: token ids in, token ids out, so that each prompt exactly extends the previous one.
 
-The text endpoint (`/completions`) is used with token ids because chat templates and re-tokenised text change what was
-sampled; then Agent Lightning can merge a rollout's calls into one training row (docs/originals.md#f5). Agents see
-a conversation of texts only, so an endpoint that takes no token ids (`chat_policy`) serves the same agents.
+The text endpoint (`/completions`) is used with token ids, because chat templates and re-tokenised text would change
+what was sampled. With ids, Agent Lightning can merge a rollout's calls into one training row (docs/originals.md#f5).
+Agents see only a conversation of texts, so an endpoint that takes no token ids (`chat_policy`) serves the same agents.
 """
 
 import hashlib
@@ -25,7 +25,9 @@ CONTEXT_TOKENS = 8
 
 
 def seed_of(seed: int | None, prompt: object) -> dict[str, int]:
-    """The request's `seed` field: its own for every prompt, so that it depends on no order; nothing without a seed."""
+    """The request's `seed` field: a different one for every prompt, so that the order of calls does not matter; empty
+    without a seed.
+    """
     if seed is None:
         return {}
     digest = hashlib.sha256(repr((seed, prompt)).encode(errors="surrogatepass")).digest()
@@ -34,7 +36,7 @@ def seed_of(seed: int | None, prompt: object) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One sampled continuation. `token_ids` holds every sampled token, the stop's included."""
+    """One sampled continuation. `token_ids` holds every sampled token, including those of the stop string."""
 
     token_ids: tuple[int, ...]
     finish_reason: str
@@ -42,7 +44,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the policy wrote, and in how many tokens."""
+    """What the policy wrote, and how many tokens that took."""
 
     text: str
     tokens: int
@@ -63,13 +65,15 @@ class Conversation(Protocol):
     async def generate(self, *, max_tokens: int, stop: Sequence[str]) -> Reply:
         """The policy's next response, which ends with a stop string if one was written.
 
-        It is shorter than `max_tokens` where the policy's window holds no more. Raises ContextFull where that holds no
-        token, and PolicyError.
+        It is shorter than `max_tokens` if the policy's window has room for fewer. Raises ContextFull if it has room for
+        none, and PolicyError.
         """
         ...
 
     def observe(self, text: str, *, role: Role = "assistant") -> str:
-        """Add `text` to what the policy reads next: inside its own turn, or as the user's. Returns it as it is read."""
+        """Add `text` to what the policy reads next: inside its own turn, or as a user's message. Returns the text as
+        the policy reads it.
+        """
         ...
 
 
@@ -78,20 +82,20 @@ class Policy(Protocol):
 
     @property
     def control(self) -> frozenset[str]:
-        """Texts that must not reach the policy from a passage or a question (`s3_agent.guard.neutral`)."""
+        """Texts that no passage or question may bring to the policy (`s3_agent.guard.neutral`)."""
         ...
 
     def converse(self, message: str, *, template: bool = True) -> Conversation:
-        """A new conversation that opens with one user message; without `template` the text is continued as it is."""
+        """A new conversation that opens with one user message; with `template` false the text is continued as it is."""
         ...
 
     async def window(self) -> int | None:
-        """How many tokens the context may hold, None where that is not known. Raises PolicyError."""
+        """How many tokens the context may hold; None if that is not known. Raises PolicyError."""
         ...
 
 
 class NoPolicy:
-    """Stands where an agent asks none, so that one that does is found out."""
+    """The policy of an agent that asks none: an agent that does ask fails."""
 
     control: frozenset[str] = frozenset()
 
@@ -119,12 +123,12 @@ class TokenPolicy(ABC):
         return TokenConversation(self, self.tokenizer.chat(message) if template else self.tokenizer.encode(message))
 
     async def window(self) -> int | None:
-        """How many tokens prompt and response may have; None where that is not known. Raises PolicyError."""
+        """How many tokens prompt and response may have together; None if that is not known. Raises PolicyError."""
         return None
 
 
 class TokenConversation:
-    """Ids that only ever grow: every prompt is the previous prompt and response, and what was observed."""
+    """Token ids to which it only appends: every prompt is the previous prompt, the response, and what was observed."""
 
     def __init__(self, policy: TokenPolicy, prompt_ids: Sequence[int]) -> None:
         self._policy = policy
@@ -141,7 +145,7 @@ class TokenConversation:
         return len(self._encode(text))
 
     def _encode(self, text: str) -> list[int]:
-        """Ids of `text`; what is counted is mostly what is said next."""
+        """Ids of `text`. Kept, since a text that was counted is mostly the next one to be added."""
         if text != self._counted[0]:
             self._counted = (text, self._tokenizer.encode(text))
         return self._counted[1]
@@ -157,14 +161,14 @@ class TokenConversation:
     def observe(self, text: str, *, role: Role = "assistant") -> str:
         if role == "user":
             text = self._tokenizer.next_user_turn(text)
-            # A policy that ended its turn by itself has written the first token of what stands between two turns.
+            # A policy that ended its own turn has already written the first token of the text between two turns.
             last = self._tokenizer.decode(self._ids[-1:])
             if last in self._tokenizer.control:
                 text = text.removeprefix(last)
         return self._grow(self._encode(text))
 
     def _grow(self, ids: Sequence[int]) -> str:
-        """Append ids; the text they add. It is read in context, since a token's text can depend on what precedes it."""
+        """Append ids; returns the text that they add, read in context: a token's text can depend on those before it."""
         context = self._ids[max(self._start, len(self._ids) - CONTEXT_TOKENS) :]
         before, after = self._tokenizer.decode(context), self._tokenizer.decode([*context, *ids])
         self._ids += ids
@@ -174,15 +178,15 @@ class TokenConversation:
 class CompletionsPolicy(TokenPolicy):
     """A policy behind an OpenAI-compatible `/completions` that takes and returns token ids (vLLM, AGL's gateway).
 
-    A call that fails and may have been carried out is not `repeatable` by default: the gateway would have recorded it,
-    and the repeated one would make a second training row. The attempt fails instead, and a new one begins. Whoever
-    records nothing, or can begin no new attempt, repeats it.
+    By default (`repeatable` false), a call that fails and may have been carried out is not repeated: the gateway would
+    have recorded it, and the repeated call would make a second training row. The attempt fails instead, and a new one
+    starts. Callers that record nothing, or can start no new attempt, set it.
 
-    Every value that changes what is sampled is sent: a server takes what a request leaves out from the model's
+    Every value that changes the sampling is sent: for a missing field, a server takes the value of the model's
     `generation_config.json`. `context_tokens` is the server's window; with `asks_window` the server is asked for it,
-    and the smaller one holds. Agent Lightning's gateway does not report it. Of more than MOST_STOPS stop strings the
-    rest is cut here, after the token in which one ends: such a response is no prefix of what follows, and a rollout is
-    then trained as several rows.
+    and the smaller one counts. Agent Lightning's gateway does not report it. The server gets at most MOST_STOPS stop
+    strings; the client cuts a response at the others, after the token in which one ends. Such a response is not a
+    prefix of what follows, so the rollout is trained as several rows.
     """
 
     def __init__(
@@ -253,7 +257,7 @@ class CompletionsPolicy(TokenPolicy):
         return Completion(token_ids=kept, finish_reason=str(reason) if kept == token_ids else "stop")
 
     def _stopped(self, token_ids: tuple[int, ...], stop: Sequence[str]) -> tuple[int, ...]:
-        """The ids up to the one in which the first of these stop strings ends."""
+        """The ids up to and including the one in which the first of these stop strings ends."""
         if not any(mark in self.tokenizer.decode(token_ids) for mark in stop):
             return token_ids
         ended = bisect_left(

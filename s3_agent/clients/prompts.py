@@ -1,4 +1,4 @@
-"""What frozen models are told: the answering prompts and the contexts in them."""
+"""The prompts of frozen models: the answering prompts and the contexts in them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from s3_agent.tags import bodies
 from s3_agent.types import Passage
 
 PromptStyle = Literal["context", "zero_shot", "cot"]
-"""Answer from passages, from nothing, or from nothing step by step."""
+"""Answer from passages, without any, or without any and step by step."""
 ContextLayout = Literal["selected", "lines"]
 """Title and text on lines of their own (s3, Search-R1), or one line a document (naive RAG; docs/originals.md#b6)."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerPrompt:
-    """How a generator is asked. `empty` is what stands in place of the contexts where there are none."""
+    """How a generator is asked. `empty` replaces the contexts if there are none."""
 
     style: PromptStyle = "context"
     layout: ContextLayout = "selected"
@@ -85,7 +85,7 @@ def answer_messages(
 
 
 def read_answer(reply: str, style: PromptStyle) -> str:
-    """The answer in a reply: for step-by-step replies the first `<answer>`, else all of it; thinking is none."""
+    """The answer in a reply: the first `<answer>` of step-by-step replies, else all of it; without thinking."""
     reply = without_thinking(reply)
     if style != "cot":
         return reply

@@ -1,7 +1,7 @@
-"""What a server's answer says of a generation: how it ended, and which of its text is meant for the reader.
+"""Reads a generation from a server's answer: how it ended, and which of its text is meant for the reader.
 
-Status 200 does not say that a generation succeeded. One that was filtered, aborted or only thought is a failure of its
-boundary, so that it is neither scored nor kept.
+Status 200 does not say that a generation succeeded. A generation that was filtered, aborted or holds only thinking is a
+failure of its boundary, so that it is neither scored nor kept.
 """
 
 import re
@@ -22,9 +22,9 @@ def was_cut(
 ) -> bool:
     """Whether a generation ended at its token limit, by its `finish_reason` (Claude: `stop_reason`).
 
-    A server that gives no reason is believed to have finished. Raises `error` for any other end than a whole one, and
-    for one that was cut although fewer tokens were `written` than `asked` for: newer vLLM shortens a reply that its
-    window can not hold, and answers 200.
+    If the server gives no reason, the generation counts as finished. Raises `error` for a generation that did not
+    finish, and for one that was cut although fewer tokens were `written` than `asked` for: newer vLLM shortens a reply
+    that its window can not hold, and answers 200.
     """
     name = reason.lower() if isinstance(reason, str) else reason
     if not isinstance(name, str | None) or name not in _WHOLE | _CUT:
@@ -43,13 +43,13 @@ def was_cut(
 
 
 def most_tokens(body: Mapping[str, Any]) -> int | None:
-    """How many tokens a request asks for, by either of the names in use; None where it leaves that to the server."""
+    """How many tokens a request asks for, under either of the names in use; None if it leaves that to the server."""
     asked = body.get("max_completion_tokens", body.get("max_tokens"))
     return asked if isinstance(asked, int) else None
 
 
 def written_tokens(usage: Any) -> int | None:
-    """The tokens that were sampled, by a server's `usage`, hidden reasoning included; None where it does not say."""
+    """The number of sampled tokens in a server's `usage`, including hidden reasoning; None if it is not reported."""
     if not isinstance(usage, dict) or not isinstance(written := usage.get("completion_tokens"), int):
         return None
     read, total = usage.get("prompt_tokens"), usage.get("total_tokens")
@@ -59,7 +59,8 @@ def written_tokens(usage: Any) -> int | None:
 def content_of(message: Any, *, url: str, error: type[BoundaryError]) -> str:
     """The text of a chat message; empty where the model wrote nothing.
 
-    Raises `error` for a message that holds something else instead; TypeError or KeyError for one of an unknown form.
+    Raises `error` for a message that holds something else instead of text, and TypeError or KeyError for one of an
+    unknown form.
     """
     content = message["content"]
     if content is not None and not isinstance(content, str):
@@ -73,7 +74,7 @@ def content_of(message: Any, *, url: str, error: type[BoundaryError]) -> str:
 
 
 def without_thinking(text: str) -> str:
-    """`text` without what stands between thinking tags; a chat template may have written the opening one."""
+    """`text` without the text between thinking tags; the opening tag may have been written by a chat template."""
     kept = _PAIR.sub("", text)
     if kept == text and not _END.search(text):
         return text
@@ -81,7 +82,7 @@ def without_thinking(text: str) -> str:
 
 
 def require_answer(text: str, *, url: str, error: type[BoundaryError]) -> str:
-    """`text` as it is. Raises `error` when all of it is thinking."""
+    """`text` unchanged. Raises `error` when all of it is thinking."""
     if text.strip() and not without_thinking(text).strip():
         raise error(
             f"{url} thought and gave no answer: {text[:200]!r}",

@@ -24,7 +24,7 @@ class Retriever(Protocol):
 def passage_of(document: dict[str, Any]) -> Passage:
     """A passage from any document form in use (`retrieval_server.passages`). Raises ValueError for another.
 
-    The first line of `contents` is kept as it is: for wiki-18 it holds the quotes that trained checkpoints have seen.
+    The first line of `contents` is kept as it is: in wiki-18 it has quotes, which trained checkpoints have seen.
     """
     passage = read_passage(document)
     return Passage(id=read_id(document) or "", title=passage.title_line or passage.title, text=passage.text)
@@ -33,7 +33,7 @@ def passage_of(document: dict[str, Any]) -> Passage:
 class HttpRetriever:
     """A retriever behind `POST {url}/retrieve`: ours, Search-R1's, s3's or Agent Lightning's.
 
-    A key in the environment (KEY_VARIABLE, the one that our server asks for) is sent as a bearer token.
+    A key in the environment (KEY_VARIABLE, which our server requires) is sent as a bearer token.
     """
 
     def __init__(self, client: httpx.AsyncClient, url: str, *, patience_s: float | None = None) -> None:

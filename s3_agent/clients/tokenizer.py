@@ -1,4 +1,4 @@
-"""The policy's own tokenizer: chat template, raw continuation text, and which of its tokens text must not forge."""
+"""The policy's own tokenizer: its chat template, raw continuation text, and the tokens that no text may imitate."""
 
 import re
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from s3_agent.errors import ConfigError
 from s3_agent.guard import TAGS
 
-BYTES_PER_TOKEN = 3  # an estimate, where no tokenizer is at hand
+BYTES_PER_TOKEN = 3  # an estimate for when there is no tokenizer
 _ANSWER = "an-answer-stands-here"
 _PROBE = "What is the capital of France?"
 _OURS = frozenset({"messages", "tools", "documents", "tokenize", "add_generation_prompt", "continue_final_message"})
 
 
 class ChatTemplate(BaseModel):
-    """How messages become a prompt: by the model's own template, or that of the Jinja file `chat_template`.
+    """How messages become a prompt: with the model's own template, or with that of the Jinja file `chat_template`.
 
     `chat_template_kwargs` are variables that the template reads, such as `enable_thinking` or `date_string`.
     """
@@ -33,7 +33,7 @@ class ChatTemplate(BaseModel):
     @classmethod
     def _not_ours(cls, given: dict[str, Any]) -> dict[str, Any]:
         if taken := sorted(_OURS & given.keys()):
-            raise ValueError(f"{', '.join(taken)} can not be set: that is how messages are handed to the template")
+            raise ValueError(f"{', '.join(taken)} can not be set: these variables hand the messages to the template")
         return given
 
     def text(self) -> str | None:
@@ -54,7 +54,7 @@ class Tokenizer(Protocol):
 
     @property
     def control(self) -> frozenset[str]:
-        """The texts of its control tokens: found in ordinary text, they would become the token itself."""
+        """The texts of its control tokens: in ordinary text, they would be encoded as the token itself."""
         ...
 
     def chat(self, message: str) -> list[int]:
@@ -62,7 +62,7 @@ class Tokenizer(Protocol):
         ...
 
     def next_user_turn(self, message: str) -> str:
-        """What stands between an assistant's text and the next one's, with `message` from the user in between."""
+        """The text between one assistant turn and the next, with the user's `message` in it."""
         ...
 
     def encode(self, text: str) -> list[int]:
@@ -75,7 +75,7 @@ class Tokenizer(Protocol):
 
 
 def _tokenizer_class(path: str) -> Any:
-    """The class that loads `tokenizer.json` where there is one: AutoTokenizer imports torch, 5 s and 600 MB."""
+    """The class that loads `tokenizer.json` if the model has it: AutoTokenizer imports torch (5 s, 600 MB)."""
     from transformers.utils.hub import cached_file
 
     if cached_file(path, "tokenizer.json", _raise_exceptions_for_missing_entries=False):
@@ -88,7 +88,7 @@ def _tokenizer_class(path: str) -> Any:
 
 
 def _is_mark(text: str) -> bool:
-    """Whether a token that is not declared special acts as one (Qwen's `<tool_call>`): no word and no tag of ours."""
+    """Whether a token acts as special though not declared so (Qwen's `<tool_call>`): no word and no tag of ours."""
     return text[:1] in ("<", "[") and text.strip("</>") not in TAGS
 
 
@@ -99,7 +99,7 @@ class HuggingFaceTokenizer:
         template = template or ChatTemplate()
         self._path = path
         try:
-            jinja2 = import_module("jinja2")  # transformers imports it with the first chat template, and needs it not
+            jinja2 = import_module("jinja2")  # transformers imports it without need, with the first chat template
             self._tokenizer: Any = _tokenizer_class(path).from_pretrained(path)
         except ImportError as cause:
             raise ConfigError(
@@ -121,7 +121,7 @@ class HuggingFaceTokenizer:
         if unread := [name for name in self._kwargs if not re.search(rf"\b{re.escape(name)}\b", str(self._template))]:
             raise ConfigError(
                 f"the chat template of {path} does not read {', '.join(unread)}",
-                remedy="correct policy.chat_template_kwargs: it would change nothing",
+                remedy="correct policy.chat_template_kwargs: this variable would change nothing",
             )
         added = self._tokenizer.added_tokens_decoder.values()
         special = {token.content for token in added if token.special or _is_mark(token.content)}
@@ -176,14 +176,14 @@ def _loaded(path: str, template: str) -> HuggingFaceTokenizer:
 
 
 def load_tokenizer(path: str, template: ChatTemplate | None = None) -> HuggingFaceTokenizer:
-    """The tokenizer of `path` with its own chat template or another, loaded once a process. Raises ConfigError."""
+    """The tokenizer of `path` with its own chat template or another, loaded once per process. Raises ConfigError."""
     return _loaded(path, (template or ChatTemplate()).model_dump_json())
 
 
 def lost_message(tokenizer: Tokenizer) -> str | None:
-    """What is wrong with how the chat template shows a user's message; None when it is there once.
+    """What is wrong with how the chat template shows a user's message; None when it shows it exactly once.
 
-    Templates of models that see images read a list of parts, and lose a message that is a text.
+    Templates of models that read images expect a list of content items, and lose a message that is a plain text.
     """
     try:
         times = tokenizer.decode(tokenizer.chat(_PROBE)).count(_PROBE)

@@ -1,9 +1,9 @@
-"""A Python interpreter that has its modules loaded already: processes of a run are forked from it instead of started.
+"""A Python interpreter with its modules already loaded: processes of a run are forked from it instead of started.
 
-On a CPU the processes of a run spend most of their start on importing the same torch, verl and vLLM, one after the
-other on few cores. `server` imports them once and forks; `client` is what is started in a process's place: it takes the
-arguments of `python`, hands them with its environment, folder and files to the server, and lives as long as the fork.
-Where there is no server it becomes the plain interpreter.
+On a CPU, the processes of a run spend most of their start time on importing the same torch, verl and vLLM, one after
+the other on few cores. `server` imports them once and forks. `client` is started instead of a process: it takes the
+arguments of `python`, sends them with its environment, folder and files to the server, and lives as long as the fork.
+Without a server it becomes the plain interpreter.
 """
 
 import shlex
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 VARIABLE = "S3_AGENT_PRELOADED"
-"""Names the executable in the environment of processes that were forked, and of those that may start others."""
+"""The variable that names the executable, for processes that were forked and for those that may start others."""
 
 EXECUTABLE, SOCKET = "python", "python.socket"
 
@@ -20,7 +20,7 @@ def write_executable(folder: Path) -> Path:
     """An executable in `folder` that takes the arguments of `python` and is forked from the server at `folder`."""
     client = Path(__file__).with_name("client.py")
     path = folder / EXECUTABLE
-    # -I -S: of the client's own interpreter nothing is needed but the standard library.
+    # -I -S: the client's own interpreter needs only the standard library.
     command = [sys.executable, "-I", "-S", str(client), str(folder / SOCKET), sys.executable]
     path.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n', encoding="utf-8")
     path.chmod(0o700)

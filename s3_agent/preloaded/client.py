@@ -1,7 +1,7 @@
-"""Stands for a process that is forked elsewhere: `client.py SOCKET PYTHON ARGUMENT…` as `PYTHON ARGUMENT…`.
+"""Represents a process that the server forks: `client.py SOCKET PYTHON ARGUMENT…` behaves as `PYTHON ARGUMENT…`.
 
-It has the fork's exit status, hands on the signals that it gets, and when it is killed the fork is killed too. Standard
-library only, and little of it: it is started once for every process.
+It ends with the fork's exit status and forwards the signals that it gets; when it is killed, the fork is killed too. It
+uses only a little of the standard library, since it is started once for every process.
 """
 
 import contextlib
@@ -13,18 +13,18 @@ import time
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 APPEARS_WITHIN_S = 10.0
-MOST_FILES = 250  # what one message can carry
+MOST_FILES = 250  # the limit of one message
 
 
 def open_files() -> list[int]:
-    """The descriptors that this process was started with: what it opened itself closes on exec."""
+    """The descriptors with which this process was started: those that it opened itself close on exec."""
     return [number for number in map(int, os.listdir("/proc/self/fd")) if _inherited(number)][:MOST_FILES]
 
 
 def _inherited(number: int) -> bool:
     try:
         return os.get_inheritable(number)
-    except OSError:  # the folder that is being listed
+    except OSError:  # the descriptor of the listing itself
         return False
 
 
@@ -33,7 +33,7 @@ def _packed(values: list[str]) -> bytes:
 
 
 def _connect(path: str) -> socket.socket:
-    """A connection to the server, which may be about to start. Raises OSError."""
+    """A connection to the server, which may still be starting. Raises OSError."""
     deadline = time.monotonic() + APPEARS_WITHIN_S
     while True:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -48,7 +48,7 @@ def _connect(path: str) -> socket.socket:
 
 
 def ask(path: str, arguments: list[str]) -> socket.socket:
-    """Have `arguments` run by a fork of the server at `path`. Raises OSError where there is none."""
+    """Ask the server at `path` to run `arguments` in a fork. Raises OSError without a server."""
     files = open_files()
     connection = _connect(path)
     environment = [f"{name}={value}" for name, value in os.environ.items()]
@@ -60,7 +60,7 @@ def ask(path: str, arguments: list[str]) -> socket.socket:
 
 
 def _line(connection: socket.socket) -> int:
-    """The next number that the server says. Raises OSError when it says no more."""
+    """The next number that the server sends. Raises OSError when the server has ended."""
     text = b""
     while not text.endswith(b"\n"):
         byte = connection.recv(1)
@@ -71,7 +71,7 @@ def _line(connection: socket.socket) -> int:
 
 
 def main() -> None:
-    """Be the fork. Becomes the plain interpreter where none can be made."""
+    """Act as the fork; become the plain interpreter if there can be no fork."""
     path, python, *arguments = sys.argv[1:]
     early: list[int] = []
     for number in FORWARDED:
@@ -97,7 +97,7 @@ def main() -> None:
         status = _line(connection)
     except OSError:
         sys.exit("the preloaded interpreter has ended, and this process with it")
-    if status < 0:  # ended by a signal, and so does this
+    if status < 0:  # the fork was ended by a signal: end in the same way
         signal.signal(-status, signal.SIG_DFL) if -status in FORWARDED else None
         os.kill(os.getpid(), -status)
     os._exit(status)

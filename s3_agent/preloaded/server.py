@@ -1,9 +1,10 @@
 """`python -m s3_agent.preloaded.server SOCKET MODULE…`: loads the modules, then forks a process for every client.
 
 Clients that come before the modules are loaded wait. A fork has its client's arguments, environment, folder and files,
-runs like a fresh interpreter, and is killed when its client has gone or the server has. It starts no thread and runs
-nothing in parallel itself, so that what it forks is whole. Modules that keep what they read from the environment when
-they are loaded, as Ray's do, are not for it.
+runs like a fresh interpreter, and is killed when its client or the server ends.
+
+The server starts no thread and runs nothing in parallel, since a fork would lack the other threads. Do not preload
+modules that keep values of the environment from the time when they were loaded, as Ray's do.
 """
 
 import contextlib
@@ -27,18 +28,18 @@ from s3_agent.preloaded import VARIABLE
 from s3_agent.rollout.process import die_with_parent, reset_signals
 
 ONE_THREAD = "OMP_NUM_THREADS"
-FIRST_FREE = 1000  # received files wait above every number that a client's file can have
+FIRST_FREE = 1000  # received files are kept above every number that a client's file can have
 
 
 @dataclass(slots=True)
 class Request:
-    """What a client wants to be."""
+    """What a client asks its fork to be."""
 
     arguments: list[str]
     environment: dict[str, str]
     folder: str
     files: dict[int, int] = field(default_factory=dict)
-    """The client's file number, and which of ours it is."""
+    """Our descriptor for each of the client's file numbers."""
 
 
 def _exactly(connection: socket.socket, count: int) -> bytes:
@@ -52,7 +53,7 @@ def _exactly(connection: socket.socket, count: int) -> bytes:
 
 
 def read_request(connection: socket.socket) -> Request:
-    """The request of a client. Raises EOFError when it went away."""
+    """Read the request of a client. Raises EOFError when the client has ended."""
     header, received, _, _ = socket.recv_fds(connection, 4, 253)
     try:
         if not header:
@@ -93,9 +94,10 @@ def _take_files(files: dict[int, int]) -> None:
 
 
 def _show_environment(environment: dict[str, str]) -> None:
-    """Have `/proc/PID/environ` show the environment of this process, by which a run knows its own.
+    """Make `/proc/PID/environ` show the environment of this process: a run finds its own processes by it.
 
-    Linux shows the memory that the environment had when the process was started, a fork's is its parent's.
+    Linux shows the memory where the environment was when the process was started; in a fork, this is still the
+    parent's.
     """
     with open("/proc/self/stat", "rb") as file:
         fields = file.read().rpartition(b") ")[2].split()
@@ -106,7 +108,7 @@ def _show_environment(environment: dict[str, str]) -> None:
 
 
 def _become(request: Request, server: int) -> None:
-    """Turn the fork into what its client wanted, up to its code."""
+    """Turn the fork into what its client asked for, except for running the code."""
     os.setsid()
     die_with_parent(server)
     reset_signals()
@@ -118,17 +120,17 @@ def _become(request: Request, server: int) -> None:
     _show_environment(request.environment)
     os.environ.update(request.environment)
     os.chdir(request.folder)
-    # Where what is spawned looks for the main file.
+    # Spawned processes look for the main file there.
     multiprocessing.process.ORIGINAL_DIR = request.folder  # pyright: ignore[reportAttributeAccessIssue]
     if executable := request.environment.get(VARIABLE):
-        multiprocessing.set_executable(executable)  # what it spawns is forked as well
+        multiprocessing.set_executable(executable)  # processes that it spawns are forked as well
     _read_environment_again()
 
 
 def _find_title() -> None:
-    """Have vLLM able to name its processes: its library looks for the arguments by the environment that is about to go.
+    """Let vLLM name its processes: its library finds the arguments by the old environment, which is removed next.
 
-    Ray has a copy of that library, which finds them by itself unless this one was there before; its workers are files.
+    Ray has a copy of that library, which finds them itself unless this library did so before; Ray's workers are files.
     """
     with contextlib.suppress(ImportError):
         from setproctitle import getproctitle
@@ -137,7 +139,7 @@ def _find_title() -> None:
 
 
 def _read_environment_again() -> None:
-    """Have libraries see what they read from the environment when they were loaded, and draw random numbers apart."""
+    """Let libraries read again what they read from the environment when loaded, and seed their random numbers again."""
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(int(os.environ.get(ONE_THREAD) or os.cpu_count() or 1))
     if (numpy := sys.modules.get("numpy")) is not None:
@@ -152,7 +154,7 @@ def _main_module() -> types.ModuleType:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """What `python ARGUMENT…` runs: flags of the interpreter, then `-c CODE`, `-m MODULE` or a file."""
+    """Run what `python ARGUMENT…` would run: flags of the interpreter, then `-c CODE`, `-m MODULE` or a file."""
     rest = list(arguments)
     while rest and rest[0].startswith("-") and rest[0] not in ("-c", "-m"):
         flag = rest.pop(0)
@@ -178,7 +180,7 @@ def run(arguments: Sequence[str]) -> None:
 
 
 class Server:
-    """Forks for clients until it is asked to end."""
+    """Forks processes for clients until it is asked to end."""
 
     def __init__(self, listener: socket.socket) -> None:
         self._listener = listener
@@ -192,7 +194,7 @@ class Server:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def serve(self) -> Request:
-        """Returns in each fork, with what it is to be; never in the server."""
+        """Returns only in each fork, with the request that it must serve; never in the server."""
         while True:
             readable, _, _ = select.select([self._listener, self._wake, *self._clients], [], [])
             for ready in readable:
@@ -214,7 +216,7 @@ class Server:
             return None
         server = os.getpid()
         with warnings.catch_warnings():
-            # pyarrow's allocator has a thread, and an answer of its own to forks.
+            # pyarrow's allocator has a thread, and handles forks itself.
             warnings.simplefilter("ignore", DeprecationWarning)
             pid = os.fork()
         if pid:
@@ -247,21 +249,21 @@ class Server:
                     connection.close()
 
     def _gone(self, connection: socket.socket) -> None:
-        """A client says nothing more after its request: it was killed, and the fork is killed with it."""
+        """A client sends nothing after its request: readable means that it was killed, so the fork is killed too."""
         pid = self._clients.pop(connection)
         connection.close()
-        os.kill(pid, signal.SIGKILL)  # not reaped yet, so it is still ours
+        os.kill(pid, signal.SIGKILL)  # not reaped yet, so the process id is still the fork's
 
     @staticmethod
     def _say(connection: socket.socket, number: int) -> None:
-        with contextlib.suppress(OSError):  # it may have gone; its end is seen by `select`
+        with contextlib.suppress(OSError):  # the client may have ended; `select` shows that
             connection.sendall(b"%d\n" % number)
 
 
 def main() -> None:
-    """Serve; a fork goes on behind it and ends as any interpreter does."""
+    """Serve. In a fork, `serve` returns; the fork then runs its code and ends as any interpreter does."""
     path, *modules = sys.argv[1:]
-    # Libraries that read it when they are loaded start no thread, which a fork would lack.
+    # Libraries that read this variable when loaded start no thread; a fork would lack such a thread.
     os.environ[ONE_THREAD] = "1"
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(path)
@@ -270,7 +272,7 @@ def main() -> None:
     for name in modules:
         importlib.import_module(name)
     gc.collect()
-    gc.freeze()  # what is loaded stays shared, and no collection in a fork looks through it
+    gc.freeze()  # loaded modules stay shared: no garbage collection in a fork walks through them
     sys.stdout.flush()
     sys.stderr.flush()
     run(Server(listener).serve().arguments)

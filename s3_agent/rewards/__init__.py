@@ -1,1 +1,1 @@
-"""Pure functions from an answer to a score."""
+"""Rewards: pure functions from an answer to a score."""

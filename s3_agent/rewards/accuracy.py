@@ -9,7 +9,7 @@ from s3_agent.types import Task
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """1 or 0 by the rule, and what was looked at on the way."""
+    """1 or 0 by the rule, and the checks that led to it."""
 
     value: float
     metrics: dict[str, float]
@@ -18,7 +18,7 @@ class Accuracy:
 async def check_answer(task: Task, answer: str, *, judge: Judge | None) -> Accuracy:
     """Whether `answer` is correct: by span, or as the judge's rule says (docs/generator.md).
 
-    Raises JudgeError; an unclear verdict is wrong and counted.
+    Raises JudgeError; an unclear verdict counts as wrong and is reported.
     """
     span = span_match(answer, task.golden_answers)
     metrics = {

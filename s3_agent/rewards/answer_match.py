@@ -1,8 +1,8 @@
-"""Does a prediction hold a gold answer? The originals' checks, on raw strings, without I/O.
+"""Whether a prediction contains a gold answer: the originals' checks, on raw strings, without I/O.
 
-The published checks know no answer to a gold that normalises to nothing, such as "A" or "+". Such a gold is compared by
-its own words instead, articles kept. A gold that is an option with the key A keeps its key, as one with the key B does.
-Every other gold is scored as published.
+With the published checks no answer matches a gold that normalises to nothing, such as "A" or "+". Such a gold is
+compared by its own words instead, with articles. A gold that is an option with the key A keeps its key, as one with the
+key B does. Every other gold is scored as published.
 """
 
 import re
@@ -40,17 +40,17 @@ def _tokens(text: str) -> list[str]:
 
 
 def _bare(text: str) -> str:
-    """`text` without capitals and punctuation but with its articles; where that is nothing, with its punctuation."""
+    """`text` in lower case without punctuation, but with its articles; with its punctuation if nothing else is left."""
     return " ".join(text.lower().translate(_PUNCTUATION).split()) or " ".join(text.lower().split())
 
 
 def _keyed(text: str) -> str:
-    """`text` normalised, with "a" kept, since it is the key of an option."""
+    """`text` normalised, but with "a" kept where it is the key of an option."""
     return " ".join(_OTHER_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def _forms(gold: str) -> tuple[list[str], Callable[[str], str]]:
-    """What a prediction may be or hold to match `gold`, and how it is normalised for that."""
+    """The text that a prediction must be or contain to match `gold`, and how the prediction is normalised for that."""
     if (key := _OPTION_A.match(gold)) is not None:
         return [_keyed(gold), f"a {normalize_answer(gold[key.end() :])}".strip()], _keyed
     if normal := normalize_answer(gold):
@@ -59,14 +59,14 @@ def _forms(gold: str) -> tuple[list[str], Callable[[str], str]]:
 
 
 def can_match(gold: str) -> bool:
-    """Whether any answer matches `gold`: none does when it holds nothing that can be seen."""
+    """Whether any answer can match `gold`: none can if it holds no visible character."""
     return any(_tokens(form) for form in _forms(gold)[0])
 
 
 def _stands_alone(prediction: str, form: str) -> bool:
-    """Whether the form of a gold that normalises to nothing stands in a prediction by itself.
+    """Whether the form of a gold that normalises to nothing is in a prediction as a separate word.
 
-    An article before another word is an article, but for a capital A inside of a sentence ("option A is right").
+    An article before another word does not count, except a capital A inside of a sentence ("option A is right").
     """
     alone = r"(?<!\w)" + r"[\W_]+".join(map(re.escape, form.split())) + r"(?!\w)"
     if _ARTICLES.fullmatch(form):
@@ -77,7 +77,7 @@ def _stands_alone(prediction: str, form: str) -> bool:
 
 
 def span_match(prediction: str, golds: Sequence[str]) -> bool:
-    """True if the tokens of some gold stand together in the prediction, both normalised; an empty gold never does."""
+    """True if the tokens of some gold are adjacent in the prediction, both normalised; never for an empty gold."""
     read_as: dict[Callable[[str], str], list[str]] = {}
     for gold in golds:
         forms, read = _forms(gold)
@@ -96,7 +96,7 @@ def _holds(words: list[str], span: list[str]) -> bool:
 
 
 def _compared(prediction: str, golds: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The prediction and each form of each gold, as they are compared."""
+    """The pairs to compare: the prediction and each form of each gold."""
     read_as: dict[Callable[[str], str], str] = {}
     for gold in golds:
         forms, read = _forms(gold)

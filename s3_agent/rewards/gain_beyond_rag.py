@@ -1,8 +1,8 @@
 """s3's reward: how much better the generator answers with the selected passages than with naive RAG.
 
-Under GRPO the naive-RAG score is constant inside a group and cancels, so the three modes train alike; the training-set
-filter carries the idea. The modes differ in what is logged, and under estimators without a group baseline
-(docs/originals.md#c1).
+Under GRPO the naive-RAG score is the same in a whole group and cancels, so the three modes train alike; the idea takes
+effect in the filter of the training set. The modes differ in what is logged, and under estimators without a group
+baseline (docs/originals.md#c1).
 """
 
 from functools import partial
@@ -17,7 +17,7 @@ RewardMode = Literal["accuracy", "gbr", "gbr+accuracy"]
 def gain_beyond_rag(task: Task, accuracy: float, *, mode: RewardMode = "accuracy") -> RewardResult:
     """The reward of an answer of this accuracy (0 or 1): `gbr` -1 to 1, `gbr+accuracy` -1 to 2.
 
-    `gbr` modes need `task.rag_score`; a ValueError says so when it is unknown.
+    The `gbr` modes need `task.rag_score`. Raises ValueError when it is unknown.
     """
     metrics = {"accuracy": accuracy}
     if task.rag_score is not None:

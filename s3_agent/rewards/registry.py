@@ -1,4 +1,4 @@
-"""What a reward is, and the table of all rewards: a pure function from what was scored to a number."""
+"""What a reward is (a pure function from an episode and its answer to a number), and the table of all rewards."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from s3_agent.types import Episode, RewardResult, Task
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What a reward looks at. `answer` is None when nobody gave one.
+    """What a reward reads. `answer` is None when none was given.
 
     `accuracy` is 1.0 or 0.0, by the rule of the recipe's judge; None for a reward that checks no answer.
     """
@@ -37,8 +37,9 @@ class Reward:
     summary: str
     score: Callable[[Scored], RewardResult]
     checks_answer: bool = True
-    """Whether an answer is asked for and checked; otherwise the policy's own text is all that is scored, and only
-    methods that list the reward among their `own_rewards` can have it."""
+    """Whether an answer is asked for and checked. If not, only the policy's own text is scored, and only methods that
+    list the reward in their `own_rewards` can use it.
+    """
     needs_rag_score: bool = False
     """Whether it needs the score of naive RAG for the same question."""
 

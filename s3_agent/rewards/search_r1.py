@@ -1,6 +1,7 @@
 """Search-R1's rewards, on what the policy and its environment wrote after the prompt (docs/originals.md#e6).
 
-The form is that of the whole text. An answer is only what the policy wrote: the environment's hint names the tags too.
+The form is checked in the whole text. An answer counts only if the policy wrote it: the environment's hint also
+contains the tags.
 """
 
 import re
@@ -14,7 +15,7 @@ from s3_agent.tags import bodies, cut_after_action
 from s3_agent.types import Episode, RewardResult, Task
 
 _TAG = re.compile(r"(</?(?:think|search|information|answer)>)")
-# What may follow what, outside and inside of the blocks; only white space stands between blocks.
+# Which tag may follow which, outside and inside of blocks; only white space may be between blocks.
 _NEXT = {
     ("start", "<think>"): "think",
     ("think", "</think>"): "thought",
@@ -30,7 +31,7 @@ _INSIDE = {"think", "search", "information", "answer"}
 
 
 def final_answer(*responses: str) -> str | None:
-    """The body of the last `<answer>` that stands whole in one of the responses; None when there is none."""
+    """The body of the last `<answer>` that is complete in one of the responses; None when there is none."""
     for response in reversed(responses):
         if found := list(bodies(response, "answer")):
             return found[-1].strip()
@@ -74,10 +75,11 @@ def format_reward(
     final: float = 0.1,
     retrieval: float = 0.0,
 ) -> float:
-    """Exact match with credit for form (Search-R1 v0.3): 0 to 1. `responses` are the policy's own in `text`, None all.
+    """Exact match with credit for form (Search-R1 v0.3): 0 to 1. `responses`: what the policy wrote; None: all of
+    `text`.
 
-    Right and well formed 1, right only 1 - `structure`; well formed only `structure`, and `retrieval` more when some
-    information block holds a gold; a wrong answer in no form `final`; none at all 0.
+    Right and well formed: 1. Only right: 1 - `structure`. Only well formed: `structure`, plus `retrieval` if an
+    information block holds a gold. A wrong answer that is not well formed: `final`. No answer: 0.
     """
     answer = final_answer(*((text,) if responses is None else responses))
     formed = well_formed(text)
@@ -91,9 +93,9 @@ def format_reward(
 def own_answer(
     task: Task, text: str, *, responses: Sequence[str] | None = None, mode: Literal["exact_match", "format"]
 ) -> RewardResult:
-    """The reward of an agent that answers by itself; `accuracy` is exact match, as in Search-R1's paper.
+    """The reward of an agent that gives its own answer; `accuracy` is exact match, as in Search-R1's paper.
 
-    `responses` are what the policy wrote of `text`; None says all of it.
+    `responses` are what the policy wrote of `text`; None means all of it.
     """
     golds = task.golden_answers
     matched = float(_is_gold(final_answer(*((text,) if responses is None else responses)), golds))
@@ -105,7 +107,7 @@ def own_answer(
 
 
 def scored_responses(episode: Episode) -> tuple[str, ...]:
-    """What the policy itself wrote of `scored_text`: its responses, each cut after its action."""
+    """What the policy wrote of `scored_text`: its responses, each cut after its action."""
     return tuple(cut_after_action(turn.response) for turn in episode.turns)
 
 

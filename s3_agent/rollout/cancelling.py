@@ -1,7 +1,7 @@
-"""A cancelled attempt: the message that cancels it, and what the pool writes down of it.
+"""A cancelled attempt: the message that cancels it, and what the pool records about it.
 
 The supervisor cancels an attempt when its time has passed or the pool is stopped. A worker of either kind then ends the
-attempt and answers nothing; the supervisor alone records it (`playing`). Standard library only, see `process`.
+attempt and sends no result; only the supervisor records it (`playing`). Standard library only, see `process`.
 """
 
 import json
@@ -24,5 +24,5 @@ def cancelled_attempt(message: Mapping[str, Any]) -> str | None:
 
 
 def cancelled_by(line: bytes) -> str | None:
-    """The same of a line that is not parsed yet: a job may have megabytes, and is not parsed here."""
+    """The same for a line that is not parsed yet. A job may have megabytes, so it is not parsed here."""
     return cancelled_attempt(json.loads(line)) if line.startswith(f'{{"{_KEY}"'.encode()) else None

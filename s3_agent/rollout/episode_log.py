@@ -1,4 +1,4 @@
-"""One JSON line per ended rollout, written whole by one append: the pool's memory of what it played."""
+"""One JSON line per ended rollout, written whole in one append: the pool's record of what it played."""
 
 import json
 import re
@@ -12,12 +12,12 @@ from s3_agent.data.files.appended import AppendedLines
 from s3_agent.errors import DataError
 from s3_agent.types import Episode, Task
 
-# A quote inside of a JSON text is escaped: nothing that an episode says can match it.
+# A quote inside of a JSON text is escaped: no text inside of an episode can match it.
 _FAILED = re.compile(rb'"state": ?"failed"')
 
 
 class FailedAttempt(BaseModel):
-    """Why one attempt did not count; `boundary` is `cancelled` when the pool ended first. `seconds` is what it took."""
+    """Why one attempt did not count; `boundary` is `cancelled` when the pool ended first. It took `seconds`."""
 
     attempt_id: str
     boundary: str
@@ -30,8 +30,8 @@ class EpisodeRecord(BaseModel):
     """How one rollout ended. Times are Unix seconds; `timings` are seconds by phase.
 
     `boundary` is where a rollout failed (`failure_policy`). `output` is the end of what an env-contract class printed.
-    `reported` is false when the gateway did not take the end from us, and `error` then begins with why: the trainer had
-    deleted the rollout, another process had ended it, or the gateway could not be reached.
+    `reported` is false when the gateway did not accept the end from us. `error` then begins with the reason: the
+    trainer had deleted the rollout, another process had ended it, or the gateway could not be reached.
     """
 
     rollout_id: str
@@ -59,10 +59,10 @@ class EpisodeRecord(BaseModel):
 
 
 class EpisodeLog:
-    """An append-only JSONL file. `None` as path keeps nothing.
+    """An append-only JSONL file. With the path `None` nothing is kept.
 
-    A record that the disk has no room for stays in memory, and is written before the next one or when the log is
-    closed: the gateway has its rollout as ended, and nobody would play it again. Raises DataError.
+    When the disk is full, a record stays in memory and is written before the next one or when the log is closed: the
+    gateway counts its rollout as ended, so no pool would play it again. Raises DataError.
     """
 
     def __init__(self, path: str | None) -> None:
@@ -71,7 +71,7 @@ class EpisodeLog:
 
     @property
     def kept(self) -> bool:
-        """Whether there is a file: a record that nobody keeps need not be made."""
+        """Whether there is a file. Without one, no record needs to be made."""
         return self._lines is not None
 
     @property
@@ -82,7 +82,7 @@ class EpisodeLog:
     def write(self, record: dict[str, Any]) -> None:
         """Append the fields of one EpisodeRecord; episodes come as JSON from a worker and are not parsed again here.
 
-        Raises DataError when there is no room: then it waits for the next call.
+        Raises DataError when the disk is full; the record then waits for the next call.
         """
         if self._lines is not None:
             self._waiting.append(json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
@@ -94,7 +94,7 @@ class EpisodeLog:
             self._waiting.popleft()
 
     def close(self) -> None:
-        """Write what waits and close the file. Raises DataError when that has no room."""
+        """Write the records that wait, and close the file. Raises DataError when the disk is full."""
         if self._lines is None:
             return
         try:
@@ -104,14 +104,14 @@ class EpisodeLog:
 
 
 def read_record(line: bytes | str, *, where: str) -> EpisodeRecord:
-    """One line of an episode log. Raises DataError that says `where` it is."""
+    """The record in one line of an episode log. Raises a DataError that names `where` the line is."""
     try:
         return EpisodeRecord.model_validate_json(line)
     except ValueError as cause:
         reason = str(cause).splitlines()[0]
         raise DataError(
-            f"{where} is no record of a rollout: {reason}",
-            remedy="look at the line: what is not a whole record can be taken out, its rollout then counts as lost",
+            f"{where} is not a record of a rollout: {reason}",
+            remedy="look at the line: an incomplete record can be deleted, its rollout then counts as lost",
         ) from cause
 
 
@@ -127,19 +127,19 @@ def read_records(path: Path) -> list[EpisodeRecord]:
 
 
 def has_failed(line: bytes) -> bool:
-    """Whether a line is of a rollout that failed, without parsing its episode."""
+    """Whether a line describes a rollout that failed, found without parsing its episode."""
     return _FAILED.search(line) is not None
 
 
 class GrowingFile:
-    """New whole lines of a file that another process appends to, from byte `at` on; it need not exist yet."""
+    """The new complete lines of a file that another process appends to, from byte `at`. The file need not exist yet."""
 
     def __init__(self, path: Path, *, at: int = 0) -> None:
         self.path = path
         self._at = at
 
     def lines(self) -> list[bytes]:
-        """What was appended since the last call."""
+        """The lines that were appended since the last call."""
         if not self.path.exists():
             return []
         with self.path.open("rb") as file:

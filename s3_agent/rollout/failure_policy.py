@@ -1,7 +1,7 @@
 """When a failed attempt is tried again: declared as data, so that it can be read, set and tested without a pool.
 
-A rollout that is given up costs the trainer a row, so by default nothing but its own deadline ends the trying, except
-where the same attempt would fail in the same way again (docs/originals.md#f3).
+A rollout that is given up costs the trainer a row. By default it is therefore tried again until its own deadline,
+unless the same attempt would fail in the same way again (docs/originals.md#f3).
 """
 
 import random
@@ -24,8 +24,9 @@ NOT_ALLOWED = "agent-not-allowed"
 class FailurePolicy(BaseModel):
     """`retried` names the boundaries that are tried again; waits are in seconds and double from the first.
 
-    `attempt_timeout_s` ends an attempt that hangs while there is time for another; None leaves an attempt all of the
-    rollout's time, as the stock controller does. `most_attempts` bounds the tries, None means until the deadline.
+    `attempt_timeout_s` ends an attempt that hangs while there is time for another one. With None, an attempt may take
+    all of the rollout's time, as under the stock controller. `most_attempts` limits the number of attempts; None means
+    until the deadline.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,11 +42,11 @@ class FailurePolicy(BaseModel):
         return left if self.attempt_timeout_s is None else min(left, self.attempt_timeout_s)
 
     def retries(self, failure: Failure) -> bool:
-        """Whether a failure of that kind is tried again at all."""
+        """Whether an attempt that failed in this way is tried again at all."""
         return failure.retried and failure.boundary in self.retried
 
     def wait(self, failure: Failure, *, attempts: int, left: float) -> float | None:
-        """Seconds until the next attempt after `attempts` of them; None gives the rollout up."""
+        """Seconds to wait for the next attempt after `attempts` attempts; None: the rollout is given up."""
         if not self.retries(failure):
             return None
         if self.most_attempts is not None and attempts >= self.most_attempts:

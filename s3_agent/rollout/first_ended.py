@@ -1,4 +1,4 @@
-"""Coroutines of which the first to end ends all."""
+"""Runs coroutines together: when the first one ends, the others are cancelled."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -6,7 +6,7 @@ from typing import Any
 
 
 async def until_first(*works: Coroutine[Any, Any, Any]) -> None:
-    """Until one of them ends; the others are cancelled. Raises what it raised, the first of a group."""
+    """Run `works` until one ends, and cancel the others. Raises what it raised; of an exception group, the first."""
     tasks = [asyncio.create_task(work) for work in works]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

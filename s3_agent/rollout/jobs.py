@@ -1,4 +1,4 @@
-"""What crosses between the supervisor and a worker process: one attempt to play, and what came of it."""
+"""The messages between the supervisor and a worker process: one attempt to play, and its result."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ class _Message(BaseModel):
 
 
 class Job(_Message):
-    """One attempt at one rollout. `seconds` is the time it may take, `seed` what the trainer wants it sampled with.
+    """One attempt at one rollout. `seconds` is the time it may take, `seed` the trainer's seed for its sampling.
 
-    `environment` is what an env-contract class finds on top of the worker's own environment. With `log_path`, all that
-    the class prints is kept in that file.
+    `environment` holds the variables that an env-contract class gets in addition to the worker's own environment. With
+    `log_path`, everything that the class prints is kept in that file.
     """
 
     rollout_id: str
@@ -31,18 +31,18 @@ class Job(_Message):
     log_path: str | None = None
 
     def as_json(self) -> str:
-        """What a worker reads. Raises ConfigError for an input that is no text in UTF-8."""
+        """The line that a worker reads. Raises ConfigError for an input that can not be written in UTF-8."""
         try:
             return self.model_dump_json()
         except ValueError as cause:
             raise ConfigError(
                 f"the input of rollout {self.rollout_id} can not be sent to a worker: {cause}",
-                remedy="correct that row of the data set: half a surrogate pair is no character",
+                remedy="correct that row of the data set: half a surrogate pair is not a character",
             ) from cause
 
 
 class Failure(_Message):
-    """Why an attempt failed, by boundary. Not `retried`: the same attempt would fail in the same way again."""
+    """Why an attempt failed, by boundary. `retried` is false when the same attempt would fail in the same way again."""
 
     boundary: str
     message: str
@@ -51,15 +51,15 @@ class Failure(_Message):
     @field_validator("message", mode="before")
     @classmethod
     def _can_be_sent(cls, message: Any) -> Any:
-        """What failed may hold half a surrogate pair, and must be reported all the same."""
+        """Escape half surrogate pairs: a failure whose text holds one must still be reported."""
         return message.encode(errors="backslashreplace").decode() if isinstance(message, str) else message
 
 
 class AttemptResult(_Message):
-    """What came of an attempt: a finite reward for the supervisor to post, or a failure.
+    """The result of an attempt: a finite reward for the supervisor to post, or a failure.
 
-    `record` holds fields of the rollout's EpisodeRecord; `output` is the end of what an env-contract class printed,
-    which posts its reward itself.
+    `record` holds fields of the rollout's EpisodeRecord; `output` is the end of what an env-contract class printed;
+    such a class posts its reward itself.
     """
 
     attempt_id: str

@@ -1,7 +1,7 @@
-"""What a forked process needs of Linux: to die with its parent, to inherit orphans, to leave none behind.
+"""What forked processes use of Linux: they end with their parent, adopt orphans and leave none behind.
 
-Standard library only: the zygote of an env-contract class imports this, and must not bring modules into that class's
-interpreter which it would not have found under the stock controller.
+Standard library only: the zygote of an env-contract class imports this module, and must not load modules into that
+class's interpreter that the stock controller would not load.
 """
 
 import contextlib
@@ -18,17 +18,18 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def die_with_parent(parent: int, number: signal.Signals = signal.SIGKILL) -> None:
-    """Get a signal as soon as the process `parent`, which started this one, ends in whatever way."""
+    """Have the kernel signal this process as soon as `parent`, which started it, ends for whatever reason."""
     _libc.prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
     if os.getppid() != parent:  # it ended before the line above
         os._exit(1)
 
 
 def ending_with_parent(command: Sequence[str]) -> list[str]:
-    """`command`, asked to end (SIGTERM) when the thread that starts it has ended in whatever way.
+    """A form of `command` that gets SIGTERM when the thread that starts it ends for whatever reason.
 
-    This file asks the kernel for it and becomes the command, since `preexec_fn` is not safe beside threads. A command
-    that is not there stays as it is: whoever starts it is to see that, not its log.
+    It runs this file, which asks the kernel for the signal and then becomes the command, since `preexec_fn` is not safe
+    beside threads. A command that does not exist is returned unchanged: the caller must see that error, not only its
+    log.
     """
     if shutil.which(command[0]) is None:
         return list(command)
@@ -42,7 +43,7 @@ def adopt_orphans() -> None:
 
 
 def children(parent: int) -> set[int]:
-    """Process ids of the children of a process. (`/proc/*/task/*/children` is not there on every kernel.)"""
+    """Process ids of the children of a process. (`/proc/*/task/*/children` does not exist on every kernel.)"""
     found = set()
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -54,7 +55,7 @@ def children(parent: int) -> set[int]:
 
 
 def kill_children(*, spared: frozenset[int] | set[int] = frozenset()) -> None:
-    """Kill and reap every child of this process, and the orphans that come to it by that, but the `spared` ones."""
+    """Kill and reap every child of this process, and the orphans that it adopts by that, except the `spared` ones."""
     while True:
         if not spared:
             try:
@@ -72,7 +73,7 @@ def kill_children(*, spared: frozenset[int] | set[int] = frozenset()) -> None:
 
 
 def reset_signals() -> None:
-    """The signal handling of a fresh interpreter."""
+    """Restore the signal handling of a fresh interpreter."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""The one composition: task -> agent -> generator -> reward. `ask` and the worker pool both go through it."""
+"""Plays and scores one task: task -> agent -> generator -> reward. `ask` and the worker pool both use it."""
 
 import time
 from dataclasses import dataclass
@@ -32,9 +32,10 @@ RewardName = Annotated[str, AfterValidator(_registered)]
 class AgentSettings(AgentChoice):
     """Which agent plays, who answers, and how the answer is scored.
 
-    `reward` is the name of a registered one (`s3-agent rewards`): `accuracy`, `gbr` and `gbr+accuracy` score whichever
-    answer `answers` names; `exact_match` and `format` are Search-R1's own, and read its answer tags. The default is the
-    method's own. Each search takes `search_cost` off the reward; neither paper has it, and accuracies are without it.
+    `reward` is the name of a registered one (`s3-agent rewards`): `accuracy`, `gbr` and `gbr+accuracy` score the answer
+    of whoever `answers` names; `exact_match` and `format` are Search-R1's own, and read its answer tags. The default is
+    the method's own reward. Each search subtracts `search_cost` from the reward; neither paper has this cost, and
+    accuracies do not include it.
     """
 
     reward: RewardName = "accuracy"
@@ -70,7 +71,7 @@ class AgentSettings(AgentChoice):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One scored episode. `answer` is None when the policy was to give one and did not. Times are in seconds."""
+    """One scored episode. `answer` is None when the policy should have given one and did not. Times are in seconds."""
 
     episode: Episode
     answer: str | None
@@ -80,7 +81,7 @@ class Outcome:
 
     @property
     def record(self) -> dict[str, Any]:
-        """Its fields of the rollout's EpisodeRecord, as JSON."""
+        """The fields that it fills in the rollout's EpisodeRecord, as JSON."""
         return {
             "episode": self.episode.model_dump(mode="json"),
             "answer": self.answer,
@@ -95,7 +96,7 @@ class Outcome:
 async def score_episode(
     task: Task, episode: Episode, settings: AgentSettings, *, generator: Generator, judge: Judge | None = None
 ) -> tuple[str | None, RewardResult]:
-    """The answer of whoever answers, and its reward. Raises GeneratorError and JudgeError."""
+    """The answer of the generator or of the policy, and its reward. Raises GeneratorError and JudgeError."""
     reward = settings.scoring
     if not reward.checks_answer:
         return episode.answer, reward.score(Scored(task, episode, episode.answer, None))
@@ -115,7 +116,7 @@ async def run_task(
     generator: Generator,
     judge: Judge | None = None,
 ) -> Outcome:
-    """Play and score one task. Raises the BoundaryError of whatever could not be reached."""
+    """Play and score one task. Raises the BoundaryError of the service that could not be reached."""
     started = time.monotonic()
     episode = await settings.make().run(task, policy=policy, retriever=retriever)
     searched = time.monotonic()

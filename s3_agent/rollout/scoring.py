@@ -32,7 +32,7 @@ async def score_generated(
 async def score_answer(
     task: Task, episode: Episode, answer: str | None, *, reward: Reward, judge: Judge | None
 ) -> RewardResult:
-    """The reward of an answer by whether it is correct; None is a wrong one. Raises JudgeError."""
+    """The reward of an answer that is correct or wrong; None counts as wrong. Raises JudgeError."""
     accuracy = Accuracy(0.0, {}) if answer is None else await check_answer(task, answer, judge=judge)
     result = reward.score(Scored(task, episode, answer, accuracy.value))
     metrics = {**accuracy.metrics, "accuracy": accuracy.value, **result.metrics}

@@ -1,4 +1,4 @@
-"""What a step's rollouts say of search itself, for the trackers: the trainer knows their rewards and lengths alone."""
+"""Metrics of a step's rollouts about search itself, for the trackers: the trainer knows only rewards and lengths."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,9 +15,9 @@ def step_metrics(records: Sequence[EpisodeRecord]) -> dict[str, float]:
     """Means over the rollouts that succeeded, counts over all, by `s3/train/…` and `s3/val/…`.
 
     `rag_baseline` is naive RAG's accuracy on the same questions, `invalid_actions` a share of all responses,
-    `answers_kept` the share of answers that the generator was not asked for again. `retries/…` counts attempts that
-    failed and were tried again, or given up, by the boundary at fault. `answers_untrained` counts the policy's answers
-    that are in no training row (`s3_agent.rollout.pool.recorded`), of agents other than ours.
+    `answers_kept` the share of answers that were kept earlier, so that the generator was not asked again. `retries/…`
+    counts attempts that failed and were tried again, or given up, by the boundary at fault. `answers_untrained` counts
+    the policy's answers that are in no training row (`s3_agent.rollout.pool.recorded`), of agents other than ours.
     """
     metrics: dict[str, float] = {}
     for split, is_train in (("train", True), ("val", False)):
@@ -27,7 +27,7 @@ def step_metrics(records: Sequence[EpisodeRecord]) -> dict[str, float]:
 
 
 def batch_metrics(trainer: Mapping[str, Any], *, questions: int | None, groups_of_one: int | None) -> dict[str, float]:
-    """What of a step was not trained, from the trainer's own metrics: all 0 in a healthy run; empty without a step.
+    """What was not trained in a step, from the trainer's own metrics: all 0 in a healthy run; empty without a step.
 
     `rows_dropped` and `groups_gone` count rows that were thrown away and questions without any row left, of the step's
     `questions`; `rollouts_untrained` counts rollouts without a row in an update, whether lost or dropped;

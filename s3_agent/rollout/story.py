@@ -1,4 +1,4 @@
-"""The story of one rollout, read from what pools wrote: their logs (`pool_log`) and the records of its ends.
+"""The story of one rollout, read from what the pools wrote: their logs (`pool_log`) and the records of its ends.
 
 The files may be large, may still grow, and their pools may have been killed: lines are read one by one, a last line
 without its newline is left out, and a damaged line is named and left out.
@@ -18,12 +18,13 @@ from s3_agent.rollout.episode_log import EpisodeRecord
 from s3_agent.rollout.pool.pool_log import PoolEvent
 
 Ending = Literal["succeeded", "failed", "lost", "open"]
-"""How a rollout ended. `lost`: its pool has ended, or was started again and did not adopt it, and there is no end.
-`open`: there is no end yet; it is being played, or its pool was killed."""
+"""How a rollout ended. `lost`: its pool has ended, or was started again and did not adopt it, and no end was recorded.
+`open`: no end is recorded yet; it is being played, or its pool was killed.
+"""
 
 _ID = re.compile(rb'"rollout_id": ?("(?:[^"\\]|\\.)*")')
 _OF_POOL = re.compile(rb'"event": ?"pool_')
-# A quote inside of a JSON text is escaped: nothing that an episode says can match these.
+# A quote inside of a JSON text is escaped: no text inside of an episode can match these.
 _SUCCEEDED = re.compile(rb'"state": ?"succeeded"')
 _NO_FAILURE = re.compile(rb'"failures": ?\[\]')
 _REFUSED = re.compile(rb'"reported": ?false')
@@ -32,9 +33,9 @@ _MOST_COMPARED = 20_000
 
 
 class Story(BaseModel):
-    """All that is known of one rollout. `events` has the starts and ends of its pools too, in the order of their time.
+    """All that is known about one rollout. `events` also has the starts and ends of its pools, in order of time.
 
-    `records` has one record, unless the gateway did not take an end and the rollout was played again.
+    `records` has one record, unless the gateway did not accept an end and the rollout was played again.
     """
 
     rollout_id: str
@@ -54,7 +55,7 @@ class Troubled(BaseModel):
 
 
 class Overview(BaseModel):
-    """How many rollouts there are by their ending, and those that were lost, failed, have no end or were retried."""
+    """The number of rollouts by ending, and those that were lost, failed, have no end or were retried."""
 
     rollouts: int
     endings: dict[Ending, int]
@@ -75,7 +76,7 @@ class PoolFiles:
         return list(dict.fromkeys(rollout_id for rollout_id in found if rollout_id is not None))
 
     def find(self, wanted: str) -> str:
-        """The id that is `wanted` or alone begins with it. Raises ConfigError that names ids which are near."""
+        """The id that equals `wanted`, or the only one that begins with it. Raises ConfigError with similar ids."""
         ids = self.ids()
         matching = [wanted] if wanted in ids else [each for each in ids if each.startswith(wanted)]
         if len(matching) == 1:
@@ -85,7 +86,7 @@ class PoolFiles:
                 f"{len(matching)} rollouts begin with {wanted!r}: {_some(matching)}", remedy="give more of the id"
             )
         close = difflib.get_close_matches(wanted, ids, n=_NAMED) if len(ids) <= _MOST_COMPARED else []
-        near = f"near to it: {_some(close)}" if close else f"there are {_some(ids)}"
+        near = f"similar ids: {_some(close)}" if close else f"there are {_some(ids)}"
         raise ConfigError(
             f"no rollout has the id {wanted!r}" + (f"; {near}" if ids else ": no rollout was claimed yet"),
             remedy="leave the id out for a list of the rollouts that were lost, failed or retried",
@@ -101,7 +102,7 @@ class PoolFiles:
         for record in records.values():
             progress.take_record(record)
         own = [number for number, event in enumerate(events) if event.rollout_id is not None]
-        if own:  # of its pools, what happened from the claim to the end, or until now when there is no end
+        if own:  # keep what its pools did from the claim to the end, or until now without an end
             pools = {events[number].pool for number in own}
             last = own[-1] + 1 if progress.ending in ("succeeded", "failed") else None
             events = [event for event in events[own[0] : last] if event.pool in pools]
@@ -113,7 +114,9 @@ class PoolFiles:
         )
 
     def overview(self) -> Overview:
-        """Counts, and every rollout that did not simply succeed: the lost ones first, then as they were claimed."""
+        """Counts, and every rollout that did not simply succeed: the lost ones first, then in the order in which they
+        were claimed.
+        """
         rollouts: dict[str, _Progress] = {}
         for event in self._events():
             if event.rollout_id is None:
@@ -196,7 +199,7 @@ class _Progress:
         return self.ending != "succeeded" or self.attempts > 1 or self._refused
 
     def take(self, event: PoolEvent) -> None:
-        """Go on by one event of the rollout, or of a pool."""
+        """Take in one event of the rollout, or of a pool."""
         if event.rollout_id is None:
             if self.ending == "open" and event.pool == self._pool:
                 self.ending = "lost"  # unless the pool adopts it
@@ -212,7 +215,7 @@ class _Progress:
             self.end(event.state, boundary=event.boundary, message=event.message, reported=event.reported is not False)
 
     def take_record(self, record: EpisodeRecord) -> None:
-        """The same by the record of its end."""
+        """Take in the record of its end."""
         last = record.failures[-1] if record.failures else None
         self.boundary, self.message = (last.boundary, last.message) if last else (self.boundary, self.message)
         self.attempts = max(self.attempts, record.attempts)
@@ -226,14 +229,14 @@ class _Progress:
         message: str | None = None,
         reported: bool = True,
     ) -> None:
-        """It has ended; what it ended of takes the place of its last failure."""
+        """Note that it has ended; the reason for its end replaces that of its last failure."""
         self.ending, self._refused = state, not reported
         self.attempts = max(1, self.attempts)
         self.boundary, self.message = boundary or self.boundary, message or self.message
 
 
 def _lines(paths: Iterable[Path]) -> Iterator[tuple[str, bytes]]:
-    """Where each whole line is, and its bytes."""
+    """The place (`file:number`) of each complete line, and its bytes."""
     for path in paths:
         if path.exists():
             with path.open("rb") as file:

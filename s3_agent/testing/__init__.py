@@ -1,1 +1,1 @@
-"""Fakes that stand for a policy, a generator, a retriever or the Hugging Face hub in tests."""
+"""Fakes that replace a policy, a generator, a retriever or the Hugging Face hub in tests."""

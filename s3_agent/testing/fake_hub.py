@@ -1,7 +1,7 @@
 """A fake of the Hugging Face Hub and of GitHub's raw files, behind real HTTP, for tests without a network.
 
-It answers what huggingface_hub asks for in downloading data sets (listing with sizes and hashes, HEAD, ranges) and can
-be asked to cut, spoil, refuse or slow what it sends. Serve it with `testing.servers.serve`.
+It answers the requests with which huggingface_hub downloads data sets (listing with sizes and hashes, HEAD, ranges),
+and can be set to cut, corrupt, refuse or slow what it sends. Serve it with `testing.servers.serve`.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import StreamingResponse
 
 GIT_SUFFIXES = (".jsonl", ".json", ".md")
-"""Files that lie in git itself; all others are in LFS."""
+"""Files that are in git itself; all others are in LFS."""
 
 
 @dataclass(slots=True)
@@ -35,17 +35,17 @@ class FakeHub:
     block: int = 1 << 16
     pause_s: float = 0.0
     sent: list[tuple[str, int]] = field(default_factory=list)
-    """Each file that was asked for, and from which byte on."""
+    """Each file that was requested, and its first requested byte."""
 
     def commit(self, repo: str) -> str:
-        """The commit, which follows from the contents."""
+        """The commit hash, computed from the contents."""
         digest = hashlib.sha1(usedforsecurity=False)
         for path, content in sorted(self.data_sets[repo].items()):
             digest.update(path.encode() + hashlib.sha256(content).digest())
         return digest.hexdigest()
 
     def listing(self, repo: str) -> dict[str, Any]:
-        """What `/api/datasets/…` says with `blobs=true`."""
+        """The answer of `/api/datasets/…` with `blobs=true`."""
         files = [self._sibling(path, content) for path, content in sorted(self.data_sets[repo].items())]
         return {"id": repo, "sha": self.commit(repo), "private": False, "tags": [], "downloads": 0, "siblings": files}
 

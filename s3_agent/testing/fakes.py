@@ -1,7 +1,7 @@
-"""Fakes of the services that a rollout talks to, for tests and for trying an agent without a model.
+"""Fakes of the services that a rollout calls, for tests and for trying an agent without a model.
 
-They keep the promises of the real ones: the policy works in token ids, stops at its stop strings and obeys its token
-limit; each remembers what it was asked. `fake_servers` puts them behind real HTTP.
+They behave as the real ones: the policy works in token ids, stops at its stop strings and keeps its token limit. Each
+records what it was asked. `testing.servers` puts them behind real HTTP.
 """
 
 import asyncio
@@ -81,7 +81,7 @@ class FakePolicy(TokenPolicy):
 
 
 class FakeSlowPolicy(FakePolicy):
-    """Takes `seconds` for every call, None: until `release`. `calls` are under way now, `most_calls` were at most."""
+    """Takes `seconds` for every call; None: until `release`. `calls` run now, `most_calls` at most so far."""
 
     def __init__(self, respond: Respond | Sequence[str], *, seconds: float | None = None) -> None:
         super().__init__(respond)
@@ -91,7 +91,7 @@ class FakeSlowPolicy(FakePolicy):
         self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
 
     def release(self) -> None:
-        """Let every call end, those that come later as well; from any thread."""
+        """Let every call end, also later ones. May be called from any thread."""
         self._released.set()
         for loop, event in self._waiting:
             loop.call_soon_threadsafe(event.set)
@@ -102,7 +102,7 @@ class FakeSlowPolicy(FakePolicy):
         try:
             event = asyncio.Event()
             self._waiting.append((asyncio.get_running_loop(), event))
-            if not self._released.is_set():  # looked at after the event can be found: none is left waiting
+            if not self._released.is_set():  # checked after the event is stored, so that no call waits forever
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self.seconds):
                         await event.wait()
@@ -124,7 +124,7 @@ def _in_turn(responses: Sequence[str]) -> Respond:
 
 
 class FakeRetriever:
-    """Finds the passages listed for a query, else `default`. `failures` is how many calls fail first."""
+    """Finds the passages listed for a query, else `default`. The first `failures` calls fail."""
 
     def __init__(
         self,
@@ -140,12 +140,12 @@ class FakeRetriever:
     async def retrieve(self, query: str, *, topk: int) -> tuple[Passage, ...]:
         self.queries.append((query, topk))
         if len(self.queries) <= self.failures:
-            raise RetrieverError("the fake retriever fails as it was told to")
+            raise RetrieverError("the fake retriever fails, as it was set to do")
         return tuple(self._found.get(query, self._default))[:topk]
 
 
 class FakeGenerator:
-    """Answers by a function of question and passages; `asked` holds the prompts. `failures` is how many calls fail."""
+    """Answers by a function of question and passages; `asked` holds the prompts. The first `failures` calls fail."""
 
     def __init__(self, answer: Callable[[str, str], str] | str, *, failures: int = 0) -> None:
         self.calls: list[tuple[str, tuple[Passage, ...]]] = []
@@ -162,6 +162,6 @@ class FakeGenerator:
         self.calls.append((question, tuple(passages)))
         self.asked.append(prompt)
         if len(self.calls) <= self.failures:
-            raise GeneratorError("the fake generator fails as it was told to")
+            raise GeneratorError("the fake generator fails, as it was set to do")
         context = " ".join(passage.text for passage in passages)
         return self._answer if isinstance(self._answer, str) else self._answer(question, context)

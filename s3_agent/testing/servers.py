@@ -31,11 +31,11 @@ def policy_app(
     policy: FakePolicy, *, context_tokens: int | None = None, shortens: bool = False, vllm: bool = False
 ) -> FastAPI:
     """`/v1/completions` as vLLM serves it, with token ids in, token ids and log-probs out; `/v1/chat/completions` as
-    hosted models are served, with the stop string taken away. A fifth stop string is refused.
+    hosted models are served, with the stop string removed. A fifth stop string is refused.
 
-    With `context_tokens` it reports a window of so many tokens, counts prompts (`/tokenize`) and refuses what does not
-    fit, or with `shortens` answers with fewer tokens than it was asked for, as newer vLLM does. `vllm` says on
-    `/models` that it is vLLM; without, it refuses fields that OpenAI's API does not have in chat requests.
+    With `context_tokens` it reports a window of that many tokens, counts prompts (`/tokenize`) and refuses what does
+    not fit, or with `shortens` answers with fewer tokens than it was asked for, as newer vLLM does. With `vllm`,
+    `/models` says that it is vLLM; without, it refuses chat requests with fields that OpenAI's API does not have.
     """
     app = FastAPI()
     template = len(policy.tokenizer.chat(""))
@@ -123,7 +123,7 @@ def retriever_app(retriever: FakeRetriever) -> FastAPI:
 def generator_app(generator: FakeGenerator, *, context_tokens: int | None = None) -> FastAPI:
     """`/v1/chat/completions`; the fake sees all but the last message as one passage.
 
-    With `context_tokens` it has a window of so many bytes, tells it as vLLM does, and refuses what is longer.
+    With `context_tokens` it has a window of that many bytes, reports it as vLLM does, and refuses longer prompts.
     """
     app = FastAPI()
 
@@ -165,7 +165,7 @@ def _server_errors() -> Iterator[None]:
 
 @contextmanager
 def serve(app: FastAPI, *, port: int = 0) -> Iterator[str]:
-    """Serve `app` while the block runs; its address."""
+    """Serve `app` while the block runs; yields its address."""
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -53,7 +53,7 @@ def test_a_prompt_is_a_user_message_behind_its_system_message() -> None:
     assert Task.from_row(ROW | {"prompt": [user]}).prompt == "u"
     assert Task.from_row(ROW | {"prompt": [system, user]}).prompt == "s\n\nu"
     for wrong in ([system], [user, user], [user, system], [{"role": "user", "content": None}], ["u"], []):
-        with pytest.raises(ConfigError, match="prompt must be a text, or a list of a user message"):
+        with pytest.raises(ConfigError, match="prompt must be a text, or a list of one user message"):
             Task.from_row(ROW | {"prompt": wrong})
 
 

@@ -1,9 +1,10 @@
-"""Replies of frozen models, kept by the content of the question and shared by all worker processes.
+"""Replies of frozen models, stored by the content of the question and shared by all worker processes.
 
 At temperature 0 the same messages get the same reply, and the siblings of a GRPO group often select the same passages:
-asked once, the reply serves all. One process asks at a time (single-flight); a holder that died is waited for no longer
-than its lease. A failure is never kept. The file is used in a thread, so that a lock on it stops no other rollout; a
-cache that fails a few times is given up for the run, and costs its advantage and nothing else.
+the model is asked once, and all use the reply. One process asks at a time (single-flight). If it dies, the others wait
+no longer than its lease. A failure is never stored. The file is used in a thread, so that a lock on it does not stop
+other rollouts. A cache that fails a few times is not used again in the run: the run then only loses the time that the
+cache would have saved.
 """
 
 import asyncio
@@ -51,7 +52,7 @@ class _Unusable(Exception):
 class CachedChat:
     """A chat model behind the cache in `folder`, which holds at most about `max_bytes`.
 
-    `counts` tells how often the cache had the reply (`hits`), another one was already asking (`shared`), the model was
+    `counts` holds how often the cache had the reply (`hits`), another call was already asking (`shared`), the model was
     asked (`calls`), and the cache could not be used (`bypassed`).
     """
 
@@ -73,7 +74,7 @@ class CachedChat:
         asking = self._flying.get(key)
         first = asking is None
         if asking is None:
-            # A task of its own: a rollout that is cancelled must not take the reply from its siblings.
+            # A separate task: a cancelled rollout must not take the reply away from its siblings.
             asking = self._flying[key] = asyncio.create_task(self._find(key, messages))
             asking.add_done_callback(lambda done: self._landed(key, done))
         else:
@@ -85,10 +86,10 @@ class CachedChat:
     def _landed(self, key: str, done: asyncio.Task[tuple[str, bool]]) -> None:
         del self._flying[key]
         if not done.cancelled():
-            done.exception()  # seen, also when everyone who waited has gone
+            done.exception()  # marks the exception as seen, also when nobody waits any more
 
     async def _stored[T](self, work: Callable[[AnswerStore], T]) -> T:
-        """What `work` finds in the store. Raises _Unusable when it fails, and at once when it was given up."""
+        """What `work` finds in the store. Raises _Unusable when the store fails, and at once after it was given up."""
         if self._failures >= MOST_FAILURES:
             raise _Unusable
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._in_thread, work)
@@ -104,7 +105,7 @@ class CachedChat:
         except (sqlite3.Error, OSError) as error:
             self._failed(error)
             raise _Unusable from error
-        if self._store.written > written:  # reading works while another process holds a lock for good
+        if self._store.written > written:  # reads succeed even if a lock is never released
             self._failures = 0
         return found
 
@@ -157,7 +158,7 @@ class CachedChat:
             return reply
         finally:
             renewing.cancel()
-            with suppress(_Unusable):  # it was told, and who waits for the lease waits no longer than it lasts
+            with suppress(_Unusable):  # already logged; whoever waits for the lease waits only until it ends
                 await self._stored(lambda store: store.end(key, self._holder, reply))
 
     async def _renew(self, key: str) -> None:

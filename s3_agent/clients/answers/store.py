@@ -1,7 +1,7 @@
-"""Replies in an SQLite file that all worker processes share: rows of text, read as data and as nothing else.
+"""Replies in an SQLite file that all worker processes share: rows of text that are read only as data.
 
 A store may be handed over with prepared data, so nothing in it is ever unpickled or run: a file whose tables are not
-exactly ours is not read, and a row that holds no text is no reply. The calls block; `answer_cache` makes them in a
+exactly ours is not read, and a row that holds no text is not a reply. The calls block; `answer_cache` makes them in a
 thread.
 """
 
@@ -23,7 +23,7 @@ TABLES = {
 }
 _OURS = {("table", name, statement) for name, statement in TABLES.items()}
 _EARLIER = {"Cache", "Settings"}
-"""Tables of the library that earlier versions used, which unpickles what it reads."""
+"""Tables of the library that earlier versions used. It unpickles what it reads."""
 FORGOTTEN_AT_A_TIME = 256
 
 
@@ -79,7 +79,7 @@ class AnswerStore:
         self._file = sqlite3.connect(path, timeout=wait_s, isolation_level=None)
         try:
             self._file.execute("PRAGMA trusted_schema = OFF")
-            with suppress(sqlite3.OperationalError):  # another process is just doing it, or the file system can not
+            with suppress(sqlite3.OperationalError):  # another process does it now, or the file system can not
                 self._file.execute("PRAGMA journal_mode = WAL")
             self._file.execute("PRAGMA synchronous = NORMAL")
             if not _schema(self._file):
@@ -87,7 +87,7 @@ class AnswerStore:
                     for statement in TABLES.values():
                         self._file.execute(statement.replace("TABLE", "TABLE IF NOT EXISTS", 1))
             if _schema(self._file) != _OURS:
-                raise ForeignStoreError(f"{path} is no store of replies: it has other tables than ours")
+                raise ForeignStoreError(f"{path} is not a store of replies: its tables are not ours")
         except BaseException:
             self._file.close()
             raise
@@ -115,9 +115,9 @@ class AnswerStore:
         return Kept(reply, row[1]) if isinstance(reply, str) else None
 
     def claim(self, key: str, holder: str, *, seconds: float) -> tuple[Kept | None, bool]:
-        """The kept reply; where there is none, whether `holder` may ask the model.
+        """The kept reply; without one, whether `holder` may ask the model.
 
-        It may when nobody else does, or who did has not renewed its lease in time.
+        It may when no other process is asking, or when that process has not renewed its lease in time.
         """
         with self._writing():
             if (kept := self.kept(key)) is not None:

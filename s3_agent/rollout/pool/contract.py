@@ -1,7 +1,7 @@
-"""The environment in which an env-contract class finds its input: the stock controller's rules, to the letter.
+"""The environment in which an env-contract class finds its input: exactly the stock controller's rules.
 
-From agentlightning 1.0.2, `controller/local_reconciler.py`. A path is `input`, `input.` and keys or list positions, or
-else a constant; strings go in as they are, everything else as JSON.
+From agentlightning 1.0.2, `controller/local_reconciler.py`. A path is `input`, or `input.` followed by keys or list
+positions; anything else is a constant. Strings are passed as they are, other values as JSON.
 """
 
 import json

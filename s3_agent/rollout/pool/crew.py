@@ -1,4 +1,4 @@
-"""The worker processes of a pool, kept alive: who is free for the next attempt, and who replaces one that died."""
+"""The worker processes of a pool, kept alive: which one is free for an attempt, and the replacement of dead ones."""
 
 import asyncio
 import contextlib
@@ -82,7 +82,7 @@ class Crew:
 
     @asynccontextmanager
     async def native(self, *, avoid: str = "") -> AsyncIterator[Link]:
-        """A native worker with room, another than `avoid` if there is one."""
+        """A native worker with room; `avoid` only if no other has room."""
         async with self._changed:
             while not (free := [each for each in self._native.values() if each.busy < self._concurrency]):
                 await self._changed.wait()
@@ -120,7 +120,7 @@ class Crew:
             await self._notify()
 
     async def retire(self, agent_class: str) -> None:
-        """End the idle workers of a class that can not be loaded, and what they are forked from with the last."""
+        """End the idle workers of a class that can not be loaded, and with the last one their zygote."""
         own = [each for each in self._forked if each.agent_class == agent_class]
         for idle in (each for each in own if not each.busy):
             self._forked.remove(idle)
@@ -131,7 +131,7 @@ class Crew:
             await self._launcher.retire(agent_class)
 
     async def _free_forked(self, agent_class: str) -> _Member | None:
-        """An idle worker of the class; None when one is to be started, for which there is room then."""
+        """An idle worker of the class; None when one must be started, for which there is then room."""
         async with self._changed:
             while True:
                 idle = [each for each in self._forked if not each.busy]

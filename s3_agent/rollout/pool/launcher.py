@@ -1,4 +1,8 @@
-"""How worker processes are started, and the supervisor's end of each: the seam at which Ray can take their place."""
+"""Starts worker processes and holds the supervisor's end of each.
+
+The crew uses only the protocols `Launcher` and `Link`, so that `ray_launcher` can replace the processes of this machine
+by actors of a cluster.
+"""
 
 import asyncio
 import contextlib
@@ -39,7 +43,7 @@ class Link(Protocol):
     async def play(self, job: Job) -> AttemptResult:
         """Play one attempt. Raises WorkerLost when the process dies first, ConfigError for a job that can not be sent.
 
-        Cancelling gives the attempt up.
+        Cancelling the call gives the attempt up.
         """
         ...
 
@@ -67,7 +71,7 @@ class Launcher(Protocol):
         ...
 
     async def retire(self, agent_class: str) -> None:
-        """End what workers of the class are forked from: there are none of them left."""
+        """End the process that workers of the class are forked from. No such worker is left."""
         ...
 
     async def close(self) -> None:
@@ -76,7 +80,7 @@ class Launcher(Protocol):
 
 
 class SocketLink:
-    """A worker at the other end of a socket, which speaks in JSON lines."""
+    """A worker at the other end of a socket that carries JSON lines."""
 
     def __init__(self, name: str, pid: int, zygote: "Zygote") -> None:
         self.name, self.pid = name, pid
@@ -98,8 +102,8 @@ class SocketLink:
                     waiting.set_result(report)
         except ConnectionError:
             pass
-        except ValueError as cause:  # no report can be told from the next one any more
-            garbled = f"it sent what is no report: {str(cause)[:300]}"
+        except ValueError as cause:  # the end of a report can not be recognized any more
+            garbled = f"it sent something that is not a report: {str(cause)[:300]}"
             self.kill()
         self._writer.close()
         reason = await self._zygote.reason(self.pid)
@@ -127,7 +131,7 @@ class SocketLink:
         return await asyncio.shield(self._lost)
 
     def close(self) -> None:
-        """Let the worker see the end of its socket, upon which it ends with all it runs."""
+        """Close the socket; the worker sees that and ends, with everything that it runs."""
         self._writer.close()
 
     def kill(self) -> None:

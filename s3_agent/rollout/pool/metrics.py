@@ -1,4 +1,4 @@
-"""A pool's counts for Prometheus, on 127.0.0.1 and only when asked for."""
+"""A pool's counts for Prometheus, on 127.0.0.1 and only on request."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,9 @@ HOST = "127.0.0.1"
 
 @contextmanager
 def serve_metrics(monitor: Monitor, *, port: int) -> Iterator[int]:
-    """Serve `/metrics` while the block runs; the port. Raises ConfigError without prometheus-client or a free port."""
+    """Serve `/metrics` while the block runs; yields its port. Raises ConfigError without prometheus-client or a free
+    port.
+    """
     try:
         from prometheus_client import CollectorRegistry, start_http_server
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily

@@ -10,7 +10,7 @@ RATE_OVER_S = 30.0
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The nearest-rank quantile of values that are in order."""
+    """The nearest-rank quantile of sorted values."""
     return values[min(len(values) - 1, int(share * len(values)))]
 
 
@@ -44,7 +44,7 @@ class Monitor:
         return self.succeeded + self.failed.total()
 
     def ended(self, timings: dict[str, float], *, reward: float | None, boundary: str | None) -> None:
-        """A rollout ended: succeeded, or failed at a boundary."""
+        """Count a rollout that ended: succeeded, or failed at a boundary."""
         self._ends.append(time.monotonic())
         if boundary is None:
             self.succeeded += 1
@@ -82,5 +82,5 @@ class Monitor:
 
     @property
     def queued_text(self) -> str:
-        """How many wait, as far as it is known."""
+        """How many rollouts wait, as far as it is known."""
         return f"{self.queued}{'+' if self.queue_is_longer else ''}"

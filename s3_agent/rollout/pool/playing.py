@@ -42,7 +42,7 @@ _REFUSALS = {
     404: "the gateway no longer has the rollout: the trainer has deleted it",
     409: "another process had already ended the rollout",
 }
-"""By the status with which the gateway refuses to go on with a rollout."""
+"""Why the gateway refuses to continue a rollout, by the status of its answer."""
 
 HUNG_AFTER_S = 5.0
 MOST_WAITING = 1000  # episodes that are kept in memory while the disk is full
@@ -73,7 +73,7 @@ class ActiveRollout:
 
     @property
     def seconds(self) -> float:
-        """The time that the rollout has in all; 0 in its configuration is no limit."""
+        """The total time of the rollout; 0 in its configuration means no limit."""
         return float(self.rollout.config.timeout_seconds or NO_DEADLINE_S)
 
     @property
@@ -113,7 +113,7 @@ class Player:
         self._logged: defaultdict[str | None, set[str]] = defaultdict(set)
 
     def new_attempt_id(self) -> str:
-        """Unique everywhere; what precedes the last dash is the pool's id, by which it knows its own again."""
+        """Unique everywhere. The text before the last dash is the pool's id: a restarted pool knows its own by it."""
         return f"{self._settings.pool_id}-{uuid4().hex}"
 
     async def play(self, run: ActiveRollout) -> None:
@@ -128,7 +128,7 @@ class Player:
             started = time.monotonic()
             try:
                 report = await self._attempt(run, run.attempt_id)
-            except asyncio.CancelledError:  # the worker answers nothing then (`cancelling`)
+            except asyncio.CancelledError:  # the worker then sends no result (`cancelling`)
                 self._note(run, _CANCELLED, seconds=time.monotonic() - started)
                 raise
             report = await self._rewarded(run, report)
@@ -145,7 +145,7 @@ class Player:
         await self.fail(run, self._final(run, failure), output=output)
 
     def _note(self, run: ActiveRollout, failure: Failure, *, seconds: float) -> None:
-        """Write down an attempt that failed or was cancelled: in the record, the pool's log and the log lines."""
+        """Record an attempt that failed or was cancelled: in the record, the pool's log and the log lines."""
         failed = {
             "attempt_id": run.attempt_id,
             "boundary": failure.boundary,
@@ -159,9 +159,9 @@ class Player:
         log.warning("attempt failed", rollout_id=run.rollout_id, attempt=run.attempts, **failed)
 
     def _final(self, run: ActiveRollout, failure: Failure | None) -> Failure:
-        """What the rollout failed of, and whether time was what ended the trying.
+        """Why the rollout failed, and whether its time ran out while it could still be tried again.
 
-        When its time ran out in the last attempt, that is what an earlier one failed of, if there was any.
+        If the last attempt only timed out, report the last earlier error that was not a timeout.
         """
         if failure is None:
             late = f"the rollout's {run.seconds:.0f} s had passed before its first attempt"
@@ -218,7 +218,7 @@ class Player:
 
     @staticmethod
     async def _play_on(link: Link, job: Job) -> AttemptResult:
-        """The worker's report; one that says so of a worker that had to be killed. Raises WorkerLost."""
+        """The worker's report, or a report that the worker hung and was killed. Raises WorkerLost."""
         try:
             async with asyncio.timeout(job.seconds + HUNG_AFTER_S) as limit:
                 try:
@@ -249,7 +249,7 @@ class Player:
         return report.model_copy(update={"record": self._with_untrained(run, report.record, events)})
 
     def _with_untrained(self, run: ActiveRollout, record: dict[str, Any], events: Sequence[Event]) -> dict[str, Any]:
-        """The record with the number of answers that the trainer will leave out. Each reason is logged once a class."""
+        """The record with the number of answers that the trainer will leave out. A reason is logged once per class."""
         untrained = untrained_answers(events) if run.rollout.is_train else Counter()
         for reason in untrained.keys() - self._logged[run.agent_class]:
             self._logged[run.agent_class].add(reason)
@@ -320,7 +320,7 @@ class Player:
         self._write_failed(run, failure, refused, attempt_id=attempt_id, output=output or None)
 
     async def stop(self, run: ActiveRollout) -> None:
-        """End the rollout because the pool stops. It has a record even when the gateway has stopped before."""
+        """End the rollout because the pool stops. It has a record even when the gateway stopped first."""
         try:
             await self.fail(run, _STOP)
         except GatewayError as error:
@@ -328,7 +328,7 @@ class Player:
             self._write_failed(run, _STOP, _UNREACHABLE, attempt_id="")
 
     def forget(self, run: ActiveRollout, refusal: GatewayError) -> None:
-        """Write down a rollout that the gateway refused to go on with. Raises any other error of the gateway."""
+        """Record a rollout that the gateway refused to continue. Raises any other error of the gateway."""
         gone = Failure(boundary=GONE, message=self._refused(run, refusal))
         self._write_failed(run, gone, gone.message, attempt_id="")
 
@@ -336,7 +336,7 @@ class Player:
         self._write(run, {}, refused, state="failed", error=failure.message, boundary=failure.boundary, **fields)
 
     async def _report(self, run: ActiveRollout, end: Awaitable[None]) -> str | None:
-        """Why the gateway did not take the end; None when it did. Raises GatewayError when it can not be reached."""
+        """Why the gateway did not accept the end; None when it did. Raises GatewayError when it can not be reached."""
         try:
             await end
         except GatewayError as error:
@@ -350,7 +350,7 @@ class Player:
         return _REFUSALS[error.status]
 
     def _write(self, run: ActiveRollout, record: dict[str, Any], refused: str | None, **fields: Any) -> None:
-        """Count the end of the rollout and keep its record. `refused` says why the gateway did not take the end."""
+        """Count the end of the rollout and keep its record. `refused` says why the gateway did not accept the end."""
         rollout, finished_at = run.rollout, time.time()
         timings = {**record.pop("timings", {}), "total_s": finished_at - run.started_at}
         if rollout.status.created_at is not None:

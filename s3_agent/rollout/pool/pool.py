@@ -1,4 +1,4 @@
-"""Runs a pool to its end: one supervisor a pool id and machine, its signals, its view and its exit code."""
+"""Runs a pool to its end: one supervisor for each pool id on a machine, its signals, its view and its exit code."""
 
 import asyncio
 import contextlib
@@ -30,8 +30,8 @@ FAILED = 2
 def only_pool_of(pool_id: str, gateway_url: str) -> Iterator[None]:
     """Hold the pool id on this machine. Raises ConfigError while another process holds it.
 
-    Two supervisors with one id would each adopt the other's rollouts. An abstract socket goes with its process, however
-    that ends, and leaves no file.
+    Two supervisors with one id would each adopt the other's rollouts. An abstract socket disappears with its process,
+    however that ends, and leaves no file.
     """
     name = hashlib.sha256(f"{pool_id} {gateway_url}".encode()).hexdigest()
     with socket.socket(socket.AF_UNIX) as lock:
@@ -61,7 +61,7 @@ def run_pool(
     plain: bool = True,
     metrics_port: int | None = None,
 ) -> int:
-    """Work until stopped by SIGTERM or SIGINT; the exit code. 75 says that the gateway is lost."""
+    """Work until stopped by SIGTERM or SIGINT. Returns the exit code; 75 means that the gateway is lost."""
     monitor = Monitor()
     with contextlib.ExitStack() as stack:
         stack.enter_context(only_pool_of(settings.pool_id, settings.gateway_url))
@@ -70,7 +70,7 @@ def run_pool(
         supervisor = Supervisor(settings, worker_settings, launcher(worker_settings), monitor=monitor)
         title = f"pool {settings.pool_id} at {settings.gateway_url}"
         try:
-            # A fifth less processor time for each rollout: it shares the machine with the gateway.
+            # uvloop takes a fifth less processor time for each rollout; the gateway runs on the same machine.
             asyncio.run(_run(supervisor, show(monitor, title=title, plain=plain)), loop_factory=uvloop.new_event_loop)
         except GatewayError as error:
             log.error("the gateway is lost; the pool ends", boundary=error.boundary, error=str(error))

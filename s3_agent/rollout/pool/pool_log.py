@@ -1,4 +1,4 @@
-"""What a pool did with each rollout, one JSON line for each step of it, written as it happens.
+"""What a pool did with each rollout: one JSON line for each step, written as it happens.
 
 The episode log has a line for each rollout that has ended. This one also has the claims, the attempts under way and
 the starts and ends of pools, so that a rollout which was lost with its pool can be followed (`story`).
@@ -38,7 +38,7 @@ class PoolEvent(BaseModel):
     | `claimed`, `adopted` | `attempt_id`: the first attempt's; None where a new one is made |
     | `attempt_started` | `attempt_id`, `attempt`: its number, `worker`, `seconds`: how long it may take |
     | `attempt_failed` | `attempt_id`, `attempt`, `worker`, `boundary`, `seconds` it took, `message` |
-    | `ended` | `attempt_id`, `state`, `boundary` and `message` of a failure, `reported`: the gateway took the end |
+    | `ended` | `attempt_id`, `state`, `boundary` and `message` of a failure, `reported`: the gateway accepted the end |
     """
 
     at: float
@@ -58,7 +58,7 @@ class PoolEvent(BaseModel):
 class PoolLog:
     """An append-only JSONL file of PoolEvents, which several pools may share. `None` as path keeps nothing.
 
-    It only explains what happened: a line that the disk has no room for is left out, and ends no rollout.
+    The log only explains what happened: when the disk is full a line is left out, and no rollout fails because of it.
     """
 
     def __init__(self, path: str | None, *, pool: str) -> None:

@@ -27,13 +27,13 @@ class _NativeActor:
         self._worker = NativeWorker(settings)
 
     async def ready(self) -> None:
-        """Answered once the actor can play."""
+        """Returns once the actor can play."""
 
     async def play(self, job_json: str) -> str:
         return (await self._worker.play(Job.model_validate_json(job_json))).model_dump_json()
 
     async def ended(self) -> None:
-        """Never answered: the call fails when the actor is gone."""
+        """Never returns: the call fails when the actor is gone."""
         await asyncio.Event().wait()
 
 
@@ -85,7 +85,7 @@ class RayLink:
             return AttemptResult.model_validate_json(await self._answer(reference))
         except ValueError as cause:
             self.kill()
-            raise WorkerLost(f"it sent what is no report: {str(cause)[:300]}") from cause
+            raise WorkerLost(f"it sent something that is not a report: {str(cause)[:300]}") from cause
         except asyncio.CancelledError:
             self._ray.cancel(reference)
             raise
@@ -107,7 +107,7 @@ class RayLauncher:
             import ray
         except ImportError as cause:
             raise LaunchError("--launcher ray needs Ray", remedy="pip install 'ray[default]==2.60.0'") from cause
-        RecipeAgent.preload(settings)  # what no actor could work with is told here, before there are any
+        RecipeAgent.preload(settings)  # fails here, before any actor is started, if no actor could work
         self._ray, self._settings = ray, settings.model_dump_json()
         self._concurrency = settings.concurrency
         self._links: list[RayLink] = []
@@ -143,10 +143,10 @@ class RayLauncher:
         return await self._start(_ForkedActor, f"{agent_class}-{self._number}", agent_class, names, concurrency=3)
 
     async def retire(self, agent_class: str) -> None:
-        """Nothing is left: each actor ends with what it forks from."""
+        """Nothing to do: each actor ends together with the process that it forks from."""
 
     async def close(self) -> None:
         for link in self._links:
             link.kill()
-        # Ends a Ray that we started; one that was there is only left.
+        # Ends a Ray that we started; a cluster that we joined keeps running.
         await asyncio.to_thread(self._ray.shutdown)

@@ -1,7 +1,7 @@
 """What the gateway has recorded of an attempt, read as Agent Lightning 1.0.2 reads it before it trains.
 
-For agents that post their own reward or call the policy by other clients than ours: what the trainer would leave out of
-an attempt is known to the pool alone, since neither the agent nor the trainer reports it.
+For agents that post their own reward or call the policy by other clients than ours: only the pool knows what the
+trainer would leave out of an attempt, since neither the agent nor the trainer reports it.
 """
 
 import json
@@ -18,7 +18,7 @@ Event = Mapping[str, Any]
 
 
 def reward_of(events: Sequence[Event]) -> float:
-    """The finite number of the last reward event. Raises ValueError that says what is there instead."""
+    """The finite number of the last reward event. Raises a ValueError that says what was found instead."""
     rewards = [event["data"].get("value") for event in events if event["event_type"] == "reward"]
     if not rewards:
         raise ValueError("posted no reward")
@@ -32,7 +32,7 @@ def reward_of(events: Sequence[Event]) -> float:
 def untrained_answers(events: Sequence[Event]) -> Counter[str]:
     """How many answers of the policy will be in no training row, by reason.
 
-    The trainer knows a call by its prompt's token ids and keeps one answer of each.
+    The trainer knows a call by its prompt's token ids and keeps one answer for each prompt.
     """
     calls = [event["data"] for event in events if event["event_type"] == "model_request"]
     choices = [_choices(call) for call in calls]
@@ -57,7 +57,7 @@ def _choices(call: Mapping[str, Any]) -> list[Any]:
 
 
 def _prompt(call: Mapping[str, Any], choices: Sequence[Any]) -> tuple[int, ...]:
-    """A chat's prompt is in the response, a completion's in its first choice; empty where there is none."""
+    """A chat's prompt is in the response, a completion's in its first choice; empty where it is missing."""
     of_chat = call["response"].get("prompt_token_ids") if isinstance(call.get("response"), Mapping) else None
     found = of_chat or (choices[0].get("prompt_token_ids") if choices else None)
     return tuple(found) if isinstance(found, list) else ()

@@ -6,11 +6,12 @@ from s3_agent.rollout.failure_policy import FailurePolicy
 
 
 class PoolSettings(BaseModel):
-    """Times are in seconds. `policy_calls` is how many policy calls the gateway passes at a time, where it is known.
+    """Times are in seconds. `policy_calls` is how many policy calls the gateway passes at a time, if that is known.
 
     `allowed` are patterns of the env-contract classes that may run (`module:Class`, with `*`); none allows all, as the
-    stock controller does. What is claimed and not finished `drain_s` after a stop is failed without events. `episodes`
-    and `pool_log` are files to append to: a record of each rollout that ended, and each step of each rollout.
+    stock controller does. A rollout that is claimed and not finished `drain_s` after a stop fails without events.
+    `episodes` and `pool_log` are files to append to: a record of each rollout that ended, and each step of each
+    rollout.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,4 +1,4 @@
-"""Claims queued rollouts and sees each to its end; the one process that changes their state."""
+"""Claims queued rollouts and follows each to its end; the only process that changes their state."""
 
 import asyncio
 import math
@@ -45,7 +45,7 @@ class Supervisor:
         )
         # Room for rollouts, by whether they are played natively.
         self._room = {True: settings.processes * worker_settings.concurrency, False: settings.processes}
-        # Room for rollouts of any kind: what the gateway passes of their policy calls, one each.
+        # Room for rollouts of any kind: each makes one policy call at a time, and the gateway passes so many.
         self._passed: float = math.inf
         self._crowded = False
         self._most_listed = min(MOST_LISTED, LOOKAHEAD * max(self._room[True], 8))
@@ -59,7 +59,7 @@ class Supervisor:
             Path(settings.agent_logs).mkdir(parents=True, exist_ok=True)
 
     def stop(self) -> None:
-        """Claim no more, and finish what is claimed within `drain_s`; asked again, fail it at once, without events."""
+        """Stop claiming and finish what is claimed within `drain_s`; a second call fails it at once, without events."""
         if self._stopping.is_set():
             self._stop_now.set()
         self._stopping.set()
@@ -96,7 +96,7 @@ class Supervisor:
                 episodes.close()
 
     async def _learn_limit(self) -> int | None:
-        """How many policy calls the gateway passes: no more rollouts are claimed, as more calls would wait in it."""
+        """How many policy calls the gateway passes: no more rollouts are claimed, since more calls would wait in it."""
         limit, room = await self._gateway.limit(stated=self._settings.policy_calls), max(self._room.values())
         if limit.calls is None:
             return None
@@ -113,7 +113,7 @@ class Supervisor:
         return limit.calls
 
     async def _look_at_calls(self, limit: int) -> None:
-        """Claim nothing while the gateway holds more calls than it passes: other pools have theirs there, too."""
+        """Claim nothing while the gateway holds more calls than it passes: other pools send calls through it, too."""
         held = await self._gateway.policy_calls()
         crowded = held is not None and held > limit
         if crowded and not self._crowded:
@@ -129,7 +129,7 @@ class Supervisor:
             await self._look_at_calls(limit)
 
     async def _watch_gateway(self) -> None:
-        """Notice a gateway that is gone or started again also while nothing is claimed or ended."""
+        """Notice that the gateway is gone or was started again, also while nothing is claimed or ended."""
         most = 0
         while True:
             most = max(most, self._monitor.done)  # before the gateway is asked: it grows meanwhile
@@ -172,7 +172,7 @@ class Supervisor:
             task.result()
 
     async def _adopt(self) -> None:
-        """Take up what this pool had claimed before it was killed; never what is another's."""
+        """Adopt the rollouts that this pool had claimed before it was killed; never those of another pool."""
         for rollout in await self._gateway.rollouts("running", limit=1_000_000):
             if (rollout.status.last_attempt_id or "").rpartition("-")[0] == self._settings.pool_id:
                 log.info("adopted", rollout_id=rollout.rollout_id)
@@ -194,7 +194,7 @@ class Supervisor:
                 poll = SHORTEST_POLL_S
                 await asyncio.sleep(0)
                 continue
-            try:  # nothing to claim, or no room for what there is
+            try:  # nothing to claim, or no room for it
                 async with asyncio.timeout(poll):
                     await self._room_made.wait()
             except TimeoutError:
@@ -220,7 +220,7 @@ class Supervisor:
         return self._passed > 0 and not self._crowded and any(room > 0 for room in self._room.values())
 
     def _claim_candidates(self) -> bool:
-        """Start to claim what there is room for; whether there was any."""
+        """Start to claim the rollouts that there is room for. Returns whether there were any."""
         kept: list[Rollout] = []
         started = False
         while self._candidates and self._has_room():

@@ -1,4 +1,4 @@
-"""The live terminal view of a pool, and the log lines that take its place elsewhere."""
+"""The live terminal view of a pool, and the log lines that replace it elsewhere."""
 
 import threading
 from collections.abc import Iterator

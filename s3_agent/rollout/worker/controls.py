@@ -1,4 +1,4 @@
-"""Agents for control experiments: what must not learn anything, so that a rising curve is not taken for learning."""
+"""Agents for control experiments: they must not learn anything, so that a rising curve is not taken for learning."""
 
 import random
 from dataclasses import replace
@@ -12,8 +12,8 @@ KEPT = 64
 class ShuffledRewards(RecipeAgent):
     """The recipe's agent, whose training rollouts report the reward of an earlier rollout of the same process.
 
-    The rewards keep their distribution and say nothing of the rollout that gets them. Validation is scored truly, and
-    the record's accuracy is always the rollout's own.
+    The rewards keep their distribution but do not depend on the rollout that gets them. Validation is scored as usual,
+    and the record's accuracy is always the rollout's own.
     """
 
     def __init__(self, settings: WorkerSettings) -> None:

@@ -1,4 +1,4 @@
-"""Plays env-contract classes, each attempt in a fork of its own, so that nothing of it is left for the next.
+"""Plays env-contract classes, each attempt in its own fork, so that it leaves nothing behind for the next one.
 
 The contract is the stock controller's (agentlightning 1.0.2, `controller/local_reconciler.py`): a class named
 `module:Class` or `module.Class` without constructor arguments, whose `run()` may be a coroutine; input and addresses
@@ -43,7 +43,7 @@ def load_class(agent_class: str) -> type:
 
 
 class _Watched:
-    """Notes whether an import looks at what only a rollout's own environment holds."""
+    """Notes whether an import reads variables that only a rollout's own environment holds."""
 
     def __init__(self, names: frozenset[str], package: str) -> None:
         self.seen = False
@@ -65,7 +65,7 @@ class _Watched:
                 return super().__contains__(key)
 
             def __iter__(self) -> Iterator[str]:
-                # Libraries look for names of their own; a class's own module may copy everything.
+                # A library that lists all variables looks for its own; the class's own module may copy them all.
                 watcher.seen |= not watcher._by_library()
                 return super().__iter__()
 
@@ -86,7 +86,7 @@ class _Watched:
 def _preload(agent_class: str, names: frozenset[str]) -> bool:
     """Load the class into the zygote; False when a fork would then differ from a fresh interpreter.
 
-    That is when the import fails, reads what only a rollout knows, or leaves threads or child processes.
+    This is so when the import fails, reads variables that only a rollout has, or leaves threads or child processes.
     """
     watched = _Watched(names, agent_class.partition(":")[0].partition(".")[0])
     try:
@@ -102,9 +102,9 @@ def _preload(agent_class: str, names: frozenset[str]) -> bool:
 
 
 def prepare_forked(settings: dict[str, Any]) -> Callable[[socket.socket], None]:
-    """The body of a worker of `settings["agent_class"]`. `preload` false leaves the import to each fork.
+    """The body of a worker of `settings["agent_class"]`. With `preload` false, each fork imports the class itself.
 
-    Exits with code 3 when the class can not be kept loaded: the zygote is then to be started without.
+    Exits with code 3 when the class can not be kept loaded: the zygote must then be started with `preload` false.
     """
     agent_class = settings["agent_class"]
     sys.path[0] = ""  # as `python -c` has it
@@ -162,7 +162,7 @@ def _become_rollout(job: dict[str, Any], agent_class: str, output: int, imported
 
 
 class _Output:
-    """What the class prints: its end is kept, all of it goes to a file if one is named."""
+    """What the class prints: the end of it is kept, and all of it goes to a file if one is named."""
 
     def __init__(self, pipe: int, path: str | None) -> None:
         self._pipe, self._kept = pipe, b""
@@ -170,7 +170,7 @@ class _Output:
         os.set_blocking(pipe, False)
 
     def read(self) -> bool:
-        """Take what is there; False at the end."""
+        """Read what is available; False at the end of the output."""
         with contextlib.suppress(BlockingIOError):
             data = os.read(self._pipe, _CHUNK)
             if self._file:
@@ -180,7 +180,7 @@ class _Output:
         return True
 
     def close(self) -> str:
-        """All that was written, as far as it is kept."""
+        """The output as far as it is kept."""
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self._pipe, _CHUNK):
                 if self._file:
@@ -205,7 +205,7 @@ def _failure(code: int, imported: bool, timed_out: bool, output: str, seconds: f
 
 
 def serve(worker: socket.socket, agent_class: str) -> None:
-    """Play one job after the other from the socket until it ends; a running one is then killed."""
+    """Play the jobs of the socket one after the other until the socket ends; a running job is then killed."""
     adopt_orphans()
     os.setsid()
     lines = _Lines(worker)
@@ -215,14 +215,14 @@ def serve(worker: socket.socket, agent_class: str) -> None:
 
 
 class _Lines:
-    """JSON lines of a socket, read when one is asked for."""
+    """The JSON lines of a socket, each read when it is asked for."""
 
     def __init__(self, source: socket.socket) -> None:
         self.source, self._rest = source, b""
 
     @property
     def waiting(self) -> bool:
-        """Whether a message was received already with an earlier one: the socket does not show it."""
+        """Whether a message was received already with an earlier one: the socket does not show that."""
         return b"\n" in self._rest
 
     def next(self) -> dict[str, Any] | None:
@@ -269,7 +269,8 @@ def _run(job: dict[str, Any], agent_class: str, lines: _Lines) -> dict[str, Any]
             given_up = message is None or cancelled_attempt(message) == job["attempt_id"]
         ended = process in ready
         timed_out = not ended and left <= 0
-    # Before it is reaped: its id can not be anybody else's yet. By itself, too: it may not lead its group yet.
+    # Kill before reaping: until then no other process can have its id. Also kill it by its own id: it may not lead its
+    # group yet.
     for kill in (os.killpg, os.kill):
         with contextlib.suppress(ProcessLookupError):
             kill(pid, signal.SIGKILL)

@@ -1,7 +1,7 @@
-"""Agents that the pool plays natively: coroutines, many at a time in one process, with clients that live as long as it.
+"""Agents that the pool plays natively: coroutines, many at a time in one process, whose clients live as long as it.
 
-The recipe's own agent is one of them, and the one place where its clients are made. Others are classes of the user's,
-named on the command line and made once in each process.
+The recipe's agent is one of them, and its worker's clients are made here. The others are classes of a user, named on
+the command line and created once in each process.
 """
 
 import importlib
@@ -28,7 +28,7 @@ from s3_agent.rollout.runner import AgentSettings, run_task
 from s3_agent.types import Task
 
 RECIPE_AGENT = "s3_agent.agl.entry:EnvironmentAgent"
-"""The class that plays the recipe's agent under the stock controller, whatever its name."""
+"""The class that plays the recipe's agent under the stock controller, whatever that agent's name is."""
 
 
 @cache
@@ -75,9 +75,9 @@ class NativeAgent(Protocol):
     """An agent made once in each worker process as `Class(settings)`, which plays many jobs at a time."""
 
     async def play(self, job: Job) -> Played | float:
-        """Play and score one attempt. Raises BoundaryError for what could not be reached: then it is tried again.
+        """Play and score one attempt. Raises BoundaryError for an unreachable service: then it is tried again.
 
-        An attempt that returns anything but a finite Python number or Played with one fails, and is tried again.
+        Return a finite Python number, or a Played with one: with anything else the attempt fails and is tried again.
         """
         ...
 
@@ -88,7 +88,7 @@ class NativeAgent(Protocol):
 
 @cache
 def _tls() -> ssl.SSLContext:
-    # 15 ms and 1 MB each time; made before the workers are forked, it is theirs for nothing.
+    # It costs 15 ms and 1 MB. Built once before forking, so workers share its memory.
     return httpx.create_ssl_context()
 
 
@@ -103,7 +103,8 @@ class RecipeAgent:
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
         self._http = http_client()
-        # A policy call waits for its turn in the policy server, and must not be made twice: the attempt's end ends it.
+        # A policy call waits for its turn in the policy server, and must not be made twice: only the end of the attempt
+        # ends it.
         self._policy_http = http_client(read_s=None, headers=bearer(settings.gateway_key))
         self._tokenizer = policy_tokenizer(settings.policy_tokenizer, settings.policy_template)
         self._services = make_services(
@@ -124,7 +125,7 @@ class RecipeAgent:
 
     async def play(self, job: Job) -> Played:
         task = Task.from_row(job.input if isinstance(job.input, dict) else {})
-        name = own_agents().get(job.agent_class)  # an agent made of this one has no name of ours
+        name = own_agents().get(job.agent_class)  # a user's agent derived from this one has none of our names
         outcome = await run_task(
             task,
             self._settings.agent.played_by(name) if name else self._settings.agent,

@@ -1,7 +1,7 @@
-"""A native worker process: plays many attempts at a time and reports what came of each. It never patches a rollout.
+"""A native worker process: plays many attempts at a time and reports the result of each. It never patches a rollout.
 
-It ends when its socket does, so that no worker of a killed supervisor goes on reporting. Every attempt gets a result,
-whatever its agent returns or raises, unless it was cancelled: the supervisor would wait for a missing one until the
+It ends when its socket ends, so that no worker of a killed supervisor continues to report. Every attempt gets a result,
+whatever its agent returns or raises, unless it was cancelled: without one, the supervisor would wait until the
 rollout's deadline.
 """
 
@@ -59,7 +59,7 @@ class NativeWorker:
             if (playing := asyncio.current_task()) and playing.cancelling():
                 raise
             return _raised(job, cause)
-        except (Exception, SystemExit) as cause:  # an agent that exits must not take its neighbours along
+        except (Exception, SystemExit) as cause:  # an agent that exits must not end the other attempts
             if limit.expired():
                 return _failed(job, TIMEOUT, f"the attempt did not end within {job.seconds:.1f} s")
             return _raised(job, cause)
@@ -129,7 +129,7 @@ async def _serve(worker: NativeWorker, connection: socket.socket) -> None:
 
 
 def prepare_native(settings_json: str) -> Callable[[socket.socket], None]:
-    """Load what the workers share; the body of each. Raises ConfigError for what none of them could work with."""
+    """Load what the workers share; returns the body of each. Raises ConfigError for settings that none could use."""
     set_up_log()
     settings = WorkerSettings.model_validate_json(settings_json)
     RecipeAgent.preload(settings)

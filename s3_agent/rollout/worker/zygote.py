@@ -1,9 +1,9 @@
 """The process that worker processes are forked from, with their modules loaded already.
 
-multiprocessing's fork server is one an interpreter, loads only modules that are known beforehand, and leaves its heap
-to the garbage collector, which copies it into every child. Here one zygote holds the policy's tokenizer and forks the
-native workers; another holds one env-contract class and forks the workers of that class. The supervisor sends a socket
-for each worker over a control socket; when it dies, that socket ends, and the zygote with it.
+multiprocessing has one fork server for each interpreter; it loads only modules that are known beforehand, and leaves
+its heap to the garbage collector, which copies it into every child. Here one zygote holds the policy's tokenizer and
+forks the native workers; another holds one env-contract class and forks the workers of that class. The supervisor sends
+a socket for each worker over a control socket; when the supervisor dies, that socket ends, and the zygote ends too.
 
     python -m s3_agent.rollout.worker.zygote native|forked CONTROL_FD <settings on stdin>
 """
@@ -25,7 +25,7 @@ Body = Callable[[socket.socket], None]
 
 
 def say(control: socket.socket, **message: object) -> None:
-    """One message to the supervisor, which may be gone."""
+    """Send one message to the supervisor, which may be gone."""
     with contextlib.suppress(OSError):
         control.send(json.dumps(message).encode())
 
@@ -91,7 +91,7 @@ def main() -> None:
             for pid, status in _reaped(workers):
                 workers.discard(pid)
                 say(control, exited=pid, code=os.waitstatus_to_exitcode(status))
-            kill_children(spared=workers)  # what a worker that was killed itself could not clear away
+            kill_children(spared=workers)  # a killed worker could not end its own children
         if control in readable:
             message, descriptors, _, _ = socket.recv_fds(control, 64, 1)
             if not message:
@@ -101,7 +101,7 @@ def main() -> None:
             worker.close()
             workers.add(pid)
             say(control, started=int(message), pid=pid)
-    # The workers see their own sockets end; what they run goes with them.
+    # The workers see their own sockets end; what they run ends with them.
     for pid in workers:
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.waitpid(pid, 0)

@@ -119,7 +119,7 @@ def test_a_restarted_pool_appends_behind_whole_lines(tmp_path: Path) -> None:
 def test_a_reader_names_file_and_line(tmp_path: Path, line: str) -> None:
     path = tmp_path / "episodes.jsonl"
     path.write_text(json.dumps(record(0)) + "\n" + line + "\n")
-    with pytest.raises(DataError, match=r"episodes\.jsonl:2 is no record"):
+    with pytest.raises(DataError, match=r"episodes\.jsonl:2 is not a record"):
         read_records(path)
 
 

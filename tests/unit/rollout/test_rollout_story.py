@@ -203,7 +203,7 @@ def test_an_id_may_be_cut_and_a_wrong_one_is_answered_with_near_ones(written: Wr
     assert [files.find(wanted) for wanted in ("aa11", "b", "aa11f")] == ["aa11", "bb22ff", "aa11ff"]
     with pytest.raises(ConfigError, match="3 rollouts begin with 'aa': aa11ff, aa12ff, aa11"):
         files.find("aa")
-    with pytest.raises(ConfigError, match="no rollout has the id 'bb2ff'; near to it: bb22ff"):
+    with pytest.raises(ConfigError, match="no rollout has the id 'bb2ff'; similar ids: bb22ff"):
         files.find("bb2ff")
     with pytest.raises(ConfigError, match="no rollout has the id 'zz'; there are aa11ff, aa12ff, bb22ff, aa11"):
         files.find("zz")
