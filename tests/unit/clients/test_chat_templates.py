@@ -276,9 +276,8 @@ def test_an_edited_template_is_another_run_and_another_evaluation(tmp_path: Path
 
 def test_verl_saves_the_recipes_template_with_the_policy(tmp_path: Path) -> None:
     """So that a policy trained from a base model can be asked by whoever gets its folder."""
-    from verl.workers.config import HFModelConfig
-
-    model = HFModelConfig(path=str(NANO_POLICY), custom_chat_template=BASE)
+    config = pytest.importorskip("verl.workers.config")
+    model = config.HFModelConfig(path=str(NANO_POLICY), custom_chat_template=BASE)
     assert model.tokenizer is not None
     model.tokenizer.save_pretrained(tmp_path / "policy")
     tokenizer = policy_tokenizer(str(tmp_path / "policy"))

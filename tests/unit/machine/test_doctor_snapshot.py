@@ -166,8 +166,9 @@ def test_certificates_that_are_not_there_and_the_folder_of_sockets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "gone.pem"))
-    with pytest.raises(FileNotFoundError):
-        httpx.Client()
+    if httpx.__version__ >= "0.28":  # an older one overlooks the missing file
+        with pytest.raises(FileNotFoundError):
+            httpx.Client()
     host = this_machine(paths=[], inputs=[], packages={}).host
     assert host is not None and host.missing_certificates == {"SSL_CERT_FILE": tmp_path / "gone.pem"}
     assert host.sockets is not None and "lo" in host.interfaces

@@ -210,7 +210,7 @@ def test_a_start_that_is_not_here_is_told(run: Run, tmp_path: Path, named: dict[
 
 
 def test_rounding_to_a_narrower_precision_moves_nothing(tmp_path: Path) -> None:
-    import torch
+    torch = pytest.importorskip("torch")
     from safetensors.torch import load_file as load
     from safetensors.torch import save_file as save
 

@@ -181,6 +181,7 @@ def test_a_run_is_resumed_only_where_the_doctor_finds_no_error(
 
 
 def test_checkpoints_that_a_resumed_run_has_need_no_more_room(run: Run) -> None:
+    pytest.importorskip("hydra")
     case = sound("s3_8x40gb")
     planned = {what: size for _, what, size in disk_items(case)}
     [what] = [what for what in planned if "checkpoints" in what]
