@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 VALIDATION = 4
 
 
+@pytest.mark.slow
 def test_a_step_is_trained_with_an_agent_a_reward_and_an_index_of_a_package(
     services: Services, tasks: Path, tmp_path: Path
 ) -> None:
