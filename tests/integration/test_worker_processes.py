@@ -89,7 +89,7 @@ async def test_what_is_no_report_loses_the_worker_and_nobody_waits_for_it(
     theirs.send(sent)
     async with asyncio.timeout(10):
         ends = await asyncio.gather(*playing, return_exceptions=True)
-        assert "no report" in await link.wait_lost()
+        assert "not a report" in await link.wait_lost()
     assert [type(end) for end in ends] == [WorkerLost, WorkerLost] and killed == [7]
     theirs.close()
 
