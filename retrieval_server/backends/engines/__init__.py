@@ -1,0 +1,1 @@
+"""Search engines that others run: one module each, and what they share."""
