@@ -133,7 +133,10 @@ INDEX_KINDS: Registry[IndexKind] = Registry(
     "index kind",
     group="retrieval_server.backends",
     own={name: f"retrieval_server.backends.{name}.kind:KIND" for name in ("bm25", "dense", "lucene")}
-    | {name: f"retrieval_server.backends.engines.{name}:KIND" for name in ("pgvector", "qdrant")},
+    | {
+        name: f"retrieval_server.backends.engines.{name}:KIND"
+        for name in ("pgvector", "qdrant", "opensearch", "lancedb")
+    },
     kind=IndexKind,
     error=RetrievalError,
 )
