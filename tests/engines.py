@@ -6,9 +6,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Protocol
 
+from benchmarks.real_postgres import Postgres, running_postgres
 from retrieval_server.config import index_settings
 from tests.fake_opensearch import AUTHORIZATION, FakeOpenSearch, running_fake_opensearch
-from tests.postgres_server import Postgres, running_postgres
 from tests.qdrant_local_shim import KEY, QdrantLocalShim, running_qdrant_local_shim
 
 ENGINES = ("pgvector", "qdrant", "opensearch", "lancedb")

@@ -10,25 +10,35 @@ import re
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import schemathesis
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from schemathesis import checks
+from schemathesis.specs.openapi import checks as openapi_checks
 
 from benchmarks.untrained_encoder import save_untrained_bert
+from retrieval_server.app import create_app
+from retrieval_server.app.service import Opened
+from retrieval_server.backends.bm25.analysis import EnglishAnalyzer
 from retrieval_server.backends.dense.encoder import Encoder
 from retrieval_server.backends.dense.settings import DenseSettings, EncoderSettings
 from retrieval_server.backends.engines import filling, kind
+from retrieval_server.backends.engines.vocabulary import Vocabulary
+from retrieval_server.config import ServerSettings
 from retrieval_server.corpus import Corpus
 from retrieval_server.errors import QueryError, RetrievalError, Unavailable
 from retrieval_server.index_kinds import IndexSettings, default_settings
 from retrieval_server.indexing import build_index, load_index, verify_index
 from retrieval_server.indexing.build import convert_index
+from s3_agent.testing.servers import serve
 from tests.engines import ENGINES, Engine, engine_settings, running_engine
 from tests.served_corpus import await_status, command, free_port, write_corpus
 
@@ -413,3 +423,58 @@ def test_what_the_url_and_the_encoder_may_be(engine: Engine) -> None:
     if engine.lexical:
         with pytest.raises(ValueError, match=r"uses no `encoder`"):
             engine_settings(engine, "seeing", encoder={"model": "any"})
+
+
+def test_qdrants_own_engine_ranks_our_weights_as_our_index_does(corpus: Corpus, tmp_path: Path) -> None:
+    """Qdrant Edge is the engine without its server: the weights that our module sends give Lucene's scores there."""
+    import qdrant_edge as edge
+
+    analyzer = EnglishAnalyzer()
+    texts = analyzer.batch([passage.contents for passage in corpus])
+    vocabulary = Vocabulary.of(texts)
+    weights = edge.EdgeSparseVectorParams()
+    shard = edge.EdgeShard.create(str(tmp_path / "edge"), edge.EdgeConfig(sparse_vectors={"sparse": weights}))
+    points = [
+        edge.Point(row, {"sparse": edge.SparseVector(*vocabulary.passage(terms, k1=0.9, b=0.4))} if terms else {})
+        for row, terms in enumerate(texts)
+    ]
+    shard.update(edge.UpdateOperation.upsert_points(points))
+    shard.optimize()
+    build_index(corpus, tmp_path / "ours", default_settings())
+    ours = load_index(corpus, tmp_path / "ours")
+    for query in QUERIES:
+        asked = edge.SparseVector(*vocabulary.query(Counter(analyzer.terms(query))))
+        nearest = edge.Query.Nearest(asked, using="sparse")
+        found = shard.query(edge.QueryRequest(limit=PASSAGES, query=nearest)) if asked.indices else []
+        hits = sorted(((point.id, point.score) for point in found), key=lambda hit: (-round(hit[1], 5), hit[0]))
+        [wanted] = ours.search([query], topk=PASSAGES)
+        assert [score for _, score in hits] == pytest.approx([score for _, score in wanted], rel=1e-5)
+        assert {row for row, _ in hits} == {row for row, _ in wanted}
+    shard.close()
+
+
+SLOW = (HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large)
+CHECKS = [checks.not_a_server_error, openapi_checks.status_code_conformance, openapi_checks.response_schema_conformance]
+
+
+def test_nothing_that_openapi_allows_is_a_server_error(engine: Engine, fuzzed: Any, corpus: Corpus) -> None:
+    def opens(report: Any) -> Opened:
+        return Opened(corpus, fuzzed, {"backend": engine.kind, "passages": PASSAGES})
+
+    app = create_app(ServerSettings(corpus=Path("none"), index=Path("none")), opens=opens)
+    with serve(app) as url:
+        while httpx.get(f"{url}/readyz").status_code != 200:
+            pass
+        schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
+        strategy = schema["/retrieve"]["POST"].as_strategy(generation_mode=schemathesis.GenerationMode.POSITIVE)
+        seen: Counter[int] = Counter()
+
+        @given(case=strategy)
+        @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=SLOW)
+        def ask(case: Any) -> None:
+            response = case.call()
+            seen[response.status_code] += 1
+            case.validate_response(response, checks=CHECKS)
+
+        ask()
+    assert seen[200] > 10, seen
