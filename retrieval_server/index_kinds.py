@@ -132,10 +132,9 @@ class IndexKind(ABC):
 INDEX_KINDS: Registry[IndexKind] = Registry(
     "index kind",
     group="retrieval_server.backends",
-    own={name: f"retrieval_server.backends.{name}.kind:KIND" for name in ("bm25", "dense", "lucene")}
-    | {
-        name: f"retrieval_server.backends.engines.{name}:KIND"
-        for name in ("pgvector", "qdrant", "opensearch", "lancedb")
+    own={
+        name: f"retrieval_server.backends.{name}.kind:KIND"
+        for name in ("bm25", "dense", "lucene", "pgvector", "qdrant", "opensearch", "lancedb")
     },
     kind=IndexKind,
     error=RetrievalError,

@@ -66,6 +66,7 @@ QUERIES = (
     "日本 3.14",
     "x_y psychological",
     "sweden",
+    "boat boat river",
     "absent",
     "",
     "the",

@@ -1,1 +1,1 @@
-"""Search engines that others run: one module each, and what they share."""
+"""What engines of others share as kinds of index."""

@@ -2,22 +2,27 @@
 
 import asyncio
 import math
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from retrieval_server.backends.engines.http_json import HttpJson, in_requests, url_without_key
+from retrieval_server.backends.engines.kind import EngineKind
 from retrieval_server.backends.engines.patience import patiently
-from retrieval_server.backends.engines.pgvector import _word
 from retrieval_server.backends.engines.searching import fuse
 from retrieval_server.backends.engines.vocabulary import Vocabulary
+from retrieval_server.backends.pgvector.kind import _word
 from retrieval_server.batcher import Away, Batcher
+from retrieval_server.config import index_settings
 from retrieval_server.errors import RetrievalError, Unavailable
+from retrieval_server.index_kinds import INDEX_KINDS
 from retrieval_server.metrics import Metrics
 
 PASSAGES = st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=12), min_size=1, max_size=12)
@@ -177,3 +182,45 @@ async def test_a_batch_is_not_halved_while_the_engine_is_away() -> None:
     await batcher.close()
     assert sum(searched) == 8 and all(type(outcome) is Away for outcome in outcomes)
     assert {str(outcome) for outcome in outcomes} == {"the engine is away"}
+
+
+PAGE = Path(__file__).parents[3] / "docs/engines.md"
+
+
+def test_the_settings_of_the_page_are_valid_and_each_engine_has_some() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    shown = [
+        index_settings.validate_python(yaml.safe_load(block)) for block in re.findall(r"```yaml\n(.*?)```", text, re.S)
+    ]
+    engines = [name for name in INDEX_KINDS if isinstance(INDEX_KINDS[name], EngineKind)]
+    assert sorted(settings.kind for settings in shown) == sorted(engines)
+    for name in engines:
+        assert f"--backend {name}.yaml" in text and re.search(rf"^\| `{name}` \|", text, re.M)
+
+
+@pytest.mark.parametrize("name", ["pgvector", "qdrant", "opensearch", "lancedb"])
+def test_where_an_index_is_is_no_part_of_what_it_is(name: str) -> None:
+    kind = INDEX_KINDS[name]
+    search = {"encoder": {"model": "m"}} if name == "lancedb" else {"search": "bm25"}
+    url = "postgresql://me@host/db" if name == "pgvector" else "http://host:1"
+    settings = kind.settings.model_validate({"kind": name, "url": url, **search})
+    assert not {"url", "name"} & {*settings.answers()}
+    again = kind.settings.model_validate({"kind": name, **settings.identity(), **settings.place()})
+    assert again.identity() == settings.identity()
+
+
+@pytest.mark.parametrize(
+    ("values", "topk", "names"),
+    [
+        ({"layout": "hnsw", "ef_search": 20}, 21, "ef_search"),
+        ({"layout": "binary", "candidates": 20}, 21, "candidates"),
+        ({"search": "hybrid", "fused": 20}, 21, "fused"),
+        ({"search": "hybrid", "fused": 30, "ef_search": 20}, 8, "ef_search"),
+    ],
+)
+def test_more_passages_than_a_graph_returns_are_refused(values: dict[str, Any], topk: int, names: str) -> None:
+    given = {"kind": "pgvector", "url": "postgresql://me@host/db", "encoder": {"model": "m"}, **values}
+    settings = index_settings.validate_python(given)
+    with pytest.raises(ValueError, match=f"`{names}` is 20, below the"):
+        settings.check_topk(topk)
+    index_settings.validate_python({**given, "layout": "exact", "fused": 50}).check_topk(topk)

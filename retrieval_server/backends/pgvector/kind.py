@@ -1,7 +1,7 @@
 """Postgres as an engine: vectors with the extension pgvector, BM25 with pg_textsearch where the server has it.
 
 A table holds a row for each passage. pgvector's `<#>` is the negative inner product. pg_textsearch multiplies Lucene's
-score by k1 + 1, keeps lengths in one byte, and counts a repeated word of a query once.
+score by k1 + 1, keeps lengths in one byte, and leaves passages without a word out of the statistics.
 """
 
 import re
@@ -322,16 +322,19 @@ class _Table(Store):
     def lexical(self, queries: Sequence[Counter[str]], topk: int) -> list[Hits]:
         scale = 1.0 + self._settings.k1
 
+        statement = (
+            "select number, -(terms <@> to_bm25query(%s, {words_name})) as score from {table} "
+            "order by terms <@> to_bm25query(%s, {words_name}) limit %s"
+        )
+        query = self._sql.SQL(statement).format(**self._names)
+
         def search(chosen: Sequence[Counter[str]]) -> list[Hits]:
             lists = []
-            with self._connection() as connection:
+            with self._connection() as connection, connection.transaction():
+                # For a small table the planner would score every row in place of asking the index.
+                connection.execute("set local enable_seqscan = off")
                 for terms in chosen:
-                    words = " ".join(map(_word, terms))
-                    statement = (
-                        "select number, -(terms <@> to_bm25query(%s, {words_name})) as score from {table} "
-                        "order by terms <@> to_bm25query(%s, {words_name}) limit %s"
-                    )
-                    query = self._sql.SQL(statement).format(**self._names)
+                    words = " ".join(map(_word, terms.elements()))
                     rows = connection.execute(query, [words, words, topk]).fetchall()
                     lists.append([(number, score / scale) for number, score in rows if score > 0])
             return lists
