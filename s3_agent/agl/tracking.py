@@ -17,7 +17,7 @@ import verl.utils.tracking as verl_tracking
 from s3_agent.agl.run_files import EPISODES_VARIABLE, METRICS_VARIABLE
 from s3_agent.data.files.appended import AppendedLines
 from s3_agent.rollout.episode_log import GrowingFile, read_record
-from s3_agent.rollout.step_metrics import batch_metrics, step_metrics
+from s3_agent.rollout.step_metrics import batch_metrics, likelihood_metrics, step_metrics
 
 PATIENCE_S = 10.0
 POLL_S = 0.1
@@ -74,7 +74,7 @@ class RunTracking(verl_tracking.Tracking):
     def log(self, data: Mapping[str, Any], step: int, backend: Any = None) -> None:
         """Log a step with what its rollouts say, and with what was not trained of them."""
         lost = batch_metrics(data, questions=self._questions, groups_of_one=self._compared.groups_of_one)
-        super().log({**data, **self._of_rollouts(data), **lost}, step, backend)
+        super().log({**likelihood_metrics(data), **self._of_rollouts(data), **lost}, step, backend)
 
     def _of_rollouts(self, data: Mapping[str, Any]) -> dict[str, float]:
         """The metrics of the rollouts since the last step. The pool writes the last of them a moment after their end.

@@ -23,7 +23,10 @@ FUSED_HEAD = "s3_agent.agl.fused_head"
 """verl loads it with the model (model.external_lib) in the processes that train it."""
 AGL_LOSS = "per_rollout_mean"
 """Agent Lightning's default policy loss; the name of its other one, `cispo_per_rollout_mean`, ends in it."""
+LOSSES = "s3_agent.agl.losses"
+"""verl loads it with the model: the policy losses with metrics of likelihood, and LLDS."""
 Tracker = Literal["console", "tensorboard", "wandb"]
+LldsGate = Literal["action", "response", "token"]
 
 _OF_RESUME = "a resumed run, and the export of its policy, rely on how s3-agent sets it"
 REFUSED = {
@@ -71,16 +74,32 @@ def _paths(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _paths(value, f"{path}.")
 
 
+class Llds(BaseModel):
+    """A penalty for responses with an advantage of 0 or more that an update makes less likely (arXiv 2512.04220).
+
+    `weight` is the paper's λ (0.2; 0.3 for Qwen2.5-7B-Instruct). With the gate `action` the tokens of an action count
+    if the whole action became less likely, with `response` if the response did, with `token` always. `answer_weight` is
+    the weight of the last action, which holds the answer; less than 1 keeps a model from answering without a search.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weight: float = Field(default=0.2, gt=0)
+    gate: LldsGate = "action"
+    answer_weight: float = Field(default=1.0, ge=0, le=1)
+
+
 class TrainerRecipe(BaseModel):
     """What a recipe says of its trainer. Lengths are in policy tokens.
 
     A step plays `questions_per_step` x `rollouts_per_question` rollouts and makes one optimizer update for every
     `questions_per_update` questions (None: one for all), `max_updates` at most. `kl_loss` is the weight of the distance
-    to the reference policy beside the policy's loss, however many updates a step makes; at 0 there is none.
-    `tokens_per_gpu` packs rows into micro batches of so many tokens; without it `micro_batch` rows make one. `offload`
-    keeps parameters and optimizer in host memory while they are not used; `fused_log_probs` never holds the logits of a
-    whole micro batch. The policy server takes `rollout_memory` of each GPU's memory, and `tensor_parallel` GPUs make
-    one server.
+    to the reference policy beside the policy's loss, however many updates a step makes; at 0 there is none. `llds`
+    holds the likelihood of what was right. `spare_questions` more are played at a step: their rollouts take the place
+    of those that teach nothing, because all of a question got the same reward. `tokens_per_gpu` packs rows into micro
+    batches of so many tokens; without it `micro_batch` rows make one. `offload` keeps parameters and optimizer in host
+    memory while they are not used; `fused_log_probs` never holds the logits of a whole micro batch. The policy server
+    takes `rollout_memory` of each GPU's memory, and `tensor_parallel` GPUs make one server.
 
     Checkpoints and validations are made every so many steps, and at the last one in any case. `checkpoints_kept=None`
     keeps all. `checkpoint_policy` also writes the policy into each as a Hugging Face folder, in the precision it is
@@ -104,6 +123,8 @@ class TrainerRecipe(BaseModel):
     max_updates: int | None = Field(default=None, ge=1)
     learning_rate: float = Field(default=1e-6, ge=0)
     kl_loss: float = Field(default=0.0, ge=0)
+    llds: Llds | None = None
+    spare_questions: int = Field(default=0, ge=0)
     clip_low: float = Field(default=0.2, gt=0)
     clip_high: float = Field(default=0.2, gt=0)
     temperature: float = Field(default=1.0, gt=0)
@@ -132,9 +153,14 @@ class TrainerRecipe(BaseModel):
         return self.questions_per_update or self.questions_per_step
 
     @property
+    def questions_played(self) -> int:
+        """Questions that are played at a step, spare ones included."""
+        return self.questions_per_step + self.spare_questions
+
+    @property
     def rollouts_per_step(self) -> int:
-        """Training rollouts a step."""
-        return self.questions_per_step * self.rollouts_per_question
+        """Training rollouts that are played at a step."""
+        return self.questions_played * self.rollouts_per_question
 
     @field_validator("verl")
     @classmethod
@@ -149,6 +175,16 @@ class TrainerRecipe(BaseModel):
         path = "actor_rollout_ref.rollout.enforce_eager"
         if self.device == "cpu" and OmegaConf.select(OmegaConf.create(literal(self.verl)), path) is False:
             raise ValueError(f"verl.{path}=false: on a CPU the policy server can not compile: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _llds_has_an_effect(self) -> Self:
+        updates = min(self.questions_per_step // self.mini_batch, self.max_updates or self.questions_per_step)
+        if self.llds is not None and updates < 2:
+            raise ValueError(
+                "llds is 0 in the first update of a step, and a step makes no other: set questions_per_update to a "
+                f"quarter of questions_per_step ({self.questions_per_step // 4 or 1}) or less"
+            )
         return self
 
     @model_validator(mode="after")
@@ -199,6 +235,15 @@ class TrainerSettings(TrainerRecipe):
     seed: int = 0
 
 
+def _most_updates(settings: TrainerSettings) -> int | None:
+    """Rollouts of spare questions make no additional update: Agent Lightning drops as many rows, first those of
+    questions whose rollouts all got the same reward."""
+    if not settings.spare_questions:
+        return settings.max_updates
+    updates = settings.questions_per_step // settings.mini_batch
+    return min(updates, settings.max_updates or updates)
+
+
 def _common(settings: TrainerSettings, gateway_key: str) -> dict[str, Any]:
     context = settings.prompt_tokens + settings.response_tokens
     packed = settings.tokens_per_gpu
@@ -211,7 +256,7 @@ def _common(settings: TrainerSettings, gateway_key: str) -> dict[str, Any]:
             "rollout_correction": {"rollout_is": None, "rollout_rs": None, "bypass_mode": False},
         },
         "data": {
-            "train_batch_size": settings.questions_per_step,
+            "train_batch_size": settings.questions_played,
             "val_batch_size": settings.validation_size,  # AGL keeps only the last validation batch's metrics
             "max_prompt_length": settings.prompt_tokens,
             "max_response_length": settings.response_tokens,
@@ -224,7 +269,7 @@ def _common(settings: TrainerSettings, gateway_key: str) -> dict[str, Any]:
             "model": {
                 "path": settings.model,
                 "use_fused_kernels": settings.fused_log_probs,
-                "external_lib": FUSED_HEAD,
+                "external_lib": [FUSED_HEAD, LOSSES],
                 **template,
             },
             "actor": {
@@ -282,7 +327,7 @@ def _common(settings: TrainerSettings, gateway_key: str) -> dict[str, Any]:
             "local": {"agent_class": settings.agent_class, "env_map": settings.env_map},
             "hooks": str(HOOKS) if settings.seeded else None,
             "rollout_timeout_seconds": settings.rollout_timeout_s,
-            "max_ppo_update_times": settings.max_updates,
+            "max_ppo_update_times": _most_updates(settings),
             "trace_aggregator": {
                 "level": "trajectory",
                 "trajectory_max_prompt_length": settings.prompt_tokens,
@@ -299,7 +344,7 @@ def _on_cpu() -> dict[str, Any]:
             "model": {
                 "use_remove_padding": True,
                 "enable_gradient_checkpointing": False,
-                "external_lib": cpu.ENGINE,
+                "external_lib": [cpu.ENGINE, LOSSES],
                 "override_config": {"attn_implementation": "sdpa"},
             },
             "actor": {
@@ -384,8 +429,22 @@ def kl_coefficient(kl_loss: float, config: DictConfig) -> float:
     update's own rows: of several updates a step each would pull as many times as hard to the reference. verl's own
     losses are means over the same rows as the KL.
     """
+    return kl_loss / _loss_divisor(config)
+
+
+def _loss_divisor(config: DictConfig) -> int:
     loss = OmegaConf.select(config, "actor_rollout_ref.actor.policy_loss.loss_mode") or AGL_LOSS
-    return kl_loss / (updates_per_step(config) if loss.endswith(AGL_LOSS) else 1)
+    return updates_per_step(config) if loss.endswith(AGL_LOSS) else 1
+
+
+def _llds(llds: Llds, config: DictConfig) -> dict[str, Any]:
+    """The settings of `s3_agent.agl.losses`; the weight is divided as that of the distance to the reference."""
+    return {
+        "_target_": f"{LOSSES}.LldsLossConfig",
+        "llds_weight": llds.weight / _loss_divisor(config),
+        "llds_gate": llds.gate,
+        "llds_answer_weight": llds.answer_weight,
+    }
 
 
 def _layers(settings: TrainerSettings, gateway_key: str) -> list[Any]:
@@ -398,7 +457,10 @@ def _layers(settings: TrainerSettings, gateway_key: str) -> list[Any]:
         layers.append({"ray_kwargs": {"ray_init": elsewhere}})
     told = OmegaConf.merge(*layers, settings.verl)
     assert isinstance(told, DictConfig)
-    layers.append({"actor_rollout_ref": {"actor": {"kl_loss_coef": kl_coefficient(settings.kl_loss, told)}}})
+    actor: dict[str, Any] = {"kl_loss_coef": kl_coefficient(settings.kl_loss, told)}
+    if settings.llds is not None:
+        actor["policy_loss"] = _llds(settings.llds, told)
+    layers.append({"actor_rollout_ref": {"actor": actor}})
     return layers
 
 

@@ -8,6 +8,8 @@ from typing import Any
 from s3_agent.rollout.episode_log import EpisodeRecord
 from s3_agent.types import ActionKind
 
+SUMS, COUNTS = "actor/sums/", "actor/counts/"
+"""Prefixes of what `s3_agent.agl.losses` sums over tokens, and of how many these are."""
 BOUNDARIES = ("policy", "retriever", "generator", "judge", "worker", "timeout")
 
 
@@ -44,6 +46,15 @@ def batch_metrics(trainer: Mapping[str, Any], *, questions: int | None, groups_o
         "groups_of_one": groups_of_one,
     }
     return {f"s3/train/{name}": float(count) for name, count in counts.items() if count is not None}
+
+
+def likelihood_metrics(trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """The trainer's metrics with means over tokens in place of sums and counts, as `actor/log_prob/correct`, …"""
+    kept = {name: value for name, value in trainer.items() if not name.startswith((SUMS, COUNTS))}
+    for name, value in trainer.items():
+        if name.startswith(SUMS) and (count := trainer[COUNTS + name.removeprefix(SUMS)]):
+            kept["actor/" + name.removeprefix(SUMS)] = float(value / count)
+    return kept
 
 
 def _of(records: Sequence[EpisodeRecord]) -> dict[str, float]:

@@ -175,7 +175,7 @@ def _lines(plan: Plan) -> list[str]:
     folder = next(parent for parent in (recipe.runs.absolute(), *recipe.runs.absolute().parents) if parent.exists())
     return [
         f"policy: {recipe.policy.model} on {trainer.gpus} x {trainer.device}; agent: {recipe.agent.name}",
-        f"steps: {trainer.steps} x {trainer.rollouts_per_step} rollouts ({trainer.questions_per_step} questions x "
+        f"steps: {trainer.steps} x {trainer.rollouts_per_step} rollouts ({trainer.questions_played} questions x "
         f"{trainer.rollouts_per_question}) = {trainer.steps * trainer.rollouts_per_step:,}, {updates} updates a step",
         *_kl_line(trainer.kl_loss, told.actor_rollout_ref.actor.kl_loss_coef, updates),
         f"rollouts at a time: {recipe.workers.processes * recipe.workers.concurrency:,} "

@@ -57,7 +57,7 @@ def check_tasks(case: Case) -> Iterator[Finding]:
     """Is there something to train on, and is validation what it seems?"""
     if case.train is None:
         return
-    needed = case.recipe.trainer.questions_per_step
+    needed = case.recipe.trainer.questions_played
     if len(case.train) < needed:
         filtered = " that naive RAG does not answer" if case.rag_cache is not None else ""
         yield error(
