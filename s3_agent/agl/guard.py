@@ -5,9 +5,9 @@ the signs of both are in the metrics (docs/stability.md). `s3_agent.training.kep
 """
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
+from math import inf, isfinite
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -42,6 +42,17 @@ class Guard(BaseModel):
     gradient_norm: float | None = Field(default=50.0, gt=1)
     searches_at_limit: float | None = Field(default=None, gt=0, le=1)
     steps: int = Field(default=3, ge=1)
+
+
+class GuardReport(BaseModel):
+    """What the guard of a run found: why it tripped and after which step, and which step validated best (0: the policy
+    that training began with)."""
+
+    reason: str
+    step: int
+    stopped: bool
+    best_step: int
+    best_validation: float
 
 
 Row = Mapping[str, Any]
@@ -93,25 +104,34 @@ def _of_steps(guard: Guard, rows: Sequence[Row]) -> str | None:
     trained = [row["data"] for row in rows if "training/n_sample" in row["data"]]
     if len(trained) < guard.steps or "training/n_sample" not in rows[-1]["data"]:
         return None
-    last, step = trained[-guard.steps :], rows[-1]["step"]
-    until = f"in the {guard.steps} steps until step {step}"
-    if guard.invalid_actions is not None:
-        shares = [data.get("s3/train/invalid_actions") for data in last]
-        if all(share is not None and share > guard.invalid_actions for share in shares):
-            return f"the share of responses without an action was above {guard.invalid_actions} {until} ({shares[-1]:.2f})"
-    if guard.searches_at_limit is not None:
-        shares = [data.get("s3/train/at_search_limit") for data in last]
-        if all(share is not None and share > guard.searches_at_limit for share in shares):
-            return f"more than {guard.searches_at_limit} of the rollouts used all searches {until} ({shares[-1]:.2f})"
-    if guard.reward_share is not None:
-        rewards = [data.get("training/reward") for data in trained]
-        best = max((reward for reward in rewards if reward is not None), default=0.0)
-        if best > 0 and all(reward is not None and reward < guard.reward_share * best for reward in rewards[-guard.steps :]):
-            return f"the reward was below {guard.reward_share} of the best step's ({best:.3f}) {until} ({rewards[-1]:.3f})"
+
+    def series(name: str) -> list[float | None]:
+        return [data.get(name) for data in trained]
+
+    until = f"in the {guard.steps} steps until step {rows[-1]['step']}"
+    invalid, at_limit = series("s3/train/invalid_actions"), series("s3/train/at_search_limit")
+    rewards, norms = series("training/reward"), series("actor/grad_norm")
+    if guard.invalid_actions is not None and _above(invalid[-guard.steps :], guard.invalid_actions):
+        return f"more than {guard.invalid_actions} of the responses held no action {until} ({invalid[-1]:.2f} at last)"
+    if guard.searches_at_limit is not None and _above(at_limit[-guard.steps :], guard.searches_at_limit):
+        return f"more than {guard.searches_at_limit} of the rollouts used all their searches {until}"
+    best = max((reward for reward in rewards if reward is not None), default=0.0)
+    if guard.reward_share is not None and best > 0:
+        floor = guard.reward_share * best
+        if all(reward is not None and reward < floor for reward in rewards[-guard.steps :]):
+            return f"the reward was below {guard.reward_share} of the best step's ({best:.3f}) {until}"
+    usual = [norm for norm in norms[: -guard.steps] if _is_finite(norm)]
     if guard.gradient_norm is not None:
-        norms = [data.get("actor/grad_norm") for data in trained]
-        usual = [norm for norm in norms[: -guard.steps] if norm is not None and isfinite(norm)]
-        limit = guard.gradient_norm * median(usual) if len(usual) >= _SETTLED else float("inf")
-        if all(norm is None or not isfinite(norm) or norm > limit > 0 for norm in norms[-guard.steps :]):
-            return f"the gradient norm was not finite, or above {guard.gradient_norm} times its median, {until} ({norms[-1]})"
+        limit = guard.gradient_norm * median(usual) if len(usual) >= _SETTLED else inf
+        if all(not _is_finite(norm) or norm > limit > 0 for norm in norms[-guard.steps :]):
+            return f"the gradient norm was not finite, or above {guard.gradient_norm} times its median, {until}"
     return None
+
+
+def _above(values: Sequence[float | None], limit: float) -> bool:
+    return all(value is not None and value > limit for value in values)
+
+
+def _is_finite(value: float | None) -> TypeGuard[float]:
+    """The trainer's log has null for a metric that was not a number."""
+    return value is not None and isfinite(value)

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from s3_agent.agl import cpu
+from s3_agent.agl.guard import Guard
 from s3_agent.agl.run_files import MODULES_VARIABLE, SEED_VARIABLE, TRACKING
 from s3_agent.errors import ConfigError, nearest
 from s3_agent.names import literal
@@ -125,6 +126,7 @@ class TrainerRecipe(BaseModel):
     kl_loss: float = Field(default=0.0, ge=0)
     llds: Llds | None = None
     spare_questions: int = Field(default=0, ge=0)
+    guard: Guard = Guard()
     clip_low: float = Field(default=0.2, gt=0)
     clip_high: float = Field(default=0.2, gt=0)
     temperature: float = Field(default=1.0, gt=0)
@@ -175,6 +177,17 @@ class TrainerRecipe(BaseModel):
         path = "actor_rollout_ref.rollout.enforce_eager"
         if self.device == "cpu" and OmegaConf.select(OmegaConf.create(literal(self.verl)), path) is False:
             raise ValueError(f"verl.{path}=false: on a CPU the policy server can not compile: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _best_is_kept(self) -> Self:
+        if self.guard.action != "stop":
+            return self
+        if self.validate_every is None or self.validate_every % (self.checkpoint_every or self.steps):
+            raise ValueError(
+                "guard.action=stop keeps the policy that validated best: set validate_every, and checkpoint_every to "
+                "the same number or a divisor of it"
+            )
         return self
 
     @model_validator(mode="after")

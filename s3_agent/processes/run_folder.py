@@ -48,6 +48,9 @@ class Run:
         self.generations = folder / "generations.json"
         self.conditions = folder / "conditions.json"
         self.changes = folder / "changes.json"
+        self.guard = folder / "guard.json"
+        self.best = folder / "best"
+        self.after_best = folder / "after-best"
 
     def create(self) -> None:
         """Make the folder. Raises ConfigError when a run of that name exists."""

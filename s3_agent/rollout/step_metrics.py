@@ -6,10 +6,11 @@ from statistics import fmean
 from typing import Any
 
 from s3_agent.rollout.episode_log import EpisodeRecord
-from s3_agent.types import ActionKind
+from s3_agent.types import ActionKind, StopReason
 
 SUMS, COUNTS = "actor/sums/", "actor/counts/"
 """Prefixes of what `s3_agent.agl.losses` sums over tokens, and of how many these are."""
+AT_LIMIT = (StopReason.FINAL_TURN_USED, StopReason.SEARCHES_USED)
 BOUNDARIES = ("policy", "retriever", "generator", "judge", "worker", "timeout")
 
 
@@ -67,6 +68,7 @@ def _of(records: Sequence[EpisodeRecord]) -> dict[str, float]:
         "gbr": _mean(record.gbr for record in ended),
         "rag_baseline": _mean(record.task.rag_score for record in ended if record.task is not None),
         "searches": _mean(episode.searches for episode in episodes),
+        "at_search_limit": _mean(episode.stop_reason in AT_LIMIT for episode in episodes),
         "turns": _mean(len(episode.turns) for episode in episodes),
         "selected": _mean(len(episode.selected) for episode in episodes),
         "invalid_actions": _mean(turn.action is None or turn.action.kind is ActionKind.INVALID for turn in turns),

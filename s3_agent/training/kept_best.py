@@ -12,26 +12,14 @@ import shutil
 from pathlib import Path
 
 import structlog
-from pydantic import BaseModel
 
-from s3_agent.agl.guard import Guard, best_of, tripped, validation_of
+from s3_agent.agl.guard import Guard, GuardReport, best_of, tripped, validation_of
 from s3_agent.data.files.whole import write_whole
 from s3_agent.processes.run_folder import Run
 from s3_agent.rollout.episode_log import GrowingFile
 from s3_agent.training.resume import LATEST, checkpoint_steps, is_whole, step_folder
 
 log = structlog.get_logger()
-
-
-class GuardReport(BaseModel):
-    """What the guard of a run found: why it tripped and after which step, and which step validated best (0: the policy
-    that training began with)."""
-
-    reason: str
-    step: int
-    stopped: bool
-    best_step: int
-    best_validation: float
 
 
 class RunStopped(Exception):
@@ -119,3 +107,8 @@ def go_back_to_best(run: Run, best_step: int) -> None:
     if not is_whole(step_folder(run, best_step)) and is_whole(kept):
         link_tree(kept, step_folder(run, best_step))
     write_whole(run.checkpoints / LATEST, str(best_step))
+
+
+def read_report(run: Run) -> GuardReport | None:
+    """What the guard found in this run; None when no rule tripped."""
+    return GuardReport.model_validate_json(run.guard.read_bytes()) if run.guard.exists() else None
