@@ -48,7 +48,7 @@ def test_a_driver_that_does_not_tell_the_capability_is_read() -> None:
 
 @pytest.mark.parametrize("text", ["8x40", "x40gb", "0x40gb", "8 x 40gb", "gpu", ""])
 def test_a_description_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="describes no machine"):
+    with pytest.raises(ConfigError, match="does not describe a machine"):
         described(text)
 
 
