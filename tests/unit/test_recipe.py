@@ -189,7 +189,7 @@ def test_rows_that_would_be_cut_are_refused(recipe: Path) -> None:
 
 def test_a_batch_that_micro_batches_do_not_divide_is_refused(recipe: Path) -> None:
     sizes = ["trainer.questions_per_step=2", "trainer.rollouts_per_question=4"]
-    with pytest.raises(ConfigError, match=r"\(8\), can not be divided.*\(16\).*change one"):
+    with pytest.raises(ConfigError, match=r"= 8\) can not be divided.*\(16\).*change one"):
         load_recipe(str(recipe), [*sizes, "trainer.micro_batch=16"])
     assert load_recipe(str(recipe), [*sizes, "trainer.micro_batch=8"])
 

@@ -111,7 +111,7 @@ def test_a_shape_comes_from_the_folder_or_is_published(tmp_path: Path, monkeypat
     assert published is not None and published.source == "published config"
     assert model_shape("nobody/knows", None) is None
     (tmp_path / "config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ConfigError, match="no model's configuration"):
+    with pytest.raises(ConfigError, match="not the configuration of a model"):
         model_shape(str(tmp_path), tmp_path)
 
 
