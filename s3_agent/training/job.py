@@ -88,7 +88,7 @@ def trainer_settings(
 
 
 def train_job(recipe: Recipe, *, name: str | None = None) -> int:
-    """Train with `recipe`; returns 0 when it is done. Raises S3AgentError; leaves no process running."""
+    """Train with `recipe`; returns 0 after the last step. Raises S3AgentError; leaves no process running."""
     require_trainable(recipe)
     run = Run(recipe.runs / (name or f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
     return _train(recipe, run, resumed=False)
@@ -117,7 +117,7 @@ def _train(recipe: Recipe, run: Run, *, resumed: bool, changed: Sequence[str] = 
     started = time.monotonic()
     recipe = with_gateway_key(recipe)
     if recipe.gateway.url and not recipe.gateway.key:
-        raise ConfigError("your own gateway needs its key", remedy=KEY_REMEDY)
+        raise ConfigError("the key of your own gateway is missing", remedy=KEY_REMEDY)
     if recipe.policy.mode != "tokens":
         raise ConfigError("chat messages carry no token ids to train on", remedy="leave policy.mode=tokens")
     require_external(recipe)

@@ -41,7 +41,7 @@ class PreparedTasks:
 
 
 def prepare_tasks(recipe: Recipe) -> PreparedTasks:
-    """The tasks of a run, scored where there is a RAG cache.
+    """The tasks of a run; if there is a RAG cache, with its scores.
 
     Raises RagCacheError for a cache with other inputs and for a task without an answer.
     """
@@ -55,7 +55,7 @@ def prepare_tasks(recipe: Recipe) -> PreparedTasks:
         accuracy = sum(task.rag_score or 0.0 for task in (*train, *validation)) / (len(train) + len(validation))
     if len(kept) < recipe.trainer.questions_played:
         raise ConfigError(
-            f"{len(kept)} training tasks are left that naive RAG does not answer, a step needs "
+            f"{len(kept)} training tasks are left that naive RAG does not answer, but a step needs "
             f"{recipe.trainer.questions_played}",
             remedy="give more tasks in data.train, or lower trainer.questions_per_step",
         )
