@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import random
 import signal
 import subprocess
@@ -296,14 +295,17 @@ def test_a_lost_process_ends_the_build_with_the_reason(tmp_path: Path, monkeypat
     corpus = corpus_of(tmp_path, some_texts(600, words=200))
     monkeypatch.setattr(workers, "PART_BYTES", 5000)
 
-    def kill(stage: str, done: int, total: int) -> None:
-        if stage == "analysing passages" and 0 < done < total:
-            for process in psutil.Process().children():
-                if "retrieval_server.backends.bm25.block_max.parts" in process.cmdline():
-                    os.kill(process.pid, signal.SIGKILL)
+    started = workers._started
 
-    with pytest.raises(RetrievalError, match=r"ended with status -9(.|\n)*continues"):
-        build_index(corpus, tmp_path / "index", BLOCK_MAX, report=kill)
+    def lost(task: dict[str, Any]) -> Any:
+        process = started(task)
+        process.kill()
+        return process
+
+    with monkeypatch.context() as patched:
+        patched.setattr(workers, "_started", lost)
+        with pytest.raises(RetrievalError, match=r"ended with status -9(.|\n)*continues"):
+            build_index(corpus, tmp_path / "index", BLOCK_MAX)
     build_index(corpus, tmp_path / "index", BLOCK_MAX)
     assert load_index(corpus, tmp_path / "index").search(["w3"], topk=1)[0]
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from retrieval_server.backends.base import Hits
 from retrieval_server.backends.bm25.block_max import RECORD
-from retrieval_server.backends.bm25.block_max.kernel import MOST_TERMS, postings, search
+from retrieval_server.backends.bm25.block_max.kernel import MOST_TERMS, postings, search, shares
 from retrieval_server.backends.bm25.block_max.merging import ARRAYS, file_of, idfs, norms
 from retrieval_server.backends.bm25.block_max.parts import term_hash
 from retrieval_server.backends.bm25.searching import Bm25Backend
@@ -28,7 +28,7 @@ class BlockMax(Bm25Backend):
         self._terms, self._counts, self._firsts = (arrays[name] for name in ("terms", "counts", "firsts"))
         norm = norms(settings, longest=record["longest"], average=record["words"] / record["passages"])
         packed = (arrays[name] for name in ("postings", "lasts", "tops", "places", "lengths"))
-        self._index = (*packed, norm)
+        self._index = (*packed, norm, shares(norm))
         self._threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="bm25")
 
     @classmethod

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from retrieval_server.backends.bm25.block_max.compiling import compiled
-from retrieval_server.backends.bm25.block_max.packing import BLOCK, frequency, unpack_rows
+from retrieval_server.backends.bm25.block_max.packing import BLOCK, frequency, frequency_run, get, unpack_rows
 
 MOST_TERMS = 128
 """The search holds a window for each term of a query; longer queries are searched without pruning."""
@@ -20,7 +20,7 @@ MOST_TERMS = 128
 _RARE = 8 * BLOCK
 # Sums in single precision differ from exact ones by less than this share, at up to MOST_TERMS terms.
 _SLACK = 1.0 + 1e-4
-_PROMISING = 4
+_PROMISING = 16  # windows that are searched first, whatever their place
 
 
 @compiled
@@ -38,10 +38,24 @@ def weight(idf: Any, tf: Any, norm: Any) -> Any:
     return np.float32(np.float64(idf) * (tf / (norm + tf)))
 
 
+def shares(norms: Any) -> Any:
+    """The quotients of `weight` by frequency, up to a small one, and by length."""
+    tfs = np.arange(8)[:, None]
+    return tfs / (norms + np.maximum(tfs, 1))
+
+
+@compiled
+def scaled(idf: Any, tf: Any, length: Any, norms: Any, known: Any) -> Any:
+    """`weight` with the usual quotients from a table."""
+    if tf < len(known):
+        return np.float32(np.float64(idf) * known[tf, length])
+    return weight(idf, tf, norms[length])
+
+
 @compiled
 def postings(index: Any, first: Any, df: Any, idf: Any, rows: Any, weights: Any) -> None:
     """Write all rows of a term and their weights."""
-    words, lasts, _, places, lengths, norms = index
+    words, lasts, _, places, lengths, norms, known = index
     for number in range((df + BLOCK - 1) // BLOCK):
         block, start = first + number, number * BLOCK
         count = min(BLOCK, df - start)
@@ -49,7 +63,7 @@ def postings(index: Any, first: Any, df: Any, idf: Any, rows: Any, weights: Any)
         unpack_rows(words, at, count, previous, np.int64(lasts[block]), rows[start:])
         for posting in range(count):
             tf = frequency(words, at, count, posting)
-            weights[start + posting] = weight(idf, tf, norms[lengths[rows[start + posting]]])
+            weights[start + posting] = scaled(idf, tf, lengths[rows[start + posting]], norms, known)
 
 
 @compiled
@@ -115,9 +129,19 @@ def _find(rows: Any, low: Any, high: Any, row: Any) -> Any:
 
 
 @compiled
+def _find_in_block(rows: Any, row: Any) -> Any:
+    """Like `_find` in a block of which some row is at least `row`, without a branch to predict."""
+    low, step = 0, BLOCK >> 1
+    while step:
+        low += step * np.int64(rows[low + step - 1] < row)
+        step >>= 1
+    return low
+
+
+@compiled
 def _maxima(index: Any, query: Any, shift: Any, maxima: Any, rare: Any) -> None:
     """The most that each term can add to a row of each window; read rare terms into `rare`."""
-    _, lasts, tops, _, _, _ = index
+    _, lasts, tops, _, _, _, _ = index
     firsts, counts, idfs, times, _ = query
     rare_rows, rare_weights, rare_starts = rare
     for term in range(len(firsts)):
@@ -142,10 +166,11 @@ def _maxima(index: Any, query: Any, shift: Any, maxima: Any, rare: Any) -> None:
 def search(index: Any, query: Any, passages: Any, scores: Any, rows: Any) -> Any:
     """Fill `scores` and `rows` with the best passages in any order; return their number.
 
-    `index`: words, last row, largest weight and place of each block, lengths by row, norms by length. `query`: for each
+    `index`: words, last row, largest weight and place of each block, lengths by row, norms by length,
+    and quotients by frequency and length. `query`: for each
     different term its first block, number of postings, IDF and number of occurrences; and the occurrences as terms.
     """
-    words, lasts, tops, places, lengths, norms = index
+    words, lasts, tops, places, lengths, norms, known = index
     firsts, counts, idfs, times, occurrences = query
     terms, shift = len(firsts), window_bits(passages)
     width = 1 << shift
@@ -221,12 +246,14 @@ def search(index: Any, query: Any, passages: Any, scores: Any, rows: Any) -> Any
                     break
                 size, spot = min(BLOCK, df - (block - first) * BLOCK), np.int64(places[block])
                 unpack_rows(words, spot, size, previous, np.int64(lasts[block]), fresh)
+                run, bits_each = frequency_run(words, spot, size)
                 for posting in range(_find(fresh, 0, size, low), size):
                     row = fresh[posting]
                     if row >= high:
                         break
                     place = row - low
-                    value = weight(idfs[term], frequency(words, spot, size, posting), norms[lengths[row]])
+                    tf = get(words, run, bits_each, posting) + 1
+                    value = scaled(idfs[term], tf, lengths[row], norms, known)
                     if sums[place] == 0.0 and value > 0.0:
                         touched[seen] = place
                         seen += 1
@@ -276,11 +303,12 @@ def search(index: Any, query: Any, passages: Any, scores: Any, rows: Any) -> Any
                             size, spot = min(BLOCK, df - (block - first) * BLOCK), np.int64(places[block])
                             if decoded[term] != block:
                                 unpack_rows(words, spot, size, previous, np.int64(lasts[block]), block_rows[term])
+                                block_rows[term, size:] = passages
                                 decoded[term] = block
-                            posting = _find(block_rows[term], 0, size, row)
-                            if posting < size and block_rows[term, posting] == row:
+                            posting = _find_in_block(block_rows[term], row)
+                            if block_rows[term, posting] == row:
                                 tf = frequency(words, spot, size, posting)
-                                value = weight(idfs[term], tf, norms[lengths[row]])
+                                value = scaled(idfs[term], tf, lengths[row], norms, known)
                 added[term] = value
                 total += value * times[term]
                 hopeful = (total + prefix[at]) * _SLACK >= scores[0]

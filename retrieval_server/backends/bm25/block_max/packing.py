@@ -87,13 +87,14 @@ def unpack_rows(words: Any, at: Any, count: Any, previous: Any, last: Any, rows:
     row = previous
     if width:
         mask = (np.uint64(1) << np.uint64(width)) - np.uint64(1)
-        place = 0
-        for index in range(count - 1):
+        for index in range(count - 1):  # no number depends on another: several are read at once
+            place = index * width
             word = at + (place >> 5)
             both = np.uint64(words[word]) | (np.uint64(words[word + 1]) << np.uint64(32))
-            row += np.int64((both >> np.uint64(place & 31)) & mask) + 1
+            rows[index] = np.int64((both >> np.uint64(place & 31)) & mask)
+        for index in range(count - 1):
+            row += rows[index] + 1
             rows[index] = row
-            place += width
     else:
         for index in range(count - 1):
             row += 1
@@ -102,10 +103,14 @@ def unpack_rows(words: Any, at: Any, count: Any, previous: Any, last: Any, rows:
 
 
 @compiled
+def frequency_run(words: Any, at: Any, count: Any) -> Any:
+    """Where the frequencies of the block at word `at` begin, and their width."""
+    header = np.int64(words[at])
+    return at + 1 + words_for(header & 0xFF, count - 1), header >> 8
+
+
+@compiled
 def frequency(words: Any, at: Any, count: Any, index: Any) -> Any:
     """The frequency of posting `index` of the block at word `at`, which has `count` postings."""
-    header = np.int64(words[at])
-    width = header >> 8
-    if width == 0:
-        return 1
-    return get(words, at + 1 + words_for(header & 0xFF, count - 1), width, index) + 1
+    start, width = frequency_run(words, at, count)
+    return get(words, start, width, index) + 1
