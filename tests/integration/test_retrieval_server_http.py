@@ -20,10 +20,12 @@ ROWS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a ready server over ROWS."""
-    with serving_rows(tmp_path_factory.mktemp("server"), ROWS, "--topk", "2") as url:
+@pytest.fixture(scope="module", params=["bm25s", "block_max"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a ready server over ROWS, with each engine of BM25."""
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "backend.yaml").write_text(f"kind: bm25\nengine: {request.param}\n", encoding="utf-8")
+    with serving_rows(folder, ROWS, "--topk", "2", "--backend", str(folder / "backend.yaml")) as url:
         yield url
 
 
