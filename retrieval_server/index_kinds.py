@@ -57,6 +57,16 @@ class IndexNeed:
     cards: Mapping[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class IndexPlan:
+    """What each variant of a kind is expected to need, as a table for `index plan`; its note says how it is known."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str
+
+
 class IndexKind(ABC):
     """One kind of index, with everything that other code needs of it.
 
@@ -111,6 +121,10 @@ class IndexKind(ABC):
     def need(self, settings: Any, *, passages: int, dimension: int, cards: int) -> IndexNeed:
         """What it needs for `passages` passages. `dimension`: numbers of a vector; `cards`: GPUs that it may use."""
         return IndexNeed()
+
+    def plan(self, *, passages: int, dimension: int, candidates: int | None) -> IndexPlan | None:
+        """The table of its variants; None: it has none. `candidates` to re-rank; None: the kind's default."""
+        return None
 
     def models(self, settings: Any) -> Mapping[str, str]:
         """The models that it loads, as folders or hub names, by the section of the settings with that `model`."""
