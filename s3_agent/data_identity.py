@@ -13,6 +13,7 @@ from retrieval_server.errors import RetrievalError
 from retrieval_server.indexing import expected_manifest, open_corpus
 from s3_agent.clients.connections import get
 from s3_agent.clients.model_server import window_of
+from s3_agent.clients.servers import SAME_INDEX, difference, served_identities
 from s3_agent.data.naive_rag.fingerprint import Fingerprint
 from s3_agent.errors import ConfigError
 from s3_agent.recipe import Recipe
@@ -27,10 +28,11 @@ def index_identity(recipe: Recipe) -> dict[str, Any]:
         except RetrievalError as cause:
             raise ConfigError(str(cause), remedy="prepare it: s3-agent data all --recipe …") from cause
         return {**expected_manifest(corpus, settings), "settings": settings.answers()}
-    response = get(recipe.retriever.url + "/readyz", timeout=10.0)
-    if response.status_code == 200 and "corpus" in (manifest := response.json()):
-        return manifest
-    return {"corpus": "unknown", "backend": recipe.retriever.url, "settings": {}}
+    identities = served_identities(recipe.retriever.url)
+    if different := difference(identities):
+        raise ConfigError(different, remedy=SAME_INDEX)
+    manifest = next(iter(identities.values()), None)
+    return manifest or {"corpus": "unknown", "backend": recipe.retriever.url, "settings": {}}
 
 
 def retriever_text(index: Mapping[str, Any]) -> str:

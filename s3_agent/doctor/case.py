@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from s3_agent.agl.cpu.precision import Precision
+from s3_agent.clients.servers import Identity
 from s3_agent.clients.tokenizer import Tokenizer
 from s3_agent.data.naive_rag.cache import Fingerprint, RagCache
 from s3_agent.doctor.training import Training
@@ -42,6 +43,7 @@ class Case:
     `models` by part (`policy`, `generator`); `unreadable` maps an input of the recipe to why it can not be read, with
     what to do; `pinned` is the tested matrix, a distribution to its version; `first_prompt` are the tokens of a long
     first prompt; `precision` what was measured of this processor, where the recipe asks it for a precision;
+    `retrievers` what each of several retrieval servers that answered reports of its index, by address;
     `gateway_answer` what a user's gateway reports about its limit (`s3_agent.clients.gateway_limit`); `written` the
     bytes of checkpoints that a resumed run has already;
     `generator_refused` why the other environment that the recipe names can not serve its generator, with what to do.
@@ -65,6 +67,7 @@ class Case:
     precision: Precision | None = None
     generator_refused: tuple[str, str] | None = None
     gateway_answer: str | None = None
+    retrievers: Mapping[str, Identity] | None = None
     written: int = 0
 
     @property

@@ -15,6 +15,7 @@ from s3_agent.agl.verl_config import TrainerRecipe, TrainerSettings, settings_al
 from s3_agent.clients.connections import get
 from s3_agent.clients.gateway_limit import LIMIT_PATH
 from s3_agent.clients.http import bearer
+from s3_agent.clients.servers import Identity, addresses, served_identities
 from s3_agent.data_identity import rag_fingerprint
 from s3_agent.doctor import inputs
 from s3_agent.doctor.case import Case, IndexFacts, ModelFiles
@@ -73,6 +74,7 @@ def gather(recipe: Recipe, *, machine: Machine | None = None, run: Run | None = 
         precision=_precision(recipe),
         generator_refused=_generator(recipe),
         gateway_answer=_gateway_answer(recipe),
+        retrievers=_retrievers(recipe),
         written=0 if run is None else _size(run.checkpoints),
     )
 
@@ -86,6 +88,16 @@ def _gateway_answer(recipe: Recipe) -> str | None:
     except httpx.HTTPError:
         return None
     return answer.text if answer.is_success else None
+
+
+def _retrievers(recipe: Recipe) -> dict[str, Identity] | None:
+    """What several retrieval servers report. A single one is asked at the start of the run."""
+    if len(addresses(recipe.retriever.url or "")) < 2:
+        return None
+    try:
+        return served_identities(recipe.retriever_url)
+    except httpx.HTTPError:
+        return {}
 
 
 def _size(folder: Path) -> int:
