@@ -21,7 +21,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Serve a corpus over POST /retrieve.",
         epilog=f"With {KEY_VARIABLE} in the environment, clients must send that key as a bearer token.",
     )
-    parser.add_argument("--corpus", type=Path, required=True, help="JSONL with id and contents, or title and text")
+    parser.add_argument(
+        "--corpus", type=Path, help="JSONL with id and contents, or title and text (not for kinds without one)"
+    )
     parser.add_argument("--index", type=Path, required=True, help="folder of the index")
     parser.add_argument("--build", action="store_true", help="build an index that is missing or another corpus's")
     parser.add_argument("--backend", type=Path, help="YAML: the index's settings; default: its manifest, else BM25")
@@ -29,6 +31,12 @@ def _parser() -> argparse.ArgumentParser:
         option, kind = "--" + name.replace("_", "-"), type(field.default)
         parser.add_argument(option, type=kind, default=field.default, help=f"{field.description} (default %(default)s)")
     return parser
+
+
+def _problem(place: tuple[int | str, ...], message: str) -> str:
+    """What is wrong with which option; a rule about several options has no place."""
+    message = message.removeprefix("Value error, ")
+    return f"--{str(place[0]).replace('_', '-')}: {message}" if place else message
 
 
 def main() -> int:
@@ -44,8 +52,7 @@ def main() -> int:
         options["backend"] = options["backend"] and read_index_settings(options["backend"])
         settings = ServerSettings(**options)
     except ValidationError as error:
-        named = (("--" + str(item["loc"][0]).replace("_", "-"), item["msg"]) for item in error.errors())
-        parser.error("; ".join(f"{option}: {message}" for option, message in named))
+        parser.error("; ".join(_problem(item["loc"], item["msg"]) for item in error.errors()))
     except RetrievalError as error:
         parser.error(str(error))
     with socket.socket() as listening:

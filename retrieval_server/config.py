@@ -7,7 +7,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from retrieval_server.errors import RetrievalError
-from retrieval_server.index_kinds import INDEX_KINDS, AnyIndexSettings, IndexSettings
+from retrieval_server.index_kinds import INDEX_KINDS, AnyIndexSettings, IndexSettings, kind_of
 
 
 class HttpSettings(BaseModel):
@@ -47,11 +47,23 @@ def read_index_settings(path: Path) -> IndexSettings:
 
 
 class ServerSettings(HttpSettings):
-    """One server: its corpus, its index, its limits. Without `backend`, the index's manifest gives its settings."""
+    """One server: its corpus, its index, its limits. Without `backend`, the index's manifest gives its settings.
 
-    corpus: Path
+    `corpus` is None for a kind that searches none, and only then.
+    """
+
+    corpus: Path | None = None
     index: Path
     backend: AnyIndexSettings | None = None
+
+    @model_validator(mode="after")
+    def _corpus_if_searched(self) -> Self:
+        searched = self.backend is None or kind_of(self.backend).searches_corpus
+        if searched and self.corpus is None:
+            raise ValueError("--corpus is missing: give the JSONL file that the index is over")
+        if not searched and self.corpus is not None:
+            raise ValueError("--corpus: an index of this kind searches no corpus, leave it out")
+        return self
 
     @model_validator(mode="after")
     def _enough_candidates(self) -> Self:

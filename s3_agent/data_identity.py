@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from retrieval_server.errors import RetrievalError
-from retrieval_server.indexing import expected_manifest, open_corpus
+from retrieval_server.indexing import expected_manifest, manifest_without_corpus, open_corpus
 from s3_agent.clients.connections import get
 from s3_agent.clients.model_server import window_of
 from s3_agent.clients.servers import SAME_INDEX, difference, served_identities
@@ -23,6 +23,11 @@ def index_identity(recipe: Recipe) -> dict[str, Any]:
     """The identity of the corpus and index: our own server reports it, another server is identified by its address."""
     if recipe.retriever.url is None:
         settings = recipe.retriever.index
+        if not recipe.serves_corpus:
+            try:
+                return manifest_without_corpus(recipe.index_folder, settings)
+            except RetrievalError as cause:
+                raise ConfigError(str(cause)) from cause
         try:
             corpus = open_corpus(recipe.data.corpus, recipe.index_folder)
         except RetrievalError as cause:

@@ -23,7 +23,14 @@ from pydantic import (
 )
 from yaml import YAMLError
 
-from retrieval_server.index_kinds import DEFAULT, INDEX_KINDS, AnyIndexSettings, IndexSettings, default_settings
+from retrieval_server.index_kinds import (
+    DEFAULT,
+    INDEX_KINDS,
+    AnyIndexSettings,
+    IndexSettings,
+    default_settings,
+    kind_of,
+)
 from s3_agent import embedded
 from s3_agent.agents.settings import AgentName
 from s3_agent.agl.verl_config import TrainerRecipe
@@ -350,6 +357,11 @@ class Recipe(_Section):
     def retriever_url(self) -> str:
         """Where the retriever is, or will be; several addresses are separated by commas."""
         return self.retriever.url or f"http://{HOST}:{self.retriever.port}"
+
+    @property
+    def serves_corpus(self) -> bool:
+        """Whether we start a retriever that searches `data.corpus`."""
+        return self.retriever.url is None and kind_of(self.retriever.index).searches_corpus
 
     @property
     def gateway_url(self) -> str:

@@ -10,19 +10,20 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, cast
 
 import structlog
 from pydantic import TypeAdapter
 
-from retrieval_server.backends.base import Backend
+from retrieval_server.backends.base import Backend, Passages, WaitingBackend
 from retrieval_server.batcher import BadQuery, Batcher, Hits
 from retrieval_server.config import ServerSettings
 from retrieval_server.corpus import Report
-from retrieval_server.indexing import open_backend, open_corpus
+from retrieval_server.indexing import open_backend, open_corpus, open_without_corpus
 from retrieval_server.metrics import Metrics
 from retrieval_server.query_cache import QueryCache
 from retrieval_server.schemas import Document, FlatHit, Hit, Progress
+from retrieval_server.tasks import Searcher, Tasks
 
 log = structlog.get_logger()
 
@@ -41,18 +42,12 @@ class Stopped(Exception):
     """The server stops while it loads."""
 
 
-class Passages(Protocol):
-    """The part of a corpus that the server uses; several threads read it concurrently."""
-
-    def __getitem__(self, row: int, /) -> Document: ...
-
-
 @dataclass(frozen=True)
 class Opened:
     """The opened corpus and index from which a server answers."""
 
     passages: Passages
-    backend: Backend
+    backend: Backend | WaitingBackend
     manifest: dict[str, Any]
 
 
@@ -64,6 +59,9 @@ def opener(settings: ServerSettings, *, build: bool) -> Opener:
     """Opens the settings' corpus and index; with `build`, builds an index that is missing or does not match."""
 
     def open_all(report: Report) -> Opened:
+        if settings.corpus is None:
+            assert settings.backend is not None, "checked by the settings"
+            return Opened(*open_without_corpus(settings.index, settings.backend, report=report))
         report("reading the corpus", 0, 0)
         corpus = open_corpus(settings.corpus, settings.index, report=report)
         backend, manifest = open_backend(corpus, settings.index, settings.backend, build=build, report=report)
@@ -83,7 +81,7 @@ class Service:
         self.progress = Progress()
         self._stopping = False
         self._passages: Passages | None = None
-        self._batcher: Batcher | None = None
+        self._batcher: Searcher | None = None
         self._cache: QueryCache | None = None
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="read")
         metrics.watch("retrieval_ready", "1 when the index is loaded", lambda: self.manifest is not None)
@@ -118,14 +116,7 @@ class Service:
             raise
         settings, backend = self._settings, opened.backend
         self._passages = opened.passages
-        self._batcher = Batcher(
-            lambda queries, topk: backend.search(queries, topk=topk),
-            backend.cost,
-            max_cost=settings.max_batch_tokens,
-            max_queries=settings.max_batch_queries,
-            max_queued=settings.max_queued,
-            metrics=self._metrics,
-        )
+        self._batcher = self._searcher(backend)
         self._cache = QueryCache(
             self._batcher,
             max_bytes=int(settings.cache_mb * 1e6),
@@ -133,6 +124,20 @@ class Service:
             metrics=self._metrics,
         )
         self.manifest = opened.manifest
+
+    def _searcher(self, backend: Backend | WaitingBackend) -> Searcher:
+        settings = self._settings
+        if hasattr(backend, "find"):
+            return Tasks(cast(WaitingBackend, backend), max_queued=settings.max_queued, metrics=self._metrics)
+        batches = cast(Backend, backend)
+        return Batcher(
+            lambda queries, topk: batches.search(queries, topk=topk),
+            batches.cost,
+            max_cost=settings.max_batch_tokens,
+            max_queries=settings.max_batch_queries,
+            max_queued=settings.max_queued,
+            metrics=self._metrics,
+        )
 
     def _report(self, stage: str, done: int, total: int) -> None:
         if self._stopping:

@@ -42,7 +42,7 @@ def gather(recipe: Recipe, *, machine: Machine | None = None, run: Run | None = 
     training, refused = _training(recipe)
     models = _models(recipe)
     if machine is not None:
-        index = IndexFacts(WIKI_18, DIMENSION, supposed=True) if recipe.retriever.url is None else None
+        index = IndexFacts(WIKI_18, DIMENSION, supposed=True) if recipe.serves_corpus else None
         return Case(recipe, training, machine, models=models, index=index, refused=refused)
     train, validation = inputs.read_tasks(recipe, "train", problems), inputs.read_tasks(recipe, "validation", problems)
     corpus = inputs.open_corpus(recipe, problems)
@@ -50,7 +50,8 @@ def gather(recipe: Recipe, *, machine: Machine | None = None, run: Run | None = 
     tokenizer = inputs.open_tokenizer(models["policy"], recipe.policy.template, problems)
     if train is not None and cache is not None:
         train = inputs.beyond_cache(train, cache)
-    known = corpus is not None and cache is not None
+    searched = corpus is not None or (recipe.retriever.url is None and not recipe.serves_corpus)
+    known = searched and cache is not None
     pinned = pins("cuda" if recipe.trainer.device == "cuda" else "cpu")
     data = [recipe.data.corpus, recipe.data.train, recipe.data.validation]
     return Case(

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from retrieval_server.index_kinds import kind_of
 from s3_agent.data.files.whole import sha256_of, write_whole
 from s3_agent.errors import ConfigError
 from s3_agent.machine.model_files import model_identity
@@ -46,6 +47,9 @@ def conditions_of(recipe: Recipe) -> dict[str, Any]:
     template = recipe.policy.chat_template
     weights: dict[str, Any] = {} if template is None else {"policy.chat_template": sha256_of(template)}
     weights |= {f"{name}.weights": model_identity(getattr(recipe, name).model) for name in ("policy", "generator")}
+    if recipe.retriever.url is None and not recipe.serves_corpus:
+        settings = recipe.retriever.index
+        weights |= {"retriever.source": kind_of(settings).source(recipe.index_folder, settings)}
     return dict(_leaves(recipe.model_dump(mode="json"))) | weights
 
 
