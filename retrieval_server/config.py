@@ -27,6 +27,8 @@ class HttpSettings(BaseModel):
     max_queued: int = Field(default=65536, ge=1, description="maximum of waiting queries; others get 429")
     max_batch_queries: int = Field(default=512, ge=1, description="queries searched together at most; 1: no batching")
     max_batch_tokens: int = Field(default=16384, ge=1, description="tokens in a batch at most")
+    grep_s: float = Field(default=5.0, gt=0, description="seconds that one POST /grep searches at most")
+    max_queued_greps: int = Field(default=8, ge=1, description="maximum of waiting POST /grep; others get 429")
     cache_mb: float = Field(default=64.0, ge=0, description="memory for the cache of queries, in MB; 0: no cache")
     request_s: float = Field(default=30.0, gt=0, description="seconds that a request may take to arrive")
     shutdown_s: float = Field(default=30.0, ge=0, description="seconds after SIGTERM to finish accepted requests")

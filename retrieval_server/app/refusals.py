@@ -15,7 +15,7 @@ from retrieval_server.schemas import ErrorBody, ErrorResponse
 log = structlog.get_logger()
 
 EXAMPLE = 'send {"queries": ["…"], "topk": 3, "return_scores": true} as application/json'
-# The answers of POST /retrieve other than 200, for the OpenAPI document.
+# The answers of all routes that search other than 200, for the OpenAPI document.
 RESPONSES: dict[int | str, dict[str, Any]] = {
     401: {"model": ErrorResponse, "description": "No key, or a wrong one"},
     402: {"model": ErrorResponse, "description": "The budget of paid web searches is spent"},
@@ -27,6 +27,8 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     500: {"model": ErrorResponse, "description": "The search failed"},
     503: {"model": ErrorResponse, "description": "The index is loading; see Retry-After"},
 }
+
+NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": ErrorResponse, "description": "There is none"}}
 
 
 class Refused(Exception):
