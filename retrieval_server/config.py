@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from retrieval_server.errors import RetrievalError
 from retrieval_server.index_kinds import INDEX_KINDS, AnyIndexSettings, IndexSettings, kind_of
+from retrieval_server.schemas import TEXT_CHARACTERS
 
 
 class HttpSettings(BaseModel):
@@ -29,6 +30,10 @@ class HttpSettings(BaseModel):
     max_batch_tokens: int = Field(default=16384, ge=1, description="tokens in a batch at most")
     grep_s: float = Field(default=5.0, gt=0, description="seconds that one POST /grep searches at most")
     max_queued_greps: int = Field(default=8, ge=1, description="maximum of waiting POST /grep; others get 429")
+    mcp: bool = Field(default=False, description="offer tools for assistants at /mcp (Model Context Protocol)")
+    mcp_characters: int = Field(
+        default=TEXT_CHARACTERS, ge=1, description="characters of a found passage's text that a tool returns"
+    )
     cache_mb: float = Field(default=64.0, ge=0, description="memory for the cache of queries, in MB; 0: no cache")
     request_s: float = Field(default=30.0, gt=0, description="seconds that a request may take to arrive")
     shutdown_s: float = Field(default=30.0, ge=0, description="seconds after SIGTERM to finish accepted requests")

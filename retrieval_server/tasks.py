@@ -83,7 +83,7 @@ class Tasks:
             self._metrics.searched(queries=1, seconds=time.perf_counter() - begin)
 
     def queued(self) -> int:
-        """The number of queries whose search has begun and not ended."""
+        """The number of queries whose search has started and not ended."""
         return len(self._running)
 
     async def close(self) -> None:
