@@ -2,11 +2,9 @@
 
 import asyncio
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from s3_agent.clients.connections import async_client
@@ -16,36 +14,15 @@ from s3_agent.data_identity import index_identity
 from s3_agent.errors import ConfigError, LaunchError, RetrieverError
 from s3_agent.processes.services import require_external
 from s3_agent.recipe import load_recipe
-from tests.served_corpus import await_status, command, free_port, write_corpus
+from tests.served_corpus import Restartable, command, free_port, write_corpus
 
 ROWS = [{"id": str(n), "contents": f'"Town {n}"\nThe river of town {n} is river{n}.'} for n in range(200)]
 CLIENTS = 16
 
 
-class Served:
-    """A retrieval server in a process of its own at a fixed port."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._port = folder, free_port()
-        self.url = f"http://127.0.0.1:{self._port}"
-        self.process = self._start()
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(command(self._folder, port=self._port))
-
-    def ready(self) -> None:
-        await_status(f"{self.url}/readyz", 200, self.process)
-
-    def restart(self) -> None:
-        self.process = self._start()
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def requests(self) -> float:
-        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
-        return sum(float(line.split()[1]) for line in lines if line.startswith("retrieval_requests_total"))
+def served(folder: Path) -> Restartable:
+    port = free_port()
+    return Restartable(command(folder, port=port), port)
 
 
 def folder_with(tmp_path: Path, name: str, rows: list[dict[str, str]]) -> Path:
@@ -55,11 +32,11 @@ def folder_with(tmp_path: Path, name: str, rows: list[dict[str, str]]) -> Path:
 
 
 @pytest.fixture
-def pair(tmp_path: Path) -> Iterator[tuple[Served, Served]]:
+def pair(tmp_path: Path) -> Iterator[tuple[Restartable, Restartable]]:
     folder = folder_with(tmp_path, "one", ROWS)
-    first = Served(folder)
+    first = served(folder)
     first.ready()  # it has built the index for both
-    second = Served(folder)
+    second = served(folder)
     second.ready()
     yield first, second
     for server in (first, second):
@@ -100,7 +77,9 @@ class Load:
             await asyncio.sleep(0.02)
 
 
-async def test_a_server_killed_under_load_loses_no_request_and_is_used_again(pair: tuple[Served, Served]) -> None:
+async def test_a_server_killed_under_load_loses_no_request_and_is_used_again(
+    pair: tuple[Restartable, Restartable],
+) -> None:
     first, second = pair
     async with async_client(timeout=60.0) as http, asyncio.timeout(100):
         load = Load(HttpRetriever(http, f"{first.url},{second.url}"))
@@ -109,7 +88,7 @@ async def test_a_server_killed_under_load_loses_no_request_and_is_used_again(pai
         assert min(first.requests(), second.requests()) > 50, "both share the load"
         await asyncio.to_thread(second.kill)
         await load.more(300)
-        second.restart()
+        second.start()
         await asyncio.to_thread(second.ready)
         while await asyncio.to_thread(second.requests) < 20:
             await load.more(20)
@@ -120,7 +99,9 @@ async def test_a_server_killed_under_load_loses_no_request_and_is_used_again(pai
     assert load.failed == [] and load.right >= 1000
 
 
-async def test_a_server_that_is_stopped_but_holds_its_connections_loses_no_request(pair: tuple[Served, Served]) -> None:
+async def test_a_server_that_is_stopped_but_holds_its_connections_loses_no_request(
+    pair: tuple[Restartable, Restartable],
+) -> None:
     first, second = pair
     async with async_client(timeout=60.0) as http, asyncio.timeout(100):
         retriever = HttpRetriever(http, f"{first.url},{second.url}")
@@ -136,9 +117,9 @@ async def test_a_server_that_is_stopped_but_holds_its_connections_loses_no_reque
 
 
 async def test_servers_with_different_indexes_are_refused_before_anything_starts(
-    pair: tuple[Served, Served], tmp_path: Path
+    pair: tuple[Restartable, Restartable], tmp_path: Path
 ) -> None:
-    other = Served(folder_with(tmp_path, "other", ROWS[:100]))
+    other = served(folder_with(tmp_path, "other", ROWS[:100]))
     try:
         other.ready()
         recipe = load_recipe("cpu", [f"retriever.url=[{pair[0].url},{other.url}]", "gateway.port=0"])
