@@ -21,10 +21,15 @@ from retrieval_server.app.listening import http_server
 from retrieval_server.backends.web.providers import PROVIDERS
 from retrieval_server.backends.web.store import STORE, Store, recorded_digest
 from retrieval_server.config import ServerSettings, index_settings
+from s3_agent.data.files.stages import Ledger, run_stages
 from s3_agent.data_identity import index_identity, rag_fingerprint
+from s3_agent.doctor.inputs import index_facts, open_corpus
 from s3_agent.errors import ConfigError
+from s3_agent.preparation.stages import DataStages
+from s3_agent.processes.commands import retriever_command
 from s3_agent.recipe import load_recipe
-from s3_agent.testing.servers import serve
+from s3_agent.testing.fakes import FakeGenerator
+from s3_agent.testing.servers import generator_app, serve
 from s3_agent.training.changes import conditions_of
 from tests.fake_web_search import KEY, NOTHING, FakeWebSearch
 from tests.pool_harness import until
@@ -360,3 +365,64 @@ def test_the_recorded_answers_are_part_of_a_runs_fingerprint(tmp_path: Path) -> 
     changed = {name for name, value in conditions_of(before).items() if conditions[name] != value}
     assert changed == {"retriever.source"}
     assert index_identity(recipe("record"))["corpus"] == "the web"
+
+
+def test_a_training_set_is_made_from_the_web_and_again_from_the_recording(
+    fake: FakeWebSearch, provider_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("train", "validation"):
+        questions = [f"What is {name} {number}?" for number in range(3)]
+        shared = {"golden_answers": ["42"], "data_source": "own"}
+        rows = [{"id": f"{name}{n}", "question": one, **shared} for n, one in enumerate(questions)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def prepared(folder: str, mode: str, generator: str) -> tuple[Ledger, bytes]:
+        index = ["kind=web", "provider=serper", "results=12", f"mode={mode}", f"address={provider_url}"]
+        recipe = load_recipe(
+            "cpu",
+            [
+                *(f"retriever.index.{setting}" for setting in index),
+                *(
+                    f"retriever.folder={tmp_path / 'store'}",
+                    f"data.folder={tmp_path / folder}",
+                    "data.corpus=none.jsonl",
+                ),
+                *(f"data.{name}={tmp_path / name}.jsonl" for name in ("train", "validation")),
+                *(f"data.rag_cache={tmp_path / folder / 'rag.json'}", f"prepared={tmp_path / folder}"),
+                *(f"generator.url={generator}/v1", "generator.model=fake"),
+            ],
+        )
+        ledger = Ledger(recipe.data_folder)
+        run_stages(ledger, DataStages(recipe, ledger).all(), say=lambda line: None, dry_run=False)
+        assert [stage.name for stage in DataStages(recipe, ledger).all() if ledger.open_question(stage)] == []
+        return ledger, (tmp_path / folder / "retrieved.jsonl").read_bytes()
+
+    with serve(generator_app(FakeGenerator(lambda question, context: context[:20]))) as generator:
+        monkeypatch.setenv("SERPER_API_KEY", KEY)
+        _, from_the_web = prepared("first", "record", generator)
+        assert sorted(fake.queries) == sorted(
+            f"What is {name} {n}?" for name in ("train", "validation") for n in range(3)
+        )
+        monkeypatch.delenv("SERPER_API_KEY")
+        ledger, replayed = prepared("second", "replay", generator)
+    assert replayed == from_the_web and len(fake.asked) == 6
+    manifest = ledger.read("retrieve")
+    assert manifest is not None and manifest["made_of"]["corpus"] == f"recorded {recorded_digest(tmp_path / 'store')}"
+    assert hidden(tmp_path)
+
+
+def test_the_doctor_finds_that_a_replay_has_no_recording(tmp_path: Path) -> None:
+    index = ("kind=web", "provider=serper", "results=20", "mode=replay")
+    overrides = [*(f"retriever.index.{setting}" for setting in index), f"retriever.folder={tmp_path}"]
+    recipe = load_recipe("cpu", overrides)
+    assert open_corpus(recipe, {}) is None
+    facts = index_facts(recipe, None)
+    assert (
+        facts is not None
+        and facts.problem == f"there are no recorded answers in {tmp_path}"
+        and "record" in facts.remedy
+    )
+    Store(tmp_path).close()
+    assert index_facts(recipe, None) is None
+    command = retriever_command(recipe, port=3000)
+    assert "--corpus" not in command and "--build" not in command
