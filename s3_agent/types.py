@@ -57,7 +57,8 @@ class Task(_Frozen):
 
     `initial_passages` is None when the agent has to retrieve them itself; `prompt` is the data's user message for an
     agent whose prompt is `data`, after the system message if there is one; `rag_score` is the stored naive-RAG score (0
-    or 1), or None when unknown.
+    or 1), or None when unknown. `protected` is set for a question of a set that is published encrypted: it is the set's
+    canary, and no question, answer or trajectory of it may be published in plain text (docs/evaluation.md).
     """
 
     id: str
@@ -68,6 +69,7 @@ class Task(_Frozen):
     rag_score: float | None = Field(default=None, allow_inf_nan=False)
     initial_passages: tuple[Passage, ...] | None = None
     prompt: str | None = None
+    protected: str | None = None
 
     @field_validator("prompt", mode="before")
     @classmethod

@@ -23,7 +23,8 @@ Concurrency = Annotated[int, typer.Option(min=1, help="Questions at a time.")]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Answer every question of the RAG cache again.")]
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Print one line of a job that prepares data."""
     typer.echo(printable(f"data: {line}"), err=True)  # it may hold names from the data
 
 
@@ -68,7 +69,7 @@ def prepare(
         worked = run_stages(
             ledger,
             stages,
-            say=_say,
+            say=say,
             report=report,
             dry_run=dry_run,
         )
@@ -123,7 +124,7 @@ def import_command(
         base=recipe,
         overrides=overrides or [],
     ):
-        _say(line)
+        say(line)
 
 
 class Kind(StrEnum):
@@ -146,7 +147,7 @@ def read_command(
     from s3_agent.data.published.exchange import read_published
 
     for line in read_published(kind, source, target, task_files=tasks or [], data_source=data_source):
-        _say(line)
+        say(line)
 
 
 @app.command("write")
@@ -163,4 +164,4 @@ def write_command(
     from s3_agent.data.published.exchange import write_published
 
     for line in write_published(kind, source, target, task_files=tasks or [], form=form):
-        _say(line)
+        say(line)

@@ -36,6 +36,7 @@ _REPLY_CODE = ("s3_agent.clients.chat_model", "s3_agent.clients.model_server", "
 _VERDICT_CODE = (
     "s3_agent.rewards.answer_match",
     "s3_agent.clients.judge",
+    "s3_agent.clients.judge_forms",
     "s3_agent.clients.replies",
     "s3_agent.rollout.scoring",
 )
