@@ -42,7 +42,10 @@ def _method(method: Method) -> dict[str, Any]:
 
 def _reward(reward: Reward) -> dict[str, Any]:
     scored = "an answer, the generator's or the policy's own" if reward.checks_answer else "the policy's own text"
+    if reward.needs_evidence and not reward.checks_answer:
+        scored = "the passages that were selected"
     needs = ["the score of naive RAG (data.rag_cache)"] if reward.needs_rag_score else []
+    needs += ["the documents that the answer needs (evidence)"] if reward.needs_evidence else []
     return {"what": reward.summary, "scores": scored, "needs": needs}
 
 
