@@ -20,6 +20,13 @@ Overrides = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print what would be downloaded, written and done.")]
 Verify = Annotated[bool, typer.Option("--verify", help="Read every byte again instead of trusting modification times.")]
 Concurrency = Annotated[int, typer.Option(min=1, help="Questions at a time.")]
+ShowProtected = Annotated[
+    bool,
+    typer.Option(
+        "--show-protected",
+        help="Write the texts of questions that may not be published in plain text. Keep what it writes to yourself.",
+    ),
+]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Answer every question of the RAG cache again.")]
 
 
@@ -159,9 +166,11 @@ def write_command(
     form: Annotated[
         Form | None, typer.Option(help="For `rows`; default: the form in which they were imported, else that of s3.")
     ] = None,
+    show_protected: ShowProtected = False,
 ) -> None:
     """Write task rows, a RAG cache or retrieved passages in their published format."""
     from s3_agent.data.published.exchange import write_published
 
-    for line in write_published(kind, source, target, task_files=tasks or [], form=form):
+    lines = write_published(kind, source, target, task_files=tasks or [], form=form, show_protected=show_protected)
+    for line in lines:
         say(line)

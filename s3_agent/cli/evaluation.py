@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from s3_agent.agents.methods import METHODS
-from s3_agent.cli.data import say
+from s3_agent.cli.data import ShowProtected, say
 from s3_agent.data.published.datasets import DATA_SETS
 from s3_agent.errors import ConfigError
 
@@ -36,6 +36,7 @@ class FormatOption(StrEnum):
 
     s3 = "s3"
     search_r1 = "search_r1"
+    browsecomp_plus = "browsecomp_plus"
 
 
 def _named(values: str) -> dict[str, str]:
@@ -168,11 +169,19 @@ def export(
     folder: Annotated[Path, typer.Argument(help="The folder of an evaluation.")],
     form: Annotated[FormatOption, typer.Option("--format", help="Whose shapes to write.")] = FormatOption.s3,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: FOLDER/export-FORMAT.")] = None,
+    show_protected: ShowProtected = False,
 ) -> None:
-    """Write an evaluation in the published formats: output sequences, result file and statistics, for each agent."""
+    """Write an evaluation in the published formats, for each agent: output sequences, result file and statistics, or
+    BrowseComp-Plus's run files and scores.
+
+    Texts of questions that may not be published in plain text are encrypted, or the format is refused.
+    """
     from s3_agent.evaluation.export import export_results
 
-    for path in export_results(folder, out or folder / f"export-{form.value}", form=form.value):
+    written = export_results(
+        folder, out or folder / f"export-{form.value}", form=form.value, show_protected=show_protected
+    )
+    for path in written:
         typer.echo(path)
 
 
@@ -186,13 +195,14 @@ def report(
             "--out", "-o", help="The file of the report; its ending, .html, .json or .md, decides the format."
         ),
     ] = Path("report.html"),
+    show_protected: ShowProtected = False,
 ) -> None:
     """Make one page about evaluations and training runs: tables, charts, and a viewer of every trajectory.
 
     The page needs no server and no network. It holds everything that the agents read and wrote: share it only with
-    people who may see your data.
+    people who may see your data. Texts of questions that may not be published in plain text are withheld.
     """
     from s3_agent.evaluation.report.render import write_report
 
-    write_report(folders, out)
+    write_report(folders, out, show_protected=show_protected)
     typer.echo(out)

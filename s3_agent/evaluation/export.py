@@ -1,25 +1,42 @@
-"""Exports an evaluation in the file formats of s3's and Search-R1's own scripts, one folder for each agent.
+"""Exports an evaluation in the file formats of s3's, Search-R1's and BrowseComp-Plus's scripts, one folder for each
+agent.
 
-Those formats are keyed by the question's text: of two tasks with the same text in one data source they would keep only
-the last, so such an evaluation is refused. The originals count a question without a context as wrong; here a failed
-question is in `remaining_questions` and in no score.
+The formats of s3 and Search-R1 are keyed by the question's text: of two tasks with the same text in one data source
+they would keep only the last, so such an evaluation is refused. The originals count a question without a context as
+wrong; here a failed question is in `remaining_questions` and in no score.
 """
 
 import json
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from s3_agent.clients.prompts import render_context
-from s3_agent.data.files.whole import write_whole
+from s3_agent.data.files.whole import keep_private, write_whole
 from s3_agent.errors import ConfigError
-from s3_agent.evaluation.records import EvaluatedTask, results_of
+from s3_agent.evaluation.browsecomp_plus import run_folder
+from s3_agent.evaluation.records import EvaluatedTask, read_json, results_of
 from s3_agent.names import file_name
 
-ExportFormat = Literal["s3", "search_r1"]
 Tally = dict[str, Any]
+Files = Iterator[tuple[str, Any]]
+"""The files of one agent: name and content."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportFormat:
+    """How one agent's results are written. `files` gets the results and what `evaluation.json` says of the agent; with
+    `plain`, the texts of protected questions stay as they are.
+
+    `by_question`: its files are keyed by the question's text. `encrypts`: protected texts can be written encrypted.
+    """
+
+    files: Callable[..., Files]
+    by_question: bool = True
+    encrypts: bool = False
 
 
 def sequences(results: Sequence[EvaluatedTask]) -> dict[str, Any]:
@@ -86,36 +103,71 @@ def _by_source(results: Iterable[EvaluatedTask]) -> dict[str, list[EvaluatedTask
 
 
 def _refuse_doubles(results: Sequence[EvaluatedTask]) -> None:
-    asked = Counter((result.agent, result.task.data_source, result.task.question) for result in results)
-    if doubles := [question for (_, _, question), count in asked.items() if count > 1]:
+    asked: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for result in results:
+        asked[result.agent, result.task.data_source, result.task.question].append(result.task.id)
+    if doubles := [ids for ids in asked.values() if len(ids) > 1]:
         raise ConfigError(
-            f"{len(doubles)} questions occur twice in a data source, the first is {doubles[0]!r}: the published shapes "
-            "are keyed by the question and would lose one",
+            f"{len(doubles)} questions occur twice in a data source, the first under the ids "
+            f"{' and '.join(doubles[0])}: the published shapes are keyed by the question and would lose one",
             remedy="evaluate on questions without doubles",
         )
 
 
-def export_results(folder: Path, out: Path, *, form: ExportFormat) -> list[Path]:
-    """Write the files of the format `form` into `out`/AGENT and return their paths. Raises ConfigError."""
-    results = [*results_of(folder / "results.jsonl")]
-    _refuse_doubles(results)
-    written: list[Path] = []
+def _refuse_protected(results: Sequence[EvaluatedTask], form: str) -> None:
+    if count := len({result.task.id for result in results if result.task.protected}):
+        raise ConfigError(
+            f"{count} questions are of a set that may not be published in plain text, and the format {form} has no "
+            "encrypted form",
+            remedy="export them with --format browsecomp_plus, which encrypts; --show-protected writes them as they "
+            "are, for your own eyes",
+        )
 
-    def write(path: Path, content: Any) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(content, indent=4, ensure_ascii=False))
-        written.append(path)
 
+def _s3(results: Sequence[EvaluatedTask], agent: Mapping[str, Any], *, plain: bool) -> Files:
+    yield from _sequences(results)
+    yield "results.json", answers(results)
+    yield "results_stats.json", statistics(results)
+
+
+def _search_r1(results: Sequence[EvaluatedTask], agent: Mapping[str, Any], *, plain: bool) -> Files:
+    yield from _sequences(results)
+    yield "eval_only_r1.json", own_answers(results)
+
+
+def _sequences(results: Sequence[EvaluatedTask]) -> Files:
+    for source, part in _by_source(results).items():
+        yield f"{file_name(source)}_output_sequences.json", sequences(part)
+
+
+FORMATS: Mapping[str, ExportFormat] = {
+    "s3": ExportFormat(_s3),
+    "search_r1": ExportFormat(_search_r1),
+    "browsecomp_plus": ExportFormat(run_folder, by_question=False, encrypts=True),
+}
+
+
+def export_results(folder: Path, out: Path, *, form: str, show_protected: bool = False) -> list[Path]:
+    """Write the files of the format `form` into `out`/AGENT and return their paths. Raises ConfigError.
+
+    Texts of protected questions are encrypted, or the format is refused, unless `show_protected`.
+    """
+    results, written = [*results_of(folder / "results.jsonl")], FORMATS[form]
+    if written.by_question:
+        _refuse_doubles(results)
+    if not (show_protected or written.encrypts):
+        _refuse_protected(results, form)
+    if show_protected and any(result.task.protected for result in results):
+        keep_private(out)
+    agents = read_json(folder / "evaluation.json").get("agents", {})
     by_agent: dict[str, list[EvaluatedTask]] = defaultdict(list)
     for result in results:
         by_agent[result.agent].append(result)
+    paths: list[Path] = []
     for agent, own in by_agent.items():
-        place = out / file_name(agent)
-        for source, part in _by_source(own).items():
-            write(place / f"{file_name(source)}_output_sequences.json", sequences(part))
-        if form == "s3":
-            write(place / "results.json", answers(own))
-            write(place / "results_stats.json", statistics(own))
-        else:
-            write(place / "eval_only_r1.json", own_answers(own))
-    return written
+        for name, content in written.files(own, agents.get(agent, {}), plain=show_protected):
+            path = out / file_name(agent) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, json.dumps(content, indent=4, ensure_ascii=False))
+            paths.append(path)
+    return paths

@@ -147,6 +147,7 @@ class Pipeline:
             answer = read_answer(answered["text"], prompt.style)
             timings |= {"context": context["seconds"], "answer": answered["seconds"]}
         scores = {"gen_acc": 0.0, "exact_match": 0.0, "f1": 0.0}
+        confidence = None
         if answer is not None:
             given = answer
 
@@ -159,6 +160,7 @@ class Pipeline:
             verdict = await self.verdicts.once(key_of(self._judge_key, checked), asking(check))
             metrics = verdict["metrics"]
             scores = {"gen_acc": verdict["value"], "exact_match": metrics["exact_match"], "f1": metrics["f1"]}
+            confidence = metrics.get("confidence")
             timings["judge"] = verdict["seconds"]
         read = shown if settings.asks_generator else episode.selected
         counts = counts_of(episode, answered)
@@ -172,6 +174,7 @@ class Pipeline:
             episode=episode,
             shown=shown,
             answer=answer,
+            confidence=confidence,
             scores={**scores, "answer_recall": float(holds_answer(read, task.golden_answers))},
             counts=counts,
             recall_by_turn=recall_by_turn(episode, task.golden_answers),

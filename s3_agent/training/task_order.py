@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-from s3_agent.data.files.whole import write_whole
+from s3_agent.data.files.whole import keep_private, write_whole
 from s3_agent.data.tasks import in_training_order
 from s3_agent.errors import ConfigError
 from s3_agent.processes.run_folder import Run
@@ -24,6 +24,8 @@ def write_tasks(recipe: Recipe, run: Run, train: Sequence[Task], validation: Seq
         questions_per_step=recipe.trainer.questions_per_step,
         seed=recipe.seed if recipe.data.shuffle else None,
     )
+    if any(task.protected for task in (*train, *validation)):
+        keep_private(run.folder)
     for path, tasks in ((run.train, ordered), (run.validation, validation)):
         rows = [task.model_dump_json(exclude={"initial_passages"}) for task in tasks]
         _refuse_another(path, rows)

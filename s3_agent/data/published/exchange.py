@@ -1,8 +1,9 @@
 """Imports and exports files of the original projects: published rows, RAG caches and retrieved passages."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from s3_agent.data.files.tables import read_rows
 from s3_agent.data.files.whole import write_rows, write_whole
@@ -11,6 +12,7 @@ from s3_agent.data.published.json_files import export_rag_cache, export_sequence
 from s3_agent.data.published.rows import Form, tasks_of, to_published, write_parquet
 from s3_agent.data.questions import Dropped, usable
 from s3_agent.data.tasks import iterate_jsonl, load_tasks, task_rows
+from s3_agent.errors import DataError
 
 
 def read_published(
@@ -37,10 +39,33 @@ def read_published(
             yield f"{count} questions with their passages in {target}"
 
 
+def _refuse_protected(rows: Iterable[Any], source: Path) -> None:
+    if count := sum(row is not None for row in rows):
+        raise DataError(
+            f"{count} questions in {source} are of a set that may not be published in plain text",
+            remedy="leave them out; --show-protected writes them as they are, for your own eyes",
+        )
+
+
 def write_published(
-    kind: str, source: Path, target: Path, *, task_files: Sequence[Path], form: Form | None
+    kind: str,
+    source: Path,
+    target: Path,
+    *,
+    task_files: Sequence[Path],
+    form: Form | None,
+    show_protected: bool = False,
 ) -> Iterator[str]:
-    """Convert our file into the published form at `target`; yields lines to print. Raises DataError."""
+    """Convert our file into the published form at `target`; yields lines to print.
+
+    Raises DataError, also for texts that may not be published, unless `show_protected`.
+    """
+    if not show_protected:
+        if kind == "rag-cache":
+            protected = [answer.protected for answer in RagCache.read(source).answers.values()]
+        else:
+            protected = [row.get("protected") for row in iterate_jsonl(source)]
+        _refuse_protected(protected, source)
     match kind:
         case "rows":
             rows = task_rows(source)

@@ -21,10 +21,30 @@ Outcome = str
 """`right`, `wrong`, or `failed`: a failed episode has no score and is never counted as wrong."""
 
 
-class Episodes:
-    """Trajectories in the order in which they were added, each in a group: an agent or a phase of one folder."""
+WITHHELD = "(withheld)"
 
-    def __init__(self) -> None:
+
+def withheld_note(questions: int) -> str:
+    """What a report says if texts of this many questions are left out; empty for none."""
+    if not questions:
+        return ""
+    return (
+        f"The texts of {questions} questions are withheld: what was asked, searched, read and answered. Their data set "
+        "is published encrypted and asks that nothing of it is published in plain text. `s3-agent report "
+        "--show-protected` shows them, for your own eyes."
+    )
+
+
+class Episodes:
+    """Trajectories in the order in which they were added, each in a group: an agent or a phase of one folder.
+
+    Of a protected task only the id and numbers are kept, and of its passages the ids, unless `show_protected`.
+    `withheld` counts these tasks.
+    """
+
+    def __init__(self, *, show_protected: bool = False) -> None:
+        self.withheld = 0
+        self._show_protected = show_protected
         self.passages: list[tuple[str, str]] = []
         self.tasks: list[dict[str, Any]] = []
         self.groups: list[dict[str, str]] = []
@@ -48,15 +68,20 @@ class Episodes:
         key = (task.id, task.question)
         if key not in self._asked:
             self._asked[key] = len(self.tasks)
+            withheld = self._withholds(task)
+            self.withheld += withheld
             self.tasks.append(
                 {
                     "id": task.id,
-                    "question": task.question,
-                    "golds": list(task.golden_answers),
+                    "question": f"{WITHHELD}: {task.data_source} {task.id}" if withheld else task.question,
+                    "golds": [] if withheld else list(task.golden_answers),
                     "source": task.data_source,
                 }
             )
         return self._asked[key]
+
+    def _withholds(self, task: Task) -> bool:
+        return task.protected is not None and not self._show_protected
 
     def add(
         self,
@@ -75,6 +100,10 @@ class Episodes:
         failure: tuple[str, str] | None = None,
     ) -> None:
         """Add one trajectory; fields that it lacks are left out of the row."""
+        if withheld := self._withholds(task):
+            answer = answer and WITHHELD
+            failure = failure and (failure[0], WITHHELD)  # a server's message may quote what it was sent
+            shown = _without_texts(shown)
         row: dict[str, Any] = {
             "group": group,
             "task": self._task(task),
@@ -89,6 +118,7 @@ class Episodes:
             "failure": failure,
         }
         if episode is not None:
+            episode = _numbers_only(episode) if withheld else episode
             row["initial"] = self._numbers(episode.initial_passages)
             row["selected"] = self._numbers(episode.selected)
             row["stop"] = episode.stop_reason.value
@@ -105,6 +135,28 @@ class Episodes:
                 for turn in episode.turns
             ]
         self.rows.append({name: value for name, value in row.items() if value not in (None, [], {})})
+
+
+def _without_texts(passages: Sequence[Passage]) -> tuple[Passage, ...]:
+    """The documents by id: the ids are published in plain text, and a text may hold the answer."""
+    return tuple(Passage(id="", title=passage.id, text="") for passage in passages)
+
+
+def _numbers_only(episode: Episode) -> Episode:
+    """The episode without what was read and written."""
+    turns = tuple(
+        turn.model_copy(
+            update={
+                "response": WITHHELD,
+                "passages": None if turn.passages is None else _without_texts(turn.passages),
+                "action": turn.action and turn.action.model_copy(update={"query": None, "answer": None}),
+                "observation": "",
+            }
+        )
+        for turn in episode.turns
+    )
+    passages = {name: _without_texts(getattr(episode, name)) for name in ("initial_passages", "selected")}
+    return episode.model_copy(update={"turns": turns, "prompt": "", "answer": None, **passages})
 
 
 def _evaluation(folder: Path, name: str, episodes: Episodes) -> dict[str, Any]:
@@ -181,9 +233,12 @@ def _run(folder: Path, name: str, episodes: Episodes) -> dict[str, Any]:
     return {"name": name, "summary": summary, "steps": steps}
 
 
-def gather(folders: Sequence[Path]) -> dict[str, Any]:
-    """Everything that a report shows. Raises ConfigError for a folder with neither an evaluation nor a training run."""
-    episodes = Episodes()
+def gather(folders: Sequence[Path], *, show_protected: bool = False) -> dict[str, Any]:
+    """Everything that a report shows. Raises ConfigError for a folder with neither an evaluation nor a training run.
+
+    Texts of protected tasks are left out unless `show_protected`.
+    """
+    episodes = Episodes(show_protected=show_protected)
     evaluations, runs = [], []
     names = _names(folders)
     for folder, name in zip(folders, names, strict=True):
@@ -203,6 +258,7 @@ def gather(folders: Sequence[Path]) -> dict[str, Any]:
         "tasks": episodes.tasks,
         "passages": episodes.passages,
         "episodes": episodes.rows,
+        "withheld": withheld_note(episodes.withheld),
     }
 
 
