@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from s3_agent.data.tasks import load_tasks
 from s3_agent.data_identity import index_identity
 from s3_agent.errors import ConfigError, GeneratorError
 from s3_agent.evaluation.contestants import Contestant, PolicyUnderTest, SamplingName
+from s3_agent.evaluation.coverage import Coverage, kept_coverage
 from s3_agent.evaluation.pipeline import Conditions, Pipeline, Services
 from s3_agent.evaluation.players import contestants_of
 from s3_agent.evaluation.progress import EvaluationProgress
@@ -103,6 +104,15 @@ def conditions_of(recipe: Recipe, generator: dict[str, Any]) -> Conditions:
         seed=recipe.seed,
         prices=recipe.evaluation.prices,
     )
+
+
+def _coverage(recipe: Recipe, conditions: Conditions, tasks: Sequence[Task], out: Path) -> Coverage:
+    """Which gold documents the corpus has. Another retriever's corpus is not ours to read."""
+    if not any(task.evidence for task in tasks):
+        return Coverage()
+    corpus = recipe.data.corpus if recipe.retriever.url is None else None
+    out.mkdir(parents=True, exist_ok=True)
+    return kept_coverage(out / "coverage.json", tasks, corpus, identity=conditions.index)
 
 
 def _prompt(recipe: Recipe) -> list[dict[str, str]]:
@@ -298,14 +308,16 @@ def evaluate_job(recipe: Recipe, request: EvaluationRequest) -> int:
         generator=generator,
         key=request.policy_key,
     )
+    out = request.out or recipe.runs / f"evaluation-{recipe.name}"
     conditions = conditions_of(recipe, generator)
+    conditions = replace(conditions, coverage=_coverage(recipe, conditions, tasks, out))
     data = {
         "path": str(path),
         "sha256": digest,
         "questions": len(tasks),
         "limit": request.limit,
+        "evidence": conditions.coverage.report(),
     }
-    out = request.out or recipe.runs / f"evaluation-{recipe.name}"
     with only_one(out), closing(Pipeline(out, conditions)) as pipeline:
         key = pipeline.key(contestants, tasks)
         kept = read_json(out / "table.json")
@@ -364,7 +376,9 @@ def _evaluate(
                     asyncio.run(_ask(serving, urls, stack, pipeline, left, request, progress, done=done))
     finally:
         progress.close()
-    table = table_of(numbers, [one.label for one in contestants])
+    known = pipeline.conditions.coverage
+    coverage = known.report() if known.questions else None
+    table = table_of(numbers, [one.label for one in contestants], coverage=coverage)
     complete = not any(agent.failed for agent in table.agents)
     # Only a complete table is printed again unchanged; otherwise the failed questions are tried again.
     write_whole(out / "table.json", table.model_copy(update={"key": key if complete else ""}).model_dump_json(indent=1))
