@@ -161,7 +161,7 @@ class Pipeline:
                 timings["answer"] = answered["seconds"]
         # Where there is nothing to compare an answer with, or nobody gives one, there are no scores: it is not wrong.
         scored = task.answerable and settings.answers != "nobody"
-        scores = dict.fromkeys(("gen_acc", "exact_match", "f1"), 0.0) if scored else {}
+        scores: dict[str, float] = dict.fromkeys(("gen_acc", "exact_match", "f1"), 0.0) if scored else {}
         if scored and answer is not None:
             given = answer
 
