@@ -6,6 +6,7 @@ import asyncio
 import os
 import secrets
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from s3_agent.data.files.whole import sha256_of, write_whole, written_whole
 from s3_agent.data.tasks import load_tasks
 from s3_agent.data_identity import index_identity
 from s3_agent.errors import ConfigError
-from s3_agent.evaluation.contestants import Contestant, SamplingName
+from s3_agent.evaluation.contestants import Contestant, SamplingName, with_samples
 from s3_agent.evaluation.coverage import Coverage, kept_coverage
 from s3_agent.evaluation.pipeline import Conditions, Pipeline
 from s3_agent.evaluation.players import contestants_of
@@ -47,7 +48,8 @@ console = Console(stderr=True)
 class EvaluationRequest:
     """What to evaluate. `policies`: addresses, folders or hub names by agent; `data` None: the recipe's validation.
 
-    `concurrency` is the number of questions in progress at a time.
+    `concurrency` is the number of questions in progress at a time, `samples` how often each is played by agents whose
+    policy is sampled.
     """
 
     agents: Sequence[str]
@@ -58,6 +60,7 @@ class EvaluationRequest:
     policy_key: str | None = None
     runs: Sequence[Path] = ()
     sampling: SamplingName = "published"
+    samples: int = 1
     out: Path | None = None
     plain: bool = False
 
@@ -116,6 +119,7 @@ def _setting(
             "sampling": one.sampling and one.sampling.model_dump(),
             "policy": one.policy and one.policy.model_dump(mode="json"),
             "answers": one.settings.answers,
+            "samples": one.sample + 1,  # of the last one with this label
         }
         for one in contestants
     }
@@ -174,10 +178,12 @@ async def _ask(
         async_client(timeout=timeout) as http,
         async_client(timeout=timeout, headers=bearer(request.policy_key)) as own,
     ):
-        contestants = {unit.contestant.label: unit.contestant for unit in units}
+        contestants = {unit.contestant.id: unit.contestant for unit in units}
         policies = {
-            label: policy_client(one, urls[label], http=own if one.policy and one.policy.url else http, recipe=recipe)
-            for label, one in contestants.items()
+            name: policy_client(
+                one, urls[one.label], http=own if one.policy and one.policy.url else http, recipe=recipe
+            )
+            for name, one in contestants.items()
         }
         services = services_of(recipe, http, policies)
         work = evaluate_all(pipeline, units, services, concurrency=request.concurrency, done=done)
@@ -209,6 +215,7 @@ def evaluate_job(recipe: Recipe, request: EvaluationRequest) -> int:
         generator=generator,
         key=request.policy_key,
     )
+    contestants = with_samples(contestants, request.samples)
     out = request.out or recipe.runs / f"evaluation-{recipe.name}"
     conditions = conditions_of(recipe, generator)
     conditions = replace(conditions, coverage=_coverage(recipe, conditions, tasks, out))
@@ -256,7 +263,8 @@ def _evaluate(
 ) -> EvaluationTable:
     units = units_of(contestants, tasks)
     numbers: list[Numbers] = []
-    progress = EvaluationProgress(console, {one.label: len(tasks) for one in contestants}, plain=request.plain)
+    played = Counter(unit.contestant.label for unit in units)
+    progress = EvaluationProgress(console, played, plain=request.plain)
     try:
         with written_whole(out / "results.jsonl") as write:
 

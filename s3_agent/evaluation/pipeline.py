@@ -46,7 +46,7 @@ _VERDICT_CODE = (
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The clients that stages call; `policies` by label. `generator` builds prompts even if no server runs."""
+    """The clients that stages call; `policies` by contestant. `generator` builds prompts even if no server runs."""
 
     policies: Mapping[str, Policy]
     retriever: Retriever
@@ -90,17 +90,17 @@ class Pipeline:
 
     def key(self, contestants: Sequence[Contestant], tasks: Sequence[Task]) -> str:
         """A key of everything that the results of these agents on these questions depend on."""
-        agents = [[one.label, one.settings.model_dump(mode="json"), self._contestant_key(one)] for one in contestants]
+        agents = [[one.id, one.settings.model_dump(mode="json"), self._contestant_key(one)] for one in contestants]
         prices = {model: price.model_dump() for model, price in self.conditions.prices.items()}
         asked = [task.model_dump(mode="json") for task in tasks]
         code = code_of("s3_agent.evaluation", "s3_agent.evidence")
         return key_of(agents, asked, prices, self._context_key, self._judge_key, code)
 
     def _contestant_key(self, contestant: Contestant) -> str:
-        if contestant.label not in self._contestants:
+        if contestant.id not in self._contestants:
             key = contestant.key(index=self.conditions.index, seed=self.conditions.seed)
-            self._contestants[contestant.label] = key
-        return self._contestants[contestant.label]
+            self._contestants[contestant.id] = key
+        return self._contestants[contestant.id]
 
     def _gold(self, task: Task) -> GoldDocuments | None:
         """The gold documents of a task; None if they are unknown, or if the corpus has none of them."""
@@ -121,7 +121,7 @@ class Pipeline:
 
         async def play() -> Made:
             agent, started = settings.make(), time.monotonic()
-            policy = services.policies[contestant.label]
+            policy = services.policies[contestant.id]
             episode = await agent.run(task, policy=policy, retriever=services.retriever)
             return {"episode": episode.model_dump(mode="json"), "seconds": time.monotonic() - started}
 
@@ -187,6 +187,7 @@ class Pipeline:
             agent=contestant.label,
             task=task,
             state="done",
+            sample=contestant.sample,
             episode=episode,
             shown=shown,
             answer=answer,
