@@ -1,8 +1,8 @@
 """Finds the documents that a task's answer needs (`Task.evidence`) among passages.
 
-Rewards, evaluation and agents share it, so that all of them mean the same by "found". Passages are compared by document:
-several passages of one document count once, at the place of the first. Evidence with an id is compared by id, other
-evidence by title, because the gold titles of published questions come from another edition of Wikipedia than the corpus.
+Rewards, evaluation and agents share it, so that all of them mean the same by "found". Passages are compared by
+document: several passages of one document count once, at the place of the first. Evidence with an id is compared by id,
+other evidence by title: the gold titles of published questions come from another edition of Wikipedia than the corpus.
 """
 
 import unicodedata

@@ -215,12 +215,14 @@ class Turn(_Frozen):
 
     `response` is the text as the policy wrote it: the decoding of every sampled token, including what the last token
     holds after the stop string. `passages` are the documents shown in the observation that followed (None: nothing was
-    searched; empty: the search found nothing, or the server refused this one query). Token counts are in policy tokens,
+    searched; empty: the search found nothing, or the server refused this one query). `left_out` are the documents after
+    them that were found too, but for which there was no room. Token counts are in policy tokens,
     over all calls of the turn (in Search-o1, a second call reads the documents).
     """
 
     response: str
     passages: tuple[Passage, ...] | None = None
+    left_out: tuple[Passage, ...] = ()
     action: Action | None = None
     observation: str = ""
     prompt_tokens: int = 0
@@ -230,13 +232,15 @@ class Turn(_Frozen):
 class Episode(_Frozen):
     """A trajectory, and the passages that were selected from it. `answer` is the policy's own; None if it gave none.
 
-    `prompt` is what the first call read. In a method that asks no policy there are no `turns`.
+    `prompt` is what the first call read; it had no room for `initial_left_out`. In a method that asks no policy there
+    are no `turns`.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
     agent: str
     prompt: str
     initial_passages: tuple[Passage, ...]
+    initial_left_out: tuple[Passage, ...] = ()
     turns: tuple[Turn, ...]
     selected: tuple[Passage, ...]
     answer: str | None = None

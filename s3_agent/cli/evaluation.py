@@ -119,6 +119,14 @@ def evaluate(
     sampling: Annotated[
         SamplingOption, typer.Option(help="Sample as for the published numbers, or greedily.")
     ] = SamplingOption.published,
+    samples: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="How often each question is played, with another seed each time, by agents whose policy is sampled: "
+            "pass@k, the mean and the vote of the majority. More samples later continue from those that are there.",
+        ),
+    ] = 1,
     out: Annotated[Path | None, typer.Option(help="The output folder; default: runs/evaluation-RECIPE.")] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Print lines instead of live bars.")] = False,
 ) -> None:
@@ -159,6 +167,7 @@ def evaluate(
         policy_key=given_key(policy_key, policy_key_file),
         runs=run or (),
         sampling=sampling.value,
+        samples=samples,
         out=out,
         plain=plain,
     )

@@ -20,7 +20,7 @@ _POLICY = {
     "instruct": "any instruct model; by default the generator's",
     "none": "none",
 }
-_ANSWERS = {"generator": "generator (Ret)", "policy": "policy (self)"}
+_ANSWERS = {"generator": "generator (Ret)", "policy": "policy (self)", "nobody": "nobody"}
 
 
 def _method(method: Method) -> dict[str, Any]:

@@ -7,9 +7,10 @@ import os
 import random
 import secrets
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from s3_agent.data.files.whole import keep_private, sha256_of, write_whole, writ
 from s3_agent.data.tasks import load_tasks
 from s3_agent.data_identity import index_identity
 from s3_agent.errors import ConfigError
-from s3_agent.evaluation.contestants import Contestant, SamplingName
+from s3_agent.evaluation.contestants import Contestant, SamplingName, with_samples
+from s3_agent.evaluation.coverage import Coverage, kept_coverage
 from s3_agent.evaluation.pipeline import Conditions, Pipeline
 from s3_agent.evaluation.players import contestants_of
 from s3_agent.evaluation.progress import EvaluationProgress
@@ -49,7 +51,8 @@ class EvaluationRequest:
     """What to evaluate. `policies`: addresses, folders or hub names by agent; `data` None: the recipe's validation.
 
     `drawn` questions are drawn from the data with the seed `draw_seed` (None: all), and the first `limit` of them are
-    asked. `concurrency` is the number of questions in progress at a time.
+    asked. `concurrency` is the number of questions in progress at a time, `samples` how often each is played by agents whose
+    policy is sampled.
     """
 
     agents: Sequence[str]
@@ -62,6 +65,7 @@ class EvaluationRequest:
     policy_key: str | None = None
     runs: Sequence[Path] = ()
     sampling: SamplingName = "published"
+    samples: int = 1
     out: Path | None = None
     plain: bool = False
 
@@ -97,6 +101,15 @@ def conditions_of(recipe: Recipe, generator: dict[str, Any]) -> Conditions:
     )
 
 
+def _coverage(recipe: Recipe, conditions: Conditions, tasks: Sequence[Task], out: Path) -> Coverage:
+    """Which gold documents the corpus has. Another retriever's corpus is not ours to read."""
+    if not any(task.evidence for task in tasks):
+        return Coverage()
+    corpus = recipe.data.corpus if recipe.retriever.url is None else None
+    out.mkdir(parents=True, exist_ok=True)
+    return kept_coverage(out / "coverage.json", tasks, corpus, identity=conditions.index)
+
+
 def _prompt(recipe: Recipe) -> list[dict[str, str]]:
     probe = Passage(id="", title="{title}", text="{text}")
     return answer_messages("{question}", [probe], kind=recipe.generator.kind)
@@ -111,6 +124,7 @@ def _setting(
             "sampling": one.sampling and one.sampling.model_dump(),
             "policy": one.policy and one.policy.model_dump(mode="json"),
             "answers": one.settings.answers,
+            "samples": one.sample + 1,  # of the last one with this label
         }
         for one in contestants
     }
@@ -169,10 +183,12 @@ async def _ask(
         async_client(timeout=timeout) as http,
         async_client(timeout=timeout, headers=bearer(request.policy_key)) as own,
     ):
-        contestants = {unit.contestant.label: unit.contestant for unit in units}
+        contestants = {unit.contestant.id: unit.contestant for unit in units}
         policies = {
-            label: policy_client(one, urls[label], http=own if one.policy and one.policy.url else http, recipe=recipe)
-            for label, one in contestants.items()
+            name: policy_client(
+                one, urls[one.label], http=own if one.policy and one.policy.url else http, recipe=recipe
+            )
+            for name, one in contestants.items()
         }
         services = services_of(recipe, http, policies)
         work = evaluate_all(pipeline, units, services, concurrency=request.concurrency, done=done)
@@ -212,7 +228,10 @@ def evaluate_job(recipe: Recipe, request: EvaluationRequest) -> int:
         generator=generator,
         key=request.policy_key,
     )
+    contestants = with_samples(contestants, request.samples)
+    out = request.out or recipe.runs / f"evaluation-{recipe.name}"
     conditions = conditions_of(recipe, generator)
+    conditions = replace(conditions, coverage=_coverage(recipe, conditions, tasks, out))
     data = {
         "path": str(path),
         "sha256": digest,
@@ -221,6 +240,7 @@ def evaluate_job(recipe: Recipe, request: EvaluationRequest) -> int:
         "drawn": request.drawn,
         "draw_seed": request.draw_seed,
         "of": len(all_tasks),
+        "evidence": conditions.coverage.report(),
     }
     out = request.out or recipe.runs / f"evaluation-{recipe.name}"
     if len(tasks) < len(all_tasks):
@@ -269,7 +289,8 @@ def _evaluate(
 ) -> EvaluationTable:
     units = units_of(contestants, tasks)
     numbers: list[Numbers] = []
-    progress = EvaluationProgress(console, {one.label: len(tasks) for one in contestants}, plain=request.plain)
+    played = Counter(unit.contestant.label for unit in units)
+    progress = EvaluationProgress(console, played, plain=request.plain)
     try:
         with written_whole(out / "results.jsonl") as write:
 
@@ -291,7 +312,9 @@ def _evaluate(
                     asyncio.run(_ask(served, urls, stack, pipeline, left, request, done=done))
     finally:
         progress.close()
-    table = table_of(numbers, [one.label for one in contestants])
+    known = pipeline.conditions.coverage
+    coverage = known.report() if known.questions else None
+    table = table_of(numbers, [one.label for one in contestants], coverage=coverage)
     complete = not any(agent.failed for agent in table.agents)
     # Only a complete table is printed again unchanged; otherwise the failed questions are tried again.
     write_whole(out / "table.json", table.model_copy(update={"key": key if complete else ""}).model_dump_json(indent=1))

@@ -267,7 +267,7 @@ def test_what_can_not_be_evaluated_says_what_to_do(running: Running) -> None:
         (("--agents", "s4"), "there is no agent 's4'"),
         (("--agents", "s3,s3"), "named twice"),
         (("--agents", "s3:own"), "s3:ret or s3:self"),
-        (("--agents", "s3:self"), "gives no answer of its own"),
+        (("--agents", "s3:self"), "answers must be `generator`"),
         (("--policy", "s3"), "can not be read"),
         (("--policy", "s4=http://127.0.0.1:1"), "no such agent"),
         (("--data", str(running.folder / "none.jsonl")), "can not be read"),

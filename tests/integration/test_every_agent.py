@@ -117,6 +117,8 @@ async def test_every_agent_plays_and_is_scored(services: Services, name: str, mo
                 method.policy == "protocol",
             )
             assert ("step by step" in system.text) == (name == "cot")
+        elif answers == "nobody":
+            assert (outcome.answer, outcome.reward.value) == (None, 0.0)
         elif name != "ircot":
             assert (outcome.answer, outcome.reward.value) == ("krone", 1.0)
         assert outcome.reward.metrics["accuracy"] == outcome.reward.value

@@ -100,9 +100,11 @@ def test_a_yes_in_a_text_is_no_answer() -> None:
     assert evidence_in(row, ["yes"]) == [{"title": "T"}]
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(
-    st.sampled_from(["title", "sent_id", "context", "sentences", "support_paragraph", "is_supporting", "id"]), inner
-))  # fmt: skip
+FIELDS = st.sampled_from(["title", "sent_id", "context", "sentences", "support_paragraph", "is_supporting", "id"])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(FIELDS, inner),
+)
 
 
 @given(
