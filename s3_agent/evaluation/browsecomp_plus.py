@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from s3_agent.data.published.canary import encrypted
+from s3_agent.evaluation.evidence import retrievals_of
 from s3_agent.evaluation.records import EvaluatedTask
 from s3_agent.evidence import GoldDocuments
 from s3_agent.names import file_name
@@ -48,12 +49,12 @@ def searches_of(result: EvaluatedTask) -> Iterator[tuple[str, tuple[Passage, ...
     episode = result.episode
     if episode is None:
         return
-    if episode.initial_passages and result.task.initial_passages is None:
-        yield result.task.question, episode.initial_passages
-    for turn in episode.turns:
-        if turn.passages is not None:
-            query = turn.action.query if turn.action else None
-            yield query or turn.response, turn.passages
+    first, *found = retrievals_of(episode)
+    if first and result.task.initial_passages is None:
+        yield result.task.question, first
+    turns = [turn for turn in episode.turns if turn.passages is not None]
+    for turn, passages in zip(turns, found, strict=True):
+        yield (turn.action and turn.action.query) or turn.response, passages
 
 
 def outcome_of(result: EvaluatedTask) -> Outcome:
@@ -87,14 +88,13 @@ def run_file(result: EvaluatedTask, *, model: str, plain: bool) -> dict[str, Any
         found = [{"docid": one.id, "snippet": f"{one.title}\n{one.text}".strip()} for one in passages]
         add("tool_call", json.dumps(found, ensure_ascii=False), "search", json.dumps({"query": query}))
 
-    episode, searches = result.episode, searches_of(result)
-    turns = episode.turns if episode else ()
-    if episode and episode.initial_passages and result.task.initial_passages is None:
-        add_search(*next(searches))
+    turns, searches = result.episode.turns if result.episode else (), [*searches_of(result)]
+    if len(searches) > sum(turn.passages is not None for turn in turns):
+        add_search(*searches.pop(0))
     for turn in turns:
         add("reasoning", turn.response)
         if turn.passages is not None:
-            add_search(*next(searches))
+            add_search(*searches.pop(0))
     add("output_text", outcome.response)
     if result.task.protected and not plain:
         shown = ("arguments", "output")
@@ -215,13 +215,23 @@ def scores(outcomes: Sequence[Outcome], *, without_result: int) -> dict[str, Any
 def run_folder(
     results: Sequence[EvaluatedTask], agent: Mapping[str, Any], *, plain: bool
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The files of one agent: a run file for each question with a result, and both forms of the scores."""
+    """The files of one agent: a run file for each question with a result, and both forms of the scores.
+
+    If questions were played several times, each sample has its own folder, because the script takes two run files of
+    one question for two questions.
+    """
     model = str((agent.get("policy") or {}).get("model") or "")
-    done = [result for result in results if result.state == "done"]
-    names = Counter(file_name(result.task.id) for result in done)
-    for number, result in enumerate(done):
-        name = file_name(result.task.id)
-        yield f"run_{name if names[name] == 1 else f'{name}_{number}'}.json", run_file(result, model=model, plain=plain)
-    outcomes = [outcome_of(result) for result in done]
-    yield "evaluation_summary.json", published_summary(outcomes, model=model)
-    yield "scores.json", scores(outcomes, without_result=len(results) - len(done))
+    samples: dict[int, list[EvaluatedTask]] = defaultdict(list)
+    for result in results:
+        samples[result.sample].append(result)
+    for sample, own in sorted(samples.items()):
+        folder = f"sample-{sample}/" if len(samples) > 1 else ""
+        done = [result for result in own if result.state == "done"]
+        names = Counter(file_name(result.task.id) for result in done)
+        for number, result in enumerate(done):
+            name = file_name(result.task.id)
+            name = name if names[name] == 1 else f"{name}_{number}"
+            yield f"{folder}run_{name}.json", run_file(result, model=model, plain=plain)
+        outcomes = [outcome_of(result) for result in done]
+        yield f"{folder}evaluation_summary.json", published_summary(outcomes, model=model)
+        yield f"{folder}scores.json", scores(outcomes, without_result=len(own) - len(done))

@@ -51,8 +51,8 @@ class EvaluationRequest:
     """What to evaluate. `policies`: addresses, folders or hub names by agent; `data` None: the recipe's validation.
 
     `drawn` questions are drawn from the data with the seed `draw_seed` (None: all), and the first `limit` of them are
-    asked. `concurrency` is the number of questions in progress at a time, `samples` how often each is played by agents whose
-    policy is sampled.
+    asked. `concurrency` is the number of questions in progress at a time, `samples` how often each is played by agents
+    whose policy is sampled.
     """
 
     agents: Sequence[str]
@@ -211,6 +211,19 @@ def drawn_questions(tasks: Sequence[Task], count: int | None, *, seed: int) -> l
     return [tasks[place] for place in sorted(random.Random(seed).sample(range(len(tasks)), count))]
 
 
+def _announce(tasks: Sequence[Task], *, of: int, out: Path) -> None:
+    """Say which questions are asked, and keep `out` private for those that may not be published."""
+    if len(tasks) < of:
+        console.print(f"{len(tasks)} of {of} questions", highlight=False)
+    if any(task.protected for task in tasks):
+        keep_private(out)
+        console.print(
+            f"the questions may not be published in plain text: only you can read {out}; reports withhold their texts, "
+            "and exports encrypt them",
+            highlight=False,
+        )
+
+
 def evaluate_job(recipe: Recipe, request: EvaluationRequest) -> int:
     """Evaluate and print the table; return 0 if every question of every agent has a result. Raises S3AgentError."""
     require_external(recipe)
@@ -230,6 +243,7 @@ def evaluate_job(recipe: Recipe, request: EvaluationRequest) -> int:
     )
     contestants = with_samples(contestants, request.samples)
     out = request.out or recipe.runs / f"evaluation-{recipe.name}"
+    _announce(tasks, of=len(all_tasks), out=out)
     conditions = conditions_of(recipe, generator)
     conditions = replace(conditions, coverage=_coverage(recipe, conditions, tasks, out))
     data = {
@@ -242,16 +256,6 @@ def evaluate_job(recipe: Recipe, request: EvaluationRequest) -> int:
         "of": len(all_tasks),
         "evidence": conditions.coverage.report(),
     }
-    out = request.out or recipe.runs / f"evaluation-{recipe.name}"
-    if len(tasks) < len(all_tasks):
-        console.print(f"{len(tasks)} of {len(all_tasks)} questions", highlight=False)
-    if any(task.protected for task in tasks):
-        keep_private(out)
-        console.print(
-            f"the questions may not be published in plain text: only you can read {out}; reports withhold their texts, "
-            "and exports encrypt them",
-            highlight=False,
-        )
     with only_one(out), closing(Pipeline(out, conditions)) as pipeline:
         key = pipeline.key(contestants, tasks)
         kept = read_json(out / "table.json")

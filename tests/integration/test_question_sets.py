@@ -1,4 +1,4 @@
-"""`s3-agent eval NAME` against a fake hub: fetched once, drawn by seed, and texts that may not be published stay inside."""
+"""`s3-agent eval NAME` against a fake hub: fetched once, drawn by seed; texts that may not be published stay inside."""
 
 import base64
 import gzip
@@ -164,7 +164,8 @@ def evaluated(world: World) -> World:
     key_file.write_text(KEY + "\n")
 
     def judge(question: str, context: str) -> str:
-        return f"extracted_final_answer: {secret_answer(3)}\ncorrect: {'yes' if 'number 3 ' in question else 'no'}\nconfidence: 90%"
+        correct = "yes" if "number 3 " in question else "no"
+        return f"extracted_final_answer: {secret_answer(3)}\ncorrect: {correct}\nconfidence: 90%"
 
     with serve(generator_app(FakeGenerator(judge))) as judging:
         overrides = ["judge.prompt=browsecomp_plus", f"judge.url={judging}/v1"]

@@ -79,7 +79,7 @@ def written_whole(path: Path, *, private: bool = False) -> Iterator[Callable[[by
     with room_kept(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.unlink(missing_ok=True)  # it may have other permissions
-        file = open(partial, "wb", opener=_private if private else None)
+        file = open(partial, "wb", opener=_private if private else None)  # noqa: SIM115
 
     def write(data: bytes) -> None:
         with room_kept(path):
