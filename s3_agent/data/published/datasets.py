@@ -112,7 +112,7 @@ DATA_SETS: Registry[DataSet] = Registry(
         "s3": f"{_HERE}.released_rows:S3",
         "search-r1": f"{_HERE}.released_rows:SEARCH_R1",
         "browsecomp_plus": f"{_HERE}.browsecomp_plus:BROWSECOMP_PLUS",
-        "embedded": "s3_agent.embedded.data_set:EMBEDDED",
+        "embedded": f"{_HERE}.embedded:EMBEDDED",
         "wiki-18": f"{_HERE}.corpora:WIKI_18",
         "medcorp": f"{_HERE}.corpora:MEDCORP",
     },

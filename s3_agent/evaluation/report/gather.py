@@ -15,7 +15,7 @@ from s3_agent.evaluation.scores import counts_of, recall_by_turn
 from s3_agent.evaluation.summary import validation_passes
 from s3_agent.evaluation.table import Numbers, numbers_of, table_of
 from s3_agent.rollout.episode_log import read_records
-from s3_agent.types import Episode, Passage, Task
+from s3_agent.types import Action, Episode, Passage, Task, Turn
 
 Outcome = str
 """`right`, `wrong`, or `failed`: a failed episode has no score and is never counted as wrong."""
@@ -29,9 +29,9 @@ def withheld_note(questions: int) -> str:
     if not questions:
         return ""
     return (
-        f"The texts of {questions} questions are withheld: what was asked, searched, read and answered. Their data set "
-        "is published encrypted and asks that nothing of it is published in plain text. `s3-agent report "
-        "--show-protected` shows them, for your own eyes."
+        f"The texts of {questions} question{'s' * (questions > 1)} are withheld: what was asked, searched, read and "
+        "answered. Their data set is published encrypted and asks that nothing of it is published in plain text. "
+        "`s3-agent report --show-protected` shows them, for your own eyes."
     )
 
 
@@ -143,20 +143,25 @@ def _without_texts(passages: Sequence[Passage]) -> tuple[Passage, ...]:
 
 
 def _numbers_only(episode: Episode) -> Episode:
-    """The episode without what was read and written."""
+    """The episode without what was read and written: only the fields that are named here."""
     turns = tuple(
-        turn.model_copy(
-            update={
-                "response": WITHHELD,
-                "passages": None if turn.passages is None else _without_texts(turn.passages),
-                "action": turn.action and turn.action.model_copy(update={"query": None, "answer": None}),
-                "observation": "",
-            }
+        Turn(
+            response=WITHHELD,
+            passages=None if turn.passages is None else _without_texts(turn.passages),
+            action=turn.action and Action(kind=turn.action.kind, marked=turn.action.marked),
+            prompt_tokens=turn.prompt_tokens,
+            response_tokens=turn.response_tokens,
         )
         for turn in episode.turns
     )
-    passages = {name: _without_texts(getattr(episode, name)) for name in ("initial_passages", "selected")}
-    return episode.model_copy(update={"turns": turns, "prompt": "", "answer": None, **passages})
+    return Episode(
+        agent=episode.agent,
+        prompt="",
+        initial_passages=_without_texts(episode.initial_passages),
+        turns=turns,
+        selected=_without_texts(episode.selected),
+        stop_reason=episode.stop_reason,
+    )
 
 
 def _evaluation(folder: Path, name: str, episodes: Episodes) -> dict[str, Any]:
