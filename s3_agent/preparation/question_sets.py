@@ -64,13 +64,18 @@ def prepare_set(
     stages = DataStages(prepared, ledger)
     if ledger.read("questions") is None:
         sources.require_keys()
+    wanted = {stage.name: stage for stage in stages.all()}
+
+    def run(*names: str) -> None:
+        run_stages(ledger, [wanted[name] for name in names], say=say, report=report, dry_run=False)
+
     try:
         stages.downloads.files()
+        run("download")
     except DataError as cause:
         raise DataError(
             f"the data set {name} is not prepared in {folder}, and it can not be fetched: {cause.message}",
             remedy=f"{cause.remedy}; without a network: {_OFFLINE}",
         ) from cause
-    wanted = ("download", "questions", *(("corpus", "index") if brings_corpus else ()))
-    run_stages(ledger, [stage for stage in stages.all() if stage.name in wanted], say=say, report=report, dry_run=False)
+    run("questions", *(("corpus", "index") if brings_corpus else ()))
     return QuestionSet(recipe=prepared if brings_corpus else recipe, questions=files["validation"])

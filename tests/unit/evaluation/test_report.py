@@ -10,7 +10,7 @@ from s3_agent.errors import ConfigError
 from s3_agent.evaluation.report.anchors import anchor_of
 from s3_agent.evaluation.report.gather import gather
 from s3_agent.evaluation.report.render import write_report
-from tests.evaluated import write_evaluation, write_run
+from tests.evaluated import protect, write_evaluation, write_run
 
 WIKI18 = 21_015_324
 
@@ -111,10 +111,8 @@ def test_another_setting_has_no_published_row() -> None:
 @pytest.mark.parametrize("ending", ["html", "json", "md"])
 def test_of_protected_tasks_a_report_has_only_ids_and_numbers(tmp_path: Path, ending: str) -> None:
     folders = [write_evaluation(tmp_path / "evaluation", questions=100), write_run(tmp_path / "run")]
-    for path in (folders[0] / "results.jsonl", folders[1] / "episodes.jsonl"):
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        marked = [{**row, "task": {**row["task"], "protected": "the canary"}} for row in rows]
-        path.write_text("".join(json.dumps(row) + "\n" for row in marked), encoding="utf-8")
+    for folder in folders:
+        protect(folder)
     report, page = gather(folders), tmp_path / f"report.{ending}"
     assert len(report["episodes"]) == 300 + 96 and report["withheld"].startswith("The texts of 100 questions are")
     assert {len(row["turns"]) for row in report["episodes"] if "turns" in row} > {1, 2}
