@@ -37,8 +37,16 @@ def _refuse_another(path: Path, rows: Sequence[str]) -> None:
         return
     before = path.read_text(encoding="utf-8").split("\n")[:-1]
     for number, (old, new) in enumerate(zip_longest(before, rows), 1):
-        if old is not None and new is not None and old != new:
+        if old is not None and new is not None and old != new and not _same_task(old, new):
             raise ConfigError(
                 f"{path}:{number}: the run was started with other tasks, or in another order",
                 remedy="resume it with the data, the seed and the batch sizes that it was started with",
             )
+
+
+def _same_task(old: str, new: str) -> bool:
+    """Whether two lines hold the same task: an earlier version wrote no fields that tasks did not have yet."""
+    try:
+        return Task.model_validate_json(old) == Task.model_validate_json(new)
+    except ValueError:
+        return False
