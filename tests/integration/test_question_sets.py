@@ -14,12 +14,15 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
+from benchmarks.untrained_encoder import save_untrained_bert
 from s3_agent.cli.main import app
 from s3_agent.data.published.browsecomp_plus import CORPUS, KEY_VARIABLE
 from s3_agent.data.published.canary import decrypted
 from s3_agent.data.tasks import load_tasks, read_jsonl
 from s3_agent.errors import S3AgentError
 from s3_agent.evaluation.records import EvaluatedTask
+from s3_agent.preparation.question_sets import prepare_set
+from s3_agent.recipe import load_recipe
 from s3_agent.testing.fake_hub import FakeHub, hub_app
 from s3_agent.testing.fakes import FakeGenerator, FakeRetriever
 from s3_agent.testing.servers import generator_app, retriever_app, serve
@@ -148,7 +151,7 @@ def written(folder: Path) -> str:
     texts = []
     for path in [folder] if folder.is_file() else sorted(one for one in folder.rglob("*") if one.is_file()):
         texts.append(path.read_text())
-        for packed in re.findall(r'id="data">([A-Za-z0-9+/=]+)<', texts[-1]):
+        for packed in re.findall(r'<script type="text/plain"[^>]*>([A-Za-z0-9+/=]+)<', texts[-1]):
             texts.append(gzip.decompress(base64.b64decode(packed)).decode())
     return "\n".join(texts)
 
@@ -242,3 +245,16 @@ def test_an_option_shows_them_to_their_owner_alone(evaluated: World, tmp_path: P
     for path in (report, exported):
         assert SECRET in written(path) and "kingfisher" in written(path)
         assert permissions(path) & 0o077 == 0
+
+
+def test_an_encoder_of_the_users_indexes_the_corpus(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    encoder = world.folder / "encoder"
+    save_untrained_bert(encoder, ["lighthouse", "keeper", "bird"], dimension=16, layers=1, heads=2, spread=0.5)
+    recipe = load_recipe(world.arguments[1], ["retriever.index.kind=dense", f"retriever.index.encoder.model={encoder}"])
+    said: list[str] = []
+    prepared = prepare_set(recipe, BROWSECOMP, say=said.append)
+    assert prepared.recipe.index_folder == world.prepared(BROWSECOMP) / "index-dense"
+    manifest = json.loads((prepared.recipe.index_folder / "manifest.json").read_text())
+    assert (manifest["passages"], manifest["backend"]) == (2 * ENCRYPTED + 2, "dense")
+    assert [line.partition(":")[0] for line in said if "done" in line] == ["download", "questions", "corpus", "index"]
