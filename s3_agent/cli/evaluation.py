@@ -31,6 +31,7 @@ class FormatOption(StrEnum):
 
     s3 = "s3"
     search_r1 = "search_r1"
+    trec = "trec"
 
 
 def _named(values: str) -> dict[str, str]:
@@ -125,7 +126,9 @@ def export(
     form: Annotated[FormatOption, typer.Option("--format", help="Whose shapes to write.")] = FormatOption.s3,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: FOLDER/export-FORMAT.")] = None,
 ) -> None:
-    """Write an evaluation in the published formats: output sequences, result file and statistics, for each agent."""
+    """Write an evaluation in the published formats, for each agent: output sequences, result file and statistics; or
+    TREC run files of what was retrieved, shown, selected and handed on, and of each search, with topics and qrels.
+    """
     from s3_agent.evaluation.export import export_results
 
     for path in export_results(folder, out or folder / f"export-{form.value}", form=form.value):

@@ -1,8 +1,9 @@
-"""Exports an evaluation in the file formats of s3's and Search-R1's own scripts, one folder for each agent.
+"""Exports an evaluation in the file formats of s3's and Search-R1's own scripts, or as TREC runs.
 
-Those formats are keyed by the question's text: of two tasks with the same text in one data source they would keep only
-the last, so such an evaluation is refused. The originals count a question without a context as wrong; here a failed
-question is in `remaining_questions` and in no score.
+Each agent has a folder, and in it each sample if there are several. The formats of s3 and Search-R1 are keyed by the
+question's text: of two tasks with the same text in one data source they would keep only the last, so such an evaluation
+is refused. The originals count a question without a context as wrong; here a failed question is in
+`remaining_questions` and in no score.
 """
 
 import json
@@ -15,10 +16,12 @@ from typing import Any, Literal
 from s3_agent.clients.prompts import render_context
 from s3_agent.data.files.whole import write_whole
 from s3_agent.errors import ConfigError
+from s3_agent.evaluation.coverage import read_coverage
 from s3_agent.evaluation.records import EvaluatedTask, results_of
+from s3_agent.evaluation.trec import write_trec
 from s3_agent.names import file_name
 
-ExportFormat = Literal["s3", "search_r1"]
+ExportFormat = Literal["s3", "search_r1", "trec"]
 Tally = dict[str, Any]
 
 
@@ -39,7 +42,7 @@ def answers(results: Sequence[EvaluatedTask]) -> dict[str, Any]:
     """The result file: answers and scores by data source and question."""
     by_source: dict[str, dict[str, Any]] = defaultdict(dict)
     for result in results:
-        if result.state == "done":
+        if "gen_acc" in result.scores:
             by_source[result.task.data_source][result.task.question] = {
                 "answer": result.answer or "",
                 "score": int(result.scores["gen_acc"]),
@@ -49,7 +52,7 @@ def answers(results: Sequence[EvaluatedTask]) -> dict[str, Any]:
 
 
 def _tally(results: Sequence[EvaluatedTask], *, contexts: bool) -> Tally:
-    done = [result for result in results if result.state == "done"]
+    done = [result for result in results if "gen_acc" in result.scores]
     total = len(done)
     correct, exact = (int(sum(result.scores[name] for result in done)) for name in ("gen_acc", "exact_match"))
     tally: Tally = {"total": total, "correct": correct, "accuracy": correct / total if total else 0.0}
@@ -86,8 +89,8 @@ def _by_source(results: Iterable[EvaluatedTask]) -> dict[str, list[EvaluatedTask
 
 
 def _refuse_doubles(results: Sequence[EvaluatedTask]) -> None:
-    asked = Counter((result.agent, result.task.data_source, result.task.question) for result in results)
-    if doubles := [question for (_, _, question), count in asked.items() if count > 1]:
+    asked = Counter((one.agent, one.sample, one.task.data_source, one.task.question) for one in results)
+    if doubles := [question for *_, question in (asked_one for asked_one, count in asked.items() if count > 1)]:
         raise ConfigError(
             f"{len(doubles)} questions occur twice in a data source, the first is {doubles[0]!r}: the published shapes "
             "are keyed by the question and would lose one",
@@ -98,6 +101,8 @@ def _refuse_doubles(results: Sequence[EvaluatedTask]) -> None:
 def export_results(folder: Path, out: Path, *, form: ExportFormat) -> list[Path]:
     """Write the files of the format `form` into `out`/AGENT and return their paths. Raises ConfigError."""
     results = [*results_of(folder / "results.jsonl")]
+    if form == "trec":
+        return write_trec(results, out, read_coverage(folder))
     _refuse_doubles(results)
     written: list[Path] = []
 
@@ -106,11 +111,12 @@ def export_results(folder: Path, out: Path, *, form: ExportFormat) -> list[Path]
         write_whole(path, json.dumps(content, indent=4, ensure_ascii=False))
         written.append(path)
 
-    by_agent: dict[str, list[EvaluatedTask]] = defaultdict(list)
+    several = {result.agent for result in results if result.sample}
+    by_sample: dict[tuple[str, int], list[EvaluatedTask]] = defaultdict(list)
     for result in results:
-        by_agent[result.agent].append(result)
-    for agent, own in by_agent.items():
-        place = out / file_name(agent)
+        by_sample[result.agent, result.sample].append(result)
+    for (agent, sample), own in by_sample.items():
+        place = out / file_name(agent) / (f"sample-{sample + 1}" if agent in several else "")
         for source, part in _by_source(own).items():
             write(place / f"{file_name(source)}_output_sequences.json", sequences(part))
         if form == "s3":

@@ -102,7 +102,7 @@ def _coverage(recipe: Recipe, conditions: Conditions, tasks: Sequence[Task], out
         return Coverage()
     corpus = recipe.data.corpus if recipe.retriever.url is None else None
     out.mkdir(parents=True, exist_ok=True)
-    return kept_coverage(out / "coverage.json", tasks, corpus, identity=conditions.index)
+    return kept_coverage(out, tasks, corpus, identity=conditions.index)
 
 
 def _prompt(recipe: Recipe) -> list[dict[str, str]]:

@@ -129,6 +129,25 @@ def test_the_keyboard_moves_through_the_list(browser: Browser, report: Path) -> 
     expect(page.get_by_label("Search text")).to_be_focused()
 
 
+def test_evidence_and_samples_are_shown(browser: Browser, tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path / "evaluation", questions=20, samples=4, evidence=True)
+    write_report([folder], tmp_path / "report.html")
+    opened = Opened(browser, tmp_path / "report.html")
+    head = opened.page.locator("#results thead").inner_text()
+    assert all(name in head for name in ("ev. found", "ev. selected", "pass@4", "avg@4", "majority@4"))
+    expect(opened.page.locator("#results tbody tr").nth(1)).to_contain_text("80/20\u00d74")
+    expect(opened.page.locator("figure svg")).not_to_have_count(0)
+    expect(opened.page.get_by_text("Evidence found")).to_be_visible()
+    opened.page.click("[data-part=trajectories]")
+    assert opened.found() == 3 * 20 * 4
+    expect(opened.page.locator(".detail")).to_contain_text("Evidence: Town 0 · Town 1")
+    expect(opened.page.locator("article .who")).to_contain_text("(1 of 4)")
+    opened.page.get_by_label("Search text").fill("town 1?")
+    marked = opened.page.locator(".passage:has(.why:text-is('evidence'))").all_inner_texts()
+    assert all("Town 1" in text or "Town 2" in text for text in marked)
+    assert not opened.complaints
+
+
 def test_what_a_model_wrote_is_only_text(browser: Browser, tmp_path: Path) -> None:
     write_report([write_evaluation(tmp_path / "evaluation", questions=100, hostile=True)], tmp_path / "report.html")
     opened = Opened(browser, tmp_path / "report.html", part="trajectories")

@@ -14,11 +14,18 @@ from s3_agent.evaluation.report.anchors import anchor_of
 from s3_agent.evaluation.scores import counts_of, recall_by_turn
 from s3_agent.evaluation.summary import validation_passes
 from s3_agent.evaluation.table import Numbers, numbers_of, table_of
+from s3_agent.evidence import GoldDocuments
 from s3_agent.rollout.episode_log import read_records
 from s3_agent.types import Episode, Passage, Task
 
 Outcome = str
-"""`right`, `wrong`, or `failed`: a failed episode has no score and is never counted as wrong."""
+"""`right`, `wrong`, `failed`, or `unscored` if there was no answer to compare with a gold one.
+
+Only the first two have a score: what is missing is never counted as wrong.
+"""
+
+
+_EVIDENCE = ("retrieved_recall", "shown_recall", "selected_recall", "selected_precision", "handed_on_recall")
 
 
 class Episodes:
@@ -54,6 +61,7 @@ class Episodes:
                     "question": task.question,
                     "golds": list(task.golden_answers),
                     "source": task.data_source,
+                    **({"evidence": [one.title or one.id for one in task.evidence]} if task.evidence else {}),
                 }
             )
         return self._asked[key]
@@ -73,6 +81,7 @@ class Episodes:
         reward: float | None = None,
         step: int | None = None,
         failure: tuple[str, str] | None = None,
+        evidence: Mapping[str, float] | None = None,
     ) -> None:
         """Add one trajectory; fields that it lacks are left out of the row."""
         row: dict[str, Any] = {
@@ -87,6 +96,7 @@ class Episodes:
             "reward": reward,
             "step": step,
             "failure": failure,
+            "evidence": {name: round((evidence or {})[name], 4) for name in _EVIDENCE if name in (evidence or {})},
         }
         if episode is not None:
             row["initial"] = self._numbers(episode.initial_passages)
@@ -104,6 +114,15 @@ class Episodes:
                 }
                 for turn in episode.turns
             ]
+        if episode is not None and task.evidence:
+            documents = GoldDocuments(task.evidence)
+            seen = {
+                *episode.initial_passages,
+                *episode.selected,
+                *shown,
+                *(p for turn in episode.turns for p in turn.passages or ()),
+            }
+            row["gold"] = sorted(self._numbers(one for one in seen if documents.document(one) in documents.names))
         self.rows.append({name: value for name, value in row.items() if value not in (None, [], {})})
 
 
@@ -121,11 +140,12 @@ def _evaluation(folder: Path, name: str, episodes: Episodes) -> dict[str, Any]:
                 remedy="run the evaluation again",
             )
         numbers.append(numbers_of(result))
-        right = result.scores.get("gen_acc", 0.0) > 0.5
+        score = result.scores.get("gen_acc")
+        scored = "unscored" if score is None else "right" if score > 0.5 else "wrong"
         episodes.add(
             groups[result.agent],
             result.task,
-            outcome="failed" if result.state == "failed" else "right" if right else "wrong",
+            outcome="failed" if result.state == "failed" else scored,
             episode=result.episode,
             answer=result.answer,
             scores=result.scores,
@@ -133,8 +153,10 @@ def _evaluation(folder: Path, name: str, episodes: Episodes) -> dict[str, Any]:
             recall=result.recall_by_turn,
             shown=result.shown,
             failure=None if result.failure is None else (result.failure.boundary, result.failure.message),
+            evidence=result.evidence,
         )
-    table = table_of(numbers, list(setting.agents))
+    coverage = setting.data.get("evidence") or {}
+    table = table_of(numbers, list(setting.agents), coverage=coverage if coverage.get("questions") else None)
     anchors = {agent: anchor_of(one, setting.services).model_dump() for agent, one in setting.agents.items()}
     return {
         "name": name,
