@@ -116,13 +116,9 @@ class Episodes:
             ]
         if episode is not None and task.evidence:
             documents = GoldDocuments(task.evidence)
-            seen = {
-                *episode.initial_passages,
-                *episode.selected,
-                *shown,
-                *(p for turn in episode.turns for p in turn.passages or ()),
-            }
-            row["gold"] = sorted(self._numbers(one for one in seen if documents.document(one) in documents.names))
+            found = (passage for turn in episode.turns for passage in turn.passages or ())
+            read = (*episode.initial_passages, *found, *episode.selected, *shown)
+            row["gold"] = sorted({*self._numbers(one for one in read if documents.document(one) in documents.names)})
         self.rows.append({name: value for name, value in row.items() if value not in (None, [], {})})
 
 

@@ -107,7 +107,7 @@ def result(question: int, sample: int, *, right: bool, answer: str = "x", failed
     if failed:
         failure = Failure(boundary="policy", message="gone")
         return EvaluatedTask(agent="s3", task=task, state="failed", sample=sample, failure=failure)
-    scores = dict.fromkeys(SCORES, float(right))
+    scores = {name: float(right) for name in SCORES}
     return EvaluatedTask(agent="s3", task=task, state="done", sample=sample, answer=answer, scores=scores)
 
 
