@@ -1,4 +1,4 @@
-"""Sends the requests of an httpx client through aiohttp, which takes a tenth of the processor time of httpx's own sender.
+"""Sends the requests of an httpx client through aiohttp, for a tenth of the processor time of httpx's own sender.
 
 `connections` puts it into every asynchronous client, for addresses that are reached without a proxy. The clients'
 interface, their errors and their tests stay httpx's. An error says whether the request may have been carried out, as
@@ -39,12 +39,14 @@ def _httpx_errors() -> Iterator[None]:
         raise httpx.ConnectError(str(cause)) from cause
     except TimeoutError as cause:
         raise httpx.ReadTimeout(str(cause)) from cause
-    except aiohttp.InvalidURL as cause:
+    except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as cause:
         raise httpx.UnsupportedProtocol(f"no address of a web server: {cause}") from cause
     except (aiohttp.ClientPayloadError, aiohttp.ClientOSError) as cause:
         raise httpx.ReadError(str(cause)) from cause
     except aiohttp.ClientError as cause:
         raise httpx.RemoteProtocolError(str(cause)) from cause
+    except ValueError as cause:  # a header that can not be sent
+        raise httpx.LocalProtocolError(str(cause)) from cause
 
 
 def _socket(address: Any) -> socket.socket:
@@ -82,9 +84,7 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
     @cached_property
     def _session(self) -> aiohttp.ClientSession:
         # Made at the first request: it belongs to the event loop that runs then.
-        connector = aiohttp.TCPConnector(
-            limit=self._calls or 0, keepalive_timeout=KEEP_IDLE_S, socket_factory=_socket
-        )
+        connector = aiohttp.TCPConnector(limit=self._calls or 0, keepalive_timeout=KEEP_IDLE_S, socket_factory=_socket)
         return aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -96,10 +96,12 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
         url, headers, limits = request.url, request.headers, request.extensions.get("timeout", {})
         if url.userinfo:  # httpx has made a header of it
             url = url.copy_with(userinfo=b"")
+        sent = [(name.decode("ascii"), value.decode(headers.encoding)) for name, value in headers.raw]
         try:
             body: Any = request.content or None
         except httpx.RequestNotRead:
             body = request.stream
+            sent = [(name, value) for name, value in sent if name.lower() != "transfer-encoding"]  # aiohttp adds it
         timeout = aiohttp.ClientTimeout(
             total=None, connect=limits.get("pool"), sock_connect=limits.get("connect"), sock_read=limits.get("read")
         )
@@ -108,7 +110,7 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
                 request.method,
                 URL(str(url), encoded=True),
                 data=body,
-                headers=[(name.decode("ascii"), value.decode(headers.encoding)) for name, value in headers.raw],
+                headers=sent,
                 allow_redirects=False,
                 timeout=timeout,
                 ssl=self._tls if url.scheme == "https" else True,
