@@ -29,6 +29,7 @@ from s3_agent.evaluation import job
 from s3_agent.evaluation.pipeline import Pipeline
 from s3_agent.evaluation.players import contestants_of
 from s3_agent.evaluation.run import evaluate_all, units_of
+from s3_agent.evaluation.services import policy_client, services_of
 from s3_agent.processes.ports import reserve_port
 from s3_agent.recipe import HOST, Recipe, load_recipe
 from s3_agent.types import Task
@@ -111,8 +112,8 @@ async def evaluated(recipe: Recipe, folder: Path, tasks: Sequence[Task], sent: l
     conditions = job.conditions_of(recipe, generator)
     async with async_client(timeout=60.0) as http:
         http.event_hooks = {"request": [note] if sent is not None else []}
-        policy = job.policy_client(contestant, url, http=http, recipe=recipe)
-        services = job.services_of(recipe, http, {"s3": policy})
+        policy = policy_client(contestant, url, http=http, recipe=recipe)
+        services = services_of(recipe, http, {"s3": policy})
         with closing(Pipeline(folder, conditions)) as pipeline, (folder / "results.jsonl").open("w") as file:
             started = time.perf_counter()
             await evaluate_all(

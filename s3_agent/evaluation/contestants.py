@@ -60,6 +60,11 @@ class Contestant(BaseModel):
     sampling: Sampling | None = None
     policy: PolicyUnderTest | None = None
 
+    @property
+    def name(self) -> str:
+        """The agent's name: the label without the source of answers."""
+        return self.label.partition(":")[0]
+
     def key(self, *, index: dict[str, Any], seed: int) -> str:
         """A key of everything that its episodes depend on, except the question. Scoring settings are not in it."""
         agent = self.settings.model_dump(mode="json", exclude={"reward", "answers", "layout"})

@@ -5,8 +5,8 @@ Results that earlier calls kept are read first, so a finished evaluation starts 
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,43 +15,30 @@ import httpx
 from rich.console import Console
 
 from s3_agent import event_loop
-from s3_agent.clients.chat_model import make_chat_model
 from s3_agent.clients.connections import async_client, get
-from s3_agent.clients.generator import FrozenGenerator
 from s3_agent.clients.http import bearer
-from s3_agent.clients.judge import make_judge
-from s3_agent.clients.make import make_policy
-from s3_agent.clients.policy import NoPolicy, Policy
 from s3_agent.clients.prompts import answer_messages
-from s3_agent.clients.retriever import HttpRetriever
-from s3_agent.clients.tokenizer import policy_tokenizer
 from s3_agent.data.files.whole import sha256_of, write_whole, written_whole
 from s3_agent.data.tasks import load_tasks
 from s3_agent.data_identity import index_identity
-from s3_agent.errors import ConfigError, GeneratorError
-from s3_agent.evaluation.contestants import Contestant, PolicyUnderTest, SamplingName
-from s3_agent.evaluation.pipeline import Conditions, Pipeline, Services
+from s3_agent.errors import ConfigError
+from s3_agent.evaluation.contestants import Contestant, SamplingName
+from s3_agent.evaluation.pipeline import Conditions, Pipeline
 from s3_agent.evaluation.players import contestants_of
 from s3_agent.evaluation.progress import EvaluationProgress
 from s3_agent.evaluation.records import EvaluatedTask, EvaluationSetting, read_json
 from s3_agent.evaluation.run import Unit, evaluate_all, read_kept, units_of
+from s3_agent.evaluation.services import policy_client, require_tokenizers, services_of, serving
 from s3_agent.evaluation.stages import key_of, only_one
 from s3_agent.evaluation.table import EvaluationTable, Numbers, numbers_of, table_of
 from s3_agent.evaluation.views.table import markdown, terminal_tables
 from s3_agent.processes import commands
-from s3_agent.processes.ports import reserve_port
-from s3_agent.processes.requirements import require_vllm
-from s3_agent.processes.run_folder import Run
-from s3_agent.processes.services import POLICY_NAME, policy_part, require_external, running_services, versions
+from s3_agent.processes.services import require_external, versions
 from s3_agent.processes.serving import served_packages, with_precision
-from s3_agent.processes.stack import Interrupted, Part, Stack
-from s3_agent.recipe import HOST, Recipe
+from s3_agent.processes.stack import Interrupted, Stack
+from s3_agent.recipe import Recipe
 from s3_agent.types import Passage, Task
 
-SEQUENCES = 64
-Served = tuple[str, Path | None]
-"""A model and its chat template: what one policy server serves."""
-POLICY_PATIENCE_S = 300.0
 console = Console(stderr=True)
 
 
@@ -138,44 +125,6 @@ def _setting(
     )
 
 
-def policy_client(one: Contestant, url: str, *, http: httpx.AsyncClient, recipe: Recipe) -> Policy:
-    """The client for a contestant's policy at `url`."""
-    policy, sampling = one.policy, one.sampling.model_dump() if one.sampling else {}
-    if policy is None:
-        return NoPolicy()
-    name = policy.model if policy.url or policy.at_generator else POLICY_NAME
-    return make_policy(
-        http,
-        url,
-        mode=policy.mode,
-        tokenizer=_tokenizer(policy, recipe),
-        template=policy.template,
-        request=policy.request,
-        model=name,
-        seed=recipe.seed,
-        context_tokens=policy.context_tokens,
-        patience_s=POLICY_PATIENCE_S,
-        **sampling,
-    )
-
-
-def require_tokenizers(recipe: Recipe, units: Sequence[Unit]) -> None:
-    """Check tokenizers and chat templates before anything starts. Raises ConfigError for one that can not be used."""
-    for policy in (unit.contestant.policy for unit in units):
-        if policy is not None and policy.mode == "tokens":
-            if policy.url is None:
-                require_vllm("serving a policy")
-            policy_tokenizer(_tokenizer(policy, recipe), policy.template)
-
-
-def _tokenizer(policy: PolicyUnderTest, recipe: Recipe) -> str:
-    """The tokenizer of the served model: its server's `root`, unless that is a folder on another machine."""
-    if policy.url is None:
-        return policy.model
-    root = policy.identity.get("root")
-    return root if root and (Path(root).is_dir() or not root.startswith("/")) else recipe.policy.model
-
-
 def services_id(out: Path) -> str:
     """An id for the services that evaluations into `out` start; with it the next one finds what a `kill -9` left
     running.
@@ -192,46 +141,12 @@ def services_id(out: Path) -> str:
     return "evaluation-" + key_of(*known)[:16]
 
 
+def _say(line: str) -> None:
+    console.print(line, highlight=False)
+
+
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, mode=0o600)
-
-
-@contextmanager
-def _serving(recipe: Recipe, units: Sequence[Unit], out: Path) -> Iterator[tuple[Recipe, dict[str, str], Stack]]:
-    """Start the services that the units need and that are not running: (recipe with ports, policy addresses, stack)."""
-    contestants = {unit.contestant.label: unit.contestant for unit in units}.values()
-    asks_generator = any(one.asks_generator_model for one in contestants) or (
-        recipe.judge.rule != "span" and recipe.judge.url is None
-    )
-    needed = ["retriever"] * any(one.settings.method.uses for one in contestants) + ["generator"] * asks_generator
-    ours = (one.policy for one in contestants if one.policy and not (one.policy.url or one.policy.at_generator))
-    hosted = {served: reserve_port("policy", 0) for served in dict.fromkeys(map(_served, ours))}
-
-    def policies(_: Recipe, run: Run) -> list[Part]:
-        return [
-            policy_part(
-                model, run, port=port, part=f"policy-{number}", sequences=SEQUENCES, chat_template=chat_template
-            )
-            for number, ((model, chat_template), port) in enumerate(hosted.items(), 1)
-        ]
-
-    def say(line: str) -> None:
-        console.print(line, highlight=False)
-
-    with running_services(recipe, needed, more=policies, run_id=services_id(out), say=say) as (served, stack):
-        yield served, {one.label: _address(one.policy, served, hosted) for one in contestants}, stack
-
-
-def _served(policy: PolicyUnderTest) -> Served:
-    return policy.model, policy.template.chat_template
-
-
-def _address(policy: PolicyUnderTest | None, recipe: Recipe, hosted: Mapping[Served, int]) -> str:
-    if policy is None:
-        return ""
-    if policy.url or policy.at_generator:
-        return policy.url or str(recipe.generator_url)
-    return f"http://{HOST}:{hosted[_served(policy)]}/v1"
 
 
 async def _ask(
@@ -241,7 +156,6 @@ async def _ask(
     pipeline: Pipeline,
     units: Sequence[Unit],
     request: EvaluationRequest,
-    progress: EvaluationProgress,
     *,
     done: Any,
 ) -> None:
@@ -258,19 +172,6 @@ async def _ask(
         services = services_of(recipe, http, policies)
         work = evaluate_all(pipeline, units, services, concurrency=request.concurrency, done=done)
         await stack.while_alive(work)
-
-
-def services_of(recipe: Recipe, http: httpx.AsyncClient, policies: Mapping[str, Policy]) -> Services:
-    """The clients for the recipe's services, with the policies by label."""
-    url = recipe.generator_url
-    model = make_chat_model(http, url, recipe.generator.client, error=GeneratorError)
-    return Services(
-        policies=policies,
-        retriever=HttpRetriever(http, recipe.retriever_url),
-        generator=FrozenGenerator(model, recipe.generator.client, client=http, url=url),
-        model=model,
-        judge=make_judge(http, url, recipe.judge),
-    )
 
 
 def read_questions(path: Path, limit: int | None) -> tuple[str, list[Task]]:
@@ -358,10 +259,11 @@ def _evaluate(
 
             left = event_loop.run(kept())
             if left:
-                require_tokenizers(recipe, left)
-                with _serving(recipe, left, out) as (serving, urls, stack):
+                playing = [unit.contestant for unit in left]
+                require_tokenizers(recipe, playing)
+                with serving(recipe, playing, say=_say, run_id=services_id(out)) as (served, urls, stack):
                     progress.resumed()
-                    event_loop.run(_ask(serving, urls, stack, pipeline, left, request, progress, done=done))
+                    event_loop.run(_ask(served, urls, stack, pipeline, left, request, done=done))
     finally:
         progress.close()
     table = table_of(numbers, [one.label for one in contestants])

@@ -11,6 +11,8 @@ from pathlib import Path
 import httpx
 
 from s3_agent.clients.connections import get
+from s3_agent.clients.make import ServiceClients, make_services
+from s3_agent.clients.prompts import CONTEXT, AnswerPrompt
 from s3_agent.errors import LaunchError
 from s3_agent.processes import commands
 from s3_agent.processes.parts import service_parts
@@ -131,3 +133,19 @@ def running_services(
                 say("starting " + ", ".join(part.name for part in parts))
                 stack.run()
             yield recipe, stack
+
+
+def clients_of(
+    recipe: Recipe, http: httpx.AsyncClient, *, prompt: AnswerPrompt = CONTEXT, kept: bool = True
+) -> ServiceClients:
+    """The clients for the recipe's services. `prompt` is how the generator is asked by default; `kept` False leaves out
+    the cache of its answers."""
+    client = recipe.generator.client
+    return make_services(
+        http,
+        retriever_url=recipe.retriever_url,
+        generator_url=recipe.generator_url,
+        generator=client if kept else client.model_copy(update={"cache": None}),
+        judge=recipe.judge,
+        prompt=prompt,
+    )
