@@ -31,10 +31,11 @@ def _task(number: int, *, question: str, evidence: bool = False) -> Task:
     )
 
 
-def _episode(agent: str, draw: random.Random, *, searches: int, text: str, towns: int | None = None) -> Episode:
-    """`towns`: passages are drawn from ten towns from this one on."""
-    first, many = (0, 500) if towns is None else (towns, 10)
-    found = [tuple(_passage(first + draw.randrange(many)) for _ in range(3)) for _ in range(searches + 1)]
+def _episode(
+    agent: str, draw: random.Random, *, searches: int, text: str, passages: int = 500, first: int = 0
+) -> Episode:
+    """Passages are drawn from so many towns, from the `first` one on."""
+    found = [tuple(_passage(first + draw.randrange(passages)) for _ in range(3)) for _ in range(searches + 1)]
     turns = [
         Turn(
             response=f"<query>where is it, try {number}</query>{text}",
@@ -57,7 +58,13 @@ def _episode(agent: str, draw: random.Random, *, searches: int, text: str, towns
 
 
 def results(
-    agents: Sequence[str], questions: int, *, hostile: bool = False, samples: int = 1, evidence: bool = False
+    agents: Sequence[str],
+    questions: int,
+    *,
+    hostile: bool = False,
+    passages: int = 500,
+    samples: int = 1,
+    evidence: bool = False,
 ) -> Iterator[EvaluatedTask]:
     """Every agent on every question: a later agent is better; the first fails at the last of each hundred.
 
@@ -74,7 +81,8 @@ def results(
                 continue
             searches = draw.randrange(0, 4)
             right = float(draw.random() < 0.3 + 0.15 * rank)
-            episode = _episode(agent, draw, searches=searches, text=text, towns=number if evidence else None)
+            towns = {"first": number, "passages": 10} if evidence else {"passages": passages}
+            episode = _episode(agent, draw, searches=searches, text=text, **towns)
             gold = GoldDocuments(task.evidence or ())
             yield EvaluatedTask(
                 agent=agent,
@@ -99,6 +107,7 @@ def write_evaluation(
     agents: Sequence[str] = ("rag", "search_r1", "s3"),
     questions: int = 60,
     hostile: bool = False,
+    passages: int = 500,
     samples: int = 1,
     evidence: bool = False,
 ) -> Path:
@@ -117,7 +126,9 @@ def write_evaluation(
     )
     (folder / "evaluation.json").write_text(setting.model_dump_json(), encoding="utf-8")
     with (folder / "results.jsonl").open("w", encoding="utf-8") as file:
-        for result in results(agents, questions, hostile=hostile, samples=samples, evidence=evidence):
+        for result in results(
+            agents, questions, hostile=hostile, passages=passages, samples=samples, evidence=evidence
+        ):
             file.write(result.model_dump_json() + "\n")
     return folder
 
