@@ -28,6 +28,8 @@ class GoldDocuments:
         self._by_title: dict[str, str] = {}
         self._folded: dict[str, str] = {}
         names: dict[str, bool] = {}
+        self.relevance: dict[str, int] = {}
+        """The grade of each document."""
         for one in evidence:
             if one.id:
                 name = one.id
@@ -38,6 +40,7 @@ class GoldDocuments:
                 if name not in exact:
                     self._folded.setdefault(name.casefold(), name)
             names[name] = names.get(name, False) or one.answer
+            self.relevance[name] = max(one.relevance, self.relevance.get(name, 0))
         self.names = tuple(names)
         """The documents, each once."""
         self.answers = tuple(name for name, answer in names.items() if answer)

@@ -8,7 +8,7 @@ from enum import StrEnum
 from math import isnan
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from retrieval_server.passages import whole_text
 from s3_agent.errors import ConfigError
@@ -54,13 +54,15 @@ class Passage(_Frozen):
 class Evidence(_Frozen):
     """A document that the answer of a question needs, by its id in the corpus or else by its title.
 
-    `answer` is true if the document holds the answer itself. `pieces` are the ids of the passages that the document was
-    split into, if it was: each of them counts as the document.
+    `answer` is true if the document holds the answer itself. `relevance` is its grade in TREC's sense, 1 or more.
+    `pieces` are the ids of the passages that the document was split into, if it was: each of them counts as the
+    document.
     """
 
     id: str = ""
     title: str = ""
     answer: bool = False
+    relevance: int = Field(default=1, ge=1)
     pieces: tuple[str, ...] = ()
 
     @field_validator("id", "title", mode="before")
@@ -71,10 +73,10 @@ class Evidence(_Frozen):
             return ""
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
-    @field_validator("answer", mode="before")
+    @field_validator("answer", "relevance", mode="before")
     @classmethod
-    def _unknown(cls, value: Any) -> Any:
-        return False if value is None else value
+    def _unknown(cls, value: Any, info: ValidationInfo) -> Any:
+        return cls.model_fields[info.field_name or ""].default if value is None else value
 
     @field_validator("pieces", mode="before")
     @classmethod

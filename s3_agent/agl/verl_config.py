@@ -24,12 +24,12 @@ from s3_agent.rollout.ray_address import LOCAL, on_loopback_alone
 HOOKS = Path(__file__).with_name("seeding.py")
 ESTIMATOR = "s3_agent_grpo"
 """The name under which verl knows the advantage estimator of `s3_agent.agl.advantages`."""
-FUSED_HEAD = "s3_agent.agl.fused_head"
-"""verl loads this module with the model (model.external_lib), in the processes that train the model."""
 AGL_LOSS = "per_rollout_mean"
 """Agent Lightning's default policy loss; the name of its other loss, `cispo_per_rollout_mean`, ends with this name."""
+FUSED_HEAD = "s3_agent.agl.fused_head"
 LOSSES = "s3_agent.agl.losses"
-"""verl loads it with the model: the policy losses with metrics of likelihood, and LLDS."""
+WITH_MODEL = "s3_agent.agl.with_model"
+"""verl loads this module with the model (model.external_lib), in the processes that train the model."""
 Tracker = Literal["console", "tensorboard", "wandb"]
 LldsGate = Literal["action", "response", "token"]
 
@@ -287,7 +287,7 @@ def _common(settings: TrainerSettings, gateway_key: str) -> dict[str, Any]:
             "model": {
                 "path": settings.model,
                 "use_fused_kernels": settings.fused_log_probs,
-                "external_lib": [FUSED_HEAD, LOSSES],
+                "external_lib": WITH_MODEL,
                 **template,
             },
             "actor": {
@@ -362,7 +362,7 @@ def _on_cpu() -> dict[str, Any]:
             "model": {
                 "use_remove_padding": True,
                 "enable_gradient_checkpointing": False,
-                "external_lib": [cpu.ENGINE, LOSSES],
+                "external_lib": cpu.ENGINE,
                 "override_config": {"attn_implementation": "sdpa"},
             },
             "actor": {

@@ -114,6 +114,12 @@ def import_command(
     into: Annotated[Path, typer.Option(help="The folder to create; its recipe.yaml is the recipe for your data.")],
     validation: Annotated[Path | None, typer.Option(help="Questions to validate on; default: a share of them.")] = None,
     validation_share: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share to validate on.")] = 0.2,
+    qrels: Annotated[
+        Path | None,
+        typer.Option(
+            help="TREC qrels with the ids of questions and documents; with them --questions may also be TREC topics."
+        ),
+    ] = None,
     words: Annotated[int, typer.Option(min=20, help="The most words in a passage; longer documents are split.")] = 180,
     recipe: RecipeOption = "cpu",
     overrides: Overrides = None,
@@ -127,6 +133,7 @@ def import_command(
         into,
         validation=validation,
         validation_share=validation_share,
+        qrels=qrels,
         words=words,
         base=recipe,
         overrides=overrides or [],
@@ -140,20 +147,32 @@ class Kind(StrEnum):
     rows = "rows"
     rag_cache = "rag-cache"
     sequences = "sequences"
+    topics = "topics"
+    qrels = "qrels"
 
 
 @app.command("read")
 def read_command(
-    kind: Annotated[Kind, typer.Argument(help="`rows`: Parquet of s3 or Search-R1; or one of s3's JSON files.")],
+    kind: Annotated[
+        Kind, typer.Argument(help="`rows`: Parquet of s3 or Search-R1; one of s3's JSON files; TREC topics or qrels.")
+    ],
     source: Annotated[Path, typer.Argument(help="The published file.")],
     target: Annotated[Path, typer.Argument(help="The file to write.")],
-    tasks: Annotated[list[Path] | None, typer.Option(help="Task files; the entries get their ids.")] = None,
-    data_source: Annotated[str, typer.Option(help="For `sequences`: the data set of the questions.")] = "",
+    tasks: Annotated[
+        list[Path] | None, typer.Option(help="Task files; the entries get their ids, or the tasks get their qrels.")
+    ] = None,
+    data_source: Annotated[str, typer.Option(help="For `sequences` and `topics`: the data set of the questions.")] = "",
+    qrels: Annotated[Path | None, typer.Option(help="For `topics`: the file that says what is relevant.")] = None,
 ) -> None:
-    """Convert a published file into our format: task rows, a RAG cache, or retrieved passages. Nothing is lost."""
+    """Convert a published file into our format: task rows, a RAG cache, or retrieved passages. Nothing is lost.
+
+    `topics` with --qrels makes tasks without gold answers, by which what is found can be measured; `qrels` with --tasks
+    adds the evidence to tasks.
+    """
     from s3_agent.data.published.exchange import read_published
 
-    for line in read_published(kind, source, target, task_files=tasks or [], data_source=data_source):
+    lines = read_published(kind, source, target, task_files=tasks or [], data_source=data_source, qrels=qrels)
+    for line in lines:
         say(line)
 
 
@@ -168,7 +187,7 @@ def write_command(
     ] = None,
     show_protected: ShowProtected = False,
 ) -> None:
-    """Write task rows, a RAG cache or retrieved passages in their published format."""
+    """Write task rows, a RAG cache or retrieved passages as published, or tasks as TREC topics or qrels."""
     from s3_agent.data.published.exchange import write_published
 
     lines = write_published(kind, source, target, task_files=tasks or [], form=form, show_protected=show_protected)

@@ -37,6 +37,7 @@ class FormatOption(StrEnum):
     s3 = "s3"
     search_r1 = "search_r1"
     browsecomp_plus = "browsecomp_plus"
+    trec = "trec"
 
 
 def _named(values: str) -> dict[str, str]:
@@ -180,10 +181,11 @@ def export(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: FOLDER/export-FORMAT.")] = None,
     show_protected: ShowProtected = False,
 ) -> None:
-    """Write an evaluation in the published formats, for each agent: output sequences, result file and statistics, or
+    """Write an evaluation in the published formats, for each agent: output sequences, result file and statistics; or
+    TREC run files of what was retrieved, shown, selected and handed on, and of each search, with topics and qrels; or
     BrowseComp-Plus's run files and scores.
 
-    Texts of questions that may not be published in plain text are encrypted, or the format is refused.
+    Texts of questions that may not be published in plain text are encrypted or left out, or the format is refused.
     """
     from s3_agent.evaluation.export import export_results
 

@@ -61,13 +61,14 @@ def outcome_of(result: EvaluatedTask) -> Outcome:
     """The outcome of a result. A result that failed is not completed and has found nothing."""
     searched = [passages for _, passages in searches_of(result)]
     gold = GoldDocuments(result.task.evidence or ())
+    found = (one for passages in searched for one in passages if one.id or gold.document(one) in gold.names)
     answer = result.answer or ""
     return Outcome(
         query_id=result.task.id,
         completed=result.state == "done" and bool(answer),
         correct=bool(answer) and result.scores.get("gen_acc", 0.0) > 0.5,
         confidence=result.confidence if answer else None,
-        found=tuple(gold.ranking(passage for passages in searched for passage in passages)),
+        found=tuple(gold.ranking(found)),
         needed=gold.names,
         searches=len(searched),
         response=answer,
@@ -215,23 +216,13 @@ def scores(outcomes: Sequence[Outcome], *, without_result: int) -> dict[str, Any
 def run_folder(
     results: Sequence[EvaluatedTask], agent: Mapping[str, Any], *, plain: bool
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The files of one agent: a run file for each question with a result, and both forms of the scores.
-
-    If questions were played several times, each sample has its own folder, because the script takes two run files of
-    one question for two questions.
-    """
+    """The files of one sample of an agent: a run file for each question with a result, and both forms of the scores."""
     model = str((agent.get("policy") or {}).get("model") or "")
-    samples: dict[int, list[EvaluatedTask]] = defaultdict(list)
-    for result in results:
-        samples[result.sample].append(result)
-    for sample, own in sorted(samples.items()):
-        folder = f"sample-{sample}/" if len(samples) > 1 else ""
-        done = [result for result in own if result.state == "done"]
-        names = Counter(file_name(result.task.id) for result in done)
-        for number, result in enumerate(done):
-            name = file_name(result.task.id)
-            name = name if names[name] == 1 else f"{name}_{number}"
-            yield f"{folder}run_{name}.json", run_file(result, model=model, plain=plain)
-        outcomes = [outcome_of(result) for result in done]
-        yield f"{folder}evaluation_summary.json", published_summary(outcomes, model=model)
-        yield f"{folder}scores.json", scores(outcomes, without_result=len(own) - len(done))
+    done = [result for result in results if result.state == "done"]
+    names = Counter(file_name(result.task.id) for result in done)
+    for number, result in enumerate(done):
+        name = file_name(result.task.id)
+        yield f"run_{name if names[name] == 1 else f'{name}_{number}'}.json", run_file(result, model=model, plain=plain)
+    outcomes = [outcome_of(result) for result in done]
+    yield "evaluation_summary.json", published_summary(outcomes, model=model)
+    yield "scores.json", scores(outcomes, without_result=len(results) - len(done))

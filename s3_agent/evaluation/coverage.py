@@ -18,6 +18,8 @@ from s3_agent.evaluation.stages import key_of
 from s3_agent.evidence import plain_title
 from s3_agent.types import Evidence, Task
 
+FILE = "coverage.json"
+
 
 class Coverage(BaseModel):
     """How many questions have evidence, how many different documents it names, and how many of these the corpus has.
@@ -71,8 +73,9 @@ def coverage_of(tasks: Sequence[Task], corpus: Path | None) -> Coverage:
     )
 
 
-def kept_coverage(path: Path, tasks: Sequence[Task], corpus: Path | None, *, identity: Mapping[str, Any]) -> Coverage:
-    """The same, read from `path` if the corpus (by its `identity`) and the questions' evidence are still the same."""
+def kept_coverage(folder: Path, tasks: Sequence[Task], corpus: Path | None, *, identity: Mapping[str, Any]) -> Coverage:
+    """The same, kept in the evaluation's folder while the corpus (by its `identity`) and the evidence stay the same."""
+    path = folder / FILE
     evidence = {task.id: [one.model_dump(mode="json") for one in task.evidence or ()] for task in tasks}
     key = key_of(dict(identity), evidence, corpus is not None)
     try:
@@ -84,6 +87,14 @@ def kept_coverage(path: Path, tasks: Sequence[Task], corpus: Path | None, *, ide
     found = coverage_of(tasks, corpus)
     write_whole(path, _Kept(key=key, coverage=found).model_dump_json())
     return found
+
+
+def read_coverage(folder: Path) -> Coverage:
+    """What an evaluation's folder says about its corpus; nothing is left out if it says nothing."""
+    try:
+        return _Kept.model_validate_json((folder / FILE).read_text(encoding="utf-8")).coverage
+    except (OSError, ValidationError):
+        return Coverage()
 
 
 class _Kept(BaseModel):

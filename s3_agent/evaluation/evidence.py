@@ -26,13 +26,13 @@ _NAMES = {
 
 
 @cache
-def _evaluator(golds: int) -> Any:
-    """trec_eval for a question with this many gold documents, named 0, 1, …"""
+def _evaluator(relevance: tuple[int, ...]) -> Any:
+    """trec_eval for a question with gold documents of these grades, named 0, 1, …"""
     from pytrec_eval import RelevanceEvaluator
 
     cuts = ",".join(map(str, CUTS))
     measures = {"set_recall", "set_P", f"recall.{cuts}", "ndcg_cut.10", "recip_rank"}
-    return RelevanceEvaluator({"q": {str(number): 1 for number in range(golds)}}, measures)
+    return RelevanceEvaluator({"q": {str(number): grade for number, grade in enumerate(relevance)}}, measures)
 
 
 def measures_of(gold: GoldDocuments, ranking: Sequence[str]) -> dict[str, float]:
@@ -43,7 +43,7 @@ def measures_of(gold: GoldDocuments, ranking: Sequence[str]) -> dict[str, float]
     numbers = {name: str(number) for number, name in enumerate(gold.names)}
     # trec_eval orders by score, and documents of equal score by name: the scores fall with the rank.
     run = {numbers.get(name, f"-{rank}"): float(-rank) for rank, name in enumerate(ranking)}
-    found = _evaluator(len(gold.names)).evaluate({"q": run})["q"]
+    found = _evaluator(tuple(gold.relevance.values())).evaluate({"q": run})["q"]
     measured = {ours: found[theirs] for theirs, ours in _NAMES.items()}
     if gold.answers:
         measured["answer_recall"] = share_found(gold.answers, ranking)

@@ -1,9 +1,9 @@
-"""Exports an evaluation in the file formats of s3's, Search-R1's and BrowseComp-Plus's scripts, one folder for each
-agent.
+"""Exports an evaluation in the file formats of s3's, Search-R1's and BrowseComp-Plus's scripts, or as TREC runs.
 
-The formats of s3 and Search-R1 are keyed by the question's text: of two tasks with the same text in one data source
-they would keep only the last, so such an evaluation is refused. The originals count a question without a context as
-wrong; here a failed question is in `remaining_questions` and in no score.
+Each agent has a folder, and in it each sample if there are several. The formats of s3 and Search-R1 are keyed by the
+question's text: of two tasks with the same text in one data source they would keep only the last, so such an evaluation
+is refused. The originals count a question without a context as wrong; here a failed question is in
+`remaining_questions` and in no score.
 """
 
 import json
@@ -18,25 +18,27 @@ from s3_agent.clients.prompts import render_context
 from s3_agent.data.files.whole import keep_private, write_whole
 from s3_agent.errors import ConfigError
 from s3_agent.evaluation.browsecomp_plus import run_folder
+from s3_agent.evaluation.coverage import read_coverage
 from s3_agent.evaluation.records import EvaluatedTask, read_json, results_of
+from s3_agent.evaluation.trec import write_trec
 from s3_agent.names import file_name
 
 Tally = dict[str, Any]
 Files = Iterator[tuple[str, Any]]
-"""The files of one agent: name and content."""
+"""The files of one sample of an agent: name and content."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExportFormat:
-    """How one agent's results are written. `files` gets the results and what `evaluation.json` says of the agent; with
-    `plain`, the texts of protected questions stay as they are.
+    """A format: `write(results, out, folder=…, plain=…)` writes the results of the evaluation `folder` into `out`.
 
-    `by_question`: its files are keyed by the question's text. `encrypts`: protected texts can be written encrypted.
+    `hides`: without `plain` it encrypts or leaves out the texts of protected questions. `by_question`: its files are
+    keyed by the question's text.
     """
 
-    files: Callable[..., Files]
-    by_question: bool = True
-    encrypts: bool = False
+    write: Callable[..., list[Path]]
+    hides: bool = False
+    by_question: bool = False
 
 
 def sequences(results: Sequence[EvaluatedTask]) -> dict[str, Any]:
@@ -56,7 +58,7 @@ def answers(results: Sequence[EvaluatedTask]) -> dict[str, Any]:
     """The result file: answers and scores by data source and question."""
     by_source: dict[str, dict[str, Any]] = defaultdict(dict)
     for result in results:
-        if result.state == "done":
+        if "gen_acc" in result.scores:
             by_source[result.task.data_source][result.task.question] = {
                 "answer": result.answer or "",
                 "score": int(result.scores["gen_acc"]),
@@ -66,7 +68,7 @@ def answers(results: Sequence[EvaluatedTask]) -> dict[str, Any]:
 
 
 def _tally(results: Sequence[EvaluatedTask], *, contexts: bool) -> Tally:
-    done = [result for result in results if result.state == "done"]
+    done = [result for result in results if "gen_acc" in result.scores]
     total = len(done)
     correct, exact = (int(sum(result.scores[name] for result in done)) for name in ("gen_acc", "exact_match"))
     tally: Tally = {"total": total, "correct": correct, "accuracy": correct / total if total else 0.0}
@@ -103,9 +105,9 @@ def _by_source(results: Iterable[EvaluatedTask]) -> dict[str, list[EvaluatedTask
 
 
 def _refuse_doubles(results: Sequence[EvaluatedTask]) -> None:
-    asked: dict[tuple[str, str, str], list[str]] = defaultdict(list)
-    for result in results:
-        asked[result.agent, result.task.data_source, result.task.question].append(result.task.id)
+    asked: dict[tuple[Any, ...], list[str]] = defaultdict(list)
+    for one in results:
+        asked[one.agent, one.sample, one.task.data_source, one.task.question].append(one.task.id)
     if doubles := [ids for ids in asked.values() if len(ids) > 1]:
         raise ConfigError(
             f"{len(doubles)} questions occur twice in a data source, the first under the ids "
@@ -118,10 +120,31 @@ def _refuse_protected(results: Sequence[EvaluatedTask], form: str) -> None:
     if count := len({result.task.id for result in results if result.task.protected}):
         raise ConfigError(
             f"{count} questions are of a set that may not be published in plain text, and the format {form} has no "
-            "encrypted form",
+            "form without them",
             remedy="export them with --format browsecomp_plus, which encrypts; --show-protected writes them as they "
             "are, for your own eyes",
         )
+
+
+def _for_each_sample(files: Callable[..., Files]) -> Callable[..., list[Path]]:
+    """A format of JSON files: `files(results, agent, plain=…)` gives those of one sample of an agent."""
+
+    def write(results: Sequence[EvaluatedTask], out: Path, *, folder: Path, plain: bool) -> list[Path]:
+        agents = read_json(folder / "evaluation.json").get("agents", {})
+        several = {result.agent for result in results if result.sample}
+        by_sample: dict[tuple[str, int], list[EvaluatedTask]] = defaultdict(list)
+        for result in results:
+            by_sample[result.agent, result.sample].append(result)
+        written: list[Path] = []
+        for (agent, sample), own in by_sample.items():
+            place = out / file_name(agent) / (f"sample-{sample + 1}" if agent in several else "")
+            place.mkdir(parents=True, exist_ok=True)
+            for name, content in files(own, agents.get(agent, {}), plain=plain):
+                write_whole(place / name, json.dumps(content, indent=4, ensure_ascii=False))
+                written.append(place / name)
+        return written
+
+    return write
 
 
 def _s3(results: Sequence[EvaluatedTask], agent: Mapping[str, Any], *, plain: bool) -> Files:
@@ -140,34 +163,28 @@ def _sequences(results: Sequence[EvaluatedTask]) -> Files:
         yield f"{file_name(source)}_output_sequences.json", sequences(part)
 
 
+def _trec(results: Sequence[EvaluatedTask], out: Path, *, folder: Path, plain: bool) -> list[Path]:
+    return write_trec(results, out, read_coverage(folder), plain=plain)
+
+
 FORMATS: Mapping[str, ExportFormat] = {
-    "s3": ExportFormat(_s3),
-    "search_r1": ExportFormat(_search_r1),
-    "browsecomp_plus": ExportFormat(run_folder, by_question=False, encrypts=True),
+    "s3": ExportFormat(_for_each_sample(_s3), by_question=True),
+    "search_r1": ExportFormat(_for_each_sample(_search_r1), by_question=True),
+    "browsecomp_plus": ExportFormat(_for_each_sample(run_folder), hides=True),
+    "trec": ExportFormat(_trec, hides=True),
 }
 
 
 def export_results(folder: Path, out: Path, *, form: str, show_protected: bool = False) -> list[Path]:
-    """Write the files of the format `form` into `out`/AGENT and return their paths. Raises ConfigError.
+    """Write the files of the format `form` into `out` and return their paths. Raises ConfigError.
 
-    Texts of protected questions are encrypted, or the format is refused, unless `show_protected`.
+    Texts of protected questions are encrypted or left out, or the format is refused, unless `show_protected`.
     """
-    results, written = [*results_of(folder / "results.jsonl")], FORMATS[form]
-    if written.by_question:
+    results, wanted = [*results_of(folder / "results.jsonl")], FORMATS[form]
+    if wanted.by_question:
         _refuse_doubles(results)
-    if not (show_protected or written.encrypts):
+    if not (show_protected or wanted.hides):
         _refuse_protected(results, form)
     if show_protected and any(result.task.protected for result in results):
         keep_private(out)
-    agents = read_json(folder / "evaluation.json").get("agents", {})
-    by_agent: dict[str, list[EvaluatedTask]] = defaultdict(list)
-    for result in results:
-        by_agent[result.agent].append(result)
-    paths: list[Path] = []
-    for agent, own in by_agent.items():
-        for name, content in written.files(own, agents.get(agent, {}), plain=show_protected):
-            path = out / file_name(agent) / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, json.dumps(content, indent=4, ensure_ascii=False))
-            paths.append(path)
-    return paths
+    return wanted.write(results, out, folder=folder, plain=show_protected)

@@ -2,7 +2,6 @@
 
 Results that earlier calls kept are read first, so a finished evaluation starts no service."""
 
-import asyncio
 import os
 import random
 import secrets
@@ -17,6 +16,7 @@ from typing import Any
 import httpx
 from rich.console import Console
 
+from s3_agent import event_loop
 from s3_agent.clients.connections import async_client, get
 from s3_agent.clients.http import bearer
 from s3_agent.clients.prompts import answer_messages
@@ -107,7 +107,7 @@ def _coverage(recipe: Recipe, conditions: Conditions, tasks: Sequence[Task], out
         return Coverage()
     corpus = recipe.data.corpus if recipe.retriever.url is None else None
     out.mkdir(parents=True, exist_ok=True)
-    return kept_coverage(out / "coverage.json", tasks, corpus, identity=conditions.index)
+    return kept_coverage(out, tasks, corpus, identity=conditions.index)
 
 
 def _prompt(recipe: Recipe) -> list[dict[str, str]]:
@@ -307,13 +307,13 @@ def _evaluate(
                 async with async_client(timeout=5.0) as http:
                     return await read_kept(pipeline, units, services_of(recipe, http, {}), done=done)
 
-            left = asyncio.run(kept())
+            left = event_loop.run(kept())
             if left:
                 playing = [unit.contestant for unit in left]
                 require_tokenizers(recipe, playing)
                 with serving(recipe, playing, say=_say, run_id=services_id(out)) as (served, urls, stack):
                     progress.resumed()
-                    asyncio.run(_ask(served, urls, stack, pipeline, left, request, done=done))
+                    event_loop.run(_ask(served, urls, stack, pipeline, left, request, done=done))
     finally:
         progress.close()
     known = pipeline.conditions.coverage

@@ -22,7 +22,7 @@ from s3_agent.evaluation.coverage import Coverage
 from s3_agent.evaluation.evidence import evidence_at_the_end, evidence_by_turn
 from s3_agent.evaluation.records import EvaluatedTask
 from s3_agent.evaluation.scores import cost_of, counts_of, holds_answer, recall_by_turn
-from s3_agent.evaluation.stages import Made, Stage, code_of, key_of
+from s3_agent.evaluation.stages import Made, Stage, code_of, key_of, key_of_each
 from s3_agent.evidence import GoldDocuments
 from s3_agent.recipe import Price
 from s3_agent.rewards.accuracy import check_answer
@@ -93,7 +93,7 @@ class Pipeline:
         """A key of everything that the results of these agents on these questions depend on."""
         agents = [[one.id, one.settings.model_dump(mode="json"), self._contestant_key(one)] for one in contestants]
         prices = {model: price.model_dump() for model, price in self.conditions.prices.items()}
-        asked = [task.model_dump(mode="json") for task in tasks]
+        asked = key_of_each(task.model_dump(mode="json") for task in tasks)
         code = code_of("s3_agent.evaluation", "s3_agent.evidence")
         return key_of(agents, asked, prices, self._context_key, self._judge_key, code)
 

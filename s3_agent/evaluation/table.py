@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from s3_agent.evaluation.compact import Measured
 from s3_agent.evaluation.records import SCORES, EvaluatedTask
 from s3_agent.evaluation.samples import joint_values, vote_of
 from s3_agent.evaluation.statistics.intervals import Difference, Estimate, difference_of, estimate_means, holm
@@ -31,9 +32,9 @@ class Numbers(NamedTuple):
     question: str
     data_source: str
     failed: str | None
-    values: dict[str, float]
+    values: Mapping[str, float]
     sample: int = 0
-    curve: tuple[float, ...] = ()
+    curve: Sequence[float] = ()
     vote: str | None = None
 
 
@@ -100,7 +101,7 @@ def numbers_of(result: EvaluatedTask) -> Numbers:
         question=result.task.id,
         data_source=result.task.data_source,
         failed=result.failure.boundary if result.failure else None,
-        values=values if result.state == "done" else {},
+        values=Measured(values if result.state == "done" else {}),
         sample=result.sample,
         curve=tuple(row["recall"] for row in result.evidence_by_turn),
         vote=None if result.answer is None else vote_of(result.answer),
@@ -133,21 +134,23 @@ def _may_lack(measure: str) -> bool:
 
 def _estimates(strata: Sequence[Sequence[Numbers]]) -> dict[str, Estimate]:
     """Estimates of the measures that every stratum has; their macro average if there are several strata."""
-    rows = [row for stratum in strata for row in stratum]
-    having = {
-        name: [name in row.values for row in rows] for name in dict.fromkeys(n for row in rows for n in row.values)
-    }
-    groups: dict[tuple[bool, ...], list[str]] = defaultdict(list)
-    for name, has in having.items():
-        if all(has) or _may_lack(name):
-            groups[tuple(has)].append(name)
+    # Few different sets of measures occur: rows are grouped by them.
+    kinds = [[tuple(row.values) for row in stratum] for stratum in strata]
+    different = dict.fromkeys(kind for stratum in kinds for kind in stratum)
+    groups: dict[frozenset[tuple[str, ...]], list[str]] = defaultdict(list)
+    for name in dict.fromkeys(name for kind in different for name in kind):
+        having = frozenset(kind for kind in different if name in kind)
+        if len(having) == len(different) or _may_lack(name):
+            groups[having].append(name)
     found: dict[str, Estimate] = {}
-    for has, names in groups.items():
-        left = iter(has)
-        kept = [[row for row in stratum if next(left)] for stratum in strata]
+    for having, names in groups.items():
+        kept = [
+            [row for row, kind in zip(rows, of, strict=True) if kind in having]
+            for rows, of in zip(strata, kinds, strict=True)
+        ]
         if all(kept):
             found |= estimate_means([{name: [row.values[name] for row in part] for name in names} for part in kept])
-    return {name: found[name] for name in having if name in found}
+    return {name: found[name] for kind in different for name in kind if name in found}
 
 
 def _curve(rows: Sequence[Numbers]) -> tuple[Estimate, ...]:

@@ -33,7 +33,7 @@ from s3_agent.recipe import Recipe, load_recipe, require_trainable
 from s3_agent.rollout.episode_log import read_records
 from s3_agent.training.agent_environment import agent_class_of, env_map_of
 from s3_agent.training.changes import changes, changes_of, record_changes, require_same, write_conditions
-from s3_agent.training.export import Exported, replace_policy
+from s3_agent.training.export import Exported, keep_start, replace_policy
 from s3_agent.training.kept_best import KeptBest, RunStopped, go_back_to_best, read_report
 from s3_agent.training.prepared_tasks import prepare_tasks
 from s3_agent.training.progress import Progress
@@ -161,11 +161,6 @@ def _train(recipe: Recipe, run: Run, *, resumed: bool, changed: Sequence[str] = 
                 guard = stop.report
                 _say(f"the guard stopped the run after step {guard.step}: {guard.reason}")
                 go_back_to_best(run, guard.best_step)
-                if not guard.best_step:
-                    raise LaunchError(
-                        "no step validated better than the policy that training began with",
-                        remedy="lower trainer.learning_rate, or set trainer.llds; the rules are those of trainer.guard",
-                    ) from stop
                 _say(f"the policy of step {guard.best_step} is kept; it validated best ({guard.best_validation:.3f})")
             except Interrupted as interrupted:
                 _say(
@@ -173,13 +168,15 @@ def _train(recipe: Recipe, run: Run, *, resumed: bool, changed: Sequence[str] = 
                     f"continue with --resume {run.folder.name}"
                 )
                 return interrupted.code
-        exported = replace_policy(run)
+        found = read_report(run)
+        began = found is not None and found.stopped and not found.best_step
+        exported = keep_start(run) if began else replace_policy(run)
         summary = summarize(
             records=read_records(run.episodes),
             metrics=read_jsonl(run.metrics),
             validation=validation,
             steps=recipe.trainer.steps,
-            guard=read_report(run),
+            guard=found,
             rollouts_per_step=recipe.trainer.rollouts_per_step,
             wall_seconds=time.monotonic() - started,
             start_up_seconds=start_up,

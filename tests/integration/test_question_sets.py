@@ -223,6 +223,8 @@ def test_no_report_and_no_export_holds_a_protected_text(evaluated: World, tmp_pa
         assert run(app, ["report", str(out), "-o", str(target / f"report.{ending}")]).exit_code == 0
         assert f"The texts of {ENCRYPTED} questions are withheld" in written(target / f"report.{ending}")
     assert run(app, ["export", str(out), "--format", BROWSECOMP, "-o", str(target / "runs")]).exit_code == 0
+    assert run(app, ["export", str(out), "--format", "trec", "-o", str(target / "trec")]).exit_code == 0
+    assert (target / "trec" / "qrels.txt").exists() and not (target / "trec" / "topics.tsv").exists()
     for form in ("s3", "search_r1"):
         told = failure(run(app, ["export", str(out), "--format", form, "-o", str(target / form)]))
         assert "may not be published in plain text" in told and SECRET not in told

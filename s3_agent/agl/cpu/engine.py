@@ -22,7 +22,7 @@ def apply() -> None:
     from verl.workers.engine import EngineRegistry
     from verl.workers.engine.fsdp import FSDPEngineWithLMHead
 
-    import s3_agent.agl.fused_head  # noqa: F401  with CUDA, verl loads it instead of this module
+    import s3_agent.agl.with_model  # noqa: F401  with CUDA, verl loads it instead of this module
 
     # verl/utils/distributed.py:86 would use "cpu:gloo,cpu:nccl".
     workers.initialize_global_process_group_ray = functools.partial(

@@ -47,7 +47,9 @@ def passages_of(
             continue
         for part, piece in enumerate(pieces, 1):
             contents = contents_of(passage.title, piece)
-            yield place, {"id": f"{name}#{part}", "title": passage.title, "text": piece, "contents": contents}
+            # The document stands in a field, because an id may hold any character.
+            fields = {"id": f"{name}#{part}", "title": passage.title, "text": piece, "contents": contents}
+            yield place, {**fields, "document": name}
 
 
 def passages_of_files(

@@ -1,8 +1,10 @@
 """Reads folders of evaluations and training runs into one structure, from which every form of the report is made.
 
-Each passage is stored once and referred to by number: even ten thousand episodes share few different passages.
+Each passage is stored once and referred to by number. Episodes and passages are packed as they come: a report of
+100,000 episodes is never in memory as a whole.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,22 @@ from s3_agent.data.tasks import read_jsonl
 from s3_agent.errors import ConfigError
 from s3_agent.evaluation.records import EvaluationSetting, read_json, results_of
 from s3_agent.evaluation.report.anchors import anchor_of
+from s3_agent.evaluation.report.packed import Packed
 from s3_agent.evaluation.scores import counts_of, recall_by_turn
 from s3_agent.evaluation.summary import validation_passes
 from s3_agent.evaluation.table import Numbers, numbers_of, table_of
+from s3_agent.evidence import GoldDocuments
 from s3_agent.rollout.episode_log import read_records
 from s3_agent.types import Action, Episode, Passage, Task, Turn
 
 Outcome = str
-"""`right`, `wrong`, or `failed`: a failed episode has no score and is never counted as wrong."""
+"""`right`, `wrong`, `failed`, or `unscored` if there was no answer to compare with a gold one.
+
+Only the first two have a score: what is missing is never counted as wrong.
+"""
+
+
+_EVIDENCE = ("retrieved_recall", "shown_recall", "selected_recall", "selected_precision", "handed_on_recall")
 
 
 WITHHELD = "(withheld)"
@@ -45,11 +55,11 @@ class Episodes:
     def __init__(self, *, show_protected: bool = False) -> None:
         self.withheld = 0
         self._show_protected = show_protected
-        self.passages: list[tuple[str, str]] = []
+        self.passages = Packed()
         self.tasks: list[dict[str, Any]] = []
         self.groups: list[dict[str, str]] = []
-        self.rows: list[dict[str, Any]] = []
-        self._known: dict[Passage, int] = {}
+        self.rows = Packed()
+        self._known: dict[bytes, int] = {}
         self._asked: dict[tuple[str, str], int] = {}
 
     def group(self, *, folder: str, agent: str, kind: str) -> int:
@@ -58,11 +68,15 @@ class Episodes:
         return len(self.groups) - 1
 
     def _numbers(self, passages: Iterable[Passage]) -> list[int]:
+        numbers = []
         for passage in passages:
-            if passage not in self._known:
-                self._known[passage] = len(self.passages)
+            text = f"{passage.title}\0{passage.text}".encode(errors="surrogatepass")
+            key = hashlib.blake2b(text, digest_size=16).digest()
+            number = self._known.setdefault(key, len(self.passages))
+            if number == len(self.passages):
                 self.passages.append((passage.title, passage.text))
-        return [self._known[passage] for passage in passages]
+            numbers.append(number)
+        return numbers
 
     def _task(self, task: Task) -> int:
         key = (task.id, task.question)
@@ -70,12 +84,14 @@ class Episodes:
             self._asked[key] = len(self.tasks)
             withheld = self._withholds(task)
             self.withheld += withheld
+            evidence = [one.id if withheld else one.title or one.id for one in task.evidence or ()]
             self.tasks.append(
                 {
                     "id": task.id,
                     "question": f"{WITHHELD}: {task.data_source} {task.id}" if withheld else task.question,
                     "golds": [] if withheld else list(task.golden_answers),
                     "source": task.data_source,
+                    **({"evidence": evidence} if evidence else {}),
                 }
             )
         return self._asked[key]
@@ -98,6 +114,7 @@ class Episodes:
         reward: float | None = None,
         step: int | None = None,
         failure: tuple[str, str] | None = None,
+        evidence: Mapping[str, float] | None = None,
     ) -> None:
         """Add one trajectory; fields that it lacks are left out of the row."""
         if withheld := self._withholds(task):
@@ -116,6 +133,7 @@ class Episodes:
             "reward": reward,
             "step": step,
             "failure": failure,
+            "evidence": {name: round((evidence or {})[name], 4) for name in _EVIDENCE if name in (evidence or {})},
         }
         if episode is not None:
             episode = _numbers_only(episode) if withheld else episode
@@ -134,12 +152,17 @@ class Episodes:
                 }
                 for turn in episode.turns
             ]
+        if episode is not None and task.evidence:
+            documents = GoldDocuments(task.evidence)
+            found = (passage for turn in episode.turns for passage in turn.passages or ())
+            read = (*episode.initial_passages, *found, *episode.selected, *shown)
+            row["gold"] = sorted({*self._numbers(one for one in read if documents.document(one) in documents.names)})
         self.rows.append({name: value for name, value in row.items() if value not in (None, [], {})})
 
 
 def _without_texts(passages: Sequence[Passage]) -> tuple[Passage, ...]:
     """The documents by id: the ids are published in plain text, and a text may hold the answer."""
-    return tuple(Passage(id="", title=passage.id, text="") for passage in passages)
+    return tuple(Passage(id=passage.id, title=passage.id, text="") for passage in passages)
 
 
 def _numbers_only(episode: Episode) -> Episode:
@@ -178,11 +201,12 @@ def _evaluation(folder: Path, name: str, episodes: Episodes) -> dict[str, Any]:
                 remedy="run the evaluation again",
             )
         numbers.append(numbers_of(result))
-        right = result.scores.get("gen_acc", 0.0) > 0.5
+        score = result.scores.get("gen_acc")
+        scored = "unscored" if score is None else "right" if score > 0.5 else "wrong"
         episodes.add(
             groups[result.agent],
             result.task,
-            outcome="failed" if result.state == "failed" else "right" if right else "wrong",
+            outcome="failed" if result.state == "failed" else scored,
             episode=result.episode,
             answer=result.answer,
             scores=result.scores,
@@ -190,8 +214,10 @@ def _evaluation(folder: Path, name: str, episodes: Episodes) -> dict[str, Any]:
             recall=result.recall_by_turn,
             shown=result.shown,
             failure=None if result.failure is None else (result.failure.boundary, result.failure.message),
+            evidence=result.evidence,
         )
-    table = table_of(numbers, list(setting.agents))
+    coverage = setting.data.get("evidence") or {}
+    table = table_of(numbers, list(setting.agents), coverage=coverage if coverage.get("questions") else None)
     anchors = {agent: anchor_of(one, setting.services).model_dump() for agent, one in setting.agents.items()}
     return {
         "name": name,
@@ -239,9 +265,10 @@ def _run(folder: Path, name: str, episodes: Episodes) -> dict[str, Any]:
 
 
 def gather(folders: Sequence[Path], *, show_protected: bool = False) -> dict[str, Any]:
-    """Everything that a report shows. Raises ConfigError for a folder with neither an evaluation nor a training run.
+    """Everything that a report shows; `passages` and `episodes` are Packed.
 
-    Texts of protected tasks are left out unless `show_protected`.
+    Texts of protected tasks are left out unless `show_protected`. Raises ConfigError for a folder with neither an
+    evaluation nor a training run.
     """
     episodes = Episodes(show_protected=show_protected)
     evaluations, runs = [], []

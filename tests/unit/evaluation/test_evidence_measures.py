@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3_agent.data.tasks import load_tasks
-from s3_agent.evaluation.coverage import Coverage, coverage_of, kept_coverage
+from s3_agent.evaluation.coverage import FILE, Coverage, coverage_of, kept_coverage, read_coverage
 from s3_agent.evaluation.evidence import CUTS, evidence_at_the_end, evidence_by_turn, measures_of
 from s3_agent.evaluation.records import SCORES, EvaluatedTask
 from s3_agent.evaluation.table import numbers_of, table_of
@@ -44,19 +44,21 @@ def episode(initial: list[str], turns: list[tuple[list[str], list[str]] | None],
     )
 
 
-def expected(gold: set[str], names: list[str]) -> dict[str, float]:
+def expected(gold: set[str], names: list[str], grades: dict[str, int] | None = None) -> dict[str, float]:
     """The definitions, written out without the library."""
+    gain = grades or dict.fromkeys(gold, 1)
     seen: list[str] = []
     for name in names:
         if name not in seen:
             seen.append(name)
     hits = [name in gold for name in seen]
-    ideal = sum(1 / log2(rank + 1) for rank in range(1, min(10, len(gold)) + 1))
+    best = sorted(gain.values(), reverse=True)[:10]
+    ideal = sum(grade / log2(rank + 1) for rank, grade in enumerate(best, 1))
     return {
         "recall": sum(hits) / len(gold),
         "precision": sum(hits) / len(seen) if seen else 0.0,
         **{f"recall@{cut}": sum(hits[:cut]) / len(gold) for cut in CUTS},
-        "ndcg@10": sum(hit / log2(rank + 1) for rank, hit in enumerate(hits[:10], 1)) / ideal,
+        "ndcg@10": sum(gain.get(name, 0) / log2(rank + 1) for rank, name in enumerate(seen[:10], 1)) / ideal,
         "mrr": next((1 / rank for rank, hit in enumerate(hits, 1) if hit), 0.0),
         "documents": float(len(seen)),
     }
@@ -65,10 +67,10 @@ def expected(gold: set[str], names: list[str]) -> dict[str, float]:
 GOLDS = st.sets(st.sampled_from([*NAMES, "never", "found"]), min_size=1, max_size=12)
 
 
-@given(GOLDS, RANKINGS)
-def test_measures_of_any_ranking(gold: set[str], names: list[str]) -> None:
-    found = GoldDocuments([Evidence(id=name) for name in gold])
-    assert measures_of(found, found.ranking(passages(names))) == pytest.approx(expected(gold, names))
+@given(st.dictionaries(st.sampled_from([*NAMES, "never", "found"]), st.integers(1, 4), min_size=1), RANKINGS)
+def test_measures_of_any_ranking(grades: dict[str, int], names: list[str]) -> None:
+    found = GoldDocuments([Evidence(id=name, relevance=grade) for name, grade in grades.items()])
+    assert measures_of(found, found.ranking(passages(names))) == pytest.approx(expected({*grades}, names, grades))
 
 
 @given(GOLDS, RANKINGS, st.lists(st.none() | st.tuples(RANKINGS, RANKINGS), max_size=4), RANKINGS, RANKINGS)
@@ -148,14 +150,15 @@ def test_what_the_corpus_lacks_is_counted_and_a_question_without_any_is_left_out
 
 
 def test_the_corpus_is_read_once_for_the_same_questions(tmp_path: Path) -> None:
-    path, kept = corpus(tmp_path, [{"id": "1", "text": "x"}]), tmp_path / "coverage.json"
+    path, kept = corpus(tmp_path, [{"id": "1", "text": "x"}]), tmp_path
     tasks = [task("t", Evidence(id="1"))]
     first = kept_coverage(kept, tasks, path, identity={"corpus": "a"})
     path.unlink()
     assert kept_coverage(kept, tasks, path, identity={"corpus": "a"}) == first
     other = corpus(tmp_path, [{"id": "2", "text": "x"}])
     assert kept_coverage(kept, tasks, other, identity={"corpus": "b"}).left_out == {"t"}
-    kept.write_text("{")
+    (tmp_path / FILE).write_text("{")
+    assert read_coverage(tmp_path) == Coverage()
     assert kept_coverage(kept, tasks, other, identity={"corpus": "b"}).left_out == {"t"}
 
 
