@@ -37,6 +37,10 @@ class IndexSettings(BaseModel, frozen=True):
         """The settings that answers depend on, as JSON: those of `identity`, and those that only the search uses."""
         return self.identity()
 
+    def place(self) -> dict[str, Any]:
+        """The settings that say where an index is, as JSON. They are recorded beside the identity, and may change."""
+        return {}
+
     def check_topk(self, topk: int) -> None:
         """Raise ValueError if the index can not return `topk` passages for a query."""
 
@@ -112,6 +116,10 @@ class IndexKind(ABC):
         """The models that it loads, as folders or hub names, by the section of the settings with that `model`."""
         return {}
 
+    def verify(self, corpus: "Corpus", folder: Path, settings: Any, *, report: "Report") -> None:
+        """Compare what the index keeps outside of its folder with what was written. Raises RetrievalError."""
+        return None
+
     def convert(
         self, corpus: "Corpus", source: Path, settings: Any, folder: Path, *, report: "Report"
     ) -> dict[str, Any]:
@@ -124,7 +132,10 @@ class IndexKind(ABC):
 INDEX_KINDS: Registry[IndexKind] = Registry(
     "index kind",
     group="retrieval_server.backends",
-    own={name: f"retrieval_server.backends.{name}.kind:KIND" for name in ("bm25", "dense", "lucene")},
+    own={
+        name: f"retrieval_server.backends.{name}.kind:KIND"
+        for name in ("bm25", "dense", "lucene", "pgvector", "qdrant", "opensearch", "lancedb")
+    },
     kind=IndexKind,
     error=RetrievalError,
 )

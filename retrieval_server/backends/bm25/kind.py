@@ -4,14 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from retrieval_server.backends.base import Backend
-from retrieval_server.backends.bm25.analysis import stemmer_release
+from retrieval_server.backends.bm25.analysis import stemmer_identity, stemmer_release
 from retrieval_server.backends.bm25.index import Bm25
 from retrieval_server.backends.bm25.settings import Bm25Settings
 from retrieval_server.corpus import Corpus, Report
 from retrieval_server.index_kinds import IndexKind
-
-# Tested word by word to equal Lucene's, and equal from PyStemmer 2.2 to 3.1: an index need not be built again.
-FIXED_STEMMER = "porter"
 
 
 class Bm25Kind(IndexKind):
@@ -30,8 +27,7 @@ class Bm25Kind(IndexKind):
 
     def made_with(self, settings: Bm25Settings) -> dict[str, Any]:
         """The stemmer's release, if its terms change between releases."""
-        fixed = settings.stemmer in ("", FIXED_STEMMER)
-        return {} if fixed else {"stemmer": stemmer_release(settings.stemmer)}
+        return stemmer_identity(settings.stemmer)
 
 
 KIND = Bm25Kind()
