@@ -22,6 +22,7 @@ from typing import Any
 
 import httpx
 
+from s3_agent.clients.connections import async_client
 from s3_agent.clients.tokenizer import load_tokenizer
 from s3_agent.embedded import NANO_POLICY
 from s3_agent.evaluation import job
@@ -109,7 +110,8 @@ async def evaluated(recipe: Recipe, folder: Path, tasks: Sequence[Task], sent: l
         key=None,
     )
     conditions = job.conditions_of(recipe, generator)
-    async with _client({"request": [note]} if sent is not None else None) as http:
+    async with async_client(timeout=60.0) as http:
+        http.event_hooks = {"request": [note] if sent is not None else []}
         policy = policy_client(contestant, url, http=http, recipe=recipe)
         services = services_of(recipe, http, {"s3": policy})
         with closing(Pipeline(folder, conditions)) as pipeline, (folder / "results.jsonl").open("w") as file:
