@@ -82,7 +82,7 @@ class IndexKind(ABC):
     built_at_start: ClassVar[bool] = False
     """Whether a server that finds no index builds one before it answers."""
     ready_within_s: ClassVar[float | None] = None
-    """The maximum of seconds that opening may take; None: the default of all services."""
+    """How many seconds opening may take at most; None: the default of all services."""
     disk_ratio: ClassVar[float] = 0.0
     """Bytes of the index per byte of the corpus, if the size depends on the text; 0: it can not be predicted."""
     to_make_smaller: ClassVar[str] = "take an index that needs less, or give it more memory"

@@ -1,4 +1,4 @@
-"""All checks over one case."""
+"""Runs all checks on one case. Called by `job`; a new check is added to `CHECKS`, in the order of the report."""
 
 from collections.abc import Callable, Iterable
 

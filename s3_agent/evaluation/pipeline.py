@@ -1,8 +1,8 @@
 """Evaluates one question in stages (episode, context, answer, verdict) and keeps each result as soon as it exists.
 
-`run` calls it for each agent and question. A kept result needs no service: a finished evaluation is read without any,
-and a killed one computes only what is missing. If a stage fails, its question is `failed` with the boundary at fault,
-and is not scored.
+`run` calls it for each agent and question. A kept result is not computed again: a finished evaluation is read without
+any service, and a killed one computes only what is missing. If a stage fails, the question has the state `failed`, with
+the boundary that failed, and no scores.
 """
 
 import time
@@ -120,7 +120,7 @@ class Pipeline:
         shown: tuple[Passage, ...] = ()
         answered: Made = {}
         answer = None if settings.asks_generator else settings.own_answer(episode)
-        # If an episode ended without what the method needs, no generator is called: there is no answer, which is wrong.
+        # If an episode lacks what the method needs, the generator is not called; a missing answer counts as wrong.
         if settings.asks_generator and episode.stop_reason is not StopReason.INVALID:
             prompt = settings.answer_prompt
 

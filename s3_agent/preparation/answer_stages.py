@@ -30,7 +30,7 @@ AT_A_TIME = 8
 
 @contextmanager
 def services(recipe: Recipe, *names: str) -> Iterator[Recipe]:
-    """Yields the recipe while only these services run, ours at free ports; others may be down. Raises LaunchError."""
+    """Yields the recipe while only these services run, ours at free ports; no other is needed. Raises LaunchError."""
     free = {name: getattr(recipe, name).model_copy(update={"port": 0}) for name in SERVICES}
     with running_services(recipe.model_copy(update=free), names) as (served, _):
         yield served
@@ -63,7 +63,7 @@ class AnswerStages:
         return [*found.values()]
 
     def _before(self, *stages: str) -> list[Path]:
-        """The manifests of these stages, which must be finished."""
+        """The manifests that are missing among those of these stages, which must be finished first."""
         return [self.ledger.path(stage) for stage in stages if self.ledger.read(stage) is None]
 
     def retrieve(self) -> Stage:

@@ -41,7 +41,7 @@ class PreparedTasks:
 
 
 def prepare_tasks(recipe: Recipe) -> PreparedTasks:
-    """The tasks of a run, scored where there is a RAG cache.
+    """The tasks of a run; if there is a RAG cache, with its scores.
 
     Raises RagCacheError for a cache with other inputs and for a task without an answer.
     """
@@ -53,10 +53,10 @@ def prepare_tasks(recipe: Recipe) -> PreparedTasks:
         train, validation = cache.scored(train), cache.scored(validation)
         kept, mismatch = beyond_rag(train, dropped), cache.differences(fingerprint)
         accuracy = sum(task.rag_score or 0.0 for task in (*train, *validation)) / (len(train) + len(validation))
-    if len(kept) < recipe.trainer.questions_per_step:
+    if len(kept) < recipe.trainer.questions_played:
         raise ConfigError(
-            f"{len(kept)} training tasks are left that naive RAG does not answer, a step needs "
-            f"{recipe.trainer.questions_per_step}",
+            f"{len(kept)} training tasks are left that naive RAG does not answer, but a step needs "
+            f"{recipe.trainer.questions_played}",
             remedy="give more tasks in data.train, or lower trainer.questions_per_step",
         )
     record = DataRecord(

@@ -21,7 +21,7 @@ def write_tasks(recipe: Recipe, run: Run, train: Sequence[Task], validation: Seq
     ordered = in_training_order(
         train,
         steps=recipe.trainer.steps,
-        questions_per_step=recipe.trainer.questions_per_step,
+        questions_per_step=recipe.trainer.questions_played,
         seed=recipe.seed if recipe.data.shuffle else None,
     )
     for path, tasks in ((run.train, ordered), (run.validation, validation)):

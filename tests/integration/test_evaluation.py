@@ -141,6 +141,7 @@ def running(tmp_path: Path) -> Iterator[Running]:
             *("--data", str(data), "--agents", AGENTS, "--concurrency", "4", "--plain"),
             *("--policy", f"s3={policy_url}/v1,search_r1={policy_url}/v1"),
             *(f"retriever.url={retriever_url}", f"generator.url={generator_url}/v1", "generator.patience_s=0.1"),
+            f"policies.search_r1.model={NANO_POLICY}",  # the fake policy server does not say whose tokenizer it has
         ]
         yield Running(tmp_path, story, policy, retriever, generator, arguments)
         story.released.set()

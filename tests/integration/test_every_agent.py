@@ -126,6 +126,7 @@ async def test_every_agent_plays_and_is_scored(services: Services, name: str, mo
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_asking_an_agent_needs_no_trained_policy(services: Services, name: str, elsewhere: bool) -> None:
     overrides = [f"retriever.url={services.retriever_url}", f"generator.url={services.generator_url}", "gateway.port=0"]
+    overrides.append(f"policies.search_r1.model={NANO_POLICY}")  # the server does not say whose tokenizer it has
     overrides.append("agents.deep_retrieval.prompt=double_template")  # the fake generator takes chat messages alone
     options = ["--policy-url", services.policy_url] if elsewhere else []
     done = CliRunner().invoke(app, ["ask", QUESTION, "--agent", name, "--json", *options, *overrides])

@@ -419,7 +419,7 @@ def test_an_emulated_precision_is_reported_with_its_factor() -> None:
 
 
 @pytest.mark.parametrize(
-    ("estimator", "said"), [("s3_agent_grpo", "nothing is learned"), ("grpo", "raw reward of one alone")]
+    ("estimator", "said"), [("s3_agent_grpo", "nothing is learned"), ("grpo", "is its raw reward")]
 )
 def test_what_a_group_of_one_does_depends_on_the_estimator(estimator: str, said: str) -> None:
     found = examine(sound("s3_8x40gb", f"{VERL}.rollout.n=1", f"trainer.verl.algorithm.adv_estimator={estimator}"))
