@@ -49,7 +49,7 @@ def _opened(browser: Browser, file: Path, pictures: Path | None, name: str) -> d
     times: dict[str, float] = {}
 
     def until(what: str, selector: str, since: float) -> None:
-        page.wait_for_selector(selector, timeout=120_000)
+        page.wait_for_selector(selector, state="attached", timeout=120_000)
         times[what] = time.perf_counter() - since
 
     started = time.perf_counter()
