@@ -145,7 +145,7 @@ class TokenConversation:
         return len(self._encode(text))
 
     def _encode(self, text: str) -> list[int]:
-        """Ids of `text`. Kept until the conversation grows, since one of the texts that were counted is added next."""
+        """The ids of `text`; kept until the conversation grows: a text that was counted is usually appended next."""
         if text not in self._counted:
             self._counted[text] = self._tokenizer.encode(text)
         return self._counted[text]

@@ -37,8 +37,8 @@ _NOTE = (
     "the judge says so); answer recall: what was read holds one; tokens: all that policy and generator read and wrote; "
     "seconds: from question to answer under this load; answers cut: the share that ended at the generator's token "
     "limit. ev.: the gold documents, of all that was found and of what was selected, whatever the answer is. "
-    "p: exact McNemar test on the questions of both agents, "
-    "corrected for all pairs (Holm)."
+    "p: exact McNemar test on the questions of both agents (of means over samples: signed-rank test), corrected for "
+    "all pairs (Holm)."
 )
 
 

@@ -118,7 +118,7 @@ function differences(table) {
     el("table", {}, el("thead", {}, el("tr", {}, ["second − first", "n", "GenAcc, points", "p (Holm)"].map((head) => el("th", {}, head)))),
       el("tbody", {}, rows.map((one) => el("tr", {}, el("td", {}, `${one.second} − ${one.first}`), el("td", {}, String(one.n)),
         el("td", {}, points(one.gain), el("small", {}, `${points(one.low)} to ${points(one.high)}`)), el("td", { class: one.p_holm < 0.05 ? "best" : null }, one.p_holm < 0.0001 ? "< 0.0001" : one.p_holm.toPrecision(2)))))),
-    el("p", { class: "note" }, "Exact McNemar test, corrected for all pairs (Holm)."));
+    el("p", { class: "note" }, `${rows.some((one) => one.test === "wilcoxon") ? "Signed-rank test of the means over samples, or exact McNemar test of single ones" : "Exact McNemar test"}, corrected for all pairs (Holm).`));
 }
 
 function evidenceAfter(table, names, colour) {
