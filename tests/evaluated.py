@@ -23,7 +23,7 @@ def _task(number: int, *, question: str) -> Task:
     )
 
 
-def _episode(agent: str, draw: random.Random, *, searches: int, text: str, passages: int) -> Episode:
+def _episode(agent: str, draw: random.Random, *, searches: int, text: str, passages: int = 500) -> Episode:
     found = [tuple(_passage(draw.randrange(passages)) for _ in range(3)) for _ in range(searches + 1)]
     turns = [
         Turn(
