@@ -12,6 +12,8 @@ from s3_agent.evaluation.statistics.tests import compare_paired, exact, signed_r
 
 CONFIDENCE = 0.95
 RESAMPLES = 4999
+OF_SAMPLES = ("avg@", "pass@", "majority@")
+"""The beginnings of the names of measures over several samples of a question; all are shares."""
 _BATCH_NUMBERS = 1 << 21  # drawn at a time: some tens of MB, also for 100,000 questions
 
 
@@ -92,7 +94,12 @@ def estimate_means(samples: Sequence[Mapping[str, Sequence[float]]], *, seed: in
     found = {}
     for row, measure in enumerate(measures):
         low, high = float(lows[row]), float(highs[row])
-        if measure in SCORES and len(values) == 1 and low == high and low in (0.0, 1.0):
+        if (
+            (measure in SCORES or measure.startswith(OF_SAMPLES))
+            and len(values) == 1
+            and low == high
+            and low in (0.0, 1.0)
+        ):
             wilson = binomtest(int(low) * n, n).proportion_ci(CONFIDENCE, method="wilson")
             low, high = float(wilson.low), float(wilson.high)
         found[measure] = Estimate(mean=float(means[row]), low=low, high=high, n=n)
