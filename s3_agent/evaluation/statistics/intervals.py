@@ -88,7 +88,7 @@ def estimate_means(samples: Sequence[Mapping[str, Sequence[float]]], *, seed: in
     measures = list(samples[0])
     values = [np.array([sample[measure] for measure in measures], dtype=float) for sample in samples]
 
-    means = sum(sample.mean(axis=1) for sample in values) / len(values)
+    means = np.mean([sample.mean(axis=1) for sample in values], axis=0)
     n = sum(sample.shape[1] for sample in values)
     lows, highs = _bootstrap(values, seed=seed)
     found = {}
