@@ -96,7 +96,8 @@ class Task(_Frozen):
     `initial_passages` is None when the agent has to retrieve them itself; `prompt` is the data's user message for an
     agent whose prompt is `data`, after the system message if there is one; `rag_score` is the stored naive-RAG score (0
     or 1), or None when unknown. `evidence` lists the documents that the answer needs, None if they are unknown. A task
-    with evidence may have no gold answers: then only what was found is measured.
+    with evidence may have no gold answers: then only what was found is measured. `protected` is the canary of a set
+    that is published encrypted: its questions, answers and trajectories may not be published in plain text.
     """
 
     id: str
@@ -107,6 +108,7 @@ class Task(_Frozen):
     rag_score: float | None = Field(default=None, allow_inf_nan=False)
     initial_passages: tuple[Passage, ...] | None = None
     prompt: str | None = None
+    protected: str | None = None
     evidence: tuple[Evidence, ...] | None = None
 
     @field_validator("evidence", mode="before")

@@ -133,6 +133,15 @@ def write_evaluation(
     return folder
 
 
+def protect(folder: Path) -> None:
+    """Mark every task of a folder of an evaluation or a run as protected."""
+    for path in (folder / "results.jsonl", folder / "episodes.jsonl"):
+        if path.exists():
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            marked = [{**row, "task": {**row["task"], "protected": "the canary"}} for row in rows]
+            path.write_text("".join(json.dumps(row) + "\n" for row in marked), encoding="utf-8")
+
+
 def write_run(folder: Path, *, steps: int = 6, questions: int = 12) -> Path:
     """The folder of a training run that did not end: no summary, two validation passes, one failed rollout."""
     folder.mkdir(parents=True)

@@ -20,10 +20,18 @@ Overrides = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print what would be downloaded, written and done.")]
 Verify = Annotated[bool, typer.Option("--verify", help="Read every byte again instead of trusting modification times.")]
 Concurrency = Annotated[int, typer.Option(min=1, help="Questions at a time.")]
+ShowProtected = Annotated[
+    bool,
+    typer.Option(
+        "--show-protected",
+        help="Write the texts of questions that may not be published in plain text. Keep what it writes to yourself.",
+    ),
+]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Answer every question of the RAG cache again.")]
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Print one line of a job that prepares data."""
     typer.echo(printable(f"data: {line}"), err=True)  # it may hold names from the data
 
 
@@ -68,7 +76,7 @@ def prepare(
         worked = run_stages(
             ledger,
             stages,
-            say=_say,
+            say=say,
             report=report,
             dry_run=dry_run,
         )
@@ -130,7 +138,7 @@ def import_command(
         base=recipe,
         overrides=overrides or [],
     ):
-        _say(line)
+        say(line)
 
 
 class Kind(StrEnum):
@@ -165,7 +173,7 @@ def read_command(
 
     lines = read_published(kind, source, target, task_files=tasks or [], data_source=data_source, qrels=qrels)
     for line in lines:
-        _say(line)
+        say(line)
 
 
 @app.command("write")
@@ -177,9 +185,11 @@ def write_command(
     form: Annotated[
         Form | None, typer.Option(help="For `rows`; default: the form in which they were imported, else that of s3.")
     ] = None,
+    show_protected: ShowProtected = False,
 ) -> None:
     """Write task rows, a RAG cache or retrieved passages as published, or tasks as TREC topics or qrels."""
     from s3_agent.data.published.exchange import write_published
 
-    for line in write_published(kind, source, target, task_files=tasks or [], form=form):
-        _say(line)
+    lines = write_published(kind, source, target, task_files=tasks or [], form=form, show_protected=show_protected)
+    for line in lines:
+        say(line)

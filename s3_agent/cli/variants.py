@@ -64,6 +64,7 @@ def _data_set(data_set: DataSet) -> dict[str, Any]:
         "what": data_set.summary,
         "has": has,
         "from": [*dict.fromkeys(wanted.repo for wanted in files), *data_set.raw.values()],
+        "key": data_set.key_variable,
     }
 
 
@@ -95,7 +96,8 @@ def _index_kind_lines(row: dict[str, Any]) -> list[str]:
 
 
 def _data_set_lines(row: dict[str, Any]) -> list[str]:
-    return [row["what"], f"{' and '.join(row['has'])} from {', '.join(row['from'])}"]
+    encrypted = [f"encrypted: the key is read from {row['key']}"] if row["key"] else []
+    return [row["what"], f"{' and '.join(row['has'])} from {', '.join(row['from']) or 'the package'}", *encrypted]
 
 
 _SORTS: Mapping[str, tuple[Registry[Any], Describe, Callable[[dict[str, Any]], list[str]]]] = {

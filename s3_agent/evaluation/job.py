@@ -3,6 +3,7 @@
 Results that earlier calls kept are read first, so a finished evaluation starts no service."""
 
 import os
+import random
 import secrets
 import time
 from collections import Counter
@@ -19,7 +20,7 @@ from s3_agent import event_loop
 from s3_agent.clients.connections import async_client, get
 from s3_agent.clients.http import bearer
 from s3_agent.clients.prompts import answer_messages
-from s3_agent.data.files.whole import sha256_of, write_whole, written_whole
+from s3_agent.data.files.whole import keep_private, sha256_of, write_whole, written_whole
 from s3_agent.data.tasks import load_tasks
 from s3_agent.data_identity import index_identity
 from s3_agent.errors import ConfigError
@@ -41,6 +42,7 @@ from s3_agent.processes.stack import Interrupted, Stack
 from s3_agent.recipe import Recipe
 from s3_agent.types import Passage, Task
 
+DRAW_SEED = 42
 console = Console(stderr=True)
 
 
@@ -48,12 +50,15 @@ console = Console(stderr=True)
 class EvaluationRequest:
     """What to evaluate. `policies`: addresses, folders or hub names by agent; `data` None: the recipe's validation.
 
-    `concurrency` is the number of questions in progress at a time, `samples` how often each is played by agents whose
-    policy is sampled.
+    `drawn` questions are drawn from the data with the seed `draw_seed` (None: all), and the first `limit` of them are
+    asked. `concurrency` is the number of questions in progress at a time, `samples` how often each is played by agents
+    whose policy is sampled.
     """
 
     agents: Sequence[str]
     data: Path | None = None
+    drawn: int | None = None
+    draw_seed: int = DRAW_SEED
     limit: int | None = None
     concurrency: int = 64
     policies: Mapping[str, str] = field(default_factory=dict)
@@ -199,12 +204,33 @@ def read_questions(path: Path, limit: int | None) -> tuple[str, list[Task]]:
     return before, tasks
 
 
+def drawn_questions(tasks: Sequence[Task], count: int | None, *, seed: int) -> list[Task]:
+    """`count` of the tasks (None: all), drawn with `seed`, in the order of the file."""
+    if count is None or count >= len(tasks):
+        return list(tasks)
+    return [tasks[place] for place in sorted(random.Random(seed).sample(range(len(tasks)), count))]
+
+
+def _announce(tasks: Sequence[Task], *, of: int, out: Path) -> None:
+    """Say which questions are asked, and keep `out` private for those that may not be published."""
+    if len(tasks) < of:
+        console.print(f"{len(tasks)} of {of} questions", highlight=False)
+    if any(task.protected for task in tasks):
+        keep_private(out)
+        console.print(
+            f"the questions may not be published in plain text: only you can read {out}; reports withhold their texts, "
+            "and exports encrypt them",
+            highlight=False,
+        )
+
+
 def evaluate_job(recipe: Recipe, request: EvaluationRequest) -> int:
     """Evaluate and print the table; return 0 if every question of every agent has a result. Raises S3AgentError."""
     require_external(recipe)
     recipe = with_precision(recipe)
     path = request.data or recipe.data.validation
-    digest, tasks = read_questions(path, request.limit)
+    digest, all_tasks = read_questions(path, None)
+    tasks = drawn_questions(all_tasks, request.drawn, seed=request.draw_seed)[: request.limit]
     generator = _generator_identity(recipe)
     contestants = contestants_of(
         recipe,
@@ -217,6 +243,7 @@ def evaluate_job(recipe: Recipe, request: EvaluationRequest) -> int:
     )
     contestants = with_samples(contestants, request.samples)
     out = request.out or recipe.runs / f"evaluation-{recipe.name}"
+    _announce(tasks, of=len(all_tasks), out=out)
     conditions = conditions_of(recipe, generator)
     conditions = replace(conditions, coverage=_coverage(recipe, conditions, tasks, out))
     data = {
@@ -224,6 +251,9 @@ def evaluate_job(recipe: Recipe, request: EvaluationRequest) -> int:
         "sha256": digest,
         "questions": len(tasks),
         "limit": request.limit,
+        "drawn": request.drawn,
+        "draw_seed": request.draw_seed,
+        "of": len(all_tasks),
         "evidence": conditions.coverage.report(),
     }
     with only_one(out), closing(Pipeline(out, conditions)) as pipeline:

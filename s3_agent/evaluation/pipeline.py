@@ -39,6 +39,7 @@ _REPLY_CODE = ("s3_agent.clients.chat_model", "s3_agent.clients.model_server", "
 _VERDICT_CODE = (
     "s3_agent.rewards.answer_match",
     "s3_agent.clients.judge",
+    "s3_agent.clients.judge_forms",
     "s3_agent.clients.replies",
     "s3_agent.rollout.scoring",
 )
@@ -162,6 +163,7 @@ class Pipeline:
         # Where there is nothing to compare an answer with, or nobody gives one, there are no scores: it is not wrong.
         scored = task.answerable and settings.answers != "nobody"
         scores: dict[str, float] = dict.fromkeys(("gen_acc", "exact_match", "f1"), 0.0) if scored else {}
+        confidence = None
         if scored and answer is not None:
             given = answer
 
@@ -174,6 +176,7 @@ class Pipeline:
             verdict = await self.verdicts.once(key_of(self._judge_key, checked), asking(check))
             metrics = verdict["metrics"]
             scores = {"gen_acc": verdict["value"], "exact_match": metrics["exact_match"], "f1": metrics["f1"]}
+            confidence = metrics.get("confidence")
             timings["judge"] = verdict["seconds"]
         read = shown if settings.asks_generator else episode.selected
         if task.answerable:
@@ -191,6 +194,7 @@ class Pipeline:
             episode=episode,
             shown=shown,
             answer=answer,
+            confidence=confidence,
             scores=scores,
             counts=counts,
             recall_by_turn=recall_by_turn(episode, task.golden_answers),

@@ -31,9 +31,10 @@ class Failure(_Record):
 class EvaluatedTask(_Record):
     """The result of one agent on one question. A failed one has a `failure` and no scores: it is missing, never wrong.
 
-    `shown` are the passages that the generator read; empty if the policy's own answer counts. `scores` has the keys of
-    SCORES, each between 0 and 1; a task without gold answers has none of them, an agent without an answer only
-    `answer_recall`. `counts` holds searches, turns, and tokens by reader or writer
+    `shown` are the passages that the generator read; empty if the policy's own answer counts. `confidence` is how sure
+    the answer says that it is, in percent, if the judge reads that. `scores` has the keys of SCORES, each between 0 and
+    1; a task without gold answers has none of them, an agent without an answer only `answer_recall`. `counts` holds
+    searches, turns, and tokens by reader or writer
     (`policy_prompt_tokens`, `policy_response_tokens`, `generator_prompt_tokens`, `generator_response_tokens`), and
     `answer_cut`, 1 if the generator's answer ended at its token limit. `recall_by_turn[i]` is true if a gold answer
     occurs in what was retrieved up to the i-th retrieval (0 is the initial one). `evidence` and `evidence_by_turn` hold
@@ -49,6 +50,7 @@ class EvaluatedTask(_Record):
     sample: int = 0
     shown: tuple[Passage, ...] = ()
     answer: str | None = None
+    confidence: float | None = None
     scores: dict[str, float] = {}
     counts: dict[str, int] = {}
     recall_by_turn: tuple[bool, ...] = ()

@@ -46,13 +46,15 @@ def runs_of(result: EvaluatedTask, coverage: Coverage) -> dict[str, list[str]]:
     return {name: gold.ranking(passages) for name, passages in lists.items()}
 
 
-def write_trec(results: Sequence[EvaluatedTask], out: Path, coverage: Coverage) -> list[Path]:
+def write_trec(results: Sequence[EvaluatedTask], out: Path, coverage: Coverage, *, plain: bool = False) -> list[Path]:
     """Write topics, qrels and runs into `out`; return their paths. Questions that the measures leave out have no qrels.
 
-    Raises DataError for ids that a TREC file can not tell apart.
+    Protected questions have no topics unless `plain`; ids of questions and documents are public. Raises DataError for
+    ids that a TREC file can not tell apart.
     """
     tasks: dict[str, Task] = {result.task.id: result.task for result in results}
-    files: dict[Path, list[str]] = {Path("topics.tsv"): topic_lines(tasks.values())}
+    shown = [task for task in tasks.values() if plain or not task.protected]
+    files: dict[Path, list[str]] = {Path("topics.tsv"): topic_lines(shown)} if shown else {}
     measured = [task for task in tasks.values() if task.evidence and task.id not in coverage.left_out]
     for name, answers in (("qrels.txt", False), ("qrels-answers.txt", True)):
         if lines := qrel_lines(measured, answers=answers):

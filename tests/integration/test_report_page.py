@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from s3_agent.evaluation.report.render import write_report
-from tests.evaluated import HOSTILE, write_evaluation, write_run
+from tests.evaluated import HOSTILE, protect, write_evaluation, write_run
 
 CHROMIUM = os.environ.get("S3_AGENT_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 # Without the last four the browser asks hosts of its own.
@@ -210,3 +210,19 @@ def test_several_runs_are_shown_together_with_a_colour_for_each_agent(browser: B
     expect(together.locator(".legend").first.locator("span")).to_have_text(["s3", "search_r1"])
     expect(together.locator("figure svg").first.locator("g[aria-label=line] path")).to_have_count(len(folders))
     assert not opened.complaints
+
+
+def test_it_says_that_texts_are_withheld_and_shows_the_numbers(browser: Browser, tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path / "evaluation", questions=20)
+    protect(folder)
+    write_report([folder], tmp_path / "r.html")
+    opened = Opened(browser, tmp_path / "r.html", part="trajectories")
+    expect(opened.page.locator("#withheld")).to_contain_text("The texts of 20 questions are withheld")
+    assert opened.found() == 60 and not opened.complaints
+    opened.page.locator(".item").first.click()
+    shown = opened.page.locator("body").inner_text()
+    assert "(withheld)" in shown and "Town" not in shown and "town" not in shown
+
+
+def test_nothing_is_said_where_nothing_is_withheld(browser: Browser, report: Path) -> None:
+    expect(Opened(browser, report).page.locator("#withheld")).to_have_count(0)

@@ -1,8 +1,9 @@
 """Imports and exports files of others: published rows, RAG caches and retrieved passages; TREC's topics and qrels."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from s3_agent.data.files.tables import read_rows, stem_of
 from s3_agent.data.files.whole import write_rows, write_whole
@@ -52,10 +53,33 @@ def read_published(
             yield f"{count} questions with their passages in {target}"
 
 
+def _refuse_protected(rows: Iterable[Any], source: Path) -> None:
+    if count := sum(row is not None for row in rows):
+        raise DataError(
+            f"{count} questions in {source} are of a set that may not be published in plain text",
+            remedy="leave them out; --show-protected writes them as they are, for your own eyes",
+        )
+
+
 def write_published(
-    kind: str, source: Path, target: Path, *, task_files: Sequence[Path], form: Form | None
+    kind: str,
+    source: Path,
+    target: Path,
+    *,
+    task_files: Sequence[Path],
+    form: Form | None,
+    show_protected: bool = False,
 ) -> Iterator[str]:
-    """Convert our file into the published form at `target`; yields lines to print. Raises DataError."""
+    """Convert our file into the published form at `target`; yields lines to print.
+
+    Raises DataError, also for texts that may not be published, unless `show_protected`.
+    """
+    if not show_protected and kind != "qrels":  # which hold only ids
+        if kind == "rag-cache":
+            protected = [answer.protected for answer in RagCache.read(source).answers.values()]
+        else:
+            protected = [row.get("protected") for row in iterate_jsonl(source)]
+        _refuse_protected(protected, source)
     match kind:
         case "topics" | "qrels":
             lines = (topic_lines if kind == "topics" else qrel_lines)(load_tasks(source))

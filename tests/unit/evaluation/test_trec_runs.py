@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from s3_agent.evaluation.coverage import Coverage
 from s3_agent.evaluation.evidence import LISTS, evidence_at_the_end, evidence_by_turn
-from s3_agent.evaluation.export import ExportFormat, export_results
+from s3_agent.evaluation.export import export_results
 from s3_agent.evaluation.records import SCORES, EvaluatedTask, Failure
 from s3_agent.evaluation.trec import run_lines, write_trec
 from s3_agent.evidence import GoldDocuments
@@ -119,7 +119,7 @@ def test_failed_and_left_out_questions_are_in_no_run_and_no_qrel(tmp_path: Path)
 
 def test_each_sample_is_exported_by_itself_in_every_format(tmp_path: Path) -> None:
     folder = write_evaluation(tmp_path / "evaluation", agents=("rag", "s3"), questions=6, samples=3, evidence=True)
-    files: dict[ExportFormat, str] = {
+    files = {
         "trec": "retrieved.run",
         "s3": "results.json",
         "search_r1": "eval_only_r1.json",

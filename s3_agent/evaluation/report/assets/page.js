@@ -218,6 +218,7 @@ async function main() {
   const known = Object.keys(parts).filter((part) => parts[part]);
   const wanted = () => (known.includes(location.hash.slice(1)) ? location.hash.slice(1) : known[0]);
   tabs.append(...known.map((part) => el("button", { type: "button", role: "tab", "data-part": part, onclick: () => { location.hash = part; } }, parts[part][0])));
+  if (report.withheld) place.before(el("p", { class: "note withheld", id: "withheld", role: "note" }, report.withheld));
   document.getElementById("subtitle").textContent = [...report.evaluations, ...report.runs].map((one) => one.name).join(", ");
   root.dataset.theme = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
   document.getElementById("theme").addEventListener("click", () => { root.dataset.theme = root.dataset.theme === "dark" ? "light" : "dark"; });
