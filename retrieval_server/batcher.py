@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from retrieval_server.errors import QueryError
+from retrieval_server.errors import QueryError, Unavailable
 from retrieval_server.metrics import Metrics
 
 log = structlog.get_logger()
@@ -41,12 +41,16 @@ class SearchFailed(Exception):
     """The backend raised for this query."""
 
 
+class Away(SearchFailed):
+    """A service behind the backend does not answer: all queries of the batch fail, and may succeed later."""
+
+
 class BadQuery(SearchFailed):
     """The backend raised for this query because of the query."""
 
 
 # The exceptions by which any backend refuses a query's text.
-_BY_THE_QUERY = (QueryError, UnicodeError, RecursionError)
+BY_THE_QUERY = (QueryError, UnicodeError, RecursionError)
 
 
 @dataclass(slots=True, eq=False)
@@ -178,8 +182,11 @@ class Batcher:
             if len(found) != len(batch):
                 raise RuntimeError(f"the backend answered {len(found)} lists for {len(batch)} queries")
             return list(found)
+        except Unavailable as error:
+            log.error("the index is away", queries=len(batch), error=str(error))
+            return [Away(str(error).splitlines()[0]) for _ in batch]
         except BaseException as error:  # a Rust tokenizer's panic is not an Exception; nothing interrupts this thread
-            if len(batch) == 1 and isinstance(error, _BY_THE_QUERY):
+            if len(batch) == 1 and isinstance(error, BY_THE_QUERY):
                 log.warning("a query was refused", error=repr(error))
                 return [BadQuery(str(error))]
             log.error("a search failed", queries=len(batch), error=repr(error))

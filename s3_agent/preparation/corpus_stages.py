@@ -43,6 +43,8 @@ class CorpusStages:
         """Check the corpus, and convert a published one; the server maps the file into memory and finds passages by
         line."""
         path = self.data.corpus
+        if not self._searches_corpus:
+            return self._nothing("corpus")
         if self.sources is None:
             return Stage(
                 name="corpus",
@@ -74,6 +76,17 @@ class CorpusStages:
 
         return Stage(name="corpus", made_of=made_of, outputs=lambda: {"corpus.jsonl": path}, work=work, need=need)
 
+    @property
+    def _searches_corpus(self) -> bool:
+        return kind_of(self.recipe.retriever.index).searches_corpus
+
+    def _nothing(self, name: str) -> Stage:
+        """The stage of a recipe whose index needs no corpus, such as web search."""
+        kind = self.recipe.retriever.index.kind
+        return Stage(
+            name=name, made_of=lambda: {"kind": kind}, outputs=dict, work=lambda report: {"needed": False, "kind": kind}
+        )
+
     def _corpus_files(self) -> list[Path]:
         assert self.sources is not None
         # Selected by pattern, because the same repository may also contain questions.
@@ -82,6 +95,8 @@ class CorpusStages:
 
     def index(self) -> Stage:
         """Build our own index, or join the pieces of a published one."""
+        if not self._searches_corpus:
+            return self._nothing("index")
         recipe, path, folder = self.recipe, self.data.corpus, self.recipe.index_folder
         settings, kind = recipe.retriever.index, kind_of(recipe.retriever.index)
         published = self.sources.published_index if self.sources else None
