@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from retrieval_server.app import create_app
 from retrieval_server.app.listening import http_server
-from retrieval_server.config import HttpSettings, ServerSettings, read_index_settings
+from retrieval_server.config import HttpSettings, ServerSettings, read_index_settings, read_rerank_settings
 from retrieval_server.errors import RetrievalError
 from retrieval_server.schemas import KEY_VARIABLE
 
@@ -25,6 +25,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--index", type=Path, required=True, help="folder of the index")
     parser.add_argument("--build", action="store_true", help="build an index that is missing or another corpus's")
     parser.add_argument("--backend", type=Path, help="YAML: the index's settings; default: its manifest, else BM25")
+    parser.add_argument("--rerank", type=Path, help="YAML: a reranker's settings; default: no reranker")
     for name, field in HttpSettings.model_fields.items():
         option, kind = "--" + name.replace("_", "-"), type(field.default)
         parser.add_argument(option, type=kind, default=field.default, help=f"{field.description} (default %(default)s)")
@@ -42,6 +43,7 @@ def main() -> int:
     build = options.pop("build")
     try:
         options["backend"] = options["backend"] and read_index_settings(options["backend"])
+        options["rerank"] = options["rerank"] and read_rerank_settings(options["rerank"])
         settings = ServerSettings(**options)
     except ValidationError as error:
         named = (("--" + str(item["loc"][0]).replace("_", "-"), item["msg"]) for item in error.errors())

@@ -8,5 +8,9 @@ class RetrievalError(Exception):
         super().__init__(f"{message}\n  What to do: {remedy}" if remedy else message)
 
 
+class Unavailable(RetrievalError):
+    """A service behind the index gives no answer: the same search may succeed later, and no query is at fault."""
+
+
 class QueryError(ValueError):
     """A query that can not be searched, whatever the index: if a backend raises it, only that query fails."""
