@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from retrieval_server.errors import QueryError
+from retrieval_server.errors import QueryError, Unavailable
 from retrieval_server.metrics import Metrics
 
 log = structlog.get_logger()
@@ -39,6 +39,10 @@ class Overloaded(Exception):
 
 class SearchFailed(Exception):
     """The backend raised for this query."""
+
+
+class Away(SearchFailed):
+    """A service behind the backend does not answer: all queries of the batch fail, and may succeed later."""
 
 
 class BadQuery(SearchFailed):
@@ -178,6 +182,9 @@ class Batcher:
             if len(found) != len(batch):
                 raise RuntimeError(f"the backend answered {len(found)} lists for {len(batch)} queries")
             return list(found)
+        except Unavailable as error:
+            log.error("the index is away", queries=len(batch), error=str(error))
+            return [Away(str(error).splitlines()[0]) for _ in batch]
         except BaseException as error:  # a Rust tokenizer's panic is not an Exception; nothing interrupts this thread
             if len(batch) == 1 and isinstance(error, BY_THE_QUERY):
                 log.warning("a query was refused", error=repr(error))

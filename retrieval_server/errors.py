@@ -8,6 +8,10 @@ class RetrievalError(Exception):
         super().__init__(f"{message}\n  What to do: {remedy}" if remedy else message)
 
 
+class Unavailable(RetrievalError):
+    """A service behind the index gives no answer: the same search may succeed later, and no query is at fault."""
+
+
 class SearchRefused(RetrievalError):
     """A search that will be refused again: the client gets the HTTP status, the code and the message."""
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from retrieval_server.corpus import Corpus, Report
 
 DEFAULT = "bm25"
+MANIFEST = "manifest.json"
+"""The file of an index folder that says what it was made from."""
 
 
 class IndexSettings(BaseModel, frozen=True):
@@ -110,6 +112,10 @@ class IndexKind(ABC):
         """The file or folder of an index made elsewhere, which is opened unchanged; None: we build the index."""
         return None
 
+    def progress_of(self, settings: Any) -> tuple[str, ...]:
+        """The files of `progress`, relative to the index's folder."""
+        return self.progress
+
     def made_with(self, settings: Any) -> dict[str, Any]:
         """What an index depends on besides its settings, for example the release of a stemmer."""
         return {}
@@ -134,7 +140,7 @@ class IndexKind(ABC):
 INDEX_KINDS: Registry[IndexKind] = Registry(
     "index kind",
     group="retrieval_server.backends",
-    own={name: f"retrieval_server.backends.{name}.kind:KIND" for name in ("bm25", "dense", "lucene", "web")},
+    own={name: f"retrieval_server.backends.{name}.kind:KIND" for name in ("bm25", "dense", "hybrid", "lucene", "web")},
     kind=IndexKind,
     error=RetrievalError,
 )

@@ -8,12 +8,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from retrieval_server.batcher import BadQuery, Overloaded, SearchFailed
+from retrieval_server.batcher import Away, BadQuery, Overloaded, SearchFailed
 from retrieval_server.errors import SearchRefused
 from retrieval_server.schemas import ErrorBody, ErrorResponse
 
 log = structlog.get_logger()
 
+AWAY_RETRY_AFTER_S = 5
 EXAMPLE = 'send {"queries": ["…"], "topk": 3, "return_scores": true} as application/json'
 # The answers of all routes that search other than 200, for the OpenAPI document.
 RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -25,7 +26,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     422: {"model": ErrorResponse, "description": "Not a request, or a query that can not be searched for"},
     429: {"model": ErrorResponse, "description": "The queue is full; see Retry-After"},
     500: {"model": ErrorResponse, "description": "The search failed"},
-    503: {"model": ErrorResponse, "description": "The index is loading; see Retry-After"},
+    503: {"model": ErrorResponse, "description": "The index is loading, or its engine is away; see Retry-After"},
 }
 
 NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": ErrorResponse, "description": "There is none"}}
@@ -74,6 +75,10 @@ async def _refused(_: Request, error: Exception) -> JSONResponse:
         case BadQuery():
             remedy = "change the query; in a request with others only its own list is empty"
             return Refused(422, "bad_query", str(error).encode("utf-8", "replace").decode(), remedy).response()
+        case Away():
+            after = {"Retry-After": str(AWAY_RETRY_AFTER_S)}
+            remedy = "try again after Retry-After; see the server's log"
+            return Refused(503, "away", str(error), remedy, headers=after).response()
         case SearchFailed():
             return Refused(500, "search_failed", str(error), "see the server's log").response()
     log.error("a request failed", error=repr(error))
