@@ -457,6 +457,8 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from (kind.settings for kind in INDEX_KINDS.loadable())
     elif annotation is RerankSettings:
         yield from (style.settings for style in RERANKERS.loadable())
+    elif (variants := getattr(annotation, "variants", None)) is not None:
+        yield from variants()
     elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in get_args(annotation):
