@@ -16,7 +16,7 @@ from retrieval_server.errors import RetrievalError
 from retrieval_server.registry import Registry
 
 if TYPE_CHECKING:
-    from retrieval_server.backends.base import Backend
+    from retrieval_server.backends.base import Backend, Passages, WaitingBackend
     from retrieval_server.corpus import Corpus, Report
 
 DEFAULT = "bm25"
@@ -39,6 +39,10 @@ class IndexSettings(BaseModel, frozen=True):
         """The settings that answers depend on, as JSON: those of `identity`, and those that only the search uses."""
         return self.identity()
 
+    def place(self) -> dict[str, Any]:
+        """The settings that say where an index is, as JSON. They are recorded beside the identity, and may change."""
+        return {}
+
     def check_topk(self, topk: int) -> None:
         """Raise ValueError if the index can not return `topk` passages for a query."""
 
@@ -53,6 +57,16 @@ class IndexNeed:
     ram: int = 0
     disk: int = 0
     cards: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class IndexPlan:
+    """What each variant of a kind is expected to need, as a table for `index plan`; its note says how it is known."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str
 
 
 class IndexKind(ABC):
@@ -81,10 +95,12 @@ class IndexKind(ABC):
     """The version of the file format. An index with another version is built again."""
     progress: ClassVar[tuple[str, ...]] = ()
     """Files in which a build records its progress. With any, a killed build continues in the same folder."""
+    searches_corpus: ClassVar[bool] = True
+    """Whether it is an index over a corpus. A kind that is not has `open` and `source`, and is never built."""
     built_at_start: ClassVar[bool] = False
     """Whether a server that finds no index builds one before it answers."""
     ready_within_s: ClassVar[float | None] = None
-    """The maximum of seconds that opening may take; None: the default of all services."""
+    """How many seconds opening may take at most; None: the default of all services."""
     disk_ratio: ClassVar[float] = 0.0
     """Bytes of the index per byte of the corpus, if the size depends on the text; 0: it can not be predicted."""
     to_make_smaller: ClassVar[str] = "take an index that needs less, or give it more memory"
@@ -93,6 +109,14 @@ class IndexKind(ABC):
     @abstractmethod
     def load(self, corpus: "Corpus", folder: Path, settings: Any, *, report: "Report") -> "Backend":
         """The opened index. Raises RetrievalError; any other exception is reported as a damaged index."""
+
+    def open(self, folder: Path, settings: Any, *, report: "Report") -> "tuple[Passages, WaitingBackend]":
+        """What a kind without a corpus searches. Raises RetrievalError."""
+        raise NotImplementedError
+
+    def source(self, folder: Path, settings: Any) -> str:
+        """What a kind without a corpus searches, as text that differs for other contents. Raises RetrievalError."""
+        raise NotImplementedError
 
     def build(self, corpus: "Corpus", settings: Any, folder: Path, *, report: "Report") -> dict[str, Any]:
         """Write the index into an empty folder, and describe it in the manifest. Raises RetrievalError."""
@@ -114,9 +138,17 @@ class IndexKind(ABC):
         """What it needs for `passages` passages. `dimension`: numbers of a vector; `cards`: GPUs that it may use."""
         return IndexNeed()
 
+    def plan(self, *, passages: int, dimension: int, candidates: int | None) -> IndexPlan | None:
+        """The table of its variants; None: it has none. `candidates` to re-rank; None: the kind's default."""
+        return None
+
     def models(self, settings: Any) -> Mapping[str, str]:
         """The models that it loads, as folders or hub names, by the section of the settings with that `model`."""
         return {}
+
+    def verify(self, corpus: "Corpus", folder: Path, settings: Any, *, report: "Report") -> None:
+        """Compare what the index keeps outside of its folder with what was written. Raises RetrievalError."""
+        return None
 
     def convert(
         self, corpus: "Corpus", source: Path, settings: Any, folder: Path, *, report: "Report"
@@ -130,7 +162,10 @@ class IndexKind(ABC):
 INDEX_KINDS: Registry[IndexKind] = Registry(
     "index kind",
     group="retrieval_server.backends",
-    own={name: f"retrieval_server.backends.{name}.kind:KIND" for name in ("bm25", "dense", "hybrid", "lucene")},
+    own={
+        name: f"retrieval_server.backends.{name}.kind:KIND"
+        for name in ("bm25", "dense", "hybrid", "lucene", "pgvector", "qdrant", "opensearch", "lancedb", "web")
+    },
     kind=IndexKind,
     error=RetrievalError,
 )

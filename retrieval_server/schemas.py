@@ -11,6 +11,9 @@ KEY_VARIABLE = "RETRIEVAL_SERVER_KEY"
 """The environment variable with the key that a server requires and a client sends."""
 
 
+TEXT_CHARACTERS = 4000
+"""Characters of a found passage's text that tools for assistants return, unless told otherwise."""
+
 CUT_HEADER = "X-Queries-Cut"
 """The response header with the number of queries that were cut to the server's maximum length."""
 

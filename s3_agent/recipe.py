@@ -1,7 +1,7 @@
-"""One file that describes a full run, checked before anything starts.
+"""The recipe: one file that describes a whole run, and is checked before anything starts. Every command reads one.
 
-A recipe is YAML (the name of a shipped one, or any path) merged with `section.field=value` overrides by OmegaConf; the
-models below say what it may hold. `${embedded:NAME}` names an embedded asset.
+A recipe is YAML (a shipped one by its name, or any path); OmegaConf merges it with `section.field=value` overrides. The
+models below define its fields. `${embedded:NAME}` stands for the path of an embedded file.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,10 +11,26 @@ from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from yaml import YAMLError
 
-from retrieval_server.index_kinds import DEFAULT, INDEX_KINDS, AnyIndexSettings, IndexSettings, default_settings
+from retrieval_server.index_kinds import (
+    DEFAULT,
+    INDEX_KINDS,
+    AnyIndexSettings,
+    IndexSettings,
+    default_settings,
+    kind_of,
+)
 from retrieval_server.rerankers import RERANKERS, AnyRerankSettings, RerankSettings
 from s3_agent import embedded
 from s3_agent.agents.settings import AgentName
@@ -40,6 +56,14 @@ def _url(value: str) -> str:
     return value.rstrip("/")
 
 
+def _urls(value: Any) -> Any:
+    """Several addresses, as a list or separated by commas, as one text separated by commas."""
+    urls = value.split(",") if isinstance(value, str) else value
+    if not isinstance(urls, list | tuple) or not all(isinstance(url, str) for url in urls):
+        return value
+    return ",".join(dict.fromkeys(_url(url.strip()) for url in urls)) or None
+
+
 Url = Annotated[str, AfterValidator(_url)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -51,11 +75,12 @@ class _Section(BaseModel):
 class DataRecipe(_Section):
     """Corpus, tasks and the naive-RAG cache that filters the training tasks.
 
-    Naive RAG reads `rag_topk` passages, laid out like selected ones or as the original's lines (`rag_layout`);
-    `retrieved_topk` are kept. Without a cache every training task is played, as Search-R1 does. `shuffle` orders each
-    pass over the training tasks again by the recipe's seed. With `sources`, `s3-agent data` makes these files out of
-    published ones; without, they are there. What it makes besides lies in `folder` (default: `prepared/data/<name>`).
-    `allow_mismatch` trains with a RAG cache that other parts made, and the run's `data.json` says so.
+    Naive RAG reads `rag_topk` passages, in the layout of selected passages or in the lines of the original
+    (`rag_layout`); `retrieved_topk` passages of each question are stored. Without a cache every training task is
+    played, as in Search-R1. `shuffle` gives each pass over the training tasks a new order, which the recipe's seed
+    decides. With `sources`, `s3-agent data` makes these files from published ones; without, they must exist. Its other
+    files are in `folder` (default: `prepared/data/<name>`). `allow_mismatch` allows training with a RAG cache that was
+    made with other inputs, and the run's `data.json` records this.
     """
 
     corpus: Path
@@ -79,14 +104,15 @@ class DataRecipe(_Section):
 
 
 class RetrieverRecipe(_Section):
-    """Our server over `data.corpus` on `port` (0: any free one), or a running one at `url`.
+    """The retriever: our server over `data.corpus` on `port` (0: any free one), or a running one at `url`.
 
-    `index` is what it searches (docs/retrieval.md), in `folder`; default: `index` in the data's own folder, or
-    `prepared/index/CORPUS`. A missing BM25 index is built at the start. A dense one takes hours: build it before.
-    `rerank` scores the index's best passages again (docs/retrieval.md#reranking).
+    `url` may be several, as a list or separated by commas: servers over the same index, which share the requests.
+    `index` describes the index that it searches (docs/retrieval.md), and `folder` is its folder; default: `index` in
+    `data.folder`, or `prepared/index/CORPUS`. A missing BM25 index is built at the start. A dense index takes hours:
+    build it before the run. `rerank` scores the index's best passages again (docs/retrieval.md#reranking).
     """
 
-    url: Url | None = None
+    url: Annotated[str | None, BeforeValidator(_urls)] = None
     port: Port = 3000
     index: AnyIndexSettings = Field(default_factory=default_settings)
     rerank: AnyRerankSettings | None = None
@@ -96,6 +122,8 @@ class RetrieverRecipe(_Section):
     def _reranks_its_own(self) -> Self:
         if self.url is not None and self.rerank is not None:
             raise ValueError("`rerank` is for our own server: leave it out, or start the server at `url` with --rerank")
+        if self.rerank is not None and not kind_of(self.index).searches_corpus:
+            raise ValueError(f"passages of `index.kind: {self.index.kind}` are not reranked: leave `rerank` out")
         return self
 
     @field_validator("index", mode="before")
@@ -105,12 +133,13 @@ class RetrieverRecipe(_Section):
 
 
 class GeneratorRecipe(GeneratorSettings):
-    """A vLLM server of our own for `model` on `port`, or a running one at `url` (its OpenAI base, ending in /v1).
+    """The generator: a vLLM server that we start for `model` on `port`, or a running one at `url` (OpenAI base, with
+    /v1).
 
-    `serve` are further options of vLLM. `dtype=auto` is the model's own precision on a GPU; on a CPU the model's own
-    where the processor computes it, and float32 elsewhere (docs/generator.md). On a CPU `serve` must say
-    `--no-enforce-eager` to have the model compiled. `python` is another environment's interpreter, whose vLLM serves
-    instead of the one that is installed here.
+    `serve` has more options of vLLM. `dtype=auto` is the model's own precision; on a CPU that does not compute it
+    quickly, float32 (docs/generator.md). On a CPU the model is compiled only if `serve` has `--no-enforce-eager`.
+    `python` is the interpreter of another environment, whose vLLM then serves the generator instead of the installed
+    one.
     """
 
     url: Url | None = None
@@ -127,18 +156,18 @@ class GeneratorRecipe(GeneratorSettings):
 
     @property
     def served_dtype(self) -> str | None:
-        """The precision that `serve` asks for; None where it leaves it open."""
+        """The precision that `serve` asks for; None if it names none."""
         return self._served("--dtype")
 
     @property
     def served_window(self) -> int | None:
-        """The context in tokens that `serve` asks for; None where it leaves it open, or not as a plain number."""
+        """The context in tokens that `serve` asks for; None if it names none, or not as a plain number."""
         served = self._served("--max-model-len")
         return int(served) if served and served.isdecimal() else None
 
     @property
     def compiled(self) -> bool:
-        """Whether `serve` asks vLLM to compile the model, which on a CPU is not done otherwise."""
+        """Whether `serve` asks vLLM to compile the model; on a CPU it is not compiled otherwise."""
         return EAGER not in self.serve and any(option.startswith(_COMPILING) for option in self.serve)
 
     def _served(self, name: str) -> str | None:
@@ -151,21 +180,21 @@ class GeneratorRecipe(GeneratorSettings):
 
     @property
     def client(self) -> GeneratorSettings:
-        """What a client of it needs."""
+        """The settings that a client of the generator needs."""
         return GeneratorSettings(**self.model_dump(include=set(GeneratorSettings.model_fields)))
 
     @property
     def hosted(self) -> bool:
-        """Whether we start it."""
+        """Whether we start the generator."""
         return self.url is None and self.openai_compatible
 
 
 class PolicyRecipe(ChatTemplate):
-    """The model to train or to ask: a folder or a hub name. For its chat template see docs/recipes.md.
+    """The model to train or to ask: a folder or a hub name. Its chat template is described in docs/recipes.md.
 
-    `mode=chat` talks to an endpoint that takes no token ids, in evaluation alone; `request` is merged into its requests
-    (null takes a field out). `context_tokens` is the window of its server, where that does not report it. `parameters`
-    is how many the model has, for what must be known of it before it is here.
+    `mode=chat` is for a server that takes no token ids, and only for evaluation; `request` is merged into its requests
+    (null removes a field). `context_tokens` is the window of the policy's server, if that does not report it.
+    `parameters` is the number of parameters; the dry run needs it before the model is downloaded.
     """
 
     model: str
@@ -176,23 +205,24 @@ class PolicyRecipe(ChatTemplate):
 
     @property
     def template(self) -> ChatTemplate:
-        """Its chat template alone."""
+        """Only the settings of the chat template."""
         return ChatTemplate(**self.model_dump(include=set(ChatTemplate.model_fields)))
 
     @field_validator("request")
     @classmethod
     def _one_answer(cls, request: dict[str, Any]) -> dict[str, Any]:
         if request.get("stream") or request.get("n") not in (None, 1):
-            raise ValueError("n and stream can not be set: one whole answer of each call is read, and would be trained")
+            raise ValueError("n and stream can not be set: each call reads one complete answer")
         return request
 
 
 class GatewayRecipe(_Section):
-    """Our `agl-server` on `port`, or a running one at `url`, whose key is in `AGL_KEY` or in the file `key_file`.
+    """The gateway: ours on `port`, or a running one at `url`, whose key is in `AGL_KEY` or in the file `key_file`.
 
-    `key` is for recipes in files that nobody else reads; on a command line `ps` shows it. `policy_calls` is how many
-    policy calls the gateway passes at a time: a pool claims no more rollouts than that. Default: no limit for ours; for
-    a running one what it reports, or 100, as Agent Lightning's own passes (docs/worker-pool.md).
+    `key` is for recipes in files that only you can read; on a command line, `ps` shows it to every user. `policy_calls`
+    is how many policy calls the gateway passes at a time: a pool claims no more rollouts than that. Default: no limit
+    for our gateway; for a running one the limit that it reports, or 100, the limit of Agent Lightning's own gateway
+    (docs/worker-pool.md).
     """
 
     url: Url | None = None
@@ -203,7 +233,10 @@ class GatewayRecipe(_Section):
 
 
 class WorkersRecipe(_Section):
-    """The worker pool; with `external` a controller of yours plays the rollouts, and no pool is started."""
+    """The worker pool: `processes` worker processes play `concurrency` rollouts each at a time.
+
+    With `external`, your own controller plays the rollouts, and no pool is started.
+    """
 
     processes: int = Field(default=1, ge=1)
     concurrency: int = Field(default=16, ge=1)
@@ -211,10 +244,10 @@ class WorkersRecipe(_Section):
 
 
 class LocalRecipe(_Section):
-    """As Agent Lightning's `agentlightning.local`: a class of your own that plays the rollouts instead of `agent`.
+    """Your own class that plays the rollouts instead of `agent`, as in Agent Lightning's `agentlightning.local`.
 
-    It finds in its environment what our own classes find there (docs/your-own-agent.md), and `env_map` besides.
-    `native` says that it is written for our pool, to be played many at a time in a process.
+    Its environment has the same variables as for our own classes (docs/your-own-agent.md), and those of `env_map`.
+    `native`: the class is written for our pool, and a process plays many of its rollouts at a time.
     """
 
     agent_class: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$")
@@ -223,9 +256,9 @@ class LocalRecipe(_Section):
 
 
 class GpuRecipe(_Section):
-    """The GPUs of this machine that each part may see, by number among those that are visible to the launcher.
+    """The GPUs that each process sees, as numbers among the GPUs that the launcher sees.
 
-    When nothing is given, every part sees all. As soon as one part has GPUs of its own, a part without sees none.
+    If all lists are empty, every process sees all GPUs. Otherwise a process with an empty list sees none.
     """
 
     trainer: list[int] = Field(default_factory=list)
@@ -237,21 +270,21 @@ class GpuRecipe(_Section):
         for part in GpuRecipe.model_fields:
             numbers = getattr(self, part)
             if len(set(numbers)) < len(numbers) or any(number < 0 for number in numbers):
-                raise ValueError(f"{part}: {numbers} are not different numbers from 0 on")
+                raise ValueError(f"{part}: {numbers} must be different numbers, counted from 0")
         return self
 
     @property
     def placed(self) -> bool:
-        """Whether any part has GPUs of its own."""
+        """Whether the recipe lists GPUs for any process."""
         return bool(self.trainer or self.retriever or self.generator)
 
     def of(self, part: str) -> list[int] | None:
-        """The GPUs of a part of the run, whatever its name; None: all that there are."""
+        """The GPUs of a process of the run, by its name; None: all GPUs."""
         return getattr(self, part, []) if self.placed else None
 
 
 class RayRecipe(_Section):
-    """A Ray of our own, or a running one at `address`."""
+    """A running Ray at `address`; without an address the run starts its own."""
 
     address: str | None = None
 
@@ -264,16 +297,16 @@ class Price(_Section):
 
 
 class EvaluationRecipe(_Section):
-    """What an evaluation counts besides: `prices` by the model's name, as its server or folder is named."""
+    """Settings of evaluations: `prices` by the model's name, which is the name at its server or of its folder."""
 
     prices: dict[str, Price] = Field(default_factory=dict)
 
 
 class Recipe(_Section):
-    """A full run.
+    """A whole run.
 
-    `agents` sets what other agents than the recipe's own have different from their method, `policies` with which model
-    they begin, by name; a policy may also be that of a class (`module:Class`).
+    `agents` and `policies` are for other agents than the recipe's own, by name: `agents.NAME` overrides that agent's
+    defaults, and `policies.NAME` is the policy that it starts with. `policies` may also name a class (`module:Class`).
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
@@ -297,7 +330,7 @@ class Recipe(_Section):
     evaluation: EvaluationRecipe = Field(default_factory=EvaluationRecipe)
 
     def playing(self, name: str) -> AgentSettings:
-        """The settings with which the agent `name` plays in this recipe."""
+        """The settings of the agent `name` in this recipe."""
         settings, given = self.agent.played_by(name), self.agents.get(name, {})
         if name == self.agent.name or not given:
             return settings
@@ -305,11 +338,11 @@ class Recipe(_Section):
         return AgentSettings.model_validate({**own, **given, "limits": {**own["limits"], **given.get("limits", {})}})
 
     def policy_of(self, name: str) -> PolicyRecipe:
-        """The policy with which an agent of another name, or a class, begins."""
+        """The policy that the agent `name` (or a class, `module:Class`) starts with."""
         return self.policies.get(name, self.policy)
 
     def of_agent(self, label: str) -> "Recipe":
-        """This recipe with another agent, by name or as `module:Class`, and nothing else changed.
+        """This recipe with another agent, by name or as `module:Class`; nothing else changes.
 
         Raises ConfigError for a label that is neither.
         """
@@ -323,13 +356,13 @@ class Recipe(_Section):
         except ValidationError as cause:
             problems = "; ".join(_problem(item)[0] for item in cause.errors())
             raise ConfigError(
-                f"the recipe {self.name} with the agent {label} does not fit: {problems}",
+                f"the recipe {self.name} is not valid with the agent {label}: {problems}",
                 remedy="set what the agent needs in `agents` or `policies`",
             ) from cause
 
     @property
     def trained_window(self) -> int:
-        """The window of the policy server that trains, in tokens: what its trainer sets, or less."""
+        """The window of the trainer's policy server, in tokens: what the trainer sets, or less."""
         longest = self.trainer.prompt_tokens + self.trainer.response_tokens
         values: Any = self.trainer.verl
         for name in ("actor_rollout_ref", "rollout", "max_model_len"):
@@ -339,8 +372,13 @@ class Recipe(_Section):
 
     @property
     def retriever_url(self) -> str:
-        """Where the retriever is, or will be."""
+        """Where the retriever is, or will be; several addresses are separated by commas."""
         return self.retriever.url or f"http://{HOST}:{self.retriever.port}"
+
+    @property
+    def serves_corpus(self) -> bool:
+        """Whether we start a retriever that searches `data.corpus`."""
+        return self.retriever.url is None and kind_of(self.retriever.index).searches_corpus
 
     @property
     def gateway_url(self) -> str:
@@ -349,23 +387,23 @@ class Recipe(_Section):
 
     @property
     def generator_url(self) -> str | None:
-        """The OpenAI base of the generator; None for a Claude at its vendor's address."""
+        """The OpenAI base address of the generator; None for Claude, whose client knows its address."""
         settings = self.generator
         return settings.url or (f"http://{HOST}:{settings.port}/v1" if settings.hosted else None)
 
     @property
     def asks_generator(self) -> bool:
-        """Whether a run needs the generator; a class of your own may ask it."""
+        """Whether a run needs the generator; a user's class can also ask it."""
         return self.agent.asks_generator or self.local.agent_class is not None
 
     @property
     def data_folder(self) -> Path:
-        """Where the data stages keep their manifests and what they make."""
+        """The folder for the manifests and outputs of the data stages."""
         return self.data.folder or self.prepared / "data" / self.name
 
     @property
     def index_folder(self) -> Path:
-        """Where our server's index is."""
+        """The folder of our retriever's index."""
         if self.retriever.folder is not None:
             return self.retriever.folder
         return self.data.folder / "index" if self.data.folder else self.prepared / "index" / self.data.corpus.stem
@@ -418,13 +456,13 @@ class Recipe(_Section):
 
 
 def require_trainable(recipe: Recipe) -> None:
-    """Raises ConfigError for an agent whose rollouts the trainer can not learn from."""
+    """Raises ConfigError if the trainer can not learn from the agent's rollouts."""
     method = recipe.agent.method
     if method.trainable or recipe.local.agent_class:
         return
     why = {
         "none": "asks no policy: there are no tokens to learn from",
-        "rewriter": "brings a policy that was trained elsewhere, by another reward than ours",
+        "rewriter": "uses a policy that was trained elsewhere, with another reward than ours",
         "instruct": "writes a new prompt for each call: a rollout is not one row of tokens",
     }[method.policy]
     raise ConfigError(
@@ -433,7 +471,7 @@ def require_trainable(recipe: Recipe) -> None:
 
 
 def recipe_path(name: str) -> Path:
-    """Where a recipe is: a path as given, or the name of a shipped one. Raises ConfigError naming those there are."""
+    """The path of a recipe, given as a path or as a shipped recipe's name. Raises ConfigError that lists the names."""
     if (path := Path(name)).is_file():
         return path
     shipped = shipped_recipes()
@@ -473,7 +511,7 @@ def _problem(item: Any) -> tuple[str, str]:
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe `name` with `section.field=value` overrides. Raises ConfigError that names the field at fault."""
+    """The recipe `name` with `section.field=value` overrides. Raises ConfigError that names the wrong field."""
     if not OmegaConf.has_resolver("embedded"):
         OmegaConf.register_new_resolver("embedded", lambda asset: str(getattr(embedded, asset)))
     path = recipe_path(name)
@@ -485,7 +523,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def merge_overrides(values: Any, overrides: Sequence[str], *, where: str) -> Recipe:
-    """The recipe of these values with overrides. Raises ConfigError that names the field at fault."""
+    """The recipe with these values and overrides. Raises ConfigError that names the wrong field."""
     for override in overrides:
         if "=" not in override or override.startswith("-"):
             raise ConfigError(f"{override!r} is not an override", remedy="write section.field=value")
@@ -497,6 +535,6 @@ def merge_overrides(values: Any, overrides: Sequence[str], *, where: str) -> Rec
     except ValidationError as cause:
         problems = [_problem(item) for item in cause.errors()]
         raise ConfigError(
-            f"{where} with these overrides does not fit: {'; '.join(told for told, _ in problems)}",
+            f"{where} with these overrides is not valid: {'; '.join(told for told, _ in problems)}",
             remedy=" ".join(dict.fromkeys(remedy for _, remedy in problems)),
         ) from cause

@@ -49,7 +49,7 @@ def _kept(passages: Sequence[Passage], ids: Sequence[int]) -> list[Passage]:
 def select_passages(
     initial: Sequence[Passage], turns: Sequence[Turn], *, rule: SelectionRule = "marked-first"
 ) -> tuple[Passage, ...]:
-    """The passages for the generator, in the order in which it is shown them; each once, except with `every`.
+    """The passages for the generator, in the order in which it reads them; each once, except with `every`.
 
     Rules: `marked-first`, the published general rule (docs/originals.md#b1): the first mark after a block keeps its
     documents in document order, an empty mark rejects the block, then every unmarked block follows as a whole. `mirage`

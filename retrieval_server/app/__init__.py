@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 import structlog
@@ -13,6 +13,7 @@ from fastapi.responses import PlainTextResponse, Response
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from retrieval_server.app.guard import CLIENT_GONE, Guard
+from retrieval_server.app.mcp_routes import tools_at_mcp
 from retrieval_server.app.refusals import NOT_FOUND, RESPONSES, Refused, answer_errors, invalid
 from retrieval_server.app.service import Opener, Service, opener
 from retrieval_server.config import ServerSettings
@@ -129,7 +130,8 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         loading = asyncio.create_task(load())
-        yield
+        async with tools_at_mcp(app, settings, key) if settings.mcp else nullcontext():
+            yield
         loading.cancel()
         await service.close()
 

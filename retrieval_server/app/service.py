@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, cast
 
 import structlog
 from pydantic import TypeAdapter
@@ -18,12 +18,12 @@ from pydantic import TypeAdapter
 from retrieval_server.app import grep
 from retrieval_server.app.refusals import Refused
 from retrieval_server.app.turns import Turns
-from retrieval_server.backends.base import Backend, StagedBackend, stages_of
+from retrieval_server.backends.base import Backend, Passages, StagedBackend, WaitingBackend, stages_of
 from retrieval_server.batcher import Away, BadQuery, Batcher, Hits, SearchFailed
 from retrieval_server.config import ServerSettings
 from retrieval_server.corpus import Report
 from retrieval_server.errors import RetrievalError, Unavailable
-from retrieval_server.indexing import open_backend, open_corpus
+from retrieval_server.indexing import open_backend, open_corpus, open_without_corpus
 from retrieval_server.metrics import Metrics
 from retrieval_server.query_cache import QueryCache
 from retrieval_server.reranking.services import search_r1_text
@@ -40,6 +40,7 @@ from retrieval_server.schemas import (
     StagedHit,
     as_json,
 )
+from retrieval_server.tasks import Searcher, Tasks
 
 log = structlog.get_logger()
 
@@ -62,22 +63,12 @@ class Stopped(Exception):
     """The server stops while it loads."""
 
 
-class Passages(Protocol):
-    """The part of a corpus that the server uses; several threads read it concurrently."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, row: int, /) -> Document: ...
-    def row_of(self, name: str, /) -> int | None:
-        """The row of the passage with that id."""
-        ...
-
-
 @dataclass(frozen=True)
 class Opened:
     """The opened corpus and index from which a server answers."""
 
     passages: Passages
-    backend: Backend
+    backend: Backend | WaitingBackend
     manifest: dict[str, Any]
 
 
@@ -89,6 +80,9 @@ def opener(settings: ServerSettings, *, build: bool) -> Opener:
     """Opens the settings' corpus, index and reranker; with `build`, builds a missing or wrong index."""
 
     def open_all(report: Report) -> Opened:
+        if settings.corpus is None:
+            assert settings.backend is not None, "checked by the settings"
+            return Opened(*open_without_corpus(settings.index, settings.backend, report=report))
         report("reading the corpus", 0, 0)
         corpus = open_corpus(settings.corpus, settings.index, report=report)
         backend, manifest = open_backend(corpus, settings.index, settings.backend, build=build, report=report)
@@ -111,7 +105,7 @@ class Service:
         self.progress = Progress()
         self._stopping = False
         self._passages: Passages | None = None
-        self._batcher: Batcher | None = None
+        self._batcher: Searcher | None = None
         self._cache: QueryCache | None = None
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="read")
         self._lookups = ThreadPoolExecutor(1, thread_name_prefix="look up")  # the first may read the whole corpus
@@ -156,14 +150,7 @@ class Service:
             self.max_topk = min(self.max_topk, backend.most or self.max_topk)
         if isinstance(backend, Reranked):
             self._reranker = backend
-        self._batcher = Batcher(
-            lambda queries, topk: backend.search(queries, topk=topk),
-            backend.cost,
-            max_cost=settings.max_batch_tokens,
-            max_queries=settings.max_batch_queries,
-            max_queued=settings.max_queued,
-            metrics=self._metrics,
-        )
+        self._batcher = self._searcher(backend)
         self._cache = QueryCache(
             self._batcher,
             max_bytes=int(settings.cache_mb * 1e6),
@@ -171,6 +158,20 @@ class Service:
             metrics=self._metrics,
         )
         self.manifest = opened.manifest
+
+    def _searcher(self, backend: Backend | WaitingBackend) -> Searcher:
+        settings = self._settings
+        if hasattr(backend, "find"):
+            return Tasks(cast(WaitingBackend, backend), max_queued=settings.max_queued, metrics=self._metrics)
+        batches = cast(Backend, backend)
+        return Batcher(
+            lambda queries, topk: batches.search(queries, topk=topk),
+            batches.cost,
+            max_cost=settings.max_batch_tokens,
+            max_queries=settings.max_batch_queries,
+            max_queued=settings.max_queued,
+            metrics=self._metrics,
+        )
 
     def _report(self, stage: str, done: int, total: int) -> None:
         if self._stopping:

@@ -1,7 +1,8 @@
-"""The one turn loop, its limits as declared data, and what an agent is.
+"""Defines what an agent is, the loop of turns that search agents share, and the limits of an episode.
 
-Agents differ by their protocol: a prompt, a parser, an observation. The loop that drives a policy and a retriever is
-the same for all. It only appends to what the policy reads, so that every prompt extends the previous one.
+s3 and Search-R1 differ only in their protocol: the prompt, the parser of responses, and the text of an observation. The
+loop calls the policy and the retriever. It only appends to what the policy reads, so every prompt extends the previous
+one.
 """
 
 from collections.abc import Sequence
@@ -46,10 +47,15 @@ class Limits(BaseModel):
 
 
 class TextProtocol(Protocol):
-    """How one method talks to its policy. `control` holds texts that `neutral` breaks in passages and questions."""
+    """How one method talks to its policy.
+
+    `control` has the texts, such as control tokens, that passages and questions must not bring to the policy:
+    `s3_agent.guard.neutral` breaks them.
+    """
 
     stop: tuple[str, ...]
-    """Strings that end a response and are part of it. A server takes four; text after any further one is cut off."""
+    """Strings that end a response and are part of it. A server stops at the first four; for others, our client cuts the
+    response."""
     invalid_hint: str | None
     """The text that follows a response without an action; None ends the episode there."""
     observation_role: Role
@@ -81,7 +87,7 @@ class Agent(Protocol):
 
 
 async def search(retriever: Retriever, query: str, question: str, *, topk: int) -> tuple[Passage, ...]:
-    """The passages of a query; none for one that the server refuses although it serves the question itself.
+    """The passages of a query; none if the server refuses this query but accepts the question itself.
 
     A refused query is the policy's fault and costs only this search; a server that refuses every query fails the
     attempt (docs/originals.md#a6).
@@ -106,10 +112,11 @@ def _too_long(task: Task, why: str) -> ConfigError:
 def open_episode(
     task: Task, initial: Sequence[Passage], protocol: TextProtocol, *, policy: Policy, context: int, response: int
 ) -> tuple[Conversation, str, tuple[Passage, ...]]:
-    """A conversation that opens with the first prompt, that prompt, and the initial passages as it shows them.
+    """A conversation that starts with the first prompt, the text of this prompt, and the initial passages in it.
 
-    They are cut only where `context` tokens can not hold them all; then a response of `response` tokens has room, or of
-    half the context. Raises ConfigError for a question that does not fit without passages.
+    If the prompt does not fit `context` tokens, passages are shortened or left out, so that there is room for a
+    response of `response` tokens, or of half the context if that is less. Raises ConfigError if even the question does
+    not fit.
     """
 
     def message(shown: Sequence[Passage]) -> str:
@@ -137,7 +144,7 @@ async def play(
     control: frozenset[str],
     retriever: Retriever,
 ) -> tuple[list[Turn], StopReason]:
-    """Drive one episode from its first prompt on, in at most `context` tokens: its turns, and why it ended.
+    """Play the turns after the first prompt, in at most `context` tokens: returns the turns, and why the episode ended.
 
     Raises PolicyError, RetrieverError, and ConfigError for a first prompt that the policy's server counts as too long.
     """
@@ -149,7 +156,7 @@ async def play(
     for number in range(limits.generations):
         prompt_tokens = conversation.used
         room = context - prompt_tokens
-        if room <= 0:  # a chat server counts more than we could foresee
+        if room <= 0:  # a chat server counted more tokens than we estimated
             return turns, StopReason.CONTEXT_FULL
         longest = min(limits.max_new_tokens, room)
         try:
@@ -167,26 +174,26 @@ async def play(
         if number >= limits.max_searches:
             return [*turns, add()], StopReason.FINAL_TURN_USED
         searching = action.kind is ActionKind.SEARCH
-        # The next response needs room for a token at least.
+        # The next response needs room for at least one token.
         room = context - conversation.used - 1
         if not searching and protocol.invalid_hint is None:
             cut_off = room < 0 or limits.max_new_tokens > longest <= reply.tokens
             return [*turns, add()], StopReason.CONTEXT_FULL if cut_off else StopReason.INVALID
-        passages, said = None, protocol.invalid_hint or ""
+        passages, left_out, said = None, (), protocol.invalid_hint or ""
         if searching and conversation.count(render(())) <= room:
             found = await search(retriever, action.query or "", task.question, topk=limits.topk)
             most = room if limits.max_observation_tokens is None else min(room, limits.max_observation_tokens)
             passages = fit_passages(found, render=render, count=conversation.count, max_tokens=most)
-            said = render(passages)
+            left_out, said = found[len(passages) :], render(passages)
         elif searching or conversation.count(said) > room:
             return [*turns, add()], StopReason.CONTEXT_FULL
         observation = conversation.observe(said, role=protocol.observation_role)
-        turns.append(add(passages=passages, observation=observation))
+        turns.append(add(passages=passages, left_out=left_out, observation=observation))
     return turns, StopReason.FINAL_TURN_USED
 
 
 async def first_passages(task: Task, retriever: Retriever, *, topk: int) -> tuple[Passage, ...]:
-    """What a search for the question itself finds; the task's own initial passages where it brings enough."""
+    """The passages of a search for the question itself, or the task's own initial passages if it has enough."""
     if topk == 0:
         return ()
     known = task.initial_passages
@@ -196,7 +203,7 @@ async def first_passages(task: Task, retriever: Retriever, *, topk: int) -> tupl
 
 
 class SearchAgent:
-    """An agent that is its protocol, its limits and its selection rule. `name` is written into its episodes."""
+    """An agent that consists of a protocol, limits and a selection rule. Its episodes record `name`."""
 
     def __init__(self, name: str, protocol: TextProtocol, *, limits: Limits, selection: SelectionRule) -> None:
         self._name = name
@@ -205,7 +212,7 @@ class SearchAgent:
         self._selection: SelectionRule = selection
 
     async def run(self, task: Task, *, policy: Policy, retriever: Retriever) -> Episode:
-        """Play `task`. A malformed response is no error: the episode holds it.
+        """Play `task`. A malformed response raises nothing; the episode contains it.
 
         Raises PolicyError, RetrieverError, and ConfigError for a question that the context can not hold.
         """
@@ -229,6 +236,7 @@ class SearchAgent:
             agent=self._name,
             prompt=prompt,
             initial_passages=initial,
+            initial_left_out=tuple(found[len(initial) :]),
             turns=tuple(turns),
             selected=select_passages(initial, turns, rule=self._selection),
             answer=last.answer if last else None,

@@ -1,1 +1,1 @@
-"""The Agent Lightning side: only this package imports agentlightning and verl, and only when it trains."""
+"""The link to Agent Lightning: only this package imports agentlightning and verl, and only in processes that train."""

@@ -1,10 +1,10 @@
-"""GRPO's advantage as verl computes it, except that a rollout which is alone in its group counts 0.
+"""GRPO's advantage as verl computes it, except that a rollout that is alone in its group has the advantage 0.
 
-Agent Lightning floors a step's rows to whole mini-batches and drops the rest at random, so one lost rollout can leave
-dozens of questions with a single row. verl's `grpo` compares such a row with nothing: its advantage is its raw reward,
-and the batch's mean is no longer 0. Importing this module registers the estimator with verl under `ESTIMATOR`. The
-trainer's process does so when it begins to log (`s3_agent.agl.tracking`); a trainer of your own names the module in
-VERL_USE_EXTERNAL_MODULES.
+Agent Lightning cuts a step's rows down to whole mini-batches and drops the rest at random, so one lost rollout can
+leave dozens of questions with a single row. verl's `grpo` has nothing to compare such a row with: its advantage is its
+raw reward, and the batch's mean is no longer 0. Importing this module registers the estimator with verl under
+`ESTIMATOR`. The trainer's process imports it when it starts to log (`s3_agent.agl.tracking`); your own trainer names
+the module in VERL_USE_EXTERNAL_MODULES.
 """
 
 import logging
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class ComparedRollouts:
-    """The estimator. `groups_of_one` is how many groups of the last batch had one rollout left; None before any."""
+    """The estimator. `groups_of_one` counts the last batch's groups with one rollout left; None before the first."""
 
     groups_of_one: int | None = None
 
@@ -35,7 +35,8 @@ class ComparedRollouts:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Advantages and returns in float32, both of the shape (rows, response tokens) of rewards and mask.
 
-        `index` names the group of each row. Rewards come in bfloat16, in which a group's mean would be rounded as well.
+        `index` names the group of each row. Rewards arrive in bfloat16, which would also round the mean of a group, so
+        they are converted.
         """
         divided = config is None or config.get("norm_adv_by_std_in_grpo", True)
         advantages, _ = compute_grpo_outcome_advantage(

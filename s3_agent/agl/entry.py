@@ -1,8 +1,8 @@
 """The agents as classes that Agent Lightning 1.0.x's own controllers start: one process, one task, one reward event.
 
-`agentlightning.local.agent_class=s3_agent.agl.entry:S3Agent` names one to the local controller; in a Kubernetes Job
-`python -m s3_agent.agl.entry S3Agent` is the container's command. Whatever fails leaves `run()` as an exception before
-the reward is posted: the process ends with code 1 and the attempt has no reward event.
+`agentlightning.local.agent_class=s3_agent.agl.entry:S3Agent` gives one to the local controller; in a Kubernetes Job,
+`python -m s3_agent.agl.entry S3Agent` is the container's command. Any failure raises an exception in `run()` before the
+reward is posted: the process ends with code 1, and the attempt has no reward event.
 """
 
 import asyncio
@@ -27,7 +27,9 @@ EPISODES_VARIABLE = PREFIX + "EPISODES"
 
 def _variable(name: str) -> str:
     if not (value := os.environ.get(name)):
-        raise ConfigError(f"{name} is not set", remedy="run this under agl-controller, or set what it would set")
+        raise ConfigError(
+            f"{name} is not set", remedy="run this under agl-controller, or set the variables that it sets"
+        )
     return value
 
 
@@ -35,10 +37,12 @@ _WHERE = re.compile(r"/rollout/(?P<rollout>[^/]+)/attempt/(?P<attempt>[^/]+)/mod
 
 
 def _keep(path: str, policy_url: str, *, task: Task, outcome: Outcome, started_at: float) -> None:
-    """Append the episode's record to a file, since no pool of ours does."""
+    """Append the episode's record to a file, because no pool of ours writes it."""
     where = _WHERE.search(policy_url)
     if where is None:
-        raise ConfigError(f"AGL_OPENAI_BASE_URL ({policy_url}) names no rollout", remedy="run this under AGL 1.0.x")
+        raise ConfigError(
+            f"AGL_OPENAI_BASE_URL ({policy_url}) does not name a rollout", remedy="run this under AGL 1.0.x"
+        )
     record = EpisodeRecord(
         rollout_id=unquote(where["rollout"]),
         attempt_id=unquote(where["attempt"]),
@@ -56,13 +60,13 @@ def _keep(path: str, policy_url: str, *, task: Task, outcome: Outcome, started_a
 
 
 class EnvironmentAgent:
-    """An agent whose input and addresses are environment variables."""
+    """An agent that reads its input and all addresses from environment variables."""
 
     agent: ClassVar[str | None] = None
-    """The agent that plays; None: the one that S3_AGENT_AGENT names."""
+    """The name of the agent; None: the one that S3_AGENT_AGENT names."""
 
     async def run(self) -> None:
-        """Play the task and post its reward. Raises S3AgentError, and posts nothing then."""
+        """Play the task and post its reward. Raises S3AgentError, and then posts nothing."""
         settings = OneTaskSettings.from_environment(agent=self.agent)
         task = task_from_environment()
         policy_url, event_url = _variable("AGL_OPENAI_BASE_URL"), _variable("AGL_EVENT_URL")
@@ -76,13 +80,13 @@ class EnvironmentAgent:
 
 
 class S3Agent(EnvironmentAgent):
-    """s3: search, then select."""
+    """s3: it searches, then selects passages for the generator."""
 
     agent = "s3"
 
 
 class SearchR1Agent(EnvironmentAgent):
-    """Search-R1: the policy answers by itself."""
+    """Search-R1: the policy searches and answers."""
 
     agent = "search_r1"
 

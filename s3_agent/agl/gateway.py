@@ -1,9 +1,10 @@
 """`python -m s3_agent.agl.gateway`: Agent Lightning's gateway without its limit of 100 policy calls at a time.
 
-The HTTP client of the stock `agl-server` has 100 connections: of 480 rollouts 380 wait for one, and a call that takes
-300 s, including this wait, is repeated by the gateway. This entry takes the same options and one more,
-`+policy_calls=N`, which sets a limit. It builds Agent Lightning's own application and replaces only that client. A call
-may take as long as its agent waits: the gateway cancels it when the agent disconnects.
+A run starts its gateway with this command. The HTTP client of the stock `agl-server` has 100 connections: with 480
+rollouts, 380 wait for a connection, and the gateway repeats a call that takes 300 s including this wait. This command
+takes the same options and one more, `+policy_calls=N`, which sets a limit. It builds Agent Lightning's own application
+and replaces only that client. A call can take as long as its agent waits: when the agent disconnects, the gateway
+cancels the call.
 """
 
 from collections.abc import AsyncIterator
@@ -28,12 +29,12 @@ CONNECT_S = 10.0
 def gateway_app(config: DictConfig) -> FastAPI:
     """Agent Lightning's application for its own `config`, without the limit of its HTTP client.
 
-    Raises ConfigError for an invalid limit, and LaunchError at its start if Agent Lightning does not keep its client in
-    `app.state.http_client`.
+    Raises ConfigError for an invalid limit. The application raises LaunchError at its start if Agent Lightning does not
+    keep its client in `app.state.http_client`.
     """
     calls: Any = config.get(POLICY_CALLS)
     if calls is not None and not (isinstance(calls, int) and calls >= 1):
-        raise ConfigError(f"{POLICY_CALLS} is {calls!r}", remedy="give a number of 1 or more, or leave it out")
+        raise ConfigError(f"{POLICY_CALLS} is {calls!r}", remedy="give a number of at least 1, or leave it out")
     app = create_app(config)
     stock_lifespan = app.router.lifespan_context
 
@@ -43,11 +44,11 @@ def gateway_app(config: DictConfig) -> FastAPI:
             stock = getattr(app.state, "http_client", None)
             if not isinstance(stock, httpx.AsyncClient):
                 raise LaunchError(
-                    f"the gateway of agentlightning {version('agentlightning')} has no app.state.http_client, where "
-                    "1.0.2 has the client of its policy calls",
+                    f"the gateway of agentlightning {version('agentlightning')} has no app.state.http_client; in "
+                    "1.0.2, that is the client of its policy calls",
                     remedy="install agentlightning==1.0.2, or run agl-server itself and set gateway.url",
                 )
-            await stock.aclose()  # code that still used it would fail at its first call instead of being limited
+            await stock.aclose()  # code that still uses it fails at its first call, instead of being limited silently
             timeout = httpx.Timeout(None, connect=CONNECT_S)
             async with async_client(timeout=timeout, calls=calls) as client:
                 app.state.http_client = client

@@ -1,8 +1,7 @@
-"""One task, played where another program starts and ends the process: AGL's stock controllers, Kubernetes Jobs, AGL
-0.x.
+"""Plays one task in a process that another program starts and ends: AGL's stock controllers, a Kubernetes Job, AGL 0.x.
 
-What the recipe says in our own pool comes as environment variables here. It imports no agentlightning, so that it runs
-beside any version of it.
+Used by `entry` and `legacy`. The settings come from environment variables; in our own pool they come from the recipe.
+It does not import agentlightning, so it works with any version.
 """
 
 import json
@@ -27,17 +26,17 @@ from s3_agent.types import Task
 PREFIX = "S3_AGENT_"
 _YAML = ("agent", "generator", "judge", "policy_template", "patience_s")
 SHORTEST_TIMEOUT_S = 300.0
-# A policy call waits for its turn in the policy server, and is recorded each time that it is made: whoever started the
-# process ends it at the rollout's deadline, and the call with it.
+# No read timeout: a policy call can wait long in the policy server's queue, and the gateway would record a repeated
+# call twice. The program that started this process ends it at the rollout's deadline.
 POLICY_TIMEOUT = httpx.Timeout(None, connect=10.0)
 
 
 class OneTaskSettings(BaseModel):
-    """What an agent needs besides its task and its policy.
+    """What an agent needs in addition to its task and its policy.
 
-    `policy_context_tokens` is the window of the policy's server. `patience_s` bounds the retries of each call, in
-    seconds, but for those that wait for a gateway which is paused: whoever started this process ends it with the
-    rollout.
+    `policy_context_tokens` is the window of the policy's server. `patience_s` limits the retries of each call, in
+    seconds, except retries that wait for a paused gateway: those last until the program that started this process ends
+    it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,14 +53,15 @@ class OneTaskSettings(BaseModel):
 
     @property
     def timeout(self) -> httpx.Timeout:
-        """How long an answer may take."""
+        """How long a service may take to answer."""
         return httpx.Timeout(max(SHORTEST_TIMEOUT_S, self.patience_s), connect=10.0)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ, *, agent: str | None = None) -> Self:
         """The settings in `S3_AGENT_*` variables; `AGENT`, `GENERATOR` and `JUDGE` are a recipe's sections as YAML.
 
-        `agent` plays whichever agent the variable describes. Raises ConfigError that names the variable at fault.
+        `agent` is the name of the agent that plays, whatever agent the variable names. Raises ConfigError that names
+        the wrong variable.
         """
         values: dict[str, Any] = {}
         for field in cls.model_fields:
@@ -77,7 +77,7 @@ class OneTaskSettings(BaseModel):
             played = settings.agent if agent is None else settings.agent.played_by(agent)
         except (ValidationError, TypeError, ValueError) as cause:
             raise ConfigError(
-                f"the {PREFIX}* variables do not fit: {cause}",
+                f"the {PREFIX}* variables are not valid: {cause}",
                 remedy=f"set {PREFIX}RETRIEVER_URL, {PREFIX}GENERATOR_URL and {PREFIX}POLICY_TOKENIZER",
             ) from cause
         patience = {"patience_s": settings.patience_s}
@@ -96,15 +96,17 @@ def task_from_environment(environment: Mapping[str, str] = os.environ) -> Task:
     try:
         row = json.loads(environment.get(name, ""))
     except ValueError as cause:
-        raise ConfigError(f"{name} holds no JSON", remedy=f"map it: env_map {{{name}: input}}") from cause
+        raise ConfigError(
+            f"{name} does not contain JSON", remedy=f"map the task to it: env_map {{{name}: input}}"
+        ) from cause
     return Task.from_row(row if isinstance(row, dict) else {})
 
 
 def policy_at(client: httpx.AsyncClient, settings: OneTaskSettings, url: str, **sampling: Any) -> CompletionsPolicy:
-    """The policy behind the OpenAI base address `url`. `sampling` holds model, temperature and top_p.
+    """The policy at the OpenAI base address `url`. `sampling` can have model, temperature and top_p.
 
-    A call whose answer was lost is repeated: whoever starts this process begins no new attempt, and a rollout that
-    fails would be taught as a zero.
+    A call whose answer was lost is repeated, because nobody starts a new attempt here, and the trainer would count a
+    failed rollout as reward 0.
     """
     return CompletionsPolicy(
         client,
@@ -118,7 +120,7 @@ def policy_at(client: httpx.AsyncClient, settings: OneTaskSettings, url: str, **
 
 
 async def play_one(task: Task, settings: OneTaskSettings, *, policy: Policy) -> Outcome:
-    """Play and score one task. Raises the BoundaryError of whatever could not be reached."""
+    """Play and score one task. Raises the BoundaryError of the service that could not be reached."""
     async with async_client(timeout=settings.timeout) as client:
         services = make_services(
             client,

@@ -1,4 +1,4 @@
-"""How the trainer's processes learn where the run's files are: Ray hands environment variables to each of them."""
+"""The environment variables that give the trainer's processes the paths of the run's files; Ray passes them on."""
 
 from pathlib import Path
 
@@ -10,12 +10,12 @@ EPISODES_VARIABLE = "S3_AGENT_EPISODES"
 
 
 def run_environment(*, metrics: Path, episodes: Path, run: str, wandb_mode: str, generation: int) -> dict[str, str]:
-    """Where metrics and episodes are, and where trackers write: below the run's folder, by generation of the run."""
+    """Variables with the paths of metrics and episodes, and with the folders of trackers, below the run's folder."""
     folder = metrics.absolute().parent
     return {
         METRICS_VARIABLE: str(metrics.absolute()),
         EPISODES_VARIABLE: str(episodes.absolute()),
-        # A resumed run logs some steps again: a folder of its own keeps both curves readable.
+        # A resumed run logs some steps again: a folder for each generation keeps both curves readable.
         "TENSORBOARD_DIR": str(folder / "tensorboard" / str(generation)),
         "WANDB_DIR": str(folder),
         "WANDB_MODE": wandb_mode,

@@ -1,8 +1,8 @@
-"""Agent Lightning's hook (`agentlightning.hooks`) that gives each training rollout a seed of its own.
+"""A hook of Agent Lightning (`agentlightning.hooks`) that gives each training rollout its own seed.
 
-With it the same recipe samples the same rollouts again, whichever worker plays them and in whichever order, as far as
-the policy server computes the same. The seed is computed from the run's, the task and the number of the rollout among
-the task's; it travels in the rollout's metadata, and our agents hand it to the policy server with each request.
+With it, the same recipe samples the same rollouts again, in any order and on any worker, if the policy server computes
+the same numbers. The seed is computed from the run's seed, the task, and how many rollouts the task has had so far. It
+is part of the rollout's metadata, and our agents send it to the policy server with each request.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from s3_agent.agl.run_files import SEED_VARIABLE
 
 
 class SeededRollouts(RolloutHooks):
-    """Seeds the rollouts that are sampled; validation is greedy."""
+    """Gives training rollouts a seed; validation rollouts need none, because they are greedy."""
 
     def __init__(self) -> None:
         self._seed = os.environ[SEED_VARIABLE]

@@ -1,8 +1,8 @@
-"""verl's tracking with what the run adds: s3's own metrics at each step, and a JSONL file that a resumed run adds to.
+"""Extends verl's tracking: it adds our metrics of each step, and writes a JSONL file that a resumed run appends to.
 
-Agent Lightning makes metrics of rewards and token counts alone and offers no way to add others, so they are read from
+Agent Lightning has metrics only of rewards and token counts, and no way to add others. So our metrics are computed from
 the pool's episode log when a step is logged. verl loads this module at the end of `import verl`
-(VERL_USE_EXTERNAL_MODULES), before Agent Lightning's trainer takes the class.
+(VERL_USE_EXTERNAL_MODULES), before Agent Lightning's trainer reads the class.
 """
 
 import os
@@ -17,24 +17,24 @@ import verl.utils.tracking as verl_tracking
 from s3_agent.agl.run_files import EPISODES_VARIABLE, METRICS_VARIABLE
 from s3_agent.data.files.appended import AppendedLines
 from s3_agent.rollout.episode_log import GrowingFile, read_record
-from s3_agent.rollout.step_metrics import batch_metrics, step_metrics
+from s3_agent.rollout.step_metrics import batch_metrics, likelihood_metrics, step_metrics
 
 PATIENCE_S = 10.0
 POLL_S = 0.1
 
 
 class AppendedJsonl:
-    """verl's `file` tracker overwrites its file; this one adds to it.
+    """A `file` tracker that appends to its file; verl's own overwrites it.
 
-    `at` is the time of the row in Unix seconds. A step is logged when its checkpoint is whole and before the next one
-    begins, so that it separates the step's rollouts from later ones (`s3_agent.training.resume`).
+    `at` is the time of the row in Unix seconds. A step is logged after its checkpoint is complete and before the next
+    step starts, so this time separates the step's rollouts from later ones (`s3_agent.training.resume`).
     """
 
     def __init__(self, path: Path) -> None:
         self._lines = AppendedLines(path)
 
     def log(self, data: Mapping[str, Any], step: int) -> None:
-        """One line a step. Raises DataError when it has no room."""
+        """Write one line for the step. Raises DataError when the disk is full."""
         row = {"step": step, "at": time.time(), "data": data}
         self._lines.write(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n")
 
@@ -44,19 +44,19 @@ class AppendedJsonl:
 
 
 def _without_key(config: Any) -> Any:
-    """The configuration as a tracker may publish it."""
+    """The configuration without the gateway's key, because a tracker may publish it."""
     if not isinstance(config, Mapping) or "agentlightning" not in config:
         return config
     return {**config, "agentlightning": {**config["agentlightning"], "agl_key": "(not shown)"}}
 
 
 class RunTracking(verl_tracking.Tracking):
-    """Logs each step to the recipe's trackers and to `metrics.jsonl`. The trainer makes one before its first step."""
+    """Logs each step to the recipe's trackers and to `metrics.jsonl`. The trainer creates it before its first step."""
 
     def __init__(
         self, project_name: str, experiment_name: str, default_backend: Any = "console", config: Any = None
     ) -> None:
-        # Here and not above: every process of a run loads this module, and only the trainer's needs the estimator.
+        # Imported here, because every process of a run loads this module, but only the trainer's needs the estimator.
         from s3_agent.agl.advantages import COMPARED
 
         self._compared = COMPARED
@@ -72,14 +72,15 @@ class RunTracking(verl_tracking.Tracking):
         self._episodes = GrowingFile(path, at=path.stat().st_size if path.exists() else 0)
 
     def log(self, data: Mapping[str, Any], step: int, backend: Any = None) -> None:
-        """Log a step with what its rollouts say, and with what was not trained of them."""
+        """Log a step, with the metrics of its rollouts and of the rows that were not trained."""
         lost = batch_metrics(data, questions=self._questions, groups_of_one=self._compared.groups_of_one)
-        super().log({**data, **self._of_rollouts(data), **lost}, step, backend)
+        super().log({**likelihood_metrics(data), **self._of_rollouts(data), **lost}, step, backend)
 
     def _of_rollouts(self, data: Mapping[str, Any]) -> dict[str, float]:
-        """The metrics of the rollouts since the last step. The pool writes the last of them a moment after their end.
+        """The metrics of the rollouts since the last step; waits briefly, because the pool writes a rollout after its
+        end.
 
-        Pools on other machines write elsewhere: then less is found than was played, and `s3/*/rollouts` says so.
+        Pools on other machines write to other files: then `s3/*/rollouts` shows that only some rollouts were read.
         """
         expected = data.get("training/n_rollouts", 0) + data.get("val/n_rollouts", 0)
         lines, deadline = self._episodes.lines(), time.monotonic() + PATIENCE_S

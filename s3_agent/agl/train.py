@@ -1,7 +1,7 @@
 """`python -m s3_agent.agl.train SETTINGS.json TRAIN.jsonl VALIDATION.jsonl METRICS.jsonl EPISODES.jsonl`: `run_ppo`.
 
-A process of its own, so that the launcher can watch and end it like any other part. The gateway's key comes in the
-environment variable AGL_KEY. What the folder of checkpoints holds is gone on from.
+A separate process, so that the launcher can watch and end it like any other process of a run. The environment variable
+AGL_KEY holds the gateway's key. Training continues from the newest checkpoint in the run's folder, if there is one.
 """
 
 import os
@@ -22,12 +22,12 @@ KEY_VARIABLE = "AGL_KEY"
 
 
 def main(settings_file: str, train_file: str, validation_file: str, metrics_file: str, episodes_file: str) -> None:
-    """Train until the last step. Raises whatever ended it."""
+    """Train until the last step. Raises the exception that ended training."""
     settings = TrainerSettings.model_validate_json(Path(settings_file).read_text(encoding="utf-8"))
     train, validation = read_jsonl(Path(train_file)), read_jsonl(Path(validation_file))
     if KEY_VARIABLE not in os.environ:
         raise ValueError(f"the gateway's key is missing: set the environment variable {KEY_VARIABLE}")
-    # Before anything of verl or Ray is imported, composing the configuration included: both look at import.
+    # Set before verl or Ray is imported, also for the configuration: both read these variables when they are imported.
     variables = environment(settings, os.environ) | run_environment(
         metrics=Path(metrics_file),
         episodes=Path(episodes_file),
@@ -48,7 +48,7 @@ def main(settings_file: str, train_file: str, validation_file: str, metrics_file
 
 
 def _hand_over_environment(config: DictConfig, extra: dict[str, str]) -> None:
-    """A Ray that we did not start inherits nothing from us: verl's variables, ours and `extra` go with the job."""
+    """Adds verl's variables, ours and `extra` to the Ray job, because a Ray that we did not start inherits nothing."""
     from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
 
     ours = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}
@@ -57,7 +57,7 @@ def _hand_over_environment(config: DictConfig, extra: dict[str, str]) -> None:
 
 
 def _reason(failure: BaseException) -> str:
-    """The innermost cause, in one line; Ray wraps it once for each process that it passed through."""
+    """The innermost cause, in one line; Ray wraps an exception once for each process that passes it on."""
     while cause := getattr(failure, "cause", None) or failure.__cause__:
         failure = cause
     lines = str(failure).strip().splitlines()

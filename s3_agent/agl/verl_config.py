@@ -1,4 +1,8 @@
-"""From a run's settings to the configuration that Agent Lightning's `run_ppo` takes. Pure: it starts nothing."""
+"""Builds the configuration for Agent Lightning's `run_ppo` from a run's settings.
+
+Called by the trainer's process, the doctor and the dry run. It starts nothing. A recipe's `trainer.verl` is merged
+last, so it can change every value except those in `REFUSED`.
+"""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -11,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from s3_agent.agl import cpu
+from s3_agent.agl.guard import Guard
 from s3_agent.agl.run_files import MODULES_VARIABLE, SEED_VARIABLE, TRACKING
 from s3_agent.errors import ConfigError, nearest
 from s3_agent.names import literal
@@ -19,11 +24,14 @@ from s3_agent.rollout.ray_address import LOCAL, on_loopback_alone
 HOOKS = Path(__file__).with_name("seeding.py")
 ESTIMATOR = "s3_agent_grpo"
 """The name under which verl knows the advantage estimator of `s3_agent.agl.advantages`."""
-FUSED_HEAD = "s3_agent.agl.fused_head"
-"""verl loads it with the model (model.external_lib) in the processes that train it."""
 AGL_LOSS = "per_rollout_mean"
-"""Agent Lightning's default policy loss; the name of its other one, `cispo_per_rollout_mean`, ends in it."""
+"""Agent Lightning's default policy loss; the name of its other loss, `cispo_per_rollout_mean`, ends with this name."""
+FUSED_HEAD = "s3_agent.agl.fused_head"
+LOSSES = "s3_agent.agl.losses"
+WITH_MODEL = "s3_agent.agl.with_model"
+"""verl loads this module with the model (model.external_lib), in the processes that train the model."""
 Tracker = Literal["console", "tensorboard", "wandb"]
+LldsGate = Literal["action", "response", "token"]
 
 _OF_RESUME = "a resumed run, and the export of its policy, rely on how s3-agent sets it"
 REFUSED = {
@@ -71,26 +79,43 @@ def _paths(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _paths(value, f"{path}.")
 
 
+class Llds(BaseModel):
+    """A penalty for responses with an advantage of 0 or more that an update makes less likely (arXiv 2512.04220).
+
+    `weight` is the paper's λ (0.2; 0.3 for Qwen2.5-7B-Instruct). With the gate `action` the tokens of an action count
+    if the whole action became less likely, with `response` if the response did, with `token` always. `answer_weight` is
+    the weight of the last action, which holds the answer; less than 1 keeps a model from answering without a search.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weight: float = Field(default=0.2, gt=0)
+    gate: LldsGate = "action"
+    answer_weight: float = Field(default=1.0, ge=0, le=1)
+
+
 class TrainerRecipe(BaseModel):
-    """What a recipe says of its trainer. Lengths are in policy tokens.
+    """The trainer's settings in a recipe. Lengths are in policy tokens.
 
     A step plays `questions_per_step` x `rollouts_per_question` rollouts and makes one optimizer update for every
-    `questions_per_update` questions (None: one for all), `max_updates` at most. `kl_loss` is the weight of the distance
-    to the reference policy beside the policy's loss, however many updates a step makes; at 0 there is none.
-    `tokens_per_gpu` packs rows into micro batches of so many tokens; without it `micro_batch` rows make one. `offload`
-    keeps parameters and optimizer in host memory while they are not used; `fused_log_probs` never holds the logits of a
-    whole micro batch. The policy server takes `rollout_memory` of each GPU's memory, and `tensor_parallel` GPUs make
-    one server.
+    `questions_per_update` questions (None: one update for all), at most `max_updates`. `kl_loss` is the weight of the
+    distance to the reference policy, relative to the policy's loss, for any number of updates per step; 0: no such
+    loss. `llds` keeps correct responses likely. `spare_questions` more are played at each step: their rollouts replace
+    those without a gradient, which are those of a question whose rollouts all got the same reward. `guard` recognises a
+    run that loses what it learned. `tokens_per_gpu` packs rows into micro batches of that many tokens; without it, a
+    micro batch is `micro_batch` rows. `offload` keeps parameters and optimizer in host memory while they are not used.
+    With `fused_log_probs`, the logits of a whole micro batch are never in memory at once. The policy server takes the
+    share `rollout_memory` of each GPU's memory, and `tensor_parallel` GPUs form one server.
 
-    Checkpoints and validations are made every so many steps, and at the last one in any case. `checkpoints_kept=None`
-    keeps all. `checkpoint_policy` also writes the policy into each as a Hugging Face folder, in the precision it is
-    trained in; without it the policy is exported from the last checkpoint's shards, in bfloat16. Metrics go to
-    `metrics.jsonl` and to `trackers`.
+    Checkpoints are made every `checkpoint_every` steps, validations every `validate_every` steps, and both after the
+    last step. `checkpoints_kept=None` keeps all. `checkpoint_policy` also writes the policy into each checkpoint as a
+    Hugging Face folder, in the precision of training; without it, the policy is exported from the shards of the last
+    checkpoint, in bfloat16. Metrics go to `metrics.jsonl` and to `trackers`.
 
-    With `seeded` each rollout is sampled with a seed of its own, so that the same recipe plays the same rollouts again
-    as far as the policy server computes the same; vLLM samples a little slower. On a CPU an update is computed by
-    `threads` (None: all cores). `verl` is merged over everything else that verl and Agent Lightning are told, in their
-    own structure; a key that they do not list is written with a `+` before it.
+    With `seeded`, each rollout is sampled with its own seed, so the same recipe plays the same rollouts again if the
+    policy server computes the same numbers; vLLM samples a little slower. On a CPU, `threads` threads compute an update
+    (None: one for each core). `verl` is merged last over the whole configuration of verl and Agent Lightning, in their
+    structure; a key that they do not list is written with a `+` before it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -104,6 +129,9 @@ class TrainerRecipe(BaseModel):
     max_updates: int | None = Field(default=None, ge=1)
     learning_rate: float = Field(default=1e-6, ge=0)
     kl_loss: float = Field(default=0.0, ge=0)
+    llds: Llds | None = None
+    spare_questions: int = Field(default=0, ge=0)
+    guard: Guard = Guard()
     clip_low: float = Field(default=0.2, gt=0)
     clip_high: float = Field(default=0.2, gt=0)
     temperature: float = Field(default=1.0, gt=0)
@@ -128,13 +156,18 @@ class TrainerRecipe(BaseModel):
 
     @property
     def mini_batch(self) -> int:
-        """Questions an optimizer update."""
+        """Questions for each optimizer update."""
         return self.questions_per_update or self.questions_per_step
 
     @property
+    def questions_played(self) -> int:
+        """Questions that are played at a step, spare ones included."""
+        return self.questions_per_step + self.spare_questions
+
+    @property
     def rollouts_per_step(self) -> int:
-        """Training rollouts a step."""
-        return self.questions_per_step * self.rollouts_per_question
+        """Training rollouts that are played at each step."""
+        return self.questions_played * self.rollouts_per_question
 
     @field_validator("verl")
     @classmethod
@@ -148,7 +181,28 @@ class TrainerRecipe(BaseModel):
     def _compiles_nothing_on_a_cpu(self) -> Self:
         path = "actor_rollout_ref.rollout.enforce_eager"
         if self.device == "cpu" and OmegaConf.select(OmegaConf.create(literal(self.verl)), path) is False:
-            raise ValueError(f"verl.{path}=false: on a CPU the policy server can not compile: leave it out")
+            raise ValueError(f"verl.{path}=false: on a CPU the policy server can not compile; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _best_is_kept(self) -> Self:
+        if self.guard.action != "stop":
+            return self
+        if self.validate_every is None or self.validate_every % (self.checkpoint_every or self.steps):
+            raise ValueError(
+                "guard.action=stop keeps the policy that validated best: set validate_every, and checkpoint_every to "
+                "the same number or a divisor of it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _llds_has_an_effect(self) -> Self:
+        updates = min(self.questions_per_step // self.mini_batch, self.max_updates or self.questions_per_step)
+        if self.llds is not None and updates < 2:
+            raise ValueError(
+                "llds is 0 in the first update of a step, and a step makes no other: set questions_per_update to a "
+                f"quarter of questions_per_step ({self.questions_per_step // 4 or 1}) or less"
+            )
         return self
 
     @model_validator(mode="after")
@@ -156,7 +210,7 @@ class TrainerRecipe(BaseModel):
         if self.questions_per_step % self.mini_batch:
             raise ValueError(
                 f"questions_per_step ({self.questions_per_step}) can not be divided by questions_per_update "
-                f"({self.mini_batch}): Agent Lightning would drop the rows of the rest from every step"
+                f"({self.mini_batch}): Agent Lightning would drop the remaining rows of every step"
             )
         rows = self.mini_batch * self.rollouts_per_question
         share, named = self.gpus, "gpus"
@@ -164,8 +218,8 @@ class TrainerRecipe(BaseModel):
             share, named = self.gpus * self.micro_batch, "gpus x micro_batch"
         if rows % share:
             raise ValueError(
-                f"an update's rows, {self.mini_batch} questions x rollouts_per_question ({rows}), can not be divided "
-                f"by {named} ({share}): verl would refuse the first batch; change one of them"
+                f"the rows of an update ({self.mini_batch} questions x rollouts_per_question = {rows}) can not be "
+                f"divided by {named} ({share}): verl would refuse the first batch; change one of them"
             )
         if self.tokens_per_gpu is not None and self.tokens_per_gpu < self.prompt_tokens + self.response_tokens:
             raise ValueError(
@@ -178,11 +232,11 @@ class TrainerRecipe(BaseModel):
 
 
 class TrainerSettings(TrainerRecipe):
-    """A trainer recipe with what the run adds to it.
+    """The trainer's settings in a recipe, and what the run adds to them.
 
-    `agent_class` and `env_map` go with each rollout and say who plays it. `generation` counts how often the run was
-    resumed; `validate_first` is false when it goes on from a checkpoint. `chat_template` is the text of a template that
-    the trained policy is saved with, instead of the model's own.
+    `agent_class` and `env_map` are part of each rollout, and name the class that plays it. `generation` counts how
+    often the run was resumed; `validate_first` is false when it continues from a checkpoint. `chat_template` is the
+    text of a template that is saved with the trained policy, instead of the model's own.
     """
 
     run: str
@@ -199,6 +253,15 @@ class TrainerSettings(TrainerRecipe):
     seed: int = 0
 
 
+def _most_updates(settings: TrainerSettings) -> int | None:
+    """Rollouts of spare questions make no additional update: Agent Lightning drops as many rows, first those of
+    questions whose rollouts all got the same reward."""
+    if not settings.spare_questions:
+        return settings.max_updates
+    updates = settings.questions_per_step // settings.mini_batch
+    return min(updates, settings.max_updates or updates)
+
+
 def _common(settings: TrainerSettings, gateway_key: str) -> dict[str, Any]:
     context = settings.prompt_tokens + settings.response_tokens
     packed = settings.tokens_per_gpu
@@ -207,16 +270,16 @@ def _common(settings: TrainerSettings, gateway_key: str) -> dict[str, Any]:
         "algorithm": {
             "adv_estimator": ESTIMATOR,
             "use_kl_in_reward": False,
-            # Logs how far the policy server's log-probs are from the trainer's, and corrects nothing.
+            # Only logs how far the policy server's log-probs are from the trainer's.
             "rollout_correction": {"rollout_is": None, "rollout_rs": None, "bypass_mode": False},
         },
         "data": {
-            "train_batch_size": settings.questions_per_step,
+            "train_batch_size": settings.questions_played,
             "val_batch_size": settings.validation_size,  # AGL keeps only the last validation batch's metrics
             "max_prompt_length": settings.prompt_tokens,
             "max_response_length": settings.response_tokens,
             "dataloader_num_workers": 0,
-            "shuffle": False,  # the tasks come in the order they are played in (s3_agent.data.tasks.in_training_order)
+            "shuffle": False,  # the tasks are already in the order of training (s3_agent.data.tasks.in_training_order)
             "validation_shuffle": False,
             "seed": settings.seed,
         },
@@ -224,7 +287,7 @@ def _common(settings: TrainerSettings, gateway_key: str) -> dict[str, Any]:
             "model": {
                 "path": settings.model,
                 "use_fused_kernels": settings.fused_log_probs,
-                "external_lib": FUSED_HEAD,
+                "external_lib": WITH_MODEL,
                 **template,
             },
             "actor": {
@@ -266,14 +329,14 @@ def _common(settings: TrainerSettings, gateway_key: str) -> dict[str, Any]:
             "logger": ["file", *settings.trackers],
             "project_name": "s3-agent",
             "experiment_name": settings.run,
-            # Both happen at the last step as well, whatever their frequency.
+            # Both also happen at the last step, whatever their frequency.
             "save_freq": settings.checkpoint_every or settings.steps,
             "test_freq": settings.validate_every or settings.steps,
             "max_actor_ckpt_to_keep": settings.checkpoints_kept,
             "max_critic_ckpt_to_keep": settings.checkpoints_kept,
             "total_epochs": 1_000_000,
             "total_training_steps": settings.steps,
-            "resume_mode": "auto",  # the run's own folder is empty, or holds what it goes on from
+            "resume_mode": "auto",  # the run's own folder is empty, or has the checkpoint to continue from
             "default_local_dir": str(settings.checkpoints),
         },
         "agentlightning": {
@@ -282,7 +345,7 @@ def _common(settings: TrainerSettings, gateway_key: str) -> dict[str, Any]:
             "local": {"agent_class": settings.agent_class, "env_map": settings.env_map},
             "hooks": str(HOOKS) if settings.seeded else None,
             "rollout_timeout_seconds": settings.rollout_timeout_s,
-            "max_ppo_update_times": settings.max_updates,
+            "max_ppo_update_times": _most_updates(settings),
             "trace_aggregator": {
                 "level": "trajectory",
                 "trajectory_max_prompt_length": settings.prompt_tokens,
@@ -320,7 +383,7 @@ def _on_cpu() -> dict[str, Any]:
                 "checkpoint_engine": {"backend": "naive", "update_weights_bucket_megabytes": 64},
             },
         },
-        # Ray knows no "cpu" device: it is given one logical GPU slot instead (see cpu/shim.py).
+        # Ray has no "cpu" device, so it gets one logical GPU slot instead (see cpu/shim.py).
         "trainer": {"device": "cuda", "balance_batch": False},
         "ray_kwargs": {
             "ray_init": {
@@ -337,13 +400,13 @@ def _on_cpu() -> dict[str, Any]:
 
 
 def environment(settings: TrainerSettings, given: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
-    """What the trainer's process and all that it starts must find in their environment.
+    """The environment variables for the trainer's process and all processes that it starts.
 
-    `given` is the environment that they would have without us: the modules that it has verl load come after ours.
+    `given` is the user's environment: the modules that it lists for verl to load are loaded after ours.
     """
     ours, backend = [TRACKING], {}
     if settings.device == "cpu":
-        ours = [cpu.SHIM, TRACKING]  # what else is loaded needs the shim
+        ours = [cpu.SHIM, TRACKING]  # the shim is first, because the other modules need it
         backend = {**cpu.ENVIRONMENT, cpu.THREADS_VARIABLE: str(settings.threads or os.cpu_count() or 1)}
     theirs = given.get(MODULES_VARIABLE, "").split(",")
     backend[MODULES_VARIABLE] = ",".join(dict.fromkeys(filter(None, [*ours, *theirs])))
@@ -358,12 +421,12 @@ def _known(config: DictConfig, wanted: Mapping[str, Any], prefix: str = "") -> d
     for key, value in wanted.items():
         name, path = key.removeprefix("+"), f"{prefix}{key.removeprefix('+')}"
         there = config.get(name)
-        # An empty mapping of verl's takes any key: it is passed on to another library.
+        # An empty section in verl's configuration accepts any key, because verl passes it on to another library.
         if config and name not in config and name == key:
             known = [f"{prefix}{other}" for other in config]
             raise ConfigError(
                 f"trainer.verl.{path}: verl and Agent Lightning list no such key",
-                remedy=f"{nearest(path, known)} A key that they read without listing it is written `+{name}`",
+                remedy=f"{nearest(path, known)} If they read a key that they do not list, write it as `+{name}`",
             )
         if isinstance(value, Mapping) and isinstance(there, DictConfig):
             value = _known(there, value, f"{path}.")
@@ -372,24 +435,38 @@ def _known(config: DictConfig, wanted: Mapping[str, Any], prefix: str = "") -> d
 
 
 def updates_per_step(config: DictConfig) -> int:
-    """Optimizer updates of a step whose rollouts all become one row, as Agent Lightning makes them."""
+    """How many optimizer updates Agent Lightning makes in a step in which every rollout becomes one row."""
     updates = config.data.train_batch_size // config.actor_rollout_ref.actor.ppo_mini_batch_size
     return max(1, min(updates, config.agentlightning.max_ppo_update_times or updates))
 
 
 def kl_coefficient(kl_loss: float, config: DictConfig) -> float:
-    """What verl is told for the distance to weigh `kl_loss` beside the policy's loss.
+    """The coefficient for verl with which the KL distance has the weight `kl_loss` relative to the policy's loss.
 
-    Agent Lightning's losses divide an update's policy loss by the rows of the whole step, verl's KL is a mean over the
-    update's own rows: of several updates a step each would pull as many times as hard to the reference. verl's own
-    losses are means over the same rows as the KL.
+    Agent Lightning's losses divide an update's policy loss by the rows of the whole step, but verl's KL is a mean over
+    the rows of the update. So with N updates per step, the KL would count N times as much. verl's own losses are means
+    over the same rows as the KL, and need no correction.
     """
+    return kl_loss / _loss_divisor(config)
+
+
+def _loss_divisor(config: DictConfig) -> int:
     loss = OmegaConf.select(config, "actor_rollout_ref.actor.policy_loss.loss_mode") or AGL_LOSS
-    return kl_loss / (updates_per_step(config) if loss.endswith(AGL_LOSS) else 1)
+    return updates_per_step(config) if loss.endswith(AGL_LOSS) else 1
+
+
+def _llds(llds: Llds, config: DictConfig) -> dict[str, Any]:
+    """The settings of `s3_agent.agl.losses`; the weight is divided as that of the distance to the reference."""
+    return {
+        "_target_": f"{LOSSES}.LldsLossConfig",
+        "llds_weight": llds.weight / _loss_divisor(config),
+        "llds_gate": llds.gate,
+        "llds_answer_weight": llds.answer_weight,
+    }
 
 
 def _layers(settings: TrainerSettings, gateway_key: str) -> list[Any]:
-    """What the run's settings say over verl's and AGL's defaults."""
+    """The layers of the run's settings, to merge over verl's and AGL's defaults."""
     layers: list[Any] = [literal(_common(settings, gateway_key))]
     if settings.device == "cpu":
         layers.append(_on_cpu())
@@ -398,31 +475,34 @@ def _layers(settings: TrainerSettings, gateway_key: str) -> list[Any]:
         layers.append({"ray_kwargs": {"ray_init": elsewhere}})
     told = OmegaConf.merge(*layers, settings.verl)
     assert isinstance(told, DictConfig)
-    layers.append({"actor_rollout_ref": {"actor": {"kl_loss_coef": kl_coefficient(settings.kl_loss, told)}}})
+    actor: dict[str, Any] = {"kl_loss_coef": kl_coefficient(settings.kl_loss, told)}
+    if settings.llds is not None:
+        actor["policy_loss"] = _llds(settings.llds, told)
+    layers.append({"actor_rollout_ref": {"actor": actor}})
     return layers
 
 
 def settings_alone(settings: TrainerSettings) -> DictConfig:
-    """The run's settings and the recipe's `verl` overrides without verl's defaults, for where verl is not installed."""
+    """The run's settings and the recipe's `verl` overrides, without verl's defaults; works if verl is not installed."""
     config = OmegaConf.merge(*_layers(settings, ""), settings.verl)
     assert isinstance(config, DictConfig)
     return config
 
 
 def ranks_of(settings: TrainerSettings) -> int:
-    """How many ranks train, each of which writes a shard of every checkpoint."""
+    """How many ranks train; each of them writes a shard of every checkpoint."""
     trainer = settings_alone(settings).trainer
     return trainer.n_gpus_per_node * trainer.nnodes
 
 
 def trainer_config(settings: TrainerSettings, *, gateway_key: str) -> DictConfig:
-    """verl's and AGL's own defaults, the run's settings over them, and the recipe's `verl` overrides over all.
+    """The defaults of verl and AGL, with the run's settings and then the recipe's `verl` overrides merged over them.
 
-    Raises ImportError where they are not installed, and ConfigError for a key that they do not list.
+    Raises ImportError if verl or AGL is not installed, and ConfigError for a key that they do not list.
     """
     from hydra import compose, initialize_config_module
 
-    import_module("agentlightning.verl")  # hydra would call a package that is missing a configuration that is
+    import_module("agentlightning.verl")  # without it, hydra reports a missing configuration when a package is missing
     with initialize_config_module("agentlightning.verl", version_base=None):
         base = compose(config_name="config")
     OmegaConf.set_struct(base, False)

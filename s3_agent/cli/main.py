@@ -61,7 +61,9 @@ def _print_version(asked: bool) -> None:
 @app.callback()
 def _set_up(
     context: typer.Context,
-    _: Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print it.")] = False,
+    _: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
 ) -> None:
     from s3_agent.processes.keys import shown_keys
 
@@ -192,7 +194,7 @@ def compare(
         out=out or settings.runs / f"compare-{settings.name}",
     )
     if not request.agents:
-        raise typer.BadParameter("name an agent at least")
+        raise typer.BadParameter("name at least one agent")
     raise typer.Exit(compare_job(settings, request))
 
 
@@ -513,7 +515,7 @@ def rag_cache_build(
     concurrency: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 16,
     fresh: Annotated[bool, typer.Option("--fresh", help="Also answer the tasks that have an answer already.")] = False,
 ) -> None:
-    """Answer every task with naive RAG and store the answers with their fingerprint: `data all`, under its older name.
+    """Answer every task with naive RAG, and store the answers with their fingerprint. The older name of `data all`.
 
     Starts the retriever and the generator when they have no `url`. Answers are kept; after a kill, the same command
     continues.

@@ -72,7 +72,7 @@ class FrozenGenerator:
         url: str | None,
         prompt: AnswerPrompt = CONTEXT,
     ) -> None:
-        self._model = model
+        self.model = model
         self._settings = settings
         self._prompt = prompt
         self._server = None
@@ -96,7 +96,7 @@ class FrozenGenerator:
         )
 
     async def answer(self, question: str, passages: Sequence[Passage], *, prompt: AnswerPrompt | None = None) -> str:
-        reply = await self._model.ask(self.messages(question, passages, prompt=prompt))
+        reply = await self.model.ask(self.messages(question, passages, prompt=prompt))
         answer_cut.set(reply.cut)
         return read_answer(reply.text, (prompt or self._prompt).style)
 

@@ -16,7 +16,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from email.utils import parsedate_to_datetime
-from typing import Any
+from functools import lru_cache
+from typing import Any, Protocol
 
 import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
@@ -66,6 +67,14 @@ def passes(status: int) -> bool:
     return status in _NOT_CARRIED_OUT or (status >= 500 and status != NOT_IMPLEMENTED)
 
 
+class Client(Protocol):
+    """The part of httpx.AsyncClient that `call_json` uses; `s3_agent.clients.servers` has another one."""
+
+    async def request(self, method: str, url: str, *, json: Any, headers: Any, timeout: Any) -> httpx.Response:
+        """The answer. Raises httpx.RequestError."""
+        ...
+
+
 def bearer(key: str | None) -> dict[str, str]:
     """The header that sends `key`; empty without a key."""
     return {"Authorization": f"Bearer {key}"} if key else {}
@@ -106,8 +115,14 @@ def _wait(state: RetryCallState) -> float:
     return retry_wait_s(state.attempt_number, error.retry_after if isinstance(error, _Transient) else None)
 
 
+@lru_cache(maxsize=64)
+def _address(url: str) -> httpx.URL:
+    """Parsed once for each address: that takes longer than most of what happens to a request."""
+    return httpx.URL(url)
+
+
 async def _once(
-    client: httpx.AsyncClient,
+    client: Client,
     method: str,
     url: str,
     body: Any,
@@ -126,7 +141,7 @@ async def _once(
     left = _left_s()
     timeout = httpx.USE_CLIENT_DEFAULT if left is None else httpx.Timeout(left, connect=min(left, CONNECT_S))
     try:
-        response = await client.request(method, url, json=body, headers=headers, timeout=timeout)
+        response = await client.request(method, _address(url), json=body, headers=headers, timeout=timeout)
     except httpx.RequestError as cause:
         reason = f"{type(cause).__name__} {cause}".strip()
         raise failed(reason, carried_out=not isinstance(cause, _NOT_SENT)) from cause
@@ -151,7 +166,7 @@ async def _once(
 
 
 async def call_json(
-    client: httpx.AsyncClient,
+    client: Client,
     method: str,
     url: str,
     *,

@@ -1,4 +1,5 @@
-"""Creates the clients of a rollout's services, in one place for workers, other controllers, `ask` and `eval`."""
+"""Creates the clients of a rollout's services, in one place for workers, other controllers,
+`ask`, `eval` and the stages of the data."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from s3_agent.clients.chat_policy import ChatPolicy, chat_body
 from s3_agent.clients.generator import FrozenGenerator, GeneratorSettings, make_generator
 from s3_agent.clients.judge import JudgeSettings, ModelJudge, make_judge
 from s3_agent.clients.policy import CompletionsPolicy, Policy
+from s3_agent.clients.prompts import CONTEXT, AnswerPrompt
 from s3_agent.clients.retriever import HttpRetriever
 from s3_agent.clients.tokenizer import ChatTemplate, policy_tokenizer
 
@@ -29,12 +31,16 @@ def make_services(
     generator_url: str | None,
     generator: GeneratorSettings,
     judge: JudgeSettings,
+    prompt: AnswerPrompt = CONTEXT,
     patience_s: float | None = None,
 ) -> ServiceClients:
-    """The clients of the services at these addresses. `patience_s` bounds the retries of a search, in seconds."""
+    """The clients of the services at these addresses.
+
+    `prompt` is how the generator is asked by default. `patience_s` bounds the retries of a search, in seconds.
+    """
     return ServiceClients(
         HttpRetriever(http, retriever_url, patience_s=patience_s),
-        make_generator(http, generator_url, generator),
+        make_generator(http, generator_url, generator, prompt=prompt),
         make_judge(http, generator_url, judge),
     )
 

@@ -78,11 +78,11 @@ class Conversation(Protocol):
 
 
 class Policy(Protocol):
-    """What an agent needs of a policy."""
+    """A policy as agents use it."""
 
     @property
     def control(self) -> frozenset[str]:
-        """Texts that no passage or question may bring to the policy (`s3_agent.guard.neutral`)."""
+        """Texts that must not reach the policy from a passage or a question (`s3_agent.guard.neutral` breaks them)."""
         ...
 
     def converse(self, message: str, *, template: bool = True) -> Conversation:
@@ -95,16 +95,16 @@ class Policy(Protocol):
 
 
 class NoPolicy:
-    """The policy of an agent that asks none: an agent that does ask fails."""
+    """The policy of an agent that calls no policy; a call raises AssertionError."""
 
     control: frozenset[str] = frozenset()
 
     def converse(self, message: str, *, template: bool = True) -> NoReturn:
-        """There is nobody to talk to."""
+        """Raises AssertionError, because there is no policy."""
         raise AssertionError("an agent without a policy asked one")
 
     async def window(self) -> None:
-        """There is none."""
+        """None, because there is no policy."""
 
 
 class TokenPolicy(ABC):
@@ -128,14 +128,14 @@ class TokenPolicy(ABC):
 
 
 class TokenConversation:
-    """Token ids to which it only appends: every prompt is the previous prompt, the response, and what was observed."""
+    """A list of token ids that only grows: every prompt is the previous prompt, the response, and the observation."""
 
     def __init__(self, policy: TokenPolicy, prompt_ids: Sequence[int]) -> None:
         self._policy = policy
         self._tokenizer = policy.tokenizer
         self._ids = list(prompt_ids)
         self._start = len(self._ids)
-        self._counted: tuple[str, list[int]] = ("", [])
+        self._counted: dict[str, list[int]] = {}
 
     @property
     def used(self) -> int:
@@ -145,10 +145,10 @@ class TokenConversation:
         return len(self._encode(text))
 
     def _encode(self, text: str) -> list[int]:
-        """Ids of `text`. Kept, since a text that was counted is mostly the next one to be added."""
-        if text != self._counted[0]:
-            self._counted = (text, self._tokenizer.encode(text))
-        return self._counted[1]
+        """The ids of `text`; kept until the conversation grows: a text that was counted is usually appended next."""
+        if text not in self._counted:
+            self._counted[text] = self._tokenizer.encode(text)
+        return self._counted[text]
 
     async def generate(self, *, max_tokens: int, stop: Sequence[str]) -> Reply:
         if (window := await self._policy.window()) is not None:
@@ -172,6 +172,7 @@ class TokenConversation:
         context = self._ids[max(self._start, len(self._ids) - CONTEXT_TOKENS) :]
         before, after = self._tokenizer.decode(context), self._tokenizer.decode([*context, *ids])
         self._ids += ids
+        self._counted.clear()
         return after[len(before) :] if after.startswith(before) else self._tokenizer.decode(ids)
 
 
@@ -180,7 +181,7 @@ class CompletionsPolicy(TokenPolicy):
 
     By default (`repeatable` false), a call that fails and may have been carried out is not repeated: the gateway would
     have recorded it, and the repeated call would make a second training row. The attempt fails instead, and a new one
-    starts. Callers that record nothing, or can start no new attempt, set it.
+    starts. Set `repeatable` when no gateway records the calls, or when nobody starts a new attempt.
 
     Every value that changes the sampling is sent: for a missing field, a server takes the value of the model's
     `generation_config.json`. `context_tokens` is the server's window; with `asks_window` the server is asked for it,

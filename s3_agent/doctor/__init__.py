@@ -1,6 +1,7 @@
-"""Looks at a recipe and a machine before a run is spent on them: every finding says what, why and what fixes it.
+"""Checks a recipe and a machine before a run starts. Every finding names a problem, its reason and the fix.
 
-The checks are pure functions of a `Case`, a snapshot of the recipe, of what verl is told, of the models, of the files
-and of the machine, so that each fault can be planted in a test and a recipe can be checked against a machine that is
-only described. What reads files and asks the system is in `gather`, `host_snapshot` and `models`.
+Called by `s3-agent doctor` and before each training. The checks are pure functions of a `Case`: a snapshot of the
+recipe, of verl's configuration, of the models, of the files and of the machine. So a test can create any fault, and a
+recipe can be checked against a machine that is only described. Only `gather`, `inputs` and `s3_agent.machine` read
+files and ask the system.
 """

@@ -1,7 +1,9 @@
-"""Bytes of what one micro batch leaves in memory, by the operations of transformers' decoder layers and of verl's loss.
+"""Computes the bytes that one micro batch needs, from the operations of transformers' decoder layers and of verl's
+loss.
 
-Each term names the tensor that autograd keeps. `tests/unit/doctor/test_doctor_memory.py` compares the sums with the
-peaks that torch's own memory tracker sees for the same operations.
+Used by the memory plan (`trainer_memory`). Each term names the tensor that autograd keeps.
+`tests/unit/doctor/test_doctor_memory.py` compares the sums with the peaks that torch's own memory tracker sees for the
+same operations.
 """
 
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ FUSED_CHUNK = 512  # tokens: verl/utils/experimental/torch_functional.py
 
 @dataclass(frozen=True, slots=True)
 class Activations:
-    """Bytes on one GPU: what stays from the forward pass, one layer at work, and the output layer at work."""
+    """Bytes on one GPU: what the forward pass keeps, and what one layer or the output layer needs while it computes."""
 
     kept: int
     layer: int
@@ -23,50 +25,50 @@ class Activations:
 
     @property
     def peak(self) -> int:
-        """At the loss everything kept meets the logits; in the backward pass it meets one layer at a time."""
+        """All that is kept, plus the larger of two: the logits at the loss, or one layer in the backward pass."""
         return self.kept + max(self.layer, self.logits)
 
 
 def layer_bytes(shape: ModelShape, tokens: int, *, width: int) -> int:
     """What autograd keeps of one decoder layer without checkpointing."""
     hidden, query, kv = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    norms = 2 * (4 * hidden + 2 * width * hidden)  # its input in fp32, the normalized, the scaled
+    norms = 2 * (4 * hidden + 2 * width * hidden)  # the input in fp32, then the normalized and the scaled one
     attention = width * (2 * query + 2 * kv) + 4 * shape.heads  # query, output, key, value; log-sum-exp
     mlp = width * 4 * shape.intermediate  # gate, its activation, up, their product
     return tokens * (norms + attention + mlp)
 
 
 def backward_bytes(shape: ModelShape, tokens: int, *, width: int) -> int:
-    """The gradients that are alive at once while one layer is walked back: those of the MLP are the widest."""
+    """The gradients that exist at the same time in the backward pass of one layer; those of the MLP are the largest."""
     return tokens * width * (3 * shape.intermediate + 2 * shape.hidden)
 
 
 def logits_bytes(shape: ModelShape, tokens: int, training: Training, *, width: int, backward: bool) -> int:
     """The output layer: logits, their gradients, and what the entropy of the distribution adds.
 
-    Agent Lightning computes the entropy by default, and verl subtracts it from the loss even with coefficient 0, so
-    that its gradient is computed.
+    Agent Lightning computes the entropy by default, and verl subtracts it from the loss even with coefficient 0, so its
+    gradient is computed as well.
     """
     vocab = shape.vocab
     if training.fused:
-        # In fp32. Forward: logits, probabilities, and either's product or logarithm; backward: the one-hot targets, the
-        # gradient and its factors too.
+        # In fp32. Forward: logits, probabilities, and their product or logarithm. Backward: also the one-hot targets,
+        # the gradient and its factors.
         copies = 3 if not backward else 7 if training.entropy else 5
         chunk = FUSED_CHUNK * vocab * 4 * copies
         return chunk + (2 * shape.embedding * width if backward else 0)
     one = tokens * vocab
     if not backward:
         return one * width + (_entropy(one, training, backward=False) if training.entropy else 0)
-    if not training.remove_padding:  # padded logits, a copy without the padding, and the gradients of either
+    if not training.remove_padding:  # padded logits, a copy without the padding, and the gradients of both
         return one * width * (7 if training.entropy else 5)
-    # Flash-attention's loss writes the gradient over the logits, but not where the entropy still needs them.
+    # Flash-attention's loss writes the gradient over the logits, unless the entropy still needs them.
     loss = one * width * (2 if training.entropy else 1)
     return loss + (_entropy(one, training, backward=True) if training.entropy else 0)
 
 
 def _entropy(one: int, training: Training, *, backward: bool) -> int:
-    """Extra bytes of the entropy over `one` logits; in fp32, as autocast has it."""
-    if training.compiled:  # one kernel: nothing but the gradient is written
+    """Extra bytes for the entropy of `one` logits, in fp32, because autocast computes it in fp32."""
+    if training.compiled:  # one kernel writes only the gradient
         return one * WIDTH[training.compute_dtype] if backward else 0
     if training.entropy_in_chunks and not backward:
         return 2048 * 3 * 4
@@ -74,7 +76,7 @@ def _entropy(one: int, training: Training, *, backward: bool) -> int:
 
 
 def activations(shape: ModelShape, training: Training) -> Activations:
-    """What a training micro batch of the most tokens needs."""
+    """The bytes that the largest training micro batch needs."""
     tokens, width = training.micro_batch_tokens(), WIDTH[training.compute_dtype]
     one_layer = layer_bytes(shape, tokens, width=width)
     backward = backward_bytes(shape, tokens, width=width)
@@ -84,7 +86,7 @@ def activations(shape: ModelShape, training: Training) -> Activations:
     else:
         kept, layer = shape.layers * one_layer, backward
     last = tokens * shape.hidden * (4 + 2 * width)  # the last norm
-    # The gradient of tied weights waits, from the output layer on, for the embedding's, which comes last.
+    # With tied weights the output layer's gradient is kept until the embedding's, which comes last, is added to it.
     waiting = width * shape.embedding if shape.tied else 0
     return Activations(
         kept=kept + last + waiting,

@@ -1,10 +1,11 @@
-"""Everything that the checks look at, gathered once. Whatever is None could not be known and is not checked."""
+"""The input of all checks, gathered once by `gather`. What is None is unknown, and no check reports it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from s3_agent.agl.cpu.precision import Precision
+from s3_agent.clients.servers import Identity
 from s3_agent.clients.tokenizer import Tokenizer
 from s3_agent.data.naive_rag.cache import Fingerprint, RagCache
 from s3_agent.doctor.training import Training
@@ -16,7 +17,7 @@ from s3_agent.types import Task
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """One model on this machine: where it lies, its shape, and the files that it lacks."""
+    """One model on this machine: its folder, its shape, and the files that are missing."""
 
     name: str
     folder: Path | None
@@ -26,7 +27,9 @@ class ModelFiles:
 
 @dataclass(frozen=True, slots=True)
 class IndexFacts:
-    """The recipe's corpus and index: passages (or how many are supposed), what keeps the index from being opened."""
+    """The recipe's corpus and index: the number of passages (an estimate if `supposed`), and why the index can not be
+    opened.
+    """
 
     passages: int
     dimension: int
@@ -37,14 +40,18 @@ class IndexFacts:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A recipe, what verl makes of it, the machine, and what lies on it.
+    """A recipe, verl's configuration for it, the machine, and the files on the machine.
 
-    `models` by part (`policy`, `generator`); `unreadable` maps an input of the recipe to why it can not be read, with
-    what to do; `pinned` is the tested matrix, a distribution to its version; `first_prompt` are the tokens of a long
-    first prompt; `precision` what was measured of this processor, where the recipe asks it for a precision;
-    `gateway_answer` what a user's gateway reports about its limit (`s3_agent.clients.gateway_limit`); `written` the
-    bytes of checkpoints that a resumed run has already;
-    `generator_refused` why the other environment that the recipe names can not serve its generator, with what to do.
+    - `models`: by their use (`policy`, `generator`, or a model of the index).
+    - `unreadable`: an input of the recipe → why it can not be read, and the remedy.
+    - `refused`: why verl's configuration can not be composed, and the remedy.
+    - `pinned`: the tested versions, by distribution.
+    - `first_prompt`: the tokens of a long first prompt.
+    - `precision`: the measurement of this processor, if the recipe asks for a precision.
+    - `gateway_answer`: what a user's gateway reports about its limit (`s3_agent.clients.gateway_limit`).
+    - `retrievers`: what each of several retrieval servers that answered reports of its index, by address.
+    - `generator_refused`: why the environment of `generator.python` can not serve the generator, and the remedy.
+    - `written`: the bytes of checkpoints that a resumed run already has.
     """
 
     recipe: Recipe
@@ -65,6 +72,7 @@ class Case:
     precision: Precision | None = None
     generator_refused: tuple[str, str] | None = None
     gateway_answer: str | None = None
+    retrievers: Mapping[str, Identity] | None = None
     written: int = 0
 
     @property
@@ -73,10 +81,10 @@ class Case:
         return self.recipe.trainer.device == "cuda"
 
     def shape(self, part: str) -> ModelShape | None:
-        """The shape of a part's model, if known."""
+        """The shape of the model of `part` (`policy` or `generator`), if known."""
         return model.shape if (model := self.models.get(part)) else None
 
     def placed(self, part: str) -> list[int]:
-        """The GPUs that a part of ours may use."""
+        """The GPUs that a service or the trainer may use, by number."""
         numbers = self.recipe.gpus.of(part)
         return list(range(len(self.machine.gpus))) if numbers is None else list(numbers)

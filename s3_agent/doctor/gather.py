@@ -1,7 +1,6 @@
-"""What is looked at before a run: a recipe, the files it names and this machine become the doctor's `Case`.
+"""Collects a recipe, the files that it names and this machine into the doctor's `Case`.
 
-The checks themselves are in `s3_agent.doctor`; gathering lies here because the corpus's fingerprint and the folder of
-the index are the launcher's. Whatever can not be read becomes a finding: gathering raises nothing.
+Called by `job`. It raises nothing: an input that can not be read is recorded in the case, and a check reports it.
 """
 
 from pathlib import Path
@@ -16,6 +15,7 @@ from s3_agent.agl.verl_config import TrainerRecipe, TrainerSettings, settings_al
 from s3_agent.clients.connections import get
 from s3_agent.clients.gateway_limit import LIMIT_PATH
 from s3_agent.clients.http import bearer
+from s3_agent.clients.servers import Identity, addresses, served_identities
 from s3_agent.data_identity import rag_fingerprint
 from s3_agent.doctor import inputs
 from s3_agent.doctor.case import Case, IndexFacts, ModelFiles
@@ -34,15 +34,15 @@ ANSWERS_WITHIN_S = 5.0
 
 
 def gather(recipe: Recipe, *, machine: Machine | None = None, run: Run | None = None) -> Case:
-    """The case of a recipe on this machine, or on a described one, whose host and files are not looked at.
+    """The case of a recipe on this machine, or on a described `machine`; then no files and no host are read.
 
-    `run` is a run of it that is there already.
+    `run` is the existing run that is resumed.
     """
     problems: inputs.Problems = {}
     training, refused = _training(recipe)
     models = _models(recipe)
     if machine is not None:
-        index = IndexFacts(WIKI_18, DIMENSION, supposed=True) if recipe.retriever.url is None else None
+        index = IndexFacts(WIKI_18, DIMENSION, supposed=True) if recipe.serves_corpus else None
         return Case(recipe, training, machine, models=models, index=index, refused=refused)
     train, validation = inputs.read_tasks(recipe, "train", problems), inputs.read_tasks(recipe, "validation", problems)
     corpus = inputs.open_corpus(recipe, problems)
@@ -50,7 +50,8 @@ def gather(recipe: Recipe, *, machine: Machine | None = None, run: Run | None = 
     tokenizer = inputs.open_tokenizer(models["policy"], recipe.policy.template, problems)
     if train is not None and cache is not None:
         train = inputs.beyond_cache(train, cache)
-    known = corpus is not None and cache is not None
+    searched = corpus is not None or (recipe.retriever.url is None and not recipe.serves_corpus)
+    known = searched and cache is not None
     pinned = pins("cuda" if recipe.trainer.device == "cuda" else "cpu")
     data = [recipe.data.corpus, recipe.data.train, recipe.data.validation]
     return Case(
@@ -74,12 +75,13 @@ def gather(recipe: Recipe, *, machine: Machine | None = None, run: Run | None = 
         precision=_precision(recipe),
         generator_refused=_generator(recipe),
         gateway_answer=_gateway_answer(recipe),
+        retrievers=_retrievers(recipe),
         written=0 if run is None else _size(run.checkpoints),
     )
 
 
 def _gateway_answer(recipe: Recipe) -> str | None:
-    """The limit that a user's gateway reports. One that does not answer at all is reported at the start of the run."""
+    """What a user's gateway reports about its limit; None if it does not answer, which the run's start reports."""
     if recipe.gateway.url is None:
         return None
     try:
@@ -89,13 +91,23 @@ def _gateway_answer(recipe: Recipe) -> str | None:
     return answer.text if answer.is_success else None
 
 
+def _retrievers(recipe: Recipe) -> dict[str, Identity] | None:
+    """What several retrieval servers report. A single one is asked at the start of the run."""
+    if len(addresses(recipe.retriever.url or "")) < 2:
+        return None
+    try:
+        return served_identities(recipe.retriever_url)
+    except httpx.HTTPError:
+        return {}
+
+
 def _size(folder: Path) -> int:
-    """The bytes of the files below a folder; 0 where there is none."""
+    """The bytes of the files below a folder; 0 for a folder that does not exist."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _precision(recipe: Recipe) -> precision.Precision | None:
-    """What this processor computes; measured only where the answer can be a finding."""
+    """The precisions that this processor computes; measured only if the result can become a finding."""
     asks = recipe.generator.hosted and (recipe.generator.dtype != "auto" or recipe.generator.served_dtype)
     if recipe.trainer.device != "cpu" or not (asks or recipe.trainer.verl) or not has_cpu_vllm():
         return None
@@ -126,14 +138,14 @@ def _training(recipe: Recipe) -> tuple[Training | None, tuple[str, str] | None]:
         return read_training(_composed(settings)), None
     except ConfigError as cause:
         return None, (cause.message, cause.remedy)
-    except Exception as cause:  # hydra, OmegaConf and verl have each their own
+    except Exception as cause:  # hydra, OmegaConf and verl raise their own exceptions
         return None, (str(cause), "correct trainer.verl")
 
 
 def _composed(settings: TrainerSettings) -> DictConfig:
     try:
         return trainer_config(settings, gateway_key="")
-    except ImportError:  # a dry run needs no training stack; `check_versions` reports that it is missing
+    except ImportError:  # a dry run needs no training stack, and `check_versions` reports a missing one
         return settings_alone(settings)
 
 

@@ -1,6 +1,7 @@
-"""What the doctor looks at of the files that a recipe names: tasks, corpus, index, RAG cache, tokenizer.
+"""Reads the files that a recipe names, for the doctor: tasks, corpus, index, RAG cache, tokenizer.
 
-What can not be read is noted in `problems`, by the field of the recipe, with why and what to do; nothing raises.
+Called by `gather`. Nothing raises: for a file that can not be read, `problems` gets the recipe's field with the reason
+and the remedy.
 """
 
 import json
@@ -21,15 +22,15 @@ from s3_agent.errors import S3AgentError
 from s3_agent.recipe import Recipe
 from s3_agent.types import Passage, Task
 
-SAMPLE = 200  # passages and tasks that are looked at for an ordinary first prompt
+SAMPLE = 200  # how many passages and tasks are read to find the length of an ordinary first prompt
 Problems = dict[str, tuple[str, str]]
 
 
 def or_none[T](make: Callable[[], T]) -> T | None:
-    """What is made, or None where that fails."""
+    """The result of `make`, or None if it fails."""
     try:
         return make()
-    except (S3AgentError, RetrievalError, OSError):  # the check of its inputs reports it
+    except (S3AgentError, RetrievalError, OSError):  # the check of the inputs reports the failure
         return None
 
 
@@ -44,15 +45,15 @@ def read_tasks(recipe: Recipe, name: str, problems: Problems) -> tuple[Task, ...
 
 
 def beyond_cache(train: tuple[Task, ...], cache: RagCache) -> tuple[Task, ...]:
-    """The training tasks that naive RAG does not answer, and those that the cache does not know."""
+    """The training tasks that naive RAG does not answer correctly, and those that are not in the cache."""
     known = [task for task in train if task.id in cache.answers]
     scored = beyond_rag([task.model_copy(update={"rag_score": cache.answers[task.id].score}) for task in known])
     return (*scored, *(task for task in train if task.id not in cache.answers))
 
 
 def open_corpus(recipe: Recipe, problems: Problems) -> Corpus | None:
-    """The corpus of a retriever of ours, by its saved lines where there are any."""
-    if recipe.retriever.url is not None:
+    """The corpus of the retriever that we start; the saved positions of its lines are used if they exist."""
+    if not recipe.serves_corpus:
         return None
     try:
         return Corpus(recipe.data.corpus, lines=recipe.index_folder)
@@ -62,7 +63,7 @@ def open_corpus(recipe: Recipe, problems: Problems) -> Corpus | None:
 
 
 def read_rag_cache(recipe: Recipe, problems: Problems) -> RagCache | None:
-    """The naive-RAG answers, whatever made them."""
+    """The naive-RAG answers, even if their fingerprint is another; a check compares it."""
     path = recipe.data.rag_cache
     if path is None:
         return None
@@ -78,7 +79,7 @@ def read_rag_cache(recipe: Recipe, problems: Problems) -> RagCache | None:
 
 
 def open_tokenizer(policy: ModelFiles, template: ChatTemplate, problems: Problems) -> Tokenizer | None:
-    """The policy's tokenizer, if its files are here and transformers is installed."""
+    """The policy's tokenizer, if its files are on this machine and transformers is installed."""
     if policy.folder is None or policy.missing:
         return None
     try:
@@ -91,7 +92,7 @@ def open_tokenizer(policy: ModelFiles, template: ChatTemplate, problems: Problem
 
 
 def vocabulary(folder: Path | None) -> int | None:
-    """Tokens of a `tokenizer.json`, the added ones included."""
+    """The number of tokens in a `tokenizer.json`, including the added tokens."""
     if folder is None or not (path := folder / "tokenizer.json").is_file():
         return None
     try:
@@ -103,13 +104,20 @@ def vocabulary(folder: Path | None) -> int | None:
 
 
 def index_facts(recipe: Recipe, corpus: Corpus | None) -> IndexFacts | None:
-    """The index of a retriever of ours: how large it is, and whether it is this corpus's with these settings."""
+    """The index of the retriever that we start: its size, and a problem if it belongs to another corpus or settings."""
     if recipe.retriever.url is not None:
         return None
     settings, folder = recipe.retriever.index, recipe.index_folder
     kind = kind_of(settings)
+    if not kind.searches_corpus:
+        try:
+            kind.source(folder, settings)
+        except RetrievalError as cause:
+            what, _, remedy = str(cause).partition("\n  What to do: ")
+            return IndexFacts(0, DIMENSION, problem=what, remedy=remedy)
+        return None
     if (path := kind.foreign(settings)) is not None:
-        problem = None if path.exists() else f"the index {path} is not there"
+        problem = None if path.exists() else f"the index {path} does not exist"
         return IndexFacts(WIKI_18, DIMENSION, supposed=True, problem=problem, remedy="give the path of an index")
     if corpus is None:
         return IndexFacts(WIKI_18, DIMENSION, supposed=True)
@@ -120,7 +128,7 @@ def index_facts(recipe: Recipe, corpus: Corpus | None) -> IndexFacts | None:
         manifest = read_manifest(folder, remedy=remedy)
         check(manifest, folder, expected_manifest(corpus, settings), remedy=remedy)
         return IndexFacts(int(manifest["passages"]), int(manifest.get("dimension", DIMENSION)))
-    except Exception as cause:  # the retriever's own error, or a manifest that is none
+    except Exception as cause:  # the retriever's own error, or a manifest in another form
         problem = None if kind.built_at_start else str(cause).splitlines()[0]
         return IndexFacts(len(corpus), DIMENSION, problem=problem, remedy=remedy)
 
@@ -128,7 +136,7 @@ def index_facts(recipe: Recipe, corpus: Corpus | None) -> IndexFacts | None:
 def first_prompt(
     recipe: Recipe, tokenizer: Tokenizer | None, corpus: Corpus | None, train: tuple[Task, ...] | None
 ) -> int | None:
-    """Tokens of a first prompt with the longest of some questions and passages of ordinary length."""
+    """The tokens of a first prompt with the longest question of a sample and passages of ordinary length."""
     method = recipe.agent.method
     if tokenizer is None or not train or recipe.agent.prompt == "data" or method.protocol is None:
         return None

@@ -1,4 +1,4 @@
-"""`s3-agent doctor`, and the same before training: the memory plan and the findings, for a reader or as JSON."""
+"""Runs `s3-agent doctor`, and the same checks before training; prints the memory plan and the findings, or JSON."""
 
 import json
 from dataclasses import replace
@@ -27,7 +27,9 @@ console = Console(stderr=True)
 
 
 def plan_lines(case: Case) -> list[str]:
-    """The memory plan GPU by GPU, on the smallest cards that suffice where there are none; and the RAM foreseen."""
+    """The memory plan of each GPU, and the RAM that is expected. Without a GPU: the plan for the smallest cards that
+    suffice.
+    """
     lines = []
     if case.cuda and not case.machine.gpus and (machine := smallest_machine(case)) is not None:
         lines = [f"no GPU is visible; planned for {machine.name}, the smallest common cards on which the recipe fits:"]
@@ -37,12 +39,12 @@ def plan_lines(case: Case) -> list[str]:
     items = {name: size for name, size in ram_items(case).items() if size >= memory.MIB}
     if items:
         parts = ", ".join(f"{name} {memory.gib(size)}" for name, size in items.items())
-        lines.append(f"RAM: {memory.gib(sum(items.values()))} ({parts}), beside the processes themselves")
+        lines.append(f"RAM: {memory.gib(sum(items.values()))} ({parts}), in addition to the processes themselves")
     return lines
 
 
 def dry_run_extra(recipe: Recipe) -> list[str | Table]:
-    """For a dry run: the memory plan, also where there is no GPU, and the limits of all services and processes."""
+    """For a dry run: the memory plan, also on a machine without a GPU, and the limits of all services and processes."""
     case = gather(recipe)
     return [*plan_lines(case), _limits_table(case)]
 
@@ -59,7 +61,10 @@ def _limits_table(case: Case) -> Table:
 
 
 def doctor_job(recipe: Recipe, *, machine: str | None = None, as_json: bool = False) -> int:
-    """Print what is found; 0 when a run can start, 1 when not. Raises ConfigError for a machine that is none."""
+    """Print the plan and the findings; returns 0 when a run can start, else 1.
+
+    Raises ConfigError when `machine` does not describe a machine.
+    """
     case = gather(recipe, machine=None if machine is None else described(machine))
     found = examine(case)
     failed = bool(told.errors(found))
@@ -80,15 +85,15 @@ def doctor_job(recipe: Recipe, *, machine: str | None = None, as_json: bool = Fa
         return int(failed)
     lines = plan_lines(case)
     if case.machine.host is None:
-        lines.append(f"{case.machine.name} is described: disk, RAM, ports, files and versions were not looked at")
+        lines.append(f"{case.machine.name} is only described: disk, RAM, ports, files and versions were not checked")
     print_lines(Console(), [*lines, *(told.as_text(found) or "nothing found").split("\n")])
     return int(failed)
 
 
 def require_sound(recipe: Recipe, *, run: Run | None = None) -> None:
-    """Say the warnings; raise ConfigError with the errors. What `train` does before it starts anything.
+    """Print the warnings; raise ConfigError with the errors. `train` calls it before it starts anything.
 
-    `run` is one that is resumed: what it has on the disk already needs no room.
+    `run` is the run that is resumed: the checkpoints that it already has need no more room on the disk.
     """
     found = examine(gather(recipe, run=run))
     wrong = told.errors(found)

@@ -1,9 +1,9 @@
 """One table of how many rollouts, calls, files or threads each service and process of a run takes at a time.
 
-A limit below the number of rollouts that a recipe plays at a time is not noticed at the start of a run: the excess
-waits in a queue, and at worst times out there. `train --dry-run` prints the table, and the doctor reports the rows
-whose limit is too small (`checks.limits`). The numbers describe services as the recipe starts them; of a user's own
-services only the gateway's limit is known.
+If a limit is below the number of rollouts that a recipe plays at a time, nothing fails at the start of a run: the
+excess waits in a queue, and may time out there. `train --dry-run` prints the table, and the doctor reports the rows
+whose limit is too small (`checks.limits`). The numbers are those of services that the recipe starts; among a user's
+own services, only the gateway's limit is known.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,10 +19,10 @@ from s3_agent.machine.description import Host
 
 FILES_AT_REST, FILES_A_ROLLOUT = 512, 4
 THREADS_AT_REST, THREADS_A_WORKER = 2048, 16
-BACKLOG = 2048  # uvicorn's, of the gateway, the policy servers, the retriever and the generator
-STOCK_CONTROLLER = 50  # Agent Lightning's local controller lists no more rollouts, whatever it is told
-ROUNDS = 8  # full batches of the generator that a call may wait for before our clients' 300 s are near
-RAY_TASK_RUNNER, RAY_PER_GPU = 1, 3  # CPUs that Agent Lightning's task and each GPU of verl's pool take
+BACKLOG = 2048  # uvicorn's default, for the gateway, the policy servers, the retriever and the generator
+STOCK_CONTROLLER = 50  # Agent Lightning's local controller lists no more rollouts, and no setting changes this
+ROUNDS = 8  # full batches of the generator that a call can wait for before it reaches our clients' limit of 300 s
+RAY_TASK_RUNNER, RAY_PER_GPU = 1, 3  # CPU slots of Agent Lightning's task, and of each GPU in verl's pool
 FEWER = "fewer workers.processes x workers.concurrency"
 
 
@@ -30,8 +30,8 @@ FEWER = "fewer workers.processes x workers.concurrency"
 class Limit:
     """`place` takes at most `most` of `what` at a time (None: no limit, or unknown); the recipe needs `needed`.
 
-    `beyond` says what happens to the excess. `report` makes a finding of a limit that is too small, with `fix`.
-    Without it the excess only waits for its turn, and the limit is shown in the table alone.
+    `beyond` describes what happens to the excess. If the limit is too small, `report` makes a finding, with `fix`. A
+    limit without `report` is only shown in the table, because its excess only waits for its turn.
     """
 
     id: str
@@ -50,7 +50,7 @@ class Limit:
 
 
 def rollouts_at_once(case: Case) -> int:
-    """How many rollouts are played at a time: what there is room for, of what the trainer queues at a time."""
+    """How many rollouts are played at a time: as many as the trainer queues, or as the workers have room for."""
     recipe = case.recipe
     validation = recipe.data.validation_size or 0 if case.validation is None else len(case.validation)
     queued = max(recipe.trainer.rollouts_per_step, validation)
@@ -58,7 +58,7 @@ def rollouts_at_once(case: Case) -> int:
 
 
 def gateway_of(case: Case) -> GatewayLimit:
-    """What the recipe's gateway passes."""
+    """The limit of the recipe's gateway."""
     settings = case.recipe.gateway
     if settings.url is None:
         return GatewayLimit(settings.policy_calls, "gateway.policy_calls")
@@ -66,7 +66,7 @@ def gateway_of(case: Case) -> GatewayLimit:
 
 
 def limits(case: Case) -> list[Limit]:
-    """The table, from the rollout's way through the parts to what the operating system allows."""
+    """The table: services and processes in the order in which a rollout uses them, then the limits of the system."""
     at_once = rollouts_at_once(case)
     found = [*_players(case, at_once), *_gateway(case, at_once), *_services(case, at_once), *_ray(case)]
     return found if case.machine.host is None else [*found, *_host(case, case.machine.host, at_once)]
@@ -98,7 +98,7 @@ def _gateway(case: Case, at_once: int) -> Iterator[Limit]:
     recipe, limit = case.recipe, gateway_of(case)
     ours, theirs = recipe.gateway.url is None, f"the gateway at {recipe.gateway.url}"
     if recipe.workers.external:
-        beyond = "calls wait in the gateway, and that time counts as if the policy server were slow"
+        beyond = "calls wait in the gateway, and this time counts as time of the policy server"
     else:
         beyond = f"the pool claims {limit.calls} rollouts at a time, the others stay queued"
     yield Limit(
@@ -200,7 +200,7 @@ def _host(case: Case, host: Host, at_once: int) -> Iterator[Limit]:
         "processes and threads",
         host.processes,
         threads,
-        "Ray, torch and vLLM start a thread a core each, and end without saying why when they can not",
+        "Ray, torch and vLLM each start one thread for each core, and end without a reason when they can not",
         f"ulimit -u {max(32768, threads)}",
         error,
     )

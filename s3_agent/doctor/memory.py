@@ -1,7 +1,7 @@
-"""The memory plan: what each GPU must hold in each phase of a step, item by item, and the first that does not fit.
+"""The memory plan: the items that each GPU must hold in each phase of a step, and whether they fit.
 
-`computed` items follow from shapes and settings. `assumed` ones are allowances for what only a run shows: they are
-constants below, each with what it stands for.
+`checks.memory` builds the plans. An item is `computed` from shapes and settings, or `assumed`: an allowance for what
+only a run can show. The allowances are the constants below, each with its meaning.
 """
 
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from s3_agent.machine.description import GIB, MIB
 
 Basis = Literal["computed", "assumed"]
 
-DRIVER = 700 * MIB  # of a card's memory the driver keeps: nvidia-smi's total less torch's `total_memory`
+DRIVER = 700 * MIB  # what the driver keeps of a card: nvidia-smi's total minus torch's `total_memory`
 CONTEXT = 600 * MIB  # CUDA context and loaded kernels of one process
 COLLECTIVES = 700 * MIB  # NCCL's buffers on a card that shares a model with others
-GRAPHS = 1200 * MIB  # vLLM's CUDA graphs and what else sleeping does not give back
-FRAGMENTS = 0.05  # of the tensors: the caching allocator's blocks that fit nothing
+GRAPHS = 1200 * MIB  # vLLM's CUDA graphs, and whatever else it keeps while it sleeps
+FRAGMENTS = 0.05  # share of the tensors' size: blocks of the caching allocator that are too small for any tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """What is in memory at the same time. `change`: the settings that make its largest items smaller."""
+    """The items that are in memory at the same time. `change`: the settings that make its largest items smaller."""
 
     name: str
     items: tuple[Item, ...]
@@ -49,7 +49,10 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One GPU, or equal ones. `indexes` are positions among the visible GPUs; `free` is what a run may use of each."""
+    """The plan of one GPU, or of several equal ones.
+
+    `indexes` are positions among the visible GPUs; `free` is how many bytes of each a run can use.
+    """
 
     part: str
     indexes: tuple[int, ...]
@@ -69,7 +72,7 @@ class Plan:
 
 
 def with_fragments(items: Sequence[Item]) -> tuple[Item, ...]:
-    """The items and what the allocator loses between them."""
+    """The items, and the memory that the allocator loses between them."""
     lost = int(FRAGMENTS * sum(item.size for item in items if item.basis == "computed"))
     return (*items, Item("allocator fragments", lost, "assumed"))
 
@@ -80,7 +83,7 @@ def gib(size: float) -> str:
 
 
 def as_text(plans: Sequence[Plan]) -> str:
-    """The plan as lines: a GPU's peak and what contributes to it."""
+    """The plan as lines: each GPU, and each of its phases with its items."""
     lines = []
     for plan in plans:
         numbers = ",".join(map(str, plan.indexes))
@@ -94,7 +97,7 @@ def as_text(plans: Sequence[Plan]) -> str:
                 if item.size >= 50 * MIB
             )
             lines.append(f"  {phase.name}: {gib(phase.size)} {verdict} ({items or 'all below 0.05 GiB'})")
-    return "\n".join([*lines, "* assumed; all else is computed from shapes and settings"])
+    return "\n".join([*lines, "* assumed; everything else is computed from shapes and settings"])
 
 
 def as_rows(plans: Sequence[Plan]) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
-"""The memory of the services beside the trainer: the frozen generator behind vLLM, and the retriever's index.
+"""Computes the memory of the services beside the trainer: the frozen generator in vLLM, and the retriever's index.
 
-Also vLLM's own arithmetic, for the generator as for the policy: what is left for the KV cache of the share that it may
-take, and how many sequences of full length that holds.
+Used by the memory plan. It repeats vLLM's own calculation, for the generator and for the policy: how much of vLLM's
+share of a GPU is left for the KV cache, and how many tokens that cache holds.
 """
 
 import argparse
@@ -15,14 +15,14 @@ from s3_agent.machine.model_files import ModelShape
 WIKI_18 = 21_015_324
 DIMENSION = 768  # E5-base
 GENERATOR_CHANGE = (
-    "change --gpu-memory-utilization or --max-model-len in generator.serve, take a quantized model, or give it two "
+    "change --gpu-memory-utilization or --max-model-len in generator.serve, use a quantized model, or give it two "
     "GPUs: gpus.generator and --tensor-parallel-size 2"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """vLLM's options, and its own defaults where an option is not given."""
+    """Options of vLLM that decide its memory, with vLLM's own defaults."""
 
     utilization: float = 0.92
     max_model_len: int | None = None
@@ -32,7 +32,7 @@ class Served:
 
 
 def read_options(options: Sequence[str]) -> Served:
-    """vLLM's options among `options`; others are left alone."""
+    """Reads vLLM's options for memory from `options`, and ignores all others."""
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--gpu-memory-utilization", dest="utilization", type=float)
     parser.add_argument("--max-model-len", dest="max_model_len", type=int)
@@ -41,13 +41,13 @@ def read_options(options: Sequence[str]) -> Served:
     parser.add_argument("--max-num-batched-tokens", dest="max_num_batched_tokens", type=int)
     try:
         known, _ = parser.parse_known_args(list(options))
-    except argparse.ArgumentError:  # vLLM itself reads them in more forms, and refuses what it can not read
+    except argparse.ArgumentError:  # vLLM itself accepts more forms, and refuses what it can not read
         return Served()
     return Served(**{name: value for name, value in vars(known).items() if value is not None})
 
 
 def engine_items(shape: ModelShape, served: Served) -> tuple[Item, ...]:
-    """What one vLLM engine holds on a card, but for its KV cache."""
+    """What one vLLM engine holds on a card, except its KV cache."""
     forward = served.max_num_batched_tokens * 2 * (2 * shape.intermediate + 4 * shape.hidden)
     sampler = 3 * 4 * min(served.max_num_seqs, served.max_num_batched_tokens) * shape.vocab
     return (
@@ -58,13 +58,13 @@ def engine_items(shape: ModelShape, served: Served) -> tuple[Item, ...]:
 
 
 def cache_tokens(shape: ModelShape, served: Served, *, total: int) -> int:
-    """Tokens of KV cache in the share that vLLM takes of a card of `total` bytes; negative: none, by so many."""
+    """How many tokens the KV cache holds in vLLM's share of a card of `total` bytes; negative: so many are missing."""
     left = int(served.utilization * total) - sum(item.size for item in engine_items(shape, served))
     return left * served.tensor_parallel // shape.kv_bytes()
 
 
 def generator_phases(shape: ModelShape, served: Served, *, total: int) -> tuple[Phase, ...]:
-    """vLLM takes its whole share at the start."""
+    """The one phase of the generator: vLLM takes its whole share of a card of `total` bytes at the start."""
     items = engine_items(shape, served)
     share = int(served.utilization * total)
     cache = max(0, share - sum(item.size for item in items))
@@ -72,7 +72,7 @@ def generator_phases(shape: ModelShape, served: Served, *, total: int) -> tuple[
 
 
 def retriever_phases(settings: IndexSettings, *, passages: int, dimension: int, cards: int) -> tuple[Phase, ...]:
-    """What the retriever holds on its card; nothing where neither index nor encoder are on one."""
+    """What the retriever holds on its card; empty when neither the index nor the encoder is on a GPU."""
     kind = kind_of(settings)
     held = kind.need(settings, passages=passages, dimension=dimension, cards=cards).cards
     if not held:

@@ -1,4 +1,4 @@
-"""Which machine a recipe needs: the smallest common card on which everything that it places fits."""
+"""Finds the machine that a recipe needs: the smallest common cards on which all its services and the trainer fit."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ CARDS_GB = (16, 24, 40, 48, 80, 96, 141)
 
 
 def smallest_machine(case: Case) -> Machine | None:
-    """As many cards as the recipe places parts on; None for a recipe of the CPU, or when none of them suffices."""
+    """The smallest machine with as many cards as the recipe uses; None for a CPU recipe, or if no card suffices."""
     if not case.cuda:
         return None
     placed = [number for part in ("trainer", "retriever", "generator") for number in case.recipe.gpus.of(part) or ()]

@@ -1,7 +1,8 @@
-"""The memory of a GPU that trains and samples in turn, phase by phase, as verl 0.8 does with FSDP2 and vLLM.
+"""Computes the memory of a GPU that trains and samples in turn, for each phase, as verl 0.8 does with FSDP2 and vLLM.
 
-Sharded are the fp32 master weights, the gradients and Adam's two moments. While rows are trained everything of the
-trainer is on the GPU, whatever is offloaded: offloading frees it for the sampling phase alone (verl's `BaseEngineCtx`).
+Used by the memory plan. The fp32 master weights, the gradients and Adam's two moments are sharded. Even with
+offloading, all of the trainer's state is on the GPU while rows are trained: offloading frees memory only for the
+sampling phase (verl's `BaseEngineCtx`).
 """
 
 from s3_agent.doctor.activations import WIDTH, activations, logits_bytes
@@ -14,7 +15,7 @@ TRAIN_CHANGE = (
     "set trainer.fused_log_probs=true and trainer.tokens_per_gpu to prompt_tokens + response_tokens, or train on more "
     "GPUs (trainer.gpus, gpus.trainer)"
 )
-STEP_CHANGE = "train on more GPUs (trainer.gpus, gpus.trainer), or a smaller policy"
+STEP_CHANGE = "train on more GPUs (trainer.gpus, gpus.trainer), or train a smaller policy"
 SAMPLE_CHANGE = "lower trainer.rollout_memory, or set trainer.offload=true"
 SYNC_CHANGE = (
     "set trainer.offload=true, trainer.tensor_parallel=2, or a smaller "
@@ -32,18 +33,19 @@ def state_bytes(shape: ModelShape, training: Training) -> dict[str, int]:
 
 
 def _lora_parameters(shape: ModelShape, rank: int) -> int:
-    """Of adapters at every matrix of every layer."""
+    """The parameters of LoRA adapters at every matrix of every layer."""
     query, kv, hidden = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.hidden
     edges = 2 * (hidden + query) + 2 * (hidden + kv) + 3 * (hidden + shape.intermediate)
     return shape.layers * rank * edges
 
 
 def _gathered(shape: ModelShape, training: Training, *, gradients: bool) -> int:
-    """Unsharded weights at work: two layers (the next is fetched early), and the output layer or, tied, all of it.
+    """Bytes of unsharded weights in use: two layers (the next is fetched early), and the output layer or embedding.
 
-    With gradients: those of one layer in the compute type and, to be reduced, in fp32; where log-probs are fused, the
-    output layer's as well, which waits for the end (`s3_agent.agl.fused_head`; a tied one's is among the activations).
-    One rank alone gathers too, since the compute type is another than the stored one.
+    With `gradients`, add the gradients of one layer, in the compute type and, for the reduction, in fp32. If log-probs
+    are fused and the output layer is not tied, also add the output layer's gradient, which is kept until the end
+    (`s3_agent.agl.fused_head`); the activations include that of a tied one. A single rank gathers as well if it
+    computes in another type than it stores.
     """
     if training.shards == 1 and training.compute_dtype == training.model_dtype:
         return 0
@@ -56,7 +58,7 @@ def _gathered(shape: ModelShape, training: Training, *, gradients: bool) -> int:
 
 
 def _leftover(training: Training) -> list[Item]:
-    """What stays on the card beside the phase's own: the other engine's process, and collectives."""
+    """What is on the card in every phase: the CUDA contexts of both processes, and NCCL's buffers."""
     items = [Item("CUDA contexts of trainer and vLLM", 2 * CONTEXT, "assumed")]
     if training.gpus * training.nodes > 1:
         items.append(Item("collectives", COLLECTIVES, "assumed"))
@@ -64,7 +66,7 @@ def _leftover(training: Training) -> list[Item]:
 
 
 def _resident(state: dict[str, int], training: Training) -> list[Item]:
-    """What of the trainer stays on the card while others work there."""
+    """The trainer's state that stays on the card while the policy server uses it."""
     resident = []
     if not training.param_offload:
         resident.append(Item("trainer's weights (fp32 shard)", state["weights"]))
@@ -89,7 +91,7 @@ def training_phases(shape: ModelShape, training: Training, *, total: int) -> tup
         optimizer,
         Item("gathered weights and gradients", _gathered(shape, training, gradients=True)),
         Item("activations", used.kept),
-        Item("logits or a layer at work", used.peak - used.kept),
+        Item("logits or one layer", used.peak - used.kept),
     ]
     step = [weights, gradients, optimizer, Item("Adam's temporaries", state["weights"])]
     log_probs = [
@@ -111,7 +113,7 @@ def training_phases(shape: ModelShape, training: Training, *, total: int) -> tup
         *([] if training.optimizer_offload else [optimizer]),
         Item("two buckets of weights", 2 * training.bucket),
         Item("the largest matrix, gathered", largest * (WIDTH[training.model_dtype] + 2)),
-        Item("vLLM, but for its weights and its cache", GRAPHS, "assumed"),
+        Item("vLLM, except its weights and its cache", GRAPHS, "assumed"),
     ]
     sample = [Item("vLLM (gpu_memory_utilization)", int(training.utilization * total)), *_resident(state, training)]
     others = _leftover(training)
@@ -126,10 +128,10 @@ def training_phases(shape: ModelShape, training: Training, *, total: int) -> tup
 
 
 def host_bytes(shape: ModelShape, training: Training) -> dict[str, int]:
-    """RAM of one node's ranks, while the models are loaded or in the steps, whichever is more.
+    """RAM of one node's ranks: the larger of two, while the models are loaded and during the steps.
 
-    Tied weights are loaded by every rank, others by the first alone (verl's `get_init_weight_context_manager`); the
-    reference policy stays in RAM (FSDP2's CPU offloading).
+    Every rank loads a model with tied weights; otherwise only the first rank loads it (verl's
+    `get_init_weight_context_manager`). The reference policy stays in RAM (FSDP2's CPU offloading).
     """
     full = shape.parameters * WIDTH[training.model_dtype]
     reference = full if training.reference and not training.lora_rank else 0

@@ -1,7 +1,7 @@
-"""What verl is told of training, read from the composed configuration: the numbers that the checks reckon with.
+"""Reads from verl's composed configuration the numbers that the checks calculate with.
 
-The composed configuration is read, not the recipe, because `trainer.verl` may change any of it and verl has defaults of
-its own. verl's names are kept.
+Called by `gather`. It reads the composed configuration and not the recipe, because `trainer.verl` can change any value
+and verl has its own defaults. verl's names are kept.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,9 +17,10 @@ from s3_agent.errors import ConfigError
 class Engine:
     """One model that verl spreads over the ranks: `actor`, `ref` or `critic`.
 
-    `place` is where a recipe sets it. `sequence_parallel` ranks share a row, `fsdp_size` ranks one copy of the weights
-    (a negative number: all). `mini_batch_size` is in questions, None for a model that is not trained; `micro_batches`
-    are the rows that a rank takes at a time, by the key that sets them, and count only where it is not `dynamic`.
+    `place` is the section where a recipe sets it. `sequence_parallel` ranks share a row, and `fsdp_size` ranks share
+    one copy of the weights (a negative number: all ranks). `mini_batch_size` is in questions, None for a model that is
+    not trained. `micro_batches` are the rows that a rank takes at a time, by the key that sets them; they count only if
+    `dynamic` is false.
     """
 
     name: str
@@ -36,7 +37,7 @@ class Training:
     """Batches in questions and rows, lengths in tokens, memory shares from 0 to 1, sizes in bytes.
 
     `rollout_dynamic` is whether the policy's log-probs are computed in micro batches of tokens; `rollout_parallel` is
-    (tensor, data, pipeline), whose product are the ranks of one policy server.
+    (tensor, data, pipeline), whose product is the number of ranks of one policy server.
     """
 
     model: str
@@ -118,11 +119,11 @@ class Training:
         return self.fsdp_size if 0 < self.fsdp_size < self.ranks else self.ranks
 
     def micro_batch_tokens(self) -> int:
-        """The most tokens that one GPU puts through the model in a training step."""
+        """The most tokens of one micro batch on one GPU when rows are trained."""
         return self.tokens_per_gpu if self.dynamic else (self.micro_batch or 1) * self.length // self.sequence_parallel
 
     def log_prob_tokens(self) -> int:
-        """The same where log-probs alone are computed."""
+        """The most tokens of one micro batch on one GPU when only log-probs are computed."""
         if self.dynamic:
             return self.log_prob_tokens_per_gpu
         return (self.log_prob_micro_batch or 1) * self.length // self.sequence_parallel
@@ -133,7 +134,7 @@ def _engines(at: Callable[..., Any], some: Callable[..., int], *, reference: boo
     root = "actor_rollout_ref"
 
     def parallel(place: str, section: str, default: int = 1) -> int:
-        # The older key counts where it is more than 1.
+        # The older key is used if it is more than 1.
         older = at(f"{place}.ulysses_sequence_parallel_size", default)
         return older if older > 1 else some(f"{place}.{section}.ulysses_sequence_parallel_size", 1)
 
@@ -186,9 +187,9 @@ def _engines(at: Callable[..., Any], some: Callable[..., int], *, reference: boo
 
 
 def read_training(config: DictConfig) -> Training:
-    """What a composed configuration of verl and Agent Lightning says; their defaults where it is silent.
+    """The numbers of a composed configuration of verl and Agent Lightning, with their defaults for missing values.
 
-    Raises ConfigError where it says too little, and for a size of which there must be one and is none.
+    Raises ConfigError for a missing value that has no default, and for a size below 1.
     """
 
     def at(place: str, default: Any = None) -> Any:
@@ -197,7 +198,7 @@ def read_training(config: DictConfig) -> Training:
 
     def must(place: str) -> Any:
         if (found := at(place)) is None:
-            raise ConfigError(f"verl is told no {place}", remedy="take it out of trainer.verl")
+            raise ConfigError(f"verl's configuration has no {place}", remedy="take it out of trainer.verl")
         return found
 
     def some(place: str, default: int | None = None) -> int:

@@ -2,56 +2,47 @@
 
 Results that earlier calls kept are read first, so a finished evaluation starts no service."""
 
-import asyncio
 import os
+import random
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 from rich.console import Console
 
-from s3_agent.clients.chat_model import make_chat_model
+from s3_agent import event_loop
 from s3_agent.clients.connections import async_client, get
-from s3_agent.clients.generator import FrozenGenerator
 from s3_agent.clients.http import bearer
-from s3_agent.clients.judge import make_judge
-from s3_agent.clients.make import make_policy
-from s3_agent.clients.policy import NoPolicy, Policy
 from s3_agent.clients.prompts import answer_messages
-from s3_agent.clients.retriever import HttpRetriever
-from s3_agent.clients.tokenizer import policy_tokenizer
-from s3_agent.data.files.whole import sha256_of, write_whole, written_whole
+from s3_agent.data.files.whole import keep_private, sha256_of, write_whole, written_whole
 from s3_agent.data.tasks import load_tasks
 from s3_agent.data_identity import index_identity
-from s3_agent.errors import ConfigError, GeneratorError
-from s3_agent.evaluation.contestants import Contestant, PolicyUnderTest, SamplingName
-from s3_agent.evaluation.pipeline import Conditions, Pipeline, Services
+from s3_agent.errors import ConfigError
+from s3_agent.evaluation.contestants import Contestant, SamplingName, with_samples
+from s3_agent.evaluation.coverage import Coverage, kept_coverage
+from s3_agent.evaluation.pipeline import Conditions, Pipeline
 from s3_agent.evaluation.players import contestants_of
 from s3_agent.evaluation.progress import EvaluationProgress
 from s3_agent.evaluation.records import EvaluatedTask, EvaluationSetting, read_json
 from s3_agent.evaluation.run import Unit, evaluate_all, read_kept, units_of
+from s3_agent.evaluation.services import policy_client, require_tokenizers, services_of, serving
 from s3_agent.evaluation.stages import key_of, only_one
 from s3_agent.evaluation.table import EvaluationTable, Numbers, numbers_of, table_of
 from s3_agent.evaluation.views.table import markdown, terminal_tables
 from s3_agent.processes import commands
-from s3_agent.processes.ports import reserve_port
-from s3_agent.processes.requirements import require_vllm
-from s3_agent.processes.run_folder import Run
-from s3_agent.processes.services import POLICY_NAME, policy_part, require_external, running_services, versions
+from s3_agent.processes.services import require_external, versions
 from s3_agent.processes.serving import served_packages, with_precision
-from s3_agent.processes.stack import Interrupted, Part, Stack
-from s3_agent.recipe import HOST, Recipe
+from s3_agent.processes.stack import Interrupted, Stack
+from s3_agent.recipe import Recipe
 from s3_agent.types import Passage, Task
 
-SEQUENCES = 64
-Served = tuple[str, Path | None]
-"""A model and its chat template: what one policy server serves."""
-POLICY_PATIENCE_S = 300.0
+DRAW_SEED = 42
 console = Console(stderr=True)
 
 
@@ -59,17 +50,22 @@ console = Console(stderr=True)
 class EvaluationRequest:
     """What to evaluate. `policies`: addresses, folders or hub names by agent; `data` None: the recipe's validation.
 
-    `concurrency` is the number of questions in progress at a time.
+    `drawn` questions are drawn from the data with the seed `draw_seed` (None: all), and the first `limit` of them are
+    asked. `concurrency` is the number of questions in progress at a time, `samples` how often each is played by agents
+    whose policy is sampled.
     """
 
     agents: Sequence[str]
     data: Path | None = None
+    drawn: int | None = None
+    draw_seed: int = DRAW_SEED
     limit: int | None = None
     concurrency: int = 64
     policies: Mapping[str, str] = field(default_factory=dict)
     policy_key: str | None = None
     runs: Sequence[Path] = ()
     sampling: SamplingName = "published"
+    samples: int = 1
     out: Path | None = None
     plain: bool = False
 
@@ -105,6 +101,15 @@ def conditions_of(recipe: Recipe, generator: dict[str, Any]) -> Conditions:
     )
 
 
+def _coverage(recipe: Recipe, conditions: Conditions, tasks: Sequence[Task], out: Path) -> Coverage:
+    """Which gold documents the corpus has. Another retriever's corpus is not ours to read."""
+    if not any(task.evidence for task in tasks):
+        return Coverage()
+    corpus = recipe.data.corpus if recipe.retriever.url is None else None
+    out.mkdir(parents=True, exist_ok=True)
+    return kept_coverage(out, tasks, corpus, identity=conditions.index)
+
+
 def _prompt(recipe: Recipe) -> list[dict[str, str]]:
     probe = Passage(id="", title="{title}", text="{text}")
     return answer_messages("{question}", [probe], kind=recipe.generator.kind)
@@ -119,6 +124,7 @@ def _setting(
             "sampling": one.sampling and one.sampling.model_dump(),
             "policy": one.policy and one.policy.model_dump(mode="json"),
             "answers": one.settings.answers,
+            "samples": one.sample + 1,  # of the last one with this label
         }
         for one in contestants
     }
@@ -138,44 +144,6 @@ def _setting(
     )
 
 
-def policy_client(one: Contestant, url: str, *, http: httpx.AsyncClient, recipe: Recipe) -> Policy:
-    """The client for a contestant's policy at `url`."""
-    policy, sampling = one.policy, one.sampling.model_dump() if one.sampling else {}
-    if policy is None:
-        return NoPolicy()
-    name = policy.model if policy.url or policy.at_generator else POLICY_NAME
-    return make_policy(
-        http,
-        url,
-        mode=policy.mode,
-        tokenizer=_tokenizer(policy, recipe),
-        template=policy.template,
-        request=policy.request,
-        model=name,
-        seed=recipe.seed,
-        context_tokens=policy.context_tokens,
-        patience_s=POLICY_PATIENCE_S,
-        **sampling,
-    )
-
-
-def require_tokenizers(recipe: Recipe, units: Sequence[Unit]) -> None:
-    """Check tokenizers and chat templates before anything starts. Raises ConfigError for one that can not be used."""
-    for policy in (unit.contestant.policy for unit in units):
-        if policy is not None and policy.mode == "tokens":
-            if policy.url is None:
-                require_vllm("serving a policy")
-            policy_tokenizer(_tokenizer(policy, recipe), policy.template)
-
-
-def _tokenizer(policy: PolicyUnderTest, recipe: Recipe) -> str:
-    """The tokenizer of the served model: its server's `root`, unless that is a folder on another machine."""
-    if policy.url is None:
-        return policy.model
-    root = policy.identity.get("root")
-    return root if root and (Path(root).is_dir() or not root.startswith("/")) else recipe.policy.model
-
-
 def services_id(out: Path) -> str:
     """An id for the services that evaluations into `out` start; with it the next one finds what a `kill -9` left
     running.
@@ -192,46 +160,12 @@ def services_id(out: Path) -> str:
     return "evaluation-" + key_of(*known)[:16]
 
 
+def _say(line: str) -> None:
+    console.print(line, highlight=False)
+
+
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, mode=0o600)
-
-
-@contextmanager
-def _serving(recipe: Recipe, units: Sequence[Unit], out: Path) -> Iterator[tuple[Recipe, dict[str, str], Stack]]:
-    """Start the services that the units need and that are not running: (recipe with ports, policy addresses, stack)."""
-    contestants = {unit.contestant.label: unit.contestant for unit in units}.values()
-    asks_generator = any(one.asks_generator_model for one in contestants) or (
-        recipe.judge.rule != "span" and recipe.judge.url is None
-    )
-    needed = ["retriever"] * any(one.settings.method.uses for one in contestants) + ["generator"] * asks_generator
-    ours = (one.policy for one in contestants if one.policy and not (one.policy.url or one.policy.at_generator))
-    hosted = {served: reserve_port("policy", 0) for served in dict.fromkeys(map(_served, ours))}
-
-    def policies(_: Recipe, run: Run) -> list[Part]:
-        return [
-            policy_part(
-                model, run, port=port, part=f"policy-{number}", sequences=SEQUENCES, chat_template=chat_template
-            )
-            for number, ((model, chat_template), port) in enumerate(hosted.items(), 1)
-        ]
-
-    def say(line: str) -> None:
-        console.print(line, highlight=False)
-
-    with running_services(recipe, needed, more=policies, run_id=services_id(out), say=say) as (served, stack):
-        yield served, {one.label: _address(one.policy, served, hosted) for one in contestants}, stack
-
-
-def _served(policy: PolicyUnderTest) -> Served:
-    return policy.model, policy.template.chat_template
-
-
-def _address(policy: PolicyUnderTest | None, recipe: Recipe, hosted: Mapping[Served, int]) -> str:
-    if policy is None:
-        return ""
-    if policy.url or policy.at_generator:
-        return policy.url or str(recipe.generator_url)
-    return f"http://{HOST}:{hosted[_served(policy)]}/v1"
 
 
 async def _ask(
@@ -241,7 +175,6 @@ async def _ask(
     pipeline: Pipeline,
     units: Sequence[Unit],
     request: EvaluationRequest,
-    progress: EvaluationProgress,
     *,
     done: Any,
 ) -> None:
@@ -250,27 +183,16 @@ async def _ask(
         async_client(timeout=timeout) as http,
         async_client(timeout=timeout, headers=bearer(request.policy_key)) as own,
     ):
-        contestants = {unit.contestant.label: unit.contestant for unit in units}
+        contestants = {unit.contestant.id: unit.contestant for unit in units}
         policies = {
-            label: policy_client(one, urls[label], http=own if one.policy and one.policy.url else http, recipe=recipe)
-            for label, one in contestants.items()
+            name: policy_client(
+                one, urls[one.label], http=own if one.policy and one.policy.url else http, recipe=recipe
+            )
+            for name, one in contestants.items()
         }
         services = services_of(recipe, http, policies)
         work = evaluate_all(pipeline, units, services, concurrency=request.concurrency, done=done)
         await stack.while_alive(work)
-
-
-def services_of(recipe: Recipe, http: httpx.AsyncClient, policies: Mapping[str, Policy]) -> Services:
-    """The clients for the recipe's services, with the policies by label."""
-    url = recipe.generator_url
-    model = make_chat_model(http, url, recipe.generator.client, error=GeneratorError)
-    return Services(
-        policies=policies,
-        retriever=HttpRetriever(http, recipe.retriever_url),
-        generator=FrozenGenerator(model, recipe.generator.client, client=http, url=url),
-        model=model,
-        judge=make_judge(http, url, recipe.judge),
-    )
 
 
 def read_questions(path: Path, limit: int | None) -> tuple[str, list[Task]]:
@@ -282,12 +204,33 @@ def read_questions(path: Path, limit: int | None) -> tuple[str, list[Task]]:
     return before, tasks
 
 
+def drawn_questions(tasks: Sequence[Task], count: int | None, *, seed: int) -> list[Task]:
+    """`count` of the tasks (None: all), drawn with `seed`, in the order of the file."""
+    if count is None or count >= len(tasks):
+        return list(tasks)
+    return [tasks[place] for place in sorted(random.Random(seed).sample(range(len(tasks)), count))]
+
+
+def _announce(tasks: Sequence[Task], *, of: int, out: Path) -> None:
+    """Say which questions are asked, and keep `out` private for those that may not be published."""
+    if len(tasks) < of:
+        console.print(f"{len(tasks)} of {of} questions", highlight=False)
+    if any(task.protected for task in tasks):
+        keep_private(out)
+        console.print(
+            f"the questions may not be published in plain text: only you can read {out}; reports withhold their texts, "
+            "and exports encrypt them",
+            highlight=False,
+        )
+
+
 def evaluate_job(recipe: Recipe, request: EvaluationRequest) -> int:
     """Evaluate and print the table; return 0 if every question of every agent has a result. Raises S3AgentError."""
     require_external(recipe)
     recipe = with_precision(recipe)
     path = request.data or recipe.data.validation
-    digest, tasks = read_questions(path, request.limit)
+    digest, all_tasks = read_questions(path, None)
+    tasks = drawn_questions(all_tasks, request.drawn, seed=request.draw_seed)[: request.limit]
     generator = _generator_identity(recipe)
     contestants = contestants_of(
         recipe,
@@ -298,14 +241,21 @@ def evaluate_job(recipe: Recipe, request: EvaluationRequest) -> int:
         generator=generator,
         key=request.policy_key,
     )
+    contestants = with_samples(contestants, request.samples)
+    out = request.out or recipe.runs / f"evaluation-{recipe.name}"
+    _announce(tasks, of=len(all_tasks), out=out)
     conditions = conditions_of(recipe, generator)
+    conditions = replace(conditions, coverage=_coverage(recipe, conditions, tasks, out))
     data = {
         "path": str(path),
         "sha256": digest,
         "questions": len(tasks),
         "limit": request.limit,
+        "drawn": request.drawn,
+        "draw_seed": request.draw_seed,
+        "of": len(all_tasks),
+        "evidence": conditions.coverage.report(),
     }
-    out = request.out or recipe.runs / f"evaluation-{recipe.name}"
     with only_one(out), closing(Pipeline(out, conditions)) as pipeline:
         key = pipeline.key(contestants, tasks)
         kept = read_json(out / "table.json")
@@ -343,7 +293,8 @@ def _evaluate(
 ) -> EvaluationTable:
     units = units_of(contestants, tasks)
     numbers: list[Numbers] = []
-    progress = EvaluationProgress(console, {one.label: len(tasks) for one in contestants}, plain=request.plain)
+    played = Counter(unit.contestant.label for unit in units)
+    progress = EvaluationProgress(console, played, plain=request.plain)
     try:
         with written_whole(out / "results.jsonl") as write:
 
@@ -356,15 +307,18 @@ def _evaluate(
                 async with async_client(timeout=5.0) as http:
                     return await read_kept(pipeline, units, services_of(recipe, http, {}), done=done)
 
-            left = asyncio.run(kept())
+            left = event_loop.run(kept())
             if left:
-                require_tokenizers(recipe, left)
-                with _serving(recipe, left, out) as (serving, urls, stack):
+                playing = [unit.contestant for unit in left]
+                require_tokenizers(recipe, playing)
+                with serving(recipe, playing, say=_say, run_id=services_id(out)) as (served, urls, stack):
                     progress.resumed()
-                    asyncio.run(_ask(serving, urls, stack, pipeline, left, request, progress, done=done))
+                    event_loop.run(_ask(served, urls, stack, pipeline, left, request, done=done))
     finally:
         progress.close()
-    table = table_of(numbers, [one.label for one in contestants])
+    known = pipeline.conditions.coverage
+    coverage = known.report() if known.questions else None
+    table = table_of(numbers, [one.label for one in contestants], coverage=coverage)
     complete = not any(agent.failed for agent in table.agents)
     # Only a complete table is printed again unchanged; otherwise the failed questions are tried again.
     write_whole(out / "table.json", table.model_copy(update={"key": key if complete else ""}).model_dump_json(indent=1))

@@ -45,10 +45,10 @@ def require_servers_template(template: ChatTemplate, url: str) -> None:
         )
 
 
-def served_policy(url: str, policy: PolicyRecipe, *, key: str | None) -> PolicyUnderTest:
-    """The first model of a running server. Raises PolicyError."""
+def served_policy(url: str, policy: PolicyRecipe, *, key: str | None, name: str | None = None) -> PolicyUnderTest:
+    """The model `name` of a running server, by default the first that it lists. Raises PolicyError."""
     url = url.rstrip("/")
-    served = asyncio.run(_served(url, key))
+    served = {"id": name} if name else asyncio.run(_served(url, key))
     identity = {name: served[name] for name in ("id", "root", "max_model_len") if name in served}
     return PolicyUnderTest(
         model=served["id"],
@@ -75,7 +75,7 @@ def generator_as_policy(recipe: Recipe, identity: Mapping[str, Any]) -> PolicyUn
         raise ConfigError(
             f"agents without a trained policy are played by the generator's model, and {recipe.generator.kind} is not "
             "behind an OpenAI-compatible address",
-            remedy="give --policy AGENT=http://…/v1 for each of them",
+            remedy="give the address of a policy server, as --policy AGENT=http://…/v1 (eval) or --policy-url (ask)",
         )
     return PolicyUnderTest(
         model=recipe.generator.model,
@@ -107,6 +107,44 @@ def _settings(label: str, settings: AgentSettings) -> AgentSettings:
         raise ConfigError(f"{label}: {cause}", remedy=f"leave :{source} out") from cause
 
 
+def contestant_of(
+    recipe: Recipe,
+    label: str,
+    settings: AgentSettings,
+    *,
+    address: str | None,
+    trained: PolicyUnderTest | None,
+    sampling: SamplingName,
+    generator: Mapping[str, Any],
+    key: str | None,
+    model: str | None = None,
+) -> Contestant:
+    """One agent with its policy: at `address` (or that folder or hub name), else `trained`, else what its method plays
+    with by default.
+
+    `generator` is the generator's identity; `model` is the policy's name at an address, by default the first that the
+    server lists. Raises ConfigError and PolicyError.
+    """
+    name = label.partition(":")[0]
+    asked, kind, policy = recipe.policy_of(name), settings.method.policy, trained
+    if address and address.startswith(("http://", "https://")):
+        policy = served_policy(address, asked, key=key, name=model)
+    elif address or (policy is None and kind == "protocol"):
+        policy = hosted_policy(address or asked.model, asked)
+    elif policy is None and kind != "none":
+        policy = generator_as_policy(recipe, generator)
+    if policy is not None and kind != "protocol":  # its prompts are texts; none of its tokens are trained on
+        policy = policy.model_copy(update={"mode": "chat"})
+    if policy is not None and policy.mode == "chat" and policy.url:
+        require_servers_template(policy.template, policy.url)
+    return Contestant(
+        label=label,
+        settings=_settings(label, settings),
+        sampling=sampling_of(settings.method, sampling),
+        policy=policy if kind != "none" else None,
+    )
+
+
 def contestants_of(
     recipe: Recipe,
     labels: Sequence[str],
@@ -131,24 +169,16 @@ def contestants_of(
         if any(label == one.label for one in found):
             raise ConfigError(f"the agent {label!r} is named twice", remedy="correct --agents")
         settings, policy = trained.get(name) or (recipe.playing(name), None)
-        address = given.get(label) or given.get(name)
-        kind = settings.method.policy
-        if address and address.startswith(("http://", "https://")):
-            policy = served_policy(address, recipe.policy_of(name), key=key)
-        elif address or (policy is None and kind == "protocol"):
-            policy = hosted_policy(address or recipe.policy_of(name).model, recipe.policy_of(name))
-        elif policy is None and kind != "none":
-            policy = generator_as_policy(recipe, generator)
-        if policy is not None and kind != "protocol":  # its prompts are texts; none of its tokens are trained on
-            policy = policy.model_copy(update={"mode": "chat"})
-        if policy is not None and policy.mode == "chat" and policy.url:
-            require_servers_template(policy.template, policy.url)
         found.append(
-            Contestant(
-                label=label,
-                settings=_settings(label, settings),
-                sampling=sampling_of(settings.method, sampling),
-                policy=policy if kind != "none" else None,
+            contestant_of(
+                recipe,
+                label,
+                settings,
+                address=given.get(label) or given.get(name),
+                trained=policy,
+                sampling=sampling,
+                generator=generator,
+                key=key,
             )
         )
     return found

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from s3_agent.agl.guard import GuardReport, validation_of
 from s3_agent.errors import S3AgentError
 from s3_agent.evaluation.statistics.intervals import difference_of
 from s3_agent.rollout.episode_log import EpisodeRecord
@@ -28,7 +29,9 @@ class Summary(BaseModel):
     ended at the generator's token limit, `judge_unclear` verdicts that were neither yes nor no. `nonfinite_steps`
     counts steps whose gradient norm was not finite; `grad_norm_max` is over the others. `test` names the test behind
     `p_value` (`intervals.Difference`). Fields that compare with naive RAG are None in a run without a naive-RAG cache.
-    `changes` lists the settings that changed when the run was resumed, and after which step.
+    `changes` lists the settings that changed when the run was resumed, and after which step. `guard` is what the guard
+    found (`trainer.guard`); if it stopped the run, `…_after` and the gain are of the policy that was kept, and of the
+    steps that were not played none counts as skipped.
     """
 
     steps: int
@@ -64,6 +67,7 @@ class Summary(BaseModel):
     wall_seconds: float
     versions: dict[str, str]
     changes: list[str] = []
+    guard: GuardReport | None = None
 
 
 def training_rows(metrics: Sequence[MetricRow]) -> list[dict[str, Any]]:
@@ -103,7 +107,7 @@ def reward_curve(records: Sequence[EpisodeRecord], *, rollouts_per_step: int) ->
 
 
 def accuracies(records: Mapping[str, EpisodeRecord]) -> dict[str, float]:
-    """Scores by question id: the accuracy, or the reward if a user's class reports nothing else."""
+    """Scores by question id: the accuracy, or the reward if no answer was checked."""
     scores = {key: record.reward if record.accuracy is None else record.accuracy for key, record in records.items()}
     return {key: score for key, score in scores.items() if score is not None}
 
@@ -123,6 +127,7 @@ def summarize(
     start_up_seconds: dict[str, float],
     versions: dict[str, str],
     changes: Sequence[str] = (),
+    guard: GuardReport | None = None,
 ) -> Summary:
     """The summary of a finished run. Raises S3AgentError without two complete validation passes to compare."""
     passes = validation_passes(records)
@@ -131,7 +136,12 @@ def summarize(
             f"the run has {len(passes)} validation passes, its summary compares the first and the last",
             remedy="read trainer.log: the run did not validate before and after training",
         )
-    before, after = accuracies(passes[0]), accuracies(passes[-1])
+    last = passes[-1]
+    if guard is not None and guard.stopped:
+        steps = guard.step
+        validated = [row["step"] for row in metrics if validation_of(row) is not None]
+        last = passes[validated.index(guard.best_step)]
+    before, after = accuracies(passes[0]), accuracies(last)
     both = before.keys() & after.keys()
     tasks = {task.id: task for task in validation if task.id in both}
     if not tasks:
@@ -141,7 +151,9 @@ def summarize(
         )
     before, after = ({key: scores[key] for key in tasks} for scores in (before, after))
     naive = {key: task.rag_score for key, task in tasks.items() if task.rag_score is not None}
-    if len(naive) < len(tasks):
+    # A reward of ours that checks no answer can not be compared with naive RAG's accuracy.
+    unanswered = any(passes[-1][key].accuracy is None and passes[-1][key].episode is not None for key in tasks)
+    if len(naive) < len(tasks) or unanswered:
         naive = {}
     naive_rag = _mean([*naive.values()]) if naive else None
     gain = difference_of("accuracy", ("before", before), ("after", after))
@@ -193,12 +205,13 @@ def summarize(
         p_value_naive_rag=beyond_rag and beyond_rag.p_value,
         by_hops=by_hops,
         searches_before=searches(passes[0]),
-        searches_after=searches(passes[-1]),
+        searches_after=searches(last),
         contexts_cut=counted("context_cut"),
         answers_cut=counted("answer_cut"),
         judge_unclear=counted("judge_unclear"),
         start_up_seconds=start_up_seconds,
         wall_seconds=wall_seconds,
         versions=versions,
+        guard=guard,
         changes=list(changes),
     )

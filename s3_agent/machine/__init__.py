@@ -1,1 +1,1 @@
-"""What this machine has: processors, memory, disk, GPUs, and the folders of models on it."""
+"""Describes this machine, or a described one: processors, memory, disks, GPUs, environment, and folders of models."""

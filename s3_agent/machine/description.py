@@ -1,6 +1,7 @@
-"""What a machine is, as far as a run depends on it: taken from this one (`host_snapshot`), or described in a word.
+"""Describes a machine as far as a run depends on it: this machine (`host.this_machine`), or one given as `8x40gb`.
 
-A described machine has only GPUs. What is not known of it is not checked, and the report says so.
+Used by the doctor. A machine that is only described has GPUs and no host: the doctor checks nothing that it does not
+know, and its report says so.
 """
 
 import re
@@ -36,17 +37,22 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """Everything but the GPUs. Sizes are in bytes, times in seconds since 1970; None: this system does not report it.
+    """Everything except the GPUs. Sizes are in bytes, times in seconds since 1970; None: the system does not report it.
 
-    `listening` maps each port that is in use to the process that listens on it; `packages` a distribution to its
-    version; `disks` a path of the recipe to what holds it; `newest_input` is the last change of a data file;
-    `stray_rays` are the process ids of Ray daemons that no job owns; `cuda` is the CUDA release that torch was built
-    for; `instructions` are the processor's as Linux names them on x86, empty elsewhere; `backlog` is the kernel's bound
-    on connections that wait to be accepted at a port; `compiler` whether there is a C++ compiler. `environment` is what
-    the checks read of the variables; `temporary` the user's temporary folder and `sockets` the one that a run uses for
-    its sockets (None: there is none); `shadowing` maps a package of the run to the folder on Python's path that holds
-    another of its name; `missing_certificates` a variable to the file that it names and that does not exist;
-    `interfaces` are the network's.
+    - `listening`: a port that is in use → the process that listens on it.
+    - `packages`: a distribution → its version.
+    - `disks`: a path of the recipe → its file system.
+    - `newest_input`: the last change of any data file.
+    - `stray_rays`: the process ids of Ray daemons whose job has ended.
+    - `cuda`: the CUDA release that torch was built for.
+    - `instructions`: those of the processor, as Linux names them on x86; empty on other processors.
+    - `backlog`: how many connections the kernel lets wait at a port until they are accepted.
+    - `compiler`: whether there is a C++ compiler.
+    - `environment`: the variables that the checks read.
+    - `temporary`, `sockets`: the user's temporary folder, and the one for a run's sockets (None: no folder will do).
+    - `shadowing`: a package of the run → a folder on Python's path with another package of that name.
+    - `missing_certificates`: a variable → the file that it names, which does not exist.
+    - `interfaces`: the names of the network interfaces.
     """
 
     ram: int
@@ -91,7 +97,7 @@ def described(text: str) -> Machine:
     if text == "cpu":
         return Machine(gpus=(), name=text)
     if not (found := re.fullmatch(r"([1-9]\d?)x([1-9]\d{0,3})gb", text.strip().lower())):
-        raise ConfigError(f"{text!r} describes no machine", remedy="write its GPUs as 8x40gb or 1x80gb, or cpu")
+        raise ConfigError(f"{text!r} does not describe a machine", remedy="write its GPUs as 8x40gb or 1x80gb, or cpu")
     count, memory = int(found[1]), int(found[2]) * GIB
     cards = (Gpu(index=index, name=f"{found[2]} GB GPU", total=memory, free=memory) for index in range(count))
     return Machine(gpus=tuple(cards), name=text)

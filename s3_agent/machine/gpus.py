@@ -1,4 +1,4 @@
-"""The visible GPUs, as nvidia-smi reports them: it comes with the driver, and works before any package is installed."""
+"""Reads the visible GPUs from nvidia-smi, which comes with the driver and works before any package is installed."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ def read_gpus(listing: str, *, visible: str | None) -> tuple[Gpu, ...]:
         chosen = []
         for key in filter(None, (part.strip() for part in visible.split(","))):
             matches = {card.index: card for name, card in cards.items() if name == key or name.startswith(f"{key}-")}
-            if not matches:  # CUDA, too, sees nothing from the first unknown one on
+            if not matches:  # CUDA also ignores the first unknown GPU and all after it
                 break
             chosen.append(next(iter(matches.values())))
     return tuple(
@@ -39,7 +39,7 @@ def read_gpus(listing: str, *, visible: str | None) -> tuple[Gpu, ...]:
 
 
 def visible_gpus() -> tuple[Gpu, ...]:
-    """The GPUs that this process may use; none without a driver."""
+    """The GPUs that this process can use; none without a driver."""
     command = ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader,nounits"]
     try:
         asked = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)

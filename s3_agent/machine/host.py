@@ -1,4 +1,4 @@
-"""Takes the snapshot of this machine: what psutil, /proc and the installed distributions report. Nothing is changed."""
+"""Reads this machine from psutil, /proc and the installed distributions, for the doctor. It changes nothing."""
 
 import netrc
 import os
@@ -31,7 +31,7 @@ _WANDB = "https://api.wandb.ai"
 
 
 def pins(device: str) -> dict[str, str]:
-    """The tested matrix: the exact versions that this package's own extras `train` and `device` ask for."""
+    """The tested versions: the exact pins in this package's own extras `train` and `device`."""
     try:
         wanted = requires("s3-agent") or []
     except PackageNotFoundError:
@@ -51,7 +51,7 @@ def _versions(names: Sequence[str]) -> dict[str, str]:
 
 
 def _cuda() -> str | None:
-    """The CUDA release that torch was built for, by its own file: importing torch takes seconds."""
+    """The CUDA release that torch was built for, from a file of torch, because importing torch takes seconds."""
     try:
         text = Path(str(distribution("torch").locate_file("torch/version.py"))).read_text(encoding="utf-8")
     except (PackageNotFoundError, OSError):
@@ -76,11 +76,11 @@ def _named(pid: int | None) -> str:
     try:
         return "a process of another user" if pid is None else f"{psutil.Process(pid).name()} (pid {pid})"
     except psutil.Error:
-        return "a process that has ended meanwhile"
+        return "a process that has ended since"
 
 
 def _stray_rays() -> tuple[int, ...]:
-    """Ray's daemons of this user whose parent is gone: init, or what stands for it, has adopted them."""
+    """Ray's daemons of this user whose parent has ended, so that process 1 has become their parent."""
     found = []
     for process in psutil.process_iter(["name", "ppid", "uids"]):
         uids = process.info["uids"]
@@ -106,7 +106,7 @@ def _backlog() -> int | None:
 
 
 def _ram() -> tuple[int, int]:
-    """Total and free bytes, of the container where there is one."""
+    """Total and free bytes of RAM; in a container, those of the container."""
     memory = psutil.virtual_memory()
     try:
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
@@ -118,7 +118,7 @@ def _ram() -> tuple[int, int]:
 
 
 def _cgroup_file_cache() -> int:
-    """Bytes that the container counts as used, and gives up when they are needed."""
+    """Bytes that the container counts as used, but frees when they are needed."""
     try:
         text = Path("/sys/fs/cgroup/memory.stat").read_text(encoding="ascii")
     except OSError:
@@ -128,7 +128,7 @@ def _cgroup_file_cache() -> int:
 
 
 def _disk(path: Path) -> Disk | None:
-    """Of the nearest folder that exists."""
+    """The file system of the path, or of its nearest parent folder that exists."""
     for folder in (path.absolute(), *path.absolute().parents):
         if folder.exists():
             return Disk(device=folder.stat().st_dev, free=shutil.disk_usage(folder).free)
@@ -141,7 +141,7 @@ def _soft(limit: int) -> int | None:
 
 
 def shadowing(packages: Sequence[str], environment: Mapping[str, str], *, here: Path) -> dict[str, Path]:
-    """The packages that a folder of PYTHONPATH, or the current one, holds as well, and which folder."""
+    """The packages that also exist in a folder of PYTHONPATH or in the current folder, with that folder."""
     folders = [here, *(Path(part) for part in environment.get("PYTHONPATH", "").split(os.pathsep) if part)]
     found = {}
     for name in packages:
@@ -158,7 +158,7 @@ def _missing_certificates(environment: Mapping[str, str]) -> dict[str, Path]:
 
 
 def has_wandb_key(environment: Mapping[str, str], *, home: Path) -> bool:
-    """Whether wandb finds a key where nobody can be asked: in a variable, a netrc file or its own settings."""
+    """Whether wandb finds a key without asking the user: in a variable, a netrc file or its own settings."""
     if environment.get("WANDB_API_KEY") or environment.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = urlsplit(environment.get("WANDB_BASE_URL") or _WANDB).netloc
@@ -176,19 +176,19 @@ def has_wandb_key(environment: Mapping[str, str], *, home: Path) -> bool:
 
 
 def _shell() -> dict[str, str]:
-    """The environment, with what this process was started with and has left out since (`sparing_loopback`)."""
+    """The environment, including variables that this process was started with and has removed (`sparing_loopback`)."""
     return {**psutil.Process().environ(), **os.environ}
 
 
 def _home() -> Path:
     try:
         return Path.home()
-    except RuntimeError:  # a user id without a name, as containers have them
+    except RuntimeError:  # a user id without a name, as in some containers
         return Path("/")
 
 
 def this_machine(*, paths: Sequence[Path], inputs: Sequence[Path], packages: Mapping[str, str]) -> Machine:
-    """The snapshot; disks of `paths`, ages of `inputs`, installed versions of `packages`."""
+    """This machine, with the disks of `paths`, the last change of `inputs` and the installed versions of `packages`."""
     total, free = _ram()
     shm = Path("/dev/shm")
     changed = [path.stat().st_mtime for path in inputs if path.exists()]

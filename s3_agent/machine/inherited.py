@@ -1,8 +1,8 @@
-"""What the processes that we start take over from the shell, the scheduler or the container, and what they do not.
+"""Decides which environment variables of the shell, scheduler or container the processes of a run get.
 
-`Stack` starts every process of a run with `inherited`. Variables that were meant for another program and that Ray,
-torch, verl or vLLM would read as their own are left out here; what only the user can decide is reported by the
-doctor (`s3_agent.doctor.checks.environment`).
+`Stack` starts every process of a run with `inherited`. It leaves out variables that were set for another program and
+that Ray, torch, verl or vLLM would read as their own. The doctor reports variables about which only the user can decide
+(`s3_agent.doctor.checks.environment`).
 """
 
 import os
@@ -13,12 +13,12 @@ from pathlib import Path
 from s3_agent.clients.connections import sparing_loopback
 
 LEFT_OUT = {
-    "RAY_ADDRESS": "a run joins the Ray that its recipe names, and starts one of its own without",
-    "RAY_TMPDIR": "Ray's session goes with the run's own temporary folder",
+    "RAY_ADDRESS": "a run joins the Ray that its recipe names, or else starts its own",
+    "RAY_TMPDIR": "Ray's session is in the run's own temporary folder",
     "ROCR_VISIBLE_DEVICES": "schedulers set it beside CUDA_VISIBLE_DEVICES, and verl refuses the two together",
-    "HIP_VISIBLE_DEVICES": "the same, and the one would have to equal the other",
+    "HIP_VISIBLE_DEVICES": "the same; verl accepts the two only if they are equal",
     "VLLM_API_KEY": "every vLLM of a run would ask its clients for this key",
-    "VLLM_RPC_BASE_PATH": "sockets go to the run's own temporary folder",
+    "VLLM_RPC_BASE_PATH": "sockets are in the run's own temporary folder",
     **dict.fromkeys(
         (
             *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME"),
@@ -31,26 +31,26 @@ LEFT_OUT = {
 """Variables that no process of a run takes over, and why."""
 
 LEFT_OUT_PREFIXES = {
-    "TORCHELASTIC_": "torch would look for the store of the surrounding torchrun instead of making one, and wait",
+    "TORCHELASTIC_": "torch would wait for the store of the surrounding torchrun instead of making one",
 }
 
 _SERVICE_READERS = ("VLLM_", "RAY_", "AGL_", "WANDB_")
 _SERVICE_SCHEMES = ("tcp://", "udp://", "sctp://")
-"""Kubernetes names the port of a service `vllm` VLLM_PORT and gives it such a value."""
+"""For a service with the name `vllm`, Kubernetes sets VLLM_PORT to such a value."""
 
 SHORT = 39
-"""The longest temporary folder in bytes: `/ray/session_` with the time and a process id of 7 digits, and
-`/sockets/plasma_store` are 68 more, and the path of a socket has 107 at most."""
+"""The largest length of a temporary folder's path in bytes. The path of a socket has at most 107 bytes, and 68 of them
+are `/ray/session_` with the time and a process id of 7 digits, and `/sockets/plasma_store`."""
 
 MARK = len("/s3-01234567")
-"""What a run adds to the temporary folder."""
+"""How many bytes the folder of a run adds to the path of the temporary folder."""
 
 
 FALLBACKS = (Path("/tmp"), Path("/var/tmp"))
 
 
 def inherited(environment: Mapping[str, str]) -> dict[str, str]:
-    """What a process of a run takes over of `environment`."""
+    """The variables of `environment` that a process of a run gets."""
     return sparing_loopback({name: value for name, value in environment.items() if _is_inherited(name, value)})
 
 
@@ -61,11 +61,11 @@ def _is_inherited(name: str, value: str) -> bool:
 
 
 def temporary_folder(named: Path | None = None) -> Path | None:
-    """A folder for a run's sockets: the user's own (TMPDIR; `named`) if its path is short enough, else the system's.
+    """A folder for a run's sockets: the user's (`named`, or TMPDIR) if its path is short enough, else the system's.
 
-    None where no writable one has a path that is short enough.
+    None when no writable folder has a path that is short enough.
     """
-    own = named or Path(tempfile.gettempdir())  # one that can be written to
+    own = named or Path(tempfile.gettempdir())  # a folder that can be written to
     if _is_short(own):
         return own
     return next((folder for folder in FALLBACKS if _is_short(folder) and os.access(folder, os.W_OK | os.X_OK)), None)

@@ -1,7 +1,8 @@
-"""The shape of a model, from its own config.json or, where that is not on this machine, from a published one.
+"""Reads the shape of a model from its own config.json or, if that is not on this machine, from a published one.
 
-Counts are exact for the dense decoder of Llama and Qwen (grouped-query attention, gated MLP, RMS norm); a model of
-another kind has no shape here and its memory is not planned. Nothing is ever downloaded.
+Used by the doctor and the run's records. The counts are exact for the dense decoders of Llama and Qwen (grouped-query
+attention, gated MLP, RMS norm). A model of another kind has no shape here, so its memory is not planned. Nothing is
+ever downloaded.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ DENSE = ("llama", "mistral", "qwen2", "qwen3")
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """Sizes of a dense decoder. `bits`: of a quantized linear weight, in groups of `group`; 16: not quantized."""
+    """Sizes of a dense decoder. `bits` of each linear weight, quantized in groups of `group`; 16: not quantized."""
 
     hidden: int
     layers: int
@@ -36,7 +37,7 @@ class ModelShape:
 
     @property
     def layer_linear(self) -> int:
-        """Weights of one layer's matrices."""
+        """The number of weights in one layer's matrices."""
         attention = 2 * self.hidden * self.heads * self.head_dim + 2 * self.hidden * self.kv_heads * self.head_dim
         return attention + 3 * self.hidden * self.intermediate
 
@@ -48,7 +49,7 @@ class ModelShape:
 
     @property
     def embedding(self) -> int:
-        """Parameters of the token embedding; the output layer has as many, or is the same."""
+        """Parameters of the token embedding; the output layer has as many, or is the same tensor."""
         return self.vocab * self.hidden
 
     @property
@@ -88,7 +89,7 @@ PUBLISHED = {
 
 
 def from_config(config: dict[str, Any], *, source: str) -> ModelShape | None:
-    """The shape that a config.json describes; None for a kind of model whose parameters are not counted here."""
+    """The shape that a config.json describes; None for a kind of model whose parameters we can not count."""
     if config.get("model_type") not in DENSE or config.get("attention_bias"):
         return None
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
@@ -137,11 +138,13 @@ def model_shape(model: str, folder: Path | None) -> ModelShape | None:
     except FileNotFoundError:
         return PUBLISHED.get(model)
     except (OSError, ValueError, KeyError, TypeError) as cause:
-        raise ConfigError(f"{path} is no model's configuration: {cause!r}", remedy="fetch the model again") from cause
+        raise ConfigError(
+            f"{path} is not the configuration of a model: {cause!r}", remedy="download the model again"
+        ) from cause
 
 
 def missing_files(folder: Path) -> tuple[str, ...]:
-    """What a model folder lacks of its configuration, its tokenizer and its weights, shards included."""
+    """The files of configuration, tokenizer and weights that are missing in a model folder, including shards."""
     lacking = []
     try:
         json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -167,9 +170,9 @@ _BLOCK_BYTES = 1 << 16
 
 
 def model_identity(model: str) -> dict[str, Any]:
-    """What distinguishes model folders: a hash of the files' names, sizes and of 64 blocks of each; or a hub's name.
+    """Identifies a model: a folder by a hash of its files' names and sizes and of 64 blocks of each; else by its name.
 
-    A training step changes weights all over a file, so samples of it show the change, and 15 GB need not be read.
+    A training step changes weights everywhere in a file, so 64 blocks show the change without reading 15 GB.
     """
     folder = Path(model)
     if not folder.is_dir():

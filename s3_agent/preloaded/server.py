@@ -33,7 +33,7 @@ FIRST_FREE = 1000  # received files are kept above every number that a client's 
 
 @dataclass(slots=True)
 class Request:
-    """What a client asks its fork to be."""
+    """What the fork of a client must run: arguments, environment, folder and open files."""
 
     arguments: list[str]
     environment: dict[str, str]
@@ -108,7 +108,7 @@ def _show_environment(environment: dict[str, str]) -> None:
 
 
 def _become(request: Request, server: int) -> None:
-    """Turn the fork into what its client asked for, except for running the code."""
+    """Give the fork the environment, folder and files of its client. `run` then runs the code."""
     os.setsid()
     die_with_parent(server)
     reset_signals()
@@ -128,9 +128,10 @@ def _become(request: Request, server: int) -> None:
 
 
 def _find_title() -> None:
-    """Let vLLM name its processes: its library finds the arguments by the old environment, which is removed next.
+    """Let vLLM name its processes with setproctitle, which finds the command line in memory by the old environment.
 
-    Ray has a copy of that library, which finds them itself unless this library did so before; Ray's workers are files.
+    So it is called before that environment is removed. It is not called for Ray's workers, which run a file: Ray has
+    its own copy of setproctitle, which must be the first to find the command line.
     """
     with contextlib.suppress(ImportError):
         from setproctitle import getproctitle

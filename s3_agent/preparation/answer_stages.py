@@ -11,10 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from s3_agent.clients.connections import async_client
-from s3_agent.clients.generator import make_generator
-from s3_agent.clients.judge import make_judge
 from s3_agent.clients.prompts import AnswerPrompt
-from s3_agent.clients.retriever import HttpRetriever
 from s3_agent.data.files.stages import Ledger, Stage
 from s3_agent.data.files.whole import Report
 from s3_agent.data.naive_rag.answers import complete_cache
@@ -24,7 +21,7 @@ from s3_agent.data.naive_rag.passages import Retrieved, retrieve_all
 from s3_agent.data.tasks import load_tasks
 from s3_agent.data.training_set import write_task_sets
 from s3_agent.data_identity import index_identity, rag_fingerprint, retriever_text
-from s3_agent.processes.services import SERVICES, running_services
+from s3_agent.processes.services import SERVICES, clients_of, running_services
 from s3_agent.recipe import Recipe
 from s3_agent.types import Task
 
@@ -33,7 +30,7 @@ AT_A_TIME = 8
 
 @contextmanager
 def services(recipe: Recipe, *names: str) -> Iterator[Recipe]:
-    """Yields the recipe while only these services run, ours at free ports; others may be down. Raises LaunchError."""
+    """Yields the recipe while only these services run, ours at free ports; no other is needed. Raises LaunchError."""
     free = {name: getattr(recipe, name).model_copy(update={"port": 0}) for name in SERVICES}
     with running_services(recipe.model_copy(update=free), names) as (served, _):
         yield served
@@ -66,7 +63,7 @@ class AnswerStages:
         return [*found.values()]
 
     def _before(self, *stages: str) -> list[Path]:
-        """The manifests of these stages, which must be finished."""
+        """The manifests that are missing among those of these stages, which must be finished first."""
         return [self.ledger.path(stage) for stage in stages if self.ledger.read(stage) is None]
 
     def retrieve(self) -> Stage:
@@ -87,7 +84,7 @@ class AnswerStages:
             async with async_client(timeout=300.0) as http:
                 await retrieve_all(
                     tasks,
-                    retriever=HttpRetriever(http, recipe.retriever_url),
+                    retriever=clients_of(recipe, http).retriever,
                     topk=self.data.retrieved_topk,
                     path=self.retrieved,
                     made_of=inputs,
@@ -131,18 +128,14 @@ class AnswerStages:
 
         async def ask(recipe: Recipe, fingerprint: Fingerprint, tasks: list[Task], report: Report) -> RagCache:
             async with async_client(timeout=300.0) as http:
+                clients = clients_of(recipe, http, prompt=AnswerPrompt(layout=self.data.rag_layout))
                 return await complete_cache(
                     tasks,
                     self._cache,
                     fingerprint,
                     retriever=Retrieved(self.retrieved, topk=fingerprint.topk),
-                    generator=make_generator(
-                        http,
-                        recipe.generator_url,
-                        recipe.generator.client,
-                        prompt=AnswerPrompt(layout=self.data.rag_layout),
-                    ),
-                    judge=make_judge(http, recipe.generator_url, recipe.judge),
+                    generator=clients.generator,
+                    judge=clients.judge,
                     concurrency=self._concurrency,
                     done=lambda done, total: report("naive RAG", done, total),
                     fresh=self._fresh,

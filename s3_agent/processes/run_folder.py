@@ -48,6 +48,9 @@ class Run:
         self.generations = folder / "generations.json"
         self.conditions = folder / "conditions.json"
         self.changes = folder / "changes.json"
+        self.guard = folder / "guard.json"
+        self.best = folder / "best"
+        self.after_best = folder / "after-best"
 
     def create(self) -> None:
         """Make the folder. Raises ConfigError when a run of that name exists."""
@@ -61,12 +64,12 @@ class Run:
         self.make_logs()
 
     def make_logs(self) -> None:
-        """The folder of the logs, which only its user can read: verl logs its configuration with the gateway's key
-        there."""
+        """Make the folder of the logs. Only its user can read it, because verl logs its configuration there, with the
+        gateway's key."""
         self.logs.mkdir(mode=0o700, exist_ok=True)
 
     def write_recipe(self, recipe: Recipe) -> None:
-        """The resolved recipe; the processes of the run read it."""
+        """Write the resolved recipe, which the processes of the run read."""
         write_recipe(self.recipe, recipe)
 
     @contextmanager

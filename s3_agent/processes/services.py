@@ -11,6 +11,9 @@ from pathlib import Path
 import httpx
 
 from s3_agent.clients.connections import get
+from s3_agent.clients.make import ServiceClients, make_services
+from s3_agent.clients.prompts import CONTEXT, AnswerPrompt
+from s3_agent.clients.servers import SAME_INDEX, addresses, difference, served_identities
 from s3_agent.errors import LaunchError
 from s3_agent.processes import commands
 from s3_agent.processes.parts import service_parts
@@ -39,13 +42,17 @@ def resolve_ports(recipe: Recipe, *, any_free: bool = False) -> Recipe:
 
 
 def require_external(recipe: Recipe, names: Collection[str] = (*SERVICES, "gateway")) -> None:
-    """Raises LaunchError unless every service that has an address answers. Called before anything is started."""
-    probes = {
-        "retriever": recipe.retriever.url and recipe.retriever.url + "/healthz",
-        "generator": recipe.generator.openai_compatible and recipe.generator.url and recipe.generator.url + "/models",
-        "gateway": recipe.gateway.url and recipe.gateway.url + "/healthz",
-    }
-    for name, url in probes.items():
+    """Raises LaunchError unless every service that has an address answers, and several retrievers have one index.
+
+    Called before anything is started.
+    """
+    retrievers = addresses(recipe.retriever.url or "")
+    probes = [
+        *(("retriever", f"{url}/healthz") for url in retrievers),
+        ("generator", recipe.generator.openai_compatible and recipe.generator.url and recipe.generator.url + "/models"),
+        ("gateway", recipe.gateway.url and recipe.gateway.url + "/healthz"),
+    ]
+    for name, url in probes:
         if not url or name not in names:
             continue
         try:
@@ -57,6 +64,12 @@ def require_external(recipe: Recipe, names: Collection[str] = (*SERVICES, "gatew
             ) from cause
         if status >= 500:
             raise LaunchError(f"the {name} at {url} answers with status {status}", remedy=f"read the {name}'s own log")
+    if (
+        len(retrievers) > 1
+        and "retriever" in names
+        and (different := difference(served_identities(",".join(retrievers))))
+    ):
+        raise LaunchError(different, remedy=SAME_INDEX)
 
 
 def versions(recipe: Recipe) -> dict[str, str]:
@@ -131,3 +144,19 @@ def running_services(
                 say("starting " + ", ".join(part.name for part in parts))
                 stack.run()
             yield recipe, stack
+
+
+def clients_of(
+    recipe: Recipe, http: httpx.AsyncClient, *, prompt: AnswerPrompt = CONTEXT, kept: bool = True
+) -> ServiceClients:
+    """The clients for the recipe's services. `prompt` is how the generator is asked by default; `kept` False leaves out
+    the cache of its answers."""
+    client = recipe.generator.client
+    return make_services(
+        http,
+        retriever_url=recipe.retriever_url,
+        generator_url=recipe.generator_url,
+        generator=client if kept else client.model_copy(update={"cache": None}),
+        judge=recipe.judge,
+        prompt=prompt,
+    )

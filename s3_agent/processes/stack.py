@@ -250,14 +250,20 @@ class Stack:
             raise self._ended(self._parts[name], code)
         return False
 
-    async def while_alive(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do the work. Raises LaunchError as soon as a process has ended, so that nothing waits for its answers."""
+    async def while_alive[T](self, work: Coroutine[Any, Any, T]) -> T:
+        """Do the work and return its result. Raises LaunchError as soon as a process has ended, so that nothing waits
+        for its answers."""
+        results: list[T] = []
+
+        async def do() -> None:
+            results.append(await work)
 
         async def watch() -> None:
             while not self.ended_well():
                 await asyncio.sleep(TICK_S)
 
-        await until_first(work, watch())
+        await until_first(do(), watch())
+        return results[0]
 
     def _advance(self, part: Part) -> None:
         if part.name not in self._running:

@@ -1,8 +1,8 @@
 """s3's reward: how much better the generator answers with the selected passages than with naive RAG.
 
-Under GRPO the naive-RAG score is the same in a whole group and cancels, so the three modes train alike; the idea takes
-effect in the filter of the training set. The modes differ in what is logged, and under estimators without a group
-baseline (docs/originals.md#c1).
+With GRPO, all rollouts of a group have the same naive-RAG score, so it cancels, and the three modes train in the same
+way; naive RAG matters only in the filter of the training set. The modes differ in what is logged, and with estimators
+that do not compare the rollouts of a group (docs/originals.md#c1).
 """
 
 from functools import partial
@@ -36,10 +36,10 @@ def _score(scored: Scored, *, mode: RewardMode) -> RewardResult:
 
 ACCURACY = Reward(summary="1 for a correct answer, else 0", score=partial(_score, mode="accuracy"))
 GAIN = Reward(
-    summary="accuracy less that of naive RAG: -1 to 1", score=partial(_score, mode="gbr"), needs_rag_score=True
+    summary="accuracy minus that of naive RAG: -1 to 1", score=partial(_score, mode="gbr"), needs_rag_score=True
 )
 GAIN_AND_ACCURACY = Reward(
-    summary="gain beyond naive RAG and accuracy: -1 to 2",
+    summary="gain beyond naive RAG, plus accuracy: -1 to 2",
     score=partial(_score, mode="gbr+accuracy"),
     needs_rag_score=True,
 )

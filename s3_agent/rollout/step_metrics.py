@@ -6,8 +6,11 @@ from statistics import fmean
 from typing import Any
 
 from s3_agent.rollout.episode_log import EpisodeRecord
-from s3_agent.types import ActionKind
+from s3_agent.types import ActionKind, StopReason
 
+SUMS, COUNTS = "actor/sums/", "actor/counts/"
+"""Prefixes of what `s3_agent.agl.losses` sums over tokens, and of how many these are."""
+AT_LIMIT = (StopReason.FINAL_TURN_USED, StopReason.SEARCHES_USED)
 BOUNDARIES = ("policy", "retriever", "generator", "judge", "worker", "timeout")
 
 
@@ -46,6 +49,15 @@ def batch_metrics(trainer: Mapping[str, Any], *, questions: int | None, groups_o
     return {f"s3/train/{name}": float(count) for name, count in counts.items() if count is not None}
 
 
+def likelihood_metrics(trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """The trainer's metrics with means over tokens in place of sums and counts, as `actor/log_prob/correct`, …"""
+    kept = {name: value for name, value in trainer.items() if not name.startswith((SUMS, COUNTS))}
+    for name, value in trainer.items():
+        if name.startswith(SUMS) and (count := trainer[COUNTS + name.removeprefix(SUMS)]):
+            kept["actor/" + name.removeprefix(SUMS)] = float(value / count)
+    return kept
+
+
 def _of(records: Sequence[EpisodeRecord]) -> dict[str, float]:
     ended = [record for record in records if record.state == "succeeded"]
     episodes = [record.episode for record in ended if record.episode is not None]
@@ -56,6 +68,7 @@ def _of(records: Sequence[EpisodeRecord]) -> dict[str, float]:
         "gbr": _mean(record.gbr for record in ended),
         "rag_baseline": _mean(record.task.rag_score for record in ended if record.task is not None),
         "searches": _mean(episode.searches for episode in episodes),
+        "at_search_limit": _mean(episode.stop_reason in AT_LIMIT for episode in episodes),
         "turns": _mean(len(episode.turns) for episode in episodes),
         "selected": _mean(len(episode.selected) for episode in episodes),
         "invalid_actions": _mean(turn.action is None or turn.action.kind is ActionKind.INVALID for turn in turns),
@@ -64,6 +77,8 @@ def _of(records: Sequence[EpisodeRecord]) -> dict[str, float]:
         "answers_cut": _mean(record.metrics.get("answer_cut") for record in ended),
         "judge_unclear": _mean(record.metrics.get("judge_unclear") for record in ended),
     }
+    measured = sorted({name for record in ended for name in record.metrics if name.startswith("evidence_")})
+    means |= {name: _mean(record.metrics.get(name) for record in ended) for name in measured}
     counts = {
         "rollouts": float(len(records)),
         "failed": float(len(records) - len(ended)),

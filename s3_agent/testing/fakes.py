@@ -1,7 +1,7 @@
 """Fakes of the services that a rollout calls, for tests and for trying an agent without a model.
 
-They behave as the real ones: the policy works in token ids, stops at its stop strings and keeps its token limit. Each
-records what it was asked. `testing.servers` puts them behind real HTTP.
+They behave like the real services: the policy works with token ids, and its responses end at a stop string or at the
+token limit. Each fake records its calls. `testing.servers` serves them over real HTTP.
 """
 
 import asyncio
@@ -21,9 +21,9 @@ Respond = Callable[[str], str]
 
 
 class ToyTokenizer:
-    """One token a byte, one for each of the chat template's markers and one for each of `pieces`. It needs no files.
+    """Has one token for each byte, each marker of the chat template, and each of `pieces`. It needs no files.
 
-    A piece such as `>\\n` makes a tag's last token hold more than the tag, as tokens of real vocabularies do.
+    With a piece such as `>\\n`, a tag's last token also contains text after the tag, as in real vocabularies.
     """
 
     MARKERS = ("<|im_start|>", "<|im_end|>")
@@ -53,9 +53,9 @@ class ToyTokenizer:
 
 
 class FakePolicy(TokenPolicy):
-    """Responds by a function of the prompt's text, or with a list of responses one after the other.
+    """Responds with a function of the prompt's text, or with the responses of a list, one after the other.
 
-    `prompts` holds the ids of every call. A response ends with the token in which the first stop string ends, or at the
+    `prompts` has the token ids of every call. A response ends with the token that completes a stop string, or at the
     limit.
     """
 
@@ -81,7 +81,7 @@ class FakePolicy(TokenPolicy):
 
 
 class FakeSlowPolicy(FakePolicy):
-    """Takes `seconds` for every call; None: until `release`. `calls` run now, `most_calls` at most so far."""
+    """Each call takes `seconds`; None: until `release`. `calls` are running now, `most_calls` were the most so far."""
 
     def __init__(self, respond: Respond | Sequence[str], *, seconds: float | None = None) -> None:
         super().__init__(respond)
@@ -124,7 +124,7 @@ def _in_turn(responses: Sequence[str]) -> Respond:
 
 
 class FakeRetriever:
-    """Finds the passages listed for a query, else `default`. The first `failures` calls fail."""
+    """Returns the passages that `found` lists for a query, else `default`. The first `failures` calls fail."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class FakeRetriever:
 
 
 class FakeGenerator:
-    """Answers by a function of question and passages; `asked` holds the prompts. The first `failures` calls fail."""
+    """Answers with a function of question and passages; `asked` has the prompts. The first `failures` calls fail."""
 
     def __init__(self, answer: Callable[[str, str], str] | str, *, failures: int = 0) -> None:
         self.calls: list[tuple[str, tuple[Passage, ...]]] = []

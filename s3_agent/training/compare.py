@@ -187,7 +187,7 @@ def compare_job(recipe: Recipe, request: ComparisonRequest) -> int:
             with running_services(asking) as (services, stack):  # each run has its own gateway
                 asyncio.run(stack.while_alive(_train_all(jobs, services, request)))
         except Interrupted as interrupted:
-            _say(f"stopped by {interrupted}; finished runs are kept in {request.out}, the same command continues")
+            _say(f"stopped by {interrupted}; finished runs are kept in {request.out}; the same command continues")
             return interrupted.code
     comparison = _result(jobs, recipe, shuffled, frozen)
     write_whole(request.out / "comparison.json", comparison.model_dump_json(indent=1))

@@ -66,7 +66,7 @@ class Disk:
 
     @property
     def total(self) -> int | None:
-        """All of it."""
+        """The sum in bytes, or None."""
         if self.checkpoint is None or self.export is None:
             return None
         return self.checkpoint * self.checkpoints + self.export
@@ -74,7 +74,7 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A run before it is one."""
+    """A run that was not started: its recipe, processes, files and disk space."""
 
     recipe: Recipe
     processes: list[Process]
@@ -83,11 +83,11 @@ class Plan:
 
 
 def make_plan(recipe: Recipe) -> Plan:
-    """The plan of a run by `recipe`."""
+    """The plan of a run with `recipe`."""
     run = Run(recipe.runs / recipe.name)
     parts = [*service_parts(recipe, run), *training_parts(recipe, run, key="")]
     ports = {name: getattr(recipe, name).port for name in ("retriever", "generator", "gateway")}
-    # The commands that these two subcommands become, without creating the embedded generator's files.
+    # The commands that our subcommands `serve` and `generator` run, without creating the embedded generator's files.
     generator = recipe.generator
     becomes = {
         "retriever": retriever_command(recipe, port=recipe.retriever.port),
@@ -118,7 +118,9 @@ def _shown(command: Sequence[str]) -> str:
 
 def _files(recipe: Recipe) -> list[File]:
     data = recipe.data
-    files = [File("corpus", data.corpus), File("training tasks", data.train), File("validation", data.validation)]
+    files = [File("training tasks", data.train), File("validation", data.validation)]
+    if recipe.retriever.url is not None or recipe.serves_corpus:
+        files.insert(0, File("corpus", data.corpus))
     if data.rag_cache is not None:
         files.append(File("RAG cache", data.rag_cache))
     if recipe.retriever.url is None:
@@ -175,7 +177,7 @@ def _lines(plan: Plan) -> list[str]:
     folder = next(parent for parent in (recipe.runs.absolute(), *recipe.runs.absolute().parents) if parent.exists())
     return [
         f"policy: {recipe.policy.model} on {trainer.gpus} x {trainer.device}; agent: {recipe.agent.name}",
-        f"steps: {trainer.steps} x {trainer.rollouts_per_step} rollouts ({trainer.questions_per_step} questions x "
+        f"steps: {trainer.steps} x {trainer.rollouts_per_step} rollouts ({trainer.questions_played} questions x "
         f"{trainer.rollouts_per_question}) = {trainer.steps * trainer.rollouts_per_step:,}, {updates} updates a step",
         *_kl_line(trainer.kl_loss, told.actor_rollout_ref.actor.kl_loss_coef, updates),
         f"rollouts at a time: {recipe.workers.processes * recipe.workers.concurrency:,} "
@@ -189,7 +191,7 @@ def _lines(plan: Plan) -> list[str]:
 
 
 def dry_run(recipe: Recipe, *, extra: Extra = lambda _: ()) -> int:
-    """Print the plan of a run; 0."""
+    """Print the plan of a run; returns 0."""
     plan, console = make_plan(recipe), Console()
     console.print(_processes(plan), _files_table(plan))
     commands = [f"{process.name}: {process.command}" for process in plan.processes]

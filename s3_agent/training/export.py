@@ -100,6 +100,20 @@ def replace_policy(run: Run) -> Exported:
     return exported
 
 
+def keep_start(run: Run) -> Exported:
+    """Put the model that the run started from into the run as its policy. Raises ConfigError when it is not on disk."""
+    model = _started_with(run)
+    start = start_folder(model) if model else None
+    if start is None:
+        raise ConfigError(
+            f"no step validated better than the policy that the run started from, and {model} is not on this machine",
+            remedy="use that model; the run's checkpoints are in after-best",
+        )
+    shutil.rmtree(run.policy, ignore_errors=True)
+    _copy(start, run.policy)
+    return Exported(0, "no step validated better than the policy that the run started from: that one is kept")
+
+
 def _started_with(run: Run) -> str | None:
     """The model that the trainer started from; None when the run has no record of it."""
     try:

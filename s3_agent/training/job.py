@@ -33,7 +33,8 @@ from s3_agent.recipe import Recipe, load_recipe, require_trainable
 from s3_agent.rollout.episode_log import read_records
 from s3_agent.training.agent_environment import agent_class_of, env_map_of
 from s3_agent.training.changes import changes, changes_of, record_changes, require_same, write_conditions
-from s3_agent.training.export import Exported, replace_policy
+from s3_agent.training.export import Exported, keep_start, replace_policy
+from s3_agent.training.kept_best import KeptBest, RunStopped, go_back_to_best, read_report
 from s3_agent.training.prepared_tasks import prepare_tasks
 from s3_agent.training.progress import Progress
 from s3_agent.training.resume import CheckpointBound, end_leftovers, require_ranks, rewind
@@ -87,7 +88,7 @@ def trainer_settings(
 
 
 def train_job(recipe: Recipe, *, name: str | None = None) -> int:
-    """Train with `recipe`; returns 0 when it is done. Raises S3AgentError; leaves no process running."""
+    """Train with `recipe`; returns 0 after the last step. Raises S3AgentError; leaves no process running."""
     require_trainable(recipe)
     run = Run(recipe.runs / (name or f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
     return _train(recipe, run, resumed=False)
@@ -116,7 +117,7 @@ def _train(recipe: Recipe, run: Run, *, resumed: bool, changed: Sequence[str] = 
     started = time.monotonic()
     recipe = with_gateway_key(recipe)
     if recipe.gateway.url and not recipe.gateway.key:
-        raise ConfigError("your own gateway needs its key", remedy=KEY_REMEDY)
+        raise ConfigError("the key of your own gateway is missing", remedy=KEY_REMEDY)
     if recipe.policy.mode != "tokens":
         raise ConfigError("chat messages carry no token ids to train on", remedy="leave policy.mode=tokens")
     require_external(recipe)
@@ -156,18 +157,26 @@ def _train(recipe: Recipe, run: Run, *, resumed: bool, changed: Sequence[str] = 
         if done < recipe.trainer.steps:
             try:
                 start_up = _play(recipe, run, generation=generation)
+            except RunStopped as stop:
+                guard = stop.report
+                _say(f"the guard stopped the run after step {guard.step}: {guard.reason}")
+                go_back_to_best(run, guard.best_step)
+                _say(f"the policy of step {guard.best_step} is kept; it validated best ({guard.best_validation:.3f})")
             except Interrupted as interrupted:
                 _say(
                     f"stopped by {interrupted}; nothing is left running, logs are in {run.logs}; "
                     f"continue with --resume {run.folder.name}"
                 )
                 return interrupted.code
-        exported = replace_policy(run)
+        found = read_report(run)
+        began = found is not None and found.stopped and not found.best_step
+        exported = keep_start(run) if began else replace_policy(run)
         summary = summarize(
             records=read_records(run.episodes),
             metrics=read_jsonl(run.metrics),
             validation=validation,
             steps=recipe.trainer.steps,
+            guard=found,
             rollouts_per_step=recipe.trainer.rollouts_per_step,
             wall_seconds=time.monotonic() - started,
             start_up_seconds=start_up,
@@ -190,10 +199,12 @@ def _play(recipe: Recipe, run: Run, *, generation: int) -> dict[str, float]:
         looked = 0.0
 
         bound = CheckpointBound(run, keep=recipe.trainer.checkpoints_kept)
+        kept = KeptBest(run, recipe.trainer.guard)
 
         def tick() -> None:
             nonlocal looked
             progress()
+            kept.look()
             bound.enforce()
             if time.monotonic() - looked > 10.0:
                 looked = time.monotonic()

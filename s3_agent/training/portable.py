@@ -1,8 +1,8 @@
 """Makes transformers 4 and 5, and the servers built on them, read the same model from an exported folder.
 
-transformers 5 writes rotary parameters under new names only: transformers 4 finds neither `rope_theta` nor
-`rope_scaling`, uses its defaults without a warning, and does not know the tokenizer's class. So the folder gets the
-files of the model that the run began with, and the old names beside the new ones. Called by the export.
+Called by the export. transformers 5 writes rotary parameters only under new names: transformers 4 finds neither
+`rope_theta` nor `rope_scaling`, uses its defaults without a warning, and does not know the tokenizer's class. So the
+folder gets the files of the model that the run started from, and its configuration gets the old names too.
 """
 
 import json
@@ -33,7 +33,7 @@ _NOT_COMPARED = {
 
 
 def make_portable(folder: Path, start: Path | None) -> None:
-    """Rewrite a model folder that the trainer wrote. `start`: the model that the run began with, if it is available."""
+    """Rewrite a model folder that the trainer wrote. `start`: the model that the run started from, or None."""
     config = _read(folder / "config.json")
     if start is not None:
         own = _read(start / "config.json")
@@ -103,7 +103,7 @@ def _rope(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _means_the_same(own: dict[str, Any], trained: dict[str, Any]) -> bool:
-    """Whether a model's own configuration describes what was trained: a run can override some of it."""
+    """Whether the starting model's configuration also describes the trained model; a run can override some values."""
     for key in (own.keys() & trained.keys()) - _NOT_COMPARED:
         if key.endswith("_config") and isinstance(own[key], dict) and isinstance(trained[key], dict):
             if not _means_the_same(own[key], trained[key]):

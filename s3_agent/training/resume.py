@@ -173,7 +173,7 @@ def rewind(run: Run, *, keep: int | None) -> int:
             remedy=f"`s3-agent export-policy {run.folder} --step {policy} -o …` may still give its policy; to train "
             f"again from the beginning, move {run.checkpoints} away",
         )
-    left = (run.metrics, run.episodes, run.logs, run.summary)
+    left = (run.metrics, run.episodes, run.logs, run.summary, run.guard)
     kept = [path for path in left if path.exists() and not _in(earlier, path).exists()]
     metrics = list(_rows(run.metrics if run.metrics in kept else _in(earlier, run.metrics)))
     until = _counts_until(metrics, step, run.metrics)

@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from s3_agent.cli.main import app
 from s3_agent.clients.tokenizer import load_tokenizer
-from s3_agent.embedded import NANO_POLICY
+from s3_agent.embedded import NANO_POLICY, NANO_SEARCH_R1
 from s3_agent.testing.fakes import FakeGenerator, FakePolicy, FakeRetriever
 from s3_agent.testing.servers import generator_app, policy_app, retriever_app, serve
 from s3_agent.types import Episode, Passage
@@ -50,6 +50,7 @@ def running() -> Iterator[Running]:
         serve(generator_app(generator)) as generator_url,
     ):
         overrides = [f"retriever.url={retriever_url}", f"generator.url={generator_url}/v1", "gateway.port=0"]
+        overrides.append(f"policies.search_r1.model={NANO_POLICY}")  # the server does not say whose tokenizer it has
         yield Running(policy_url + "/v1", overrides, policy, retriever, generator)
 
 
@@ -92,6 +93,13 @@ def test_what_can_not_be_asked_says_what_to_do(running: Running, tmp_path: Path)
     running.overrides.append("agent.name=search_r1")
     first = running.ask()
     assert "initial_topk must be 0" in str(first.exception)
+
+
+def test_a_server_that_names_no_tokenizer_gets_the_agents_own(running: Running) -> None:
+    running.overrides.pop()
+    done = running.ask("--agent", "search_r1")
+    assert done.exit_code == 0, done.output
+    assert QUESTION in load_tokenizer(str(NANO_SEARCH_R1)).decode(running.policy.prompts[0])
 
 
 def test_a_policy_that_is_not_there_is_a_policy_error(running: Running) -> None:

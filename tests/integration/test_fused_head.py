@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from s3_agent.agl.verl_config import FUSED_HEAD
 from s3_agent.embedded import NANO_POLICY
 
 pytestmark = pytest.mark.timeout(180)
@@ -38,7 +37,7 @@ def ranks(store: Path, *modules: str) -> list[subprocess.CompletedProcess[str]]:
 
 
 def test_losses_and_gradients_are_those_of_the_models_own_logits(tmp_path: Path) -> None:
-    for done in ranks(tmp_path / "store", FUSED_HEAD):
+    for done in ranks(tmp_path / "store", "s3_agent.agl.fused_head"):
         assert done.returncode == 0, done.stderr[-3000:]
         found = json.loads(done.stdout.splitlines()[-1])
         assert found["fused"] == pytest.approx(found["losses"], rel=1e-5)
@@ -65,10 +64,10 @@ print(before, fsdp._select_fsdp2_wrap_targets.__module__)
 def test_verl_loads_the_module_with_the_models_configuration() -> None:
     """Each process that trains reads one before it makes its model."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", MADE, str(NANO_POLICY), FUSED_HEAD],
+        [sys.executable, "-W", "ignore", "-c", MADE, str(NANO_POLICY), "s3_agent.agl.fused_head"],
         capture_output=True,
         text=True,
         timeout=150,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.splitlines()[-1].split() == ["verl.utils.fsdp_utils", FUSED_HEAD]
+    assert done.stdout.splitlines()[-1].split() == ["verl.utils.fsdp_utils", "s3_agent.agl.fused_head"]

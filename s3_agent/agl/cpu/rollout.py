@@ -1,4 +1,4 @@
-"""verl's vLLM server as a CPU replica: a worker that takes new weights, and one engine process instead of two."""
+"""Makes verl's vLLM server a CPU replica: its worker accepts new weights, and it has one process instead of two."""
 
 import os
 from typing import Any
@@ -22,7 +22,7 @@ class CpuServerAdapter(rollout.ServerAdapter):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # verl names the socket by Ray's job id, which is the same in every local Ray: two runs would meet.
+        # verl names the socket by Ray's job id, which is the same in every local Ray: two runs would share a socket.
         self.zmq_handle = self.zmq_handle.replace(ray.get_runtime_context().get_job_id(), _run_id())
 
 
@@ -46,8 +46,8 @@ class CpuReplica(server.vLLMReplica):
 
 
 def apply() -> None:
-    """Patch what the server and the trainer's worker need. Done once at import when there is no CUDA device."""
-    # verl/workers/rollout/vllm_rollout/vllm_rollout.py:97: vLLM's CPU platform has no device uuid, nothing reads it.
+    """Apply the patches for the server and the trainer's worker. Done once at import, if there is no CUDA device."""
+    # verl/workers/rollout/vllm_rollout/vllm_rollout.py:97: vLLM's CPU platform has no device uuid. Nothing reads it.
     rollout.get_device_uuid = lambda device_id: "CPU"
     one_process.apply()
 

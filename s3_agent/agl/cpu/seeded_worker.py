@@ -1,7 +1,7 @@
-"""Loaded inside the vLLM servers that we start on a CPU: a request's `seed` decides its tokens, whatever else runs.
+"""Loaded inside the vLLM servers that we start on a CPU: a request's `seed` decides its tokens in any batch.
 
-vLLM 0.20.2 on a CPU ends with "CPU Generator does not use offset" when a seeded prompt is prefilled in more than one
-piece, and samples without seeds whenever one request of a batch has none.
+vLLM 0.20.2 on a CPU fails with "CPU Generator does not use offset" when a seeded prompt is prefilled in more than one
+piece, and ignores all seeds of a batch if one of its requests has none.
 """
 
 from typing import Any
@@ -12,14 +12,13 @@ from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 
 class SeededWorker:
-    """What `--worker-extension-cls` wants: a class to mix into vLLM's worker. Importing this module is what counts."""
+    """A class for `--worker-extension-cls` to mix into vLLM's worker. Only the import of this module matters."""
 
 
 def apply() -> None:
-    """Apply both patches. Done once at import when there is no CUDA device."""
-    # vllm/v1/worker/gpu_model_runner.py:3386 turns back the generator of a prompt that is not prefilled to its end, by
-    # an offset that a CPU generator does not have. Here such a prompt has no generator while tokens are sampled, so
-    # that there is nothing to turn back.
+    """Apply both patches. Done once at import, if there is no CUDA device."""
+    # When a prompt is not completely prefilled, vllm/v1/worker/gpu_model_runner.py:3386 sets its generator back by an
+    # offset, which a CPU generator does not have. So we remove the generator of such a prompt while tokens are sampled.
     sample_tokens = CPUModelRunner.sample_tokens
 
     def sample_seeded(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -33,7 +32,7 @@ def apply() -> None:
 
     CPUModelRunner.sample_tokens = sample_seeded  # pyright: ignore[reportAttributeAccessIssue]
 
-    # vllm/v1/sample/ops/topk_topp_sampler.py:161 heeds seeds only when every request of the batch has one.
+    # vllm/v1/sample/ops/topk_topp_sampler.py:161 uses seeds only if every request of the batch has one.
     forward = TopKTopPSampler.forward_cpu
 
     def forward_seeded(self: Any, logits: Any, generators: dict[int, Any], *args: Any) -> Any:

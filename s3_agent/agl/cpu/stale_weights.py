@@ -1,6 +1,6 @@
-"""A fault for tests: the policy server keeps the weights it started with. It shows that a check of them can fail.
+"""A fault for tests: the policy server keeps its first weights. A test of the weight exchange must fail with it.
 
-Chosen by `trainer.verl.actor_rollout_ref.rollout.checkpoint_manager_class`, never by a shipped recipe.
+`trainer.verl.actor_rollout_ref.rollout.checkpoint_manager_class` selects it; no shipped recipe does.
 """
 
 from typing import Any
@@ -9,8 +9,8 @@ from verl.checkpoint_engine import CheckpointEngineManager
 
 
 class StaleWeights(CheckpointEngineManager):
-    """Gives the policy server no weights after those that training starts with."""
+    """Sends the policy server only the weights that training starts with."""
 
     def update_weights(self, global_steps: int = 0) -> Any:
-        """Exchange weights only before the first step."""
+        """Send weights only before the first step."""
         return None if global_steps else super().update_weights(global_steps)

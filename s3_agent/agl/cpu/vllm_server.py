@@ -1,6 +1,6 @@
 """`python -m s3_agent.agl.cpu.vllm_server OPTION…`: vLLM's OpenAI server on a CPU, with the engine's worker inside it.
 
-Generators and policies outside the trainer are served by it. The options are those of vLLM's own server.
+It serves the generator, and policies outside the trainer. The options are those of vLLM's own server.
 """
 
 import runpy

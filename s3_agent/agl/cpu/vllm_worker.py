@@ -1,4 +1,4 @@
-"""Loaded inside vLLM: weights that can be exchanged after every step."""
+"""Loaded inside vLLM: lets its weights be replaced after every step."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import torch
 import vllm.model_executor.layers.utils as layers
 from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 
-import s3_agent.agl.cpu.seeded_worker  # noqa: F401  patches what samples
+import s3_agent.agl.cpu.seeded_worker  # noqa: F401  patches the sampler
 
 
 def _plain_linear(layer: Any, remove_weight: bool) -> None:
@@ -14,7 +14,7 @@ def _plain_linear(layer: Any, remove_weight: bool) -> None:
 
 
 if not torch.cuda.is_available():
-    # vllm/model_executor/layers/utils.py:222 packs linear weights and drops the originals: none could be loaded again.
+    # vllm/model_executor/layers/utils.py:222 packs linear weights and drops the originals; new ones can not be loaded.
     layers.dispatch_cpu_unquantized_gemm = _plain_linear
 
 

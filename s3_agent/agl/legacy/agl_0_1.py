@@ -1,7 +1,7 @@
 """`LitAgent` of Agent Lightning 0.1.2, the version that the original s3 example names.
 
-Its trainer reads prompt and response ids from a rollout's triplets. They are returned with the reward, as they were
-sent and sampled, and need no tracer.
+Its trainer reads prompt and response ids from a rollout's triplets. We return them with the reward, exactly as they
+were sent and sampled, so no tracer is needed.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from s3_agent.agl.one_task import OneTaskSettings
 
 
 class S3LitAgent(LitAgent):  # pyright: ignore[reportUntypedBaseClass]
-    """s3 for `Trainer(...).fit(S3LitAgent(), ...)`. Without `settings`, the `S3_AGENT_*` variables say them."""
+    """s3 for `Trainer(...).fit(S3LitAgent(), ...)`. Without `settings` it reads the `S3_AGENT_*` variables."""
 
     def __init__(self, settings: OneTaskSettings | None = None, *, resource: str = "main_llm") -> None:
         super().__init__()
@@ -21,7 +21,7 @@ class S3LitAgent(LitAgent):  # pyright: ignore[reportUntypedBaseClass]
         self._resource = resource
 
     async def training_rollout_async(self, task: Any, rollout_id: str, resources: dict[str, Any]) -> Any:
-        """Play one task; the reward and a triplet for each policy call. Raises S3AgentError, then nothing is taught."""
+        """Play one task: its reward, and a triplet for each policy call. Raises S3AgentError; then none is trained."""
         model = model_of(resources, name=self._resource)
         outcome, calls = await play_at(task, self._settings, url=model.endpoint, model=model, key=None)
         triplets = [

@@ -1,7 +1,7 @@
-"""Do the batches divide as verl and Agent Lightning need them to?
+"""Checks whether the batches divide as verl and Agent Lightning require.
 
-A recipe's own fields are checked when it is loaded; `trainer.verl` can still change any of them, so what is checked
-here is what verl is told in the end. AGL floors the rows of a step to whole mini-batches and drops the rest.
+A recipe's own fields are checked when it is loaded, but `trainer.verl` can still change any of them. So these checks
+read verl's final configuration. AGL cuts the rows of a step down to whole mini-batches and drops the rest.
 """
 
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ from s3_agent.doctor.training import Engine, Training
 _ROLLOUT = "trainer.verl.actor_rollout_ref.rollout"
 _ACTOR = "trainer.verl.actor_rollout_ref.actor"
 REWARD_ALONE = frozenset({"grpo", "grpo_vectorized", "rloo", "opo", "gpg", "gdpo", "reinforce_plus_plus_baseline"})
-"""verl's estimators that compare the rollouts of a question, and take the reward of one that is alone as it is."""
+"""verl's estimators that compare the rollouts of a question, and use the raw reward of a rollout that is alone."""
 
 
 def check_batch(case: Case) -> Iterator[Finding]:
-    """Batch sizes, their division among GPUs, and what AGL would drop."""
+    """Batch sizes, their division among GPUs, and the rows that AGL would drop."""
     if (training := case.training) is None:
         return
     yield from _mini_batches(training)
@@ -30,12 +30,12 @@ def check_batch(case: Case) -> Iterator[Finding]:
     if training.rollouts < 2:
         yield error(
             "batch.group-of-one",
-            what="one rollout a question",
+            what="each question has one rollout",
             why="rollouts of a question are compared with each other: "
             + (
-                "verl takes the raw reward of one alone for its advantage, so that all of them are reinforced"
+                "the advantage of a single one is its raw reward in verl, so all of them are reinforced"
                 if training.estimator in REWARD_ALONE
-                else "one alone has nothing to be compared with, and nothing is learned"
+                else "a single one has nothing to be compared with, so nothing is learned"
             ),
             fix="set trainer.rollouts_per_question=4 and take rollout.n out of trainer.verl",
         )
@@ -43,14 +43,14 @@ def check_batch(case: Case) -> Iterator[Finding]:
         yield warning(
             "batch.lone-reward",
             what=f"the advantage estimator is verl's {training.estimator}",
-            why="where rows are lost or dropped, a question with one rollout left gets its raw reward for an advantage",
+            why="if rows are lost or dropped, and a question has one rollout left, its advantage is its raw reward",
             fix=f"take adv_estimator out of trainer.verl: {ESTIMATOR} is GRPO in which such a rollout counts 0",
         )
     if not training.level.startswith("trajectory"):
         yield warning(
             "batch.rows-per-turn",
             what=f"agentlightning.trace_aggregator.level is {training.level}: every turn becomes a row",
-            why="the rows of a step, and with them its optimizer updates, grow with the turns that the policy takes"
+            why="a step has more rows, and more optimizer updates, the more turns the policy takes"
             + ("" if training.max_update_times else ", without a limit"),
             fix="take trace_aggregator out of trainer.verl, or set trainer.max_updates",
         )
@@ -58,7 +58,7 @@ def check_batch(case: Case) -> Iterator[Finding]:
         yield error(
             "batch.rollout-advantage",
             what="the advantage estimator is gae, and algorithm.enable_rollout_level_advantage is on",
-            why="rollout-level advantages replace the critic's: it would be trained and not used",
+            why="rollout-level advantages replace the critic's: the critic would be trained but not used",
             fix="set trainer.verl.algorithm.enable_rollout_level_advantage=false",
         )
 
@@ -68,8 +68,8 @@ def _mini_batches(training: Training) -> Iterator[Finding]:
     if mini > rows:
         yield error(
             "batch.mini-batch-too-large",
-            what=f"a mini-batch has {mini} rows, a step {rows}",
-            why="no step has a whole mini-batch: verl refuses it, or AGL drops every row and skips every step",
+            what=f"a mini-batch has {mini} rows, but a step has {rows}",
+            why="no step fills a mini-batch: verl refuses this, or AGL drops every row and skips every step",
             fix="set trainer.questions_per_update to a divisor of trainer.questions_per_step",
         )
         return
@@ -77,7 +77,7 @@ def _mini_batches(training: Training) -> Iterator[Finding]:
         yield error(
             "batch.rows-dropped",
             what=f"{rows % mini} of a step's {rows} rows are dropped: mini-batches have {mini}",
-            why="AGL floors the rows of a step to whole mini-batches: what was played for the rest is thrown away",
+            why="AGL cuts the rows of a step down to whole mini-batches: the rollouts of the other rows are lost",
             fix="set trainer.questions_per_update to a divisor of trainer.questions_per_step",
         )
     if training.max_update_times is not None and training.max_update_times * mini < rows - rows % mini:
@@ -85,35 +85,35 @@ def _mini_batches(training: Training) -> Iterator[Finding]:
             "batch.updates-capped",
             what=f"max_ppo_update_times={training.max_update_times} trains {training.max_update_times * mini} of a "
             f"step's {rows} rows",
-            why="AGL drops the others, those of groups with equal rewards first",
+            why="AGL drops the other rows, and first those of groups with equal rewards",
             fix="raise trainer.max_updates, or trainer.questions_per_update",
         )
 
 
 def _engine(training: Training, engine: Engine) -> Iterator[Finding]:
-    """A model's sizes against the ranks that it is spread over."""
+    """Whether a model's sizes divide the ranks that it is spread over."""
     ranks, together, copy = training.ranks, engine.sequence_parallel, engine.fsdp_size
     if 0 < copy < ranks and ranks % copy:
         yield error(
             "batch.fsdp-size",
             what=f"{ranks} ranks can not be divided by fsdp_size={copy} ({engine.place})",
-            why="verl's `create_device_mesh` makes whole groups of so many ranks: the last ranks are in none and fail "
-            "when the workers start",
+            why="verl's `create_device_mesh` makes only complete groups of that size: the last ranks are in no group "
+            "and fail when the workers start",
             fix=f"set fsdp_size to -1 (all ranks) or to a divisor of {ranks}",
         )
     if ranks % together:
         yield error(
             "batch.sequence-parallel",
             what=f"{ranks} ranks can not be divided by ulysses_sequence_parallel_size={together} ({engine.place})",
-            why="so many ranks share each row: verl's engine makes whole groups of them, and the last ranks are in "
-            "none and fail when the workers start",
+            why="that many ranks share each row: verl's engine makes only complete groups, so the last ranks are in "
+            "no group and fail when the workers start",
             fix=f"set {engine.place}.ulysses_sequence_parallel_size to a divisor of {ranks}",
         )
         return
     if together > 1 and not training.remove_padding:
         yield error(
             "batch.sequence-parallel-padding",
-            what=f"ulysses_sequence_parallel_size is more than 1 ({engine.place}) with padded rows",
+            what=f"ulysses_sequence_parallel_size is more than 1 ({engine.place}), and rows are padded",
             why="verl's FSDPActorConfig refuses sequence parallelism without `use_remove_padding`",
             fix="set trainer.verl.actor_rollout_ref.model.use_remove_padding=true",
         )
@@ -121,14 +121,14 @@ def _engine(training: Training, engine: Engine) -> Iterator[Finding]:
 
 
 def _rows_of_a_rank(training: Training, engine: Engine, parallel: int) -> Iterator[Finding]:
-    """How a mini-batch divides among the `parallel` groups of ranks that see rows of their own."""
+    """Whether a mini-batch divides among `parallel` groups of ranks, each of which gets different rows."""
     questions = engine.mini_batch_size or training.mini_batch_size
     mini = questions * training.rollouts
     if mini % parallel:
         yield error(
             "batch.mini-batch-gpus",
             what=f"a mini-batch of {mini} rows can not be divided among {parallel} data-parallel GPUs ({engine.place})",
-            why="verl's `train_mini_batch` asserts it, after the first step's rollouts were played",
+            why="verl's `train_mini_batch` stops the run with an assertion after the first step's rollouts",
             fix="change trainer.questions_per_update, trainer.rollouts_per_question or trainer.gpus",
         )
         return
@@ -138,7 +138,7 @@ def _rows_of_a_rank(training: Training, engine: Engine, parallel: int) -> Iterat
         yield error(
             "batch.rows-gpus",
             what=f"a step's {training.rows} rows can not be divided among {training.ranks} GPUs",
-            why="verl's `validate_config` asserts it when the trainer starts",
+            why="verl's `validate_config` stops the trainer at its start with an assertion",
             fix="change trainer.questions_per_step or trainer.gpus, or set trainer.tokens_per_gpu",
         )
     for place, micro in engine.micro_batches.items():
@@ -146,9 +146,9 @@ def _rows_of_a_rank(training: Training, engine: Engine, parallel: int) -> Iterat
             trained = place.endswith("ppo_micro_batch_size_per_gpu")
             yield error(
                 "batch.micro-batch" if trained else "batch.log-prob-micro-batch",
-                what=f"{mini // parallel} rows a GPU can not be divided into {'training' if trained else 'log-prob'} "
-                f"micro batches of {micro} ({engine.name})",
-                why="verl's `prepare_micro_batches` asserts it, after the first step's rollouts were played",
+                what=f"the {mini // parallel} rows of a GPU can not be divided into "
+                f"{'training' if trained else 'log-prob'} micro batches of {micro} ({engine.name})",
+                why="verl's `prepare_micro_batches` stops the run with an assertion after the first step's rollouts",
                 fix=f"set trainer.micro_batch to a divisor of {mini // parallel} and take {place} out, or set "
                 "trainer.tokens_per_gpu",
             )
@@ -160,7 +160,7 @@ def _splits_nodes(server: int, sizes: tuple[int, int, int], node: int) -> bool:
 
 
 def _rollout(training: Training) -> Iterator[Finding]:
-    """The policy servers' ranks against the trainer's, which they share."""
+    """Whether the policy servers' ranks divide those of the trainer, because both use the same GPUs."""
     ranks, sizes = training.ranks, training.rollout_parallel
     server = prod(sizes)
     named = "tensor_model_parallel_size" if server == sizes[0] else "tensor x data x pipeline parallel sizes"
@@ -168,24 +168,24 @@ def _rollout(training: Training) -> Iterator[Finding]:
         yield error(
             "batch.tensor-parallel",
             what=f"{ranks} GPUs can not be divided by {named}={server}",
-            why="verl asserts it when it builds its policy servers",
+            why="verl stops with an assertion when it builds its policy servers",
             fix="set trainer.tensor_parallel to a divisor of trainer.gpus",
         )
     elif _splits_nodes(server, sizes, training.gpus):
         yield error(
             "batch.server-nodes",
-            what=f"policy servers of {server} GPUs (tensor, data, pipeline parallel: {sizes}) do not go with nodes of "
+            what=f"policy servers of {server} GPUs (tensor, data, pipeline parallel: {sizes}) do not fit nodes of "
             f"{training.gpus} GPUs",
-            why="verl places a server on GPUs of one node, or on whole nodes, with its tensor parallel GPUs on one of "
-            "them where it is also data parallel",
+            why="verl places a server on GPUs of one node, or on whole nodes; if it is also data parallel, its tensor "
+            "parallel GPUs must be on one node",
             fix="set trainer.tensor_parallel to a divisor of trainer.gpus",
         )
     if training.rollout_dynamic != training.engines[0].dynamic:
         yield error(
             "batch.dynamic",
             what="actor.use_dynamic_bsz and rollout.log_prob_use_dynamic_bsz differ",
-            why="verl asserts that training and log-probs are packed alike, when the workers start",
-            fix=f"take {_ROLLOUT}.log_prob_use_dynamic_bsz out of trainer.verl, and set trainer.tokens_per_gpu or not",
+            why="when the workers start, verl asserts that training and log-probs pack rows in the same way",
+            fix=f"take {_ROLLOUT}.log_prob_use_dynamic_bsz out of trainer.verl: trainer.tokens_per_gpu sets both",
         )
 
 
@@ -200,7 +200,7 @@ def _heads(case: Case, training: Training) -> Iterator[Finding]:
         if shape.heads % size:
             what = f"{shape.heads} attention heads can not be divided by {size} ({place})"
         elif shape.kv_heads % size and size % shape.kv_heads:
-            what = f"of {shape.kv_heads} key-value heads and {size} ({place}) neither divides the other"
+            what = f"{shape.kv_heads} key-value heads and {size} ({place}): neither divides the other"
         else:
             continue
         yield error(

@@ -1,4 +1,4 @@
-"""Is there room for checkpoints, the trained policy, the index and the caches? Sizes are computed from the model."""
+"""Checks whether the disks have room for checkpoints, policy, index and caches; sizes are computed from the model."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from s3_agent.doctor.memory import gib
 
 
 def checkpoint_bytes(case: Case) -> int:
-    """One checkpoint: master weights and Adam's moments, and the policy as a Hugging Face folder when it is kept."""
+    """Bytes of one checkpoint: master weights, Adam's moments and, with `checkpoint_policy`, a Hugging Face folder."""
     assert case.training is not None
     if (shape := case.shape("policy")) is None:
         return 0
@@ -21,7 +21,7 @@ def checkpoint_bytes(case: Case) -> int:
 
 
 def checkpoints(case: Case) -> int:
-    """How many checkpoints are on the disk at most: the oldest is deleted as soon as the next one is started."""
+    """The largest number of checkpoints on the disk; the oldest is deleted as soon as the next one is started."""
     trainer = case.recipe.trainer
     every = trainer.checkpoint_every or trainer.steps
     made = -(-trainer.steps // every)
@@ -29,7 +29,7 @@ def checkpoints(case: Case) -> int:
 
 
 def disk_items(case: Case) -> list[tuple[Path, str, int]]:
-    """(path, what, bytes) that a run adds to the disk."""
+    """What a run adds to the disks, as (path, what, bytes)."""
     items: list[tuple[Path, str, int]] = []
     if case.training is not None and (shape := case.shape("policy")):
         count, size = checkpoints(case), checkpoint_bytes(case)
@@ -48,7 +48,7 @@ def disk_items(case: Case) -> list[tuple[Path, str, int]]:
 
 
 def check_disk(case: Case) -> Iterator[Finding]:
-    """What a run writes, by file system."""
+    """Whether each file system has room for what a run writes to it."""
     if (host := case.machine.host) is None:
         return
     wanted: dict[int, list[tuple[Path, str, int]]] = defaultdict(list)
@@ -63,7 +63,7 @@ def check_disk(case: Case) -> Iterator[Finding]:
         path, what, size = max(items, key=lambda item: item[2])
         yield error(
             "disk.full",
-            what=f"the disk of {path} has {gib(free[device])} free, a run writes {gib(needed)}",
-            why=f"most is {what} ({gib(size)}); a checkpoint that can not be written ends the run",
+            what=f"the disk of {path} has {gib(free[device])} free, but a run writes {gib(needed)}",
+            why=f"the largest item is {what} ({gib(size)}); a checkpoint that can not be written ends the run",
             fix="set runs=/a/larger/disk, trainer.checkpoints_kept=2, or a larger trainer.checkpoint_every",
         )

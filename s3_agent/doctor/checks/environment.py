@@ -1,7 +1,7 @@
-"""What the environment variables of a shell, a scheduler or a container do to a run.
+"""Checks the environment variables of a shell, a scheduler or a container that can disturb a run.
 
-Variables that the processes of a run do not take over (`s3_agent.machine.inherited`) are no findings, but for the one
-that may have been meant for it: RAY_ADDRESS.
+Variables that the processes of a run do not take over (`s3_agent.machine.inherited`) are not reported, except
+RAY_ADDRESS, because the user may have set it for this run.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ TRACKERS = ("tensorboard", "wandb")
 
 
 def check_environment(case: Case) -> Iterator[Finding]:
-    """Proxies, temporary folder, other people's packages, certificates, network interfaces and trackers' keys."""
+    """Proxies, Ray, temporary folder, shadowed packages, certificates, network interfaces and trackers."""
     if (host := case.machine.host) is None:
         return
     yield from _proxies(host.environment)
@@ -33,15 +33,15 @@ def _proxies(environment: Mapping[str, str]) -> Iterator[Finding]:
     named = {name: value for name, value in environment.items() if value}
     through = {name: value for name, value in named.items() if name.lower() in PROXIES}
     usable = {name for name, value in through.items() if usable_proxy(value)}
-    # Programs read either spelling; one that is not set is read by none.
+    # Some programs read one spelling and some the other, so each spelling that is set must name this machine.
     unproxied = [{part.strip() for part in named[name].split(",")} for name in NO_PROXY if name in named] or [set()]
     if through and not all("*" in parts or {"127.0.0.1", "localhost"} <= parts for parts in unproxied):
         yield warning(
             "host.proxy",
             what=f"{', '.join(sorted(through))} is set, and NO_PROXY, or no_proxy beside it, does not name 127.0.0.1 "
             "and localhost",
-            why="what we start and our own clients leave loopback alone; what you start beside them (an agent, curl) "
-            "does not, and would ask the proxy for your own gateway",
+            why="our clients and the processes that we start call this machine without a proxy, but programs that you "
+            "start (an agent, curl) would ask the proxy for your own gateway",
             fix="export NO_PROXY=127.0.0.1,localhost no_proxy=127.0.0.1,localhost",
         )
     covered = {name.lower() for name in usable}
@@ -50,9 +50,9 @@ def _proxies(environment: Mapping[str, str]) -> Iterator[Finding]:
         yield warning(
             "host.proxy-unusable",
             what=f"Python's HTTP clients can not use {values}",
-            why="a SOCKS proxy needs the package socksio, and other schemes are unknown to httpx; our processes "
-            "overlook it, so that downloads and trackers go without a proxy",
-            fix="pip install 'httpx[socks]' and write it as socks5h://…, or export https_proxy=http://…",
+            why="a SOCKS proxy needs the package socksio, and httpx does not know other schemes; our processes ignore "
+            "such a proxy, so downloads and trackers use none",
+            fix="pip install 'httpx[socks]' and write the proxy as socks5h://…, or export https_proxy=http://…",
         )
 
 
@@ -65,9 +65,9 @@ def _ray(case: Case, host: Host) -> Iterator[Finding]:
     if (address := host.environment.get("RAY_ADDRESS")) and not case.recipe.ray.address:
         yield warning(
             "host.ray-address",
-            what=f"RAY_ADDRESS is {address}, and the recipe names no Ray",
-            why="a run takes its Ray from the recipe alone: it starts one of its own on this machine",
-            fix=f"to train on that Ray: ray.address={address}; else: unset RAY_ADDRESS",
+            what=f"RAY_ADDRESS is {address}, but the recipe names no Ray",
+            why="a run reads only the recipe's ray.address: it will start another Ray on this machine",
+            fix=f"to train on that Ray: ray.address={address}; otherwise: unset RAY_ADDRESS",
         )
 
 
@@ -79,15 +79,15 @@ def _temporary_folder(host: Host) -> Iterator[Finding]:
             what=f"the temporary folder {named} has a path of more than {SHORT - MARK} bytes, and neither /tmp nor "
             "/var/tmp can be written to",
             why="Ray and vLLM make sockets below it, and the path of a socket has 107 bytes at most",
-            fix="export TMPDIR= a folder of your own with a short path",
+            fix="set TMPDIR to a folder that you own, with a short path",
         )
     elif used != named:
         yield warning(
             "host.temporary-folder",
             what=f"the temporary folder {named} has a path of more than {SHORT - MARK} bytes",
-            why=f"sockets have short paths only, so that those of a run, and what Ray has no room for in memory, are "
-            f"in {used}",
-            fix="export TMPDIR= a folder of your own with a short path, if that one has little room",
+            why=f"the path of a socket must be short, so a run's sockets, and the objects that Ray has no memory for, "
+            f"are in {used}",
+            fix=f"if {used} has little room, set TMPDIR to a folder that you own, with a short path",
         )
 
 
@@ -96,8 +96,8 @@ def _packages(host: Host) -> Iterator[Finding]:
         yield warning(
             "host.shadowed-package",
             what=f"{folder} holds a package {name}",
-            why="it is on PYTHONPATH or is the current folder, and goes before the installed one, whose version was "
-            "checked",
+            why="this folder is on PYTHONPATH or is the current one, so Python imports its package instead of the "
+            "installed one, whose version was checked",
             fix=f"take {folder} out of PYTHONPATH, or start from another folder",
         )
 
@@ -106,14 +106,14 @@ def _files(host: Host) -> Iterator[Finding]:
     for name, path in host.missing_certificates.items():
         yield error(
             "host.certificates",
-            what=f"{name} names {path}, which is not there",
-            why="httpx and requests read it before their first call, and end with a FileNotFoundError",
+            what=f"{name} names {path}, which does not exist",
+            why="httpx and requests read this file before their first call, and fail with a FileNotFoundError",
             fix=f"unset {name}, or install the certificates there",
         )
 
 
 def _interfaces(case: Case, host: Host) -> Iterator[Finding]:
-    """Names as NCCL reads them (prefixes, `=` for a whole name, `^` for all others) and Gloo (whole names)."""
+    """Compares the names as NCCL reads them (prefixes, `=` for a whole name, `^` for all others), and Gloo (whole)."""
     if not case.cuda or not host.interfaces:
         return
     for variable in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
@@ -128,8 +128,8 @@ def _interfaces(case: Case, host: Host) -> Iterator[Finding]:
         if not there:
             yield error(
                 "host.network-interface",
-                what=f"{variable} is {value}, this machine has {', '.join(sorted(host.interfaces))}",
-                why="the ranks look for each other there, and end when the first group is made",
+                what=f"{variable} is {value}, but this machine has {', '.join(sorted(host.interfaces))}",
+                why="the ranks search for each other on that interface, and fail when the first group is made",
                 fix=f"unset {variable}, or name one of these",
             )
 
@@ -141,20 +141,20 @@ def _trackers(case: Case, host: Host) -> Iterator[Finding]:
             yield error(
                 "tracker.missing",
                 what=f"trainer.trackers names {name}, which is not installed",
-                why="verl imports it when all other parts are up",
+                why="verl imports it only after all other processes are ready",
                 fix=f"pip install {name}, or take it out of trainer.trackers",
             )
     if "wandb" in trainer.trackers and trainer.wandb_mode == "online" and not host.wandb_key:
         yield error(
             "tracker.key",
-            what="trainer.wandb_mode is online, and there is no key for Weights & Biases",
-            why="wandb ends the trainer when all other parts are up: there is nobody to ask for the key",
+            what="trainer.wandb_mode is online, but there is no key for Weights & Biases",
+            why="wandb can not ask for the key, and ends the trainer after all other processes are ready",
             fix="wandb login, or export WANDB_API_KEY=…, or trainer.wandb_mode=offline and `wandb sync` later",
         )
 
 
 def offline(environment: Mapping[str, str]) -> str | None:
-    """The variable that forbids Hugging Face's libraries the network, as they read it."""
+    """The variable that forbids Hugging Face's libraries to use the network; None if neither is set."""
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         if environment.get(name, "").upper() in ("1", "ON", "YES", "TRUE"):
             return name

@@ -1,4 +1,4 @@
-"""Do the gateway, the trainer and the agents mean the same model and the same sampling?"""
+"""Checks whether the gateway, the trainer and the agents use the same model and the same sampling."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from s3_agent.doctor.findings import Finding, error
 
 
 def check_gateway(case: Case) -> Iterator[Finding]:
-    """The gateway sends calls to the model of one name, and forces one temperature."""
+    """The gateway sends all calls to the model of one name, and sets one temperature, whatever the agents ask for."""
     recipe, training = case.recipe, case.training
     if recipe.policy.mode != "tokens":
         yield error(
@@ -19,8 +19,8 @@ def check_gateway(case: Case) -> Iterator[Finding]:
     if recipe.gateway.url and not recipe.gateway.key:
         yield error(
             "gateway.key",
-            what=f"the gateway at {recipe.gateway.url} is not ours, and no key is given",
-            why="it refuses the trainer and the workers with 401",
+            what=f"the gateway at {recipe.gateway.url} is yours, but no key for it is given",
+            why="it answers the trainer and the workers with 401",
             fix="export AGL_KEY=…, or name a file that holds it: gateway.key_file=…",
         )
     if training is None:
@@ -28,16 +28,17 @@ def check_gateway(case: Case) -> Iterator[Finding]:
     if training.model != recipe.policy.model:
         yield error(
             "gateway.model-name",
-            what=f"the trainer's model is {training.model!r}, the gateway's default_proxy.model_name is "
+            what=f"the trainer's model is {training.model!r}, but the gateway's default_proxy.model_name is "
             f"{recipe.policy.model!r}",
-            why="the trainer registers its policy servers under its own path: the gateway finds none for another",
+            why="the trainer registers its policy servers under the path of its model: the gateway finds none under "
+            "another name",
             fix="set policy.model and take model.path out of trainer.verl",
         )
     if training.temperature != recipe.trainer.temperature:
         yield error(
             "gateway.temperature",
-            what=f"the trainer reckons with temperature {training.temperature}, the gateway samples with "
+            what=f"the trainer computes log-probs at temperature {training.temperature}, but the gateway samples at "
             f"{recipe.trainer.temperature}",
-            why="log-probs at another temperature are those of another policy: every importance ratio is off",
+            why="log-probs at another temperature are those of another policy: every importance ratio is wrong",
             fix="set trainer.temperature and take rollout.temperature out of trainer.verl",
         )

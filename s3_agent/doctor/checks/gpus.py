@@ -1,4 +1,4 @@
-"""Are the GPUs there that the recipe places its parts on, are they free, and does their driver carry our CUDA?"""
+"""Checks whether the GPUs that the recipe uses exist and are free, and whether their driver supports our CUDA."""
 
 import re
 from collections.abc import Iterator
@@ -21,17 +21,16 @@ def check_gpus(case: Case) -> Iterator[Finding]:
         if cards:
             yield warning(
                 "gpus.unused",
-                what=f"the recipe trains on the CPU, {case.machine.name} has {len(cards)} GPUs",
-                why="the CPU backend does nothing where CUDA is present: verl would train on a GPU with settings made "
-                "for a CPU",
-                fix="set CUDA_VISIBLE_DEVICES= (nothing), or a recipe with trainer.device=cuda",
+                what=f"the recipe trains on the CPU, but {case.machine.name} has {len(cards)} GPUs",
+                why="the CPU backend does nothing if there is CUDA: verl would train on a GPU with settings for a CPU",
+                fix="set CUDA_VISIBLE_DEVICES= (nothing), or use a recipe with trainer.device=cuda",
             )
         return
     if not cards:
         yield error(
             "gpus.none",
-            what=f"the recipe needs GPUs, none is visible on {case.machine.name}",
-            why="verl and vLLM would fail when they look for CUDA",
+            what=f"the recipe needs GPUs, but none is visible on {case.machine.name}",
+            why="verl and vLLM would fail when they search for CUDA",
             fix="check `nvidia-smi` and CUDA_VISIBLE_DEVICES; without a GPU: s3-agent train --recipe cpu",
         )
         return
@@ -39,18 +38,22 @@ def check_gpus(case: Case) -> Iterator[Finding]:
     wanted = {number for part in ("trainer", "retriever", "generator") for number in case.recipe.gpus.of(part) or []}
     missing = sorted(wanted - known)
     if missing or gpus > len(cards):
-        named = f"GPUs {missing} of the recipe are" if missing else f"trainer.gpus={gpus}: too many, they are"
+        named = (
+            f"the recipe uses GPUs {missing}, which are not among the {len(cards)} visible ones"
+            if missing
+            else f"trainer.gpus={gpus} is more than the {len(cards)} visible ones"
+        )
         yield error(
             "gpus.too-few",
-            what=f"{named} not among the {len(cards)} visible ones",
-            why="Ray waits for a GPU that never comes, and a service placed on it finds no CUDA device",
+            what=named,
+            why="Ray waits forever for a missing GPU, and a service that should use it finds no CUDA device",
             fix="change trainer.gpus and gpus.trainer/retriever/generator, or CUDA_VISIBLE_DEVICES",
         )
     yield from _each(case)
 
 
 def _nodes(case: Case) -> Iterator[Finding]:
-    """Ranks that no Ray of this run has a GPU for."""
+    """Whether the run's Ray has a GPU, or the one logical GPU of the CPU backend, for each rank."""
     if (training := case.training) is None:
         return
     if not case.cuda and training.ranks != 1:
@@ -63,8 +66,8 @@ def _nodes(case: Case) -> Iterator[Finding]:
     elif training.nodes != 1 and not case.recipe.ray.address:
         yield error(
             "gpus.nodes",
-            what=f"trainer.nnodes={training.nodes}, and the recipe names no Ray",
-            why="the Ray that a run starts has this machine alone: verl's resource pool refuses more nodes",
+            what=f"trainer.nnodes={training.nodes}, but the recipe names no Ray",
+            why="the Ray that a run starts has only this machine: verl's resource pool refuses more nodes",
             fix="start Ray on all nodes and set ray.address=HOST:6379, or take nnodes out of trainer.verl",
         )
 
@@ -76,23 +79,24 @@ def _each(case: Case) -> Iterator[Finding]:
         if gpu.index in used and gpu.total - gpu.free > DRIVER + (512 << 20):
             yield error(
                 "gpus.busy",
-                what=f"GPU {gpu.index} ({gpu.name}) has {gib(gpu.total - gpu.free)} in use by others",
-                why="vLLM takes a share of all of a card's memory, and fails where that is not free",
-                fix=f"nvidia-smi -i {gpu.index} shows whose it is; stop that, or take it out of CUDA_VISIBLE_DEVICES",
+                what=f"on GPU {gpu.index} ({gpu.name}) other processes use {gib(gpu.total - gpu.free)}",
+                why="vLLM takes a share of the whole card's memory, and fails if that much is not free",
+                fix=f"nvidia-smi -i {gpu.index} lists the processes; stop them, or take this GPU out of "
+                "CUDA_VISIBLE_DEVICES",
             )
         if gpu.index in used and gpu.capability is not None and gpu.capability < OLDEST:
             yield error(
                 "gpus.too-old",
                 what=f"GPU {gpu.index} ({gpu.name}) has compute capability {gpu.capability[0]}.{gpu.capability[1]}",
                 why="bfloat16 and flash-attention 2 need 8.0 (A100, RTX 30) or newer",
-                fix="take it out of CUDA_VISIBLE_DEVICES",
+                fix="take this GPU out of CUDA_VISIBLE_DEVICES",
             )
     trainers = [gpu for gpu in cards if gpu.index in case.placed("trainer")]
     if len({gpu.total for gpu in trainers}) > 1:
         yield warning(
             "gpus.unequal",
             what="the trainer's GPUs have different memory: " + ", ".join(gib(gpu.total) for gpu in trainers),
-            why="every rank holds an equal share: the smallest card decides, the others are partly idle",
+            why="every rank holds an equal share: the smallest card decides, and memory of the others stays unused",
             fix="place gpus.trainer on equal cards",
         )
     yield from _driver(case)
@@ -108,7 +112,7 @@ def _driver(case: Case) -> Iterator[Finding]:
         if needed and found < needed[: len(found)]:
             yield error(
                 "gpus.driver",
-                what=f"the NVIDIA driver is {driver}, torch is built for CUDA {host.cuda}",
+                what=f"the NVIDIA driver is {driver}, but torch is built for CUDA {host.cuda}",
                 why=f"CUDA {host.cuda} needs driver {'.'.join(map(str, needed))} or newer: torch would find no device",
                 fix="update the driver, or install a torch built for an older CUDA",
             )

@@ -1,4 +1,4 @@
-"""Surroundings on the machine that end a run late: shared memory, proxies, left-over Rays, clock."""
+"""Checks what can end a run late on this machine: shared memory, leftover Ray daemons, the clock, the compiler."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ DAY_S = 86400
 
 
 def check_host(case: Case) -> Iterator[Finding]:
-    """What the operating system offers and what is left over on it."""
+    """Shared memory, leftover Ray daemons, the clock and, if vLLM compiles on a CPU, the compiler."""
     if case.machine.host is None:
         return
     yield from _shared_memory(case)
@@ -20,8 +20,8 @@ def check_host(case: Case) -> Iterator[Finding]:
     if not case.cuda and generator.hosted and generator.compiled and not case.machine.host.compiler:
         yield error(
             "host.compiler",
-            what="generator.serve asks vLLM to compile the generator, and there is no C++ compiler",
-            why="on a CPU torch compiles to C++: the generator ends when it starts",
+            what="generator.serve asks vLLM to compile the generator, but there is no C++ compiler",
+            why="on a CPU, torch compiles to C++: the generator would fail at its start",
             fix="take the option out of generator.serve, or install g++ (Debian: apt install g++)",
         )
 
@@ -34,8 +34,8 @@ def _shared_memory(case: Case) -> Iterator[Finding]:
         report = error if case.cuda and case.recipe.trainer.gpus > 1 else warning
         yield report(
             "host.shared-memory",
-            what=f"/dev/shm has {gib(host.shm_free)} free, a run wants {gib(needed)}",
-            why="NCCL and Ray's object store live there: NCCL ends with a bus error, Ray falls back to the disk",
+            what=f"/dev/shm has {gib(host.shm_free)} free, but a run needs {gib(needed)}",
+            why="NCCL and Ray's object store use it: NCCL fails with a bus error, and Ray falls back to the disk",
             fix="docker run --shm-size=16g (or --ipc=host); on a host: mount -o remount,size=16g /dev/shm",
         )
 
@@ -47,14 +47,14 @@ def _left_over(case: Case) -> Iterator[Finding]:
         pids = " ".join(map(str, host.stray_rays))
         yield warning(
             "host.stray-ray",
-            what=f"Ray daemons that no job owns are running (pid {pids})",
-            why="they hold GPU memory, ports and shared memory of a run that is gone",
+            what=f"Ray daemons without a parent job are running (pid {pids})",
+            why="they still hold GPU memory, ports and shared memory of a run that has ended",
             fix=f"if they are yours: kill {pids}; to train on them: ray.address=…",
         )
     if host.newest_input is not None and host.newest_input > host.now + DAY_S:
         yield error(
             "host.clock",
             what=f"the newest data file is {(host.newest_input - host.now) / DAY_S:.0f} days ahead of the clock",
-            why="with a clock that is behind, certificates are refused, and a run sorts before older ones",
+            why="if the clock is behind, certificates are refused, and a new run sorts before older ones",
             fix="set the clock: timedatectl set-ntp true",
         )

@@ -1,4 +1,4 @@
-"""Does what a run holds in GPU memory and in RAM fit? The plan itself is `plans`; the dry run prints it."""
+"""Checks whether GPU memory and RAM suffice for a run. `plans` builds the memory plan, which the dry run prints too."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,12 +19,12 @@ from s3_agent.doctor.serving_memory import (
 from s3_agent.doctor.trainer_memory import cpu_bytes, host_bytes, training_phases
 from s3_agent.doctor.training import Training
 
-PASSAGE_TOKENS = 200  # of a passage of 100 words with its title, generously
-INSTRUCTION_TOKENS = 700  # of a first prompt without its passages
+PASSAGE_TOKENS = 200  # a high estimate for a passage of 100 words with its title
+INSTRUCTION_TOKENS = 700  # a first prompt without its passages
 
 
 def expected_length(case: Case) -> int:
-    """Tokens of the longest row that an episode makes when every passage is an ordinary one."""
+    """The tokens of the longest row of an episode whose passages all have ordinary length."""
     assert case.training is not None
     limits = case.recipe.agent.limits
     observation = min(limits.max_observation_tokens or limits.topk * PASSAGE_TOKENS, limits.topk * PASSAGE_TOKENS)
@@ -34,7 +34,10 @@ def expected_length(case: Case) -> int:
 
 
 def plans(case: Case, *, longest: bool = False) -> list[Plan]:
-    """One plan a kind of GPU. With `longest`, rows are as long as the trainer keeps them."""
+    """One plan for the GPUs of the trainer, the generator and the retriever each.
+
+    With `longest`, rows are as long as the trainer keeps them, instead of as long as expected.
+    """
     found: list[Plan] = []
     for part in ("trainer", "generator", "retriever") if case.cuda else ():
         cards = [gpu for gpu in case.machine.gpus if gpu.index in case.placed(part)]
@@ -54,7 +57,7 @@ def _sharded(case: Case) -> bool:
 
 
 def _phases(case: Case, part: str, *, longest: bool, total: int, cards: int) -> tuple[tuple[Phase, ...], str]:
-    """What a part holds on each of its cards of `total` bytes, and a note on where that is known from."""
+    """What the process `part` holds on each of its cards of `total` bytes, and a note on the source of the sizes."""
     recipe, training, shape = case.recipe, case.training, case.shape(part if part == "generator" else "policy")
     if part == "trainer" and training is not None and shape is not None:
         rows = training if longest else _with_length(training, expected_length(case))
@@ -62,21 +65,21 @@ def _phases(case: Case, part: str, *, longest: bool, total: int, cards: int) -> 
     if part == "generator" and recipe.generator.hosted and recipe.agent.asks_generator and shape is not None:
         return generator_phases(shape, read_options(recipe.generator.serve), total=total), f"model by {shape.source}"
     if part == "retriever" and recipe.retriever.url is None and (index := case.index) is not None:
-        note = "wiki-18's 21.0M passages supposed, the corpus is not here" if index.supposed else ""
+        note = "assuming wiki-18's 21.0M passages, because the corpus is not here" if index.supposed else ""
         sizes = {"passages": index.passages, "dimension": index.dimension, "cards": cards}
         return retriever_phases(recipe.retriever.index, **sizes), note
     return (), ""
 
 
 def _with_length(training: Training, length: int) -> Training:
-    """Rows of `length` at most, where rows and not tokens are counted."""
+    """The training with rows of at most `length` tokens, if micro batches count rows and not tokens."""
     if training.dynamic:
         return training
     return replace(training, kept_prompt=0, kept_response=length)
 
 
 def _shared(found: list[Plan]) -> list[Plan]:
-    """Parts on the same card: each phase of one meets the other's peak."""
+    """The plans with the other processes on the same card: each phase also gets the peak of each of them."""
     result = []
     for plan in found:
         others = [other for other in found if other is not plan and set(other.indexes) & set(plan.indexes)]
@@ -88,7 +91,7 @@ def _shared(found: list[Plan]) -> list[Plan]:
 
 
 def check_gpu_memory(case: Case) -> Iterator[Finding]:
-    """The first phase of each GPU that does not fit, with its largest item and what to change."""
+    """The largest phase of each GPU that does not fit, with its largest item and the settings to change."""
     fitting = set()
     for plan in plans(case):
         if plan.fits:
@@ -97,21 +100,21 @@ def check_gpu_memory(case: Case) -> Iterator[Finding]:
         yield error(f"memory.{plan.part}", **_too_much(plan, plan.peak))
     for plan in plans(case, longest=True):
         if plan.part in fitting and not plan.fits:
-            yield warning("memory.longest-row", **_too_much(plan, plan.peak, "when a row is as long as it may be, "))
+            yield warning("memory.longest-row", **_too_much(plan, plan.peak, "when rows have their largest length, "))
 
 
 def _too_much(plan: Plan, phase: Phase, when: str = "") -> dict[str, str]:
     numbers = ",".join(map(str, plan.indexes))
     return {
         "what": f"{when}{phase.name} on GPU {numbers} ({plan.part}) needs {gib(phase.size)} of {gib(plan.free)}",
-        "why": f"the largest item is {phase.largest.name} with {gib(phase.largest.size)}; the run would end in CUDA's "
+        "why": f"the largest item is {phase.largest.name} with {gib(phase.largest.size)}; the run would end with CUDA "
         "out of memory",
         "fix": phase.change,
     }
 
 
 def check_caches(case: Case) -> Iterator[Finding]:
-    """vLLM refuses to start when its share does not hold one sequence of full length."""
+    """Whether vLLM's share of a GPU holds one sequence of full length; otherwise vLLM refuses to start."""
     for part, served, change in _engines(case):
         shape, card = case.shape(part), min(case.machine.gpus, key=lambda gpu: gpu.total)
         assert shape is not None
@@ -122,8 +125,8 @@ def check_caches(case: Case) -> Iterator[Finding]:
         yield error(
             f"memory.{part}-cache",
             what=f"the {part}'s share of a GPU, {served.utilization:.2f} x {gib(card.total)}, leaves room for "
-            f"{max(0, tokens)} tokens of KV cache, one sequence has {length}",
-            why="vLLM refuses to start with less than one sequence of full length",
+            f"{max(0, tokens)} tokens of KV cache, but one sequence has {length}",
+            why="vLLM refuses to start if its cache does not hold one sequence of full length",
             fix=f"{gib(needed)} are needed: {change}",
         )
 
@@ -148,7 +151,7 @@ def _engines(case: Case) -> Iterator[tuple[str, Served, str]]:
 
 
 def check_ram(case: Case) -> Iterator[Finding]:
-    """What is offloaded, loaded and searched in RAM."""
+    """Whether the RAM suffices for offloaded state, models while they are loaded, and the index."""
     if (host := case.machine.host) is None:
         return
     items = ram_items(case)
@@ -156,14 +159,14 @@ def check_ram(case: Case) -> Iterator[Finding]:
     if needed > host.ram_free:
         yield error(
             "memory.ram",
-            what=f"{gib(needed)} of RAM are needed, {gib(host.ram_free)} of {gib(host.ram)} are free",
-            why=f"the largest item is {largest} with {gib(items[largest])}; the kernel would kill a process in mid-run",
-            fix="free memory; or trainer.offload=false where the GPUs have room, a compressed index, or more RAM",
+            what=f"{gib(needed)} of RAM are needed, but {gib(host.ram_free)} of {gib(host.ram)} are free",
+            why=f"the largest item is {largest} with {gib(items[largest])}; the kernel would kill a process of the run",
+            fix="free memory; or set trainer.offload=false if the GPUs have room, use a compressed index, or add RAM",
         )
 
 
 def ram_items(case: Case) -> dict[str, int]:
-    """Bytes of RAM by what needs it; what is not foreseen (Python processes, page cache) is left out."""
+    """Bytes of RAM by what needs them, without what can not be computed (Python processes, page cache)."""
     items: dict[str, int] = {}
     if case.training is not None and (shape := case.shape("policy")):
         items |= host_bytes(shape, case.training) if case.cuda else cpu_bytes(shape, case.training)

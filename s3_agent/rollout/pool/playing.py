@@ -1,7 +1,8 @@
 """One claimed rollout, from its first attempt to its end.
 
-It ends SUCCEEDED on the attempt that earned its reward, or FAILED on an attempt without events
-(docs/promises.md, 1). A failed attempt is tried again under a new id, on another worker, as the failure policy says.
+A rollout ends SUCCEEDED, and its last attempt is the one with the reward; or it ends FAILED, and its last attempt has
+no events (docs/promises.md, 1). The failure policy decides whether a failed attempt is followed by another one, with a
+new id and on another worker.
 """
 
 import asyncio
@@ -113,7 +114,7 @@ class Player:
         self._logged: defaultdict[str | None, set[str]] = defaultdict(set)
 
     def new_attempt_id(self) -> str:
-        """Unique everywhere. The text before the last dash is the pool's id: a restarted pool knows its own by it."""
+        """A globally unique id. It starts with the pool's id, so a restarted pool recognizes its own attempts."""
         return f"{self._settings.pool_id}-{uuid4().hex}"
 
     async def play(self, run: ActiveRollout) -> None:
@@ -178,9 +179,9 @@ class Player:
         return Failure(boundary=told.boundary, message=message)
 
     async def _attempt(self, run: ActiveRollout, attempt_id: str) -> AttemptResult:
-        """Have one attempt played. A worker that neither answers in time nor dies is killed.
+        """Let a worker play one attempt. A worker that neither answers in time nor ends is killed.
 
-        The attempt's time begins when it has a worker; it waits for one until the rollout's deadline.
+        The attempt waits for a worker until the rollout's deadline; its time starts when it has one.
         """
         avoid, run.worker = run.worker, ""
         if not run.native and not self._allowed(run.agent_class or ""):
@@ -358,7 +359,7 @@ class Player:
         fields["reported"] = refused is None
         if refused is None:
             self._monitor.ended(timings, reward=fields.get("reward"), boundary=fields.get("boundary"))
-        else:  # the gateway does not count it among those that have ended, or counts the end that another process set
+        else:  # the gateway no longer has the rollout, or another process has ended it
             self._monitor.gone += 1
             fields["error"] = "; ".join(dict.fromkeys(filter(None, (refused, fields.get("error")))))
         self._events.write(

@@ -49,7 +49,7 @@ def test_a_class_takes_its_agents_place_and_gives_it_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("label", "message"), [("s4", "there is no agent 's4'"), ("rag", "can not be trained"), (":", "does not fit")]
+    ("label", "message"), [("s4", "there is no agent 's4'"), ("rag", "can not be trained"), (":", "is not valid")]
 )
 def test_a_label_that_is_no_agent_is_refused(label: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

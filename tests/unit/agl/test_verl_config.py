@@ -11,8 +11,8 @@ from s3_agent.agl import cpu
 from s3_agent.agl.run_files import MODULES_VARIABLE, TRACKING
 from s3_agent.agl.verl_config import (
     ESTIMATOR,
-    FUSED_HEAD,
     REFUSED,
+    WITH_MODEL,
     TrainerRecipe,
     TrainerSettings,
     environment,
@@ -228,7 +228,7 @@ def test_with_cuda_nothing_of_the_cpu_backend_is_named(on_cuda: DictConfig) -> N
     assert on_cuda.ray_kwargs.ray_init.get("num_gpus") is None
     assert not set(environment(settings(device="cuda"))) & set(cpu.ENVIRONMENT)
     assert environment(settings(device="cuda"))[MODULES_VARIABLE] == TRACKING
-    assert on_cuda.actor_rollout_ref.model.external_lib == FUSED_HEAD
+    assert on_cuda.actor_rollout_ref.model.external_lib == WITH_MODEL
 
 
 @pytest.mark.parametrize(("device", "ours"), [("cuda", [TRACKING]), ("cpu", [cpu.SHIM, TRACKING])])

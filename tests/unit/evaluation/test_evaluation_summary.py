@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from s3_agent.agl.guard import GuardReport
 from s3_agent.errors import S3AgentError
 from s3_agent.evaluation.summary import Summary, logprob_gap, reward_curve, summarize, validation_passes
 from s3_agent.evaluation.views.closing import closing_table
@@ -79,16 +80,16 @@ METRICS = [{"step": 0, "data": {"val/reward": 0.25}}, step(1), step(2)]
 def build() -> Callable[..., Summary]:
     """`summarize` with the run's constants."""
 
-    def build(records: Records = HEALTHY, metrics: list[dict[str, Any]] = METRICS, *, steps: int = 2) -> Summary:
+    def build(records: Records = HEALTHY, metrics: list[dict[str, Any]] = METRICS, **given: Any) -> Summary:
         return summarize(
             records=records,
             metrics=metrics,
             validation=TASKS,
-            steps=steps,
             rollouts_per_step=4,
             wall_seconds=60.0,
             start_up_seconds={},
             versions={"python": "3"},
+            **{"steps": 2, **given},
         )
 
     return build
@@ -202,6 +203,18 @@ def test_a_gradient_that_is_no_number_is_counted_not_fatal(build: Callable[..., 
 def test_nothing_scored_twice_is_an_error_of_ours(build: Callable[..., Summary]) -> None:
     with pytest.raises(S3AgentError, match="scored both before and after"):
         build([*validation(0, "xxxx"), *HEALTHY[4:]])
+
+
+def test_a_stopped_run_is_judged_by_the_policy_that_was_kept(build: Callable[..., Summary]) -> None:
+    records = [*HEALTHY, *training(400, "0000"), *validation(500, "0000")]
+    metrics = [METRICS[0], step(1), step(2, val__reward=0.75), step(3, val__reward=0.0)]
+    guard = GuardReport(reason="it fell", step=3, stopped=True, best_step=2, best_validation=0.75)
+    summary = build(records, metrics, steps=9, guard=guard)
+    assert (summary.val_after, summary.steps, summary.skipped_steps) == (0.75, 3, 0)
+    output = io.StringIO()
+    Console(file=output, width=160).print(closing_table(summary))
+    assert "guard, after step 3: it fell; the policy of step 2 is kept" in output.getvalue()
+    assert build(records, metrics, steps=3).val_after == 0.0
 
 
 def test_unknown_hops_have_a_row() -> None:

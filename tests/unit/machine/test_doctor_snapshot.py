@@ -48,7 +48,7 @@ def test_a_driver_that_does_not_tell_the_capability_is_read() -> None:
 
 @pytest.mark.parametrize("text", ["8x40", "x40gb", "0x40gb", "8 x 40gb", "gpu", ""])
 def test_a_description_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="describes no machine"):
+    with pytest.raises(ConfigError, match="does not describe a machine"):
         described(text)
 
 
@@ -111,7 +111,7 @@ def test_a_shape_comes_from_the_folder_or_is_published(tmp_path: Path, monkeypat
     assert published is not None and published.source == "published config"
     assert model_shape("nobody/knows", None) is None
     (tmp_path / "config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ConfigError, match="no model's configuration"):
+    with pytest.raises(ConfigError, match="not the configuration of a model"):
         model_shape(str(tmp_path), tmp_path)
 
 
