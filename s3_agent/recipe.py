@@ -109,7 +109,7 @@ class RetrieverRecipe(_Section):
     `url` may be several, as a list or separated by commas: servers over the same index, which share the requests.
     `index` describes the index that it searches (docs/retrieval.md), and `folder` is its folder; default: `index` in
     `data.folder`, or `prepared/index/CORPUS`. A missing BM25 index is built at the start. A dense index takes hours:
-    build it before the run. `rerank` scores the index's best passages again (docs/retrieval.md#reranking).
+    build it before the run. `rerank` scores the index's best passages again (docs/richer-search.md).
     """
 
     url: Annotated[str | None, BeforeValidator(_urls)] = None
