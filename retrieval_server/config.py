@@ -67,7 +67,7 @@ def read_rerank_settings(path: Path) -> RerankSettings:
 
 
 class ServerSettings(HttpSettings):
-    """One server: its corpus, index, reranker and limits. Without `backend`, the manifest gives the index's.
+    """One server: its corpus, index, reranker and limits. Without `backend`, the index's manifest gives its settings.
 
     `corpus` is None for a kind that searches none, and only then.
     """
@@ -85,7 +85,7 @@ class ServerSettings(HttpSettings):
         if not searched and self.corpus is not None:
             raise ValueError("--corpus: an index of this kind searches no corpus, leave it out")
         if not searched and self.rerank is not None:
-            raise ValueError("--rerank: an index of this kind is not reranked, leave it out")
+            raise ValueError("--rerank: an index of this kind searches no corpus, and its passages are not reranked")
         return self
 
     @model_validator(mode="after")

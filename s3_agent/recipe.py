@@ -109,8 +109,7 @@ class RetrieverRecipe(_Section):
     `url` may be several, as a list or separated by commas: servers over the same index, which share the requests.
     `index` describes the index that it searches (docs/retrieval.md), and `folder` is its folder; default: `index` in
     `data.folder`, or `prepared/index/CORPUS`. A missing BM25 index is built at the start. A dense index takes hours:
-    build it before the run.
-    `rerank` scores the index's best passages again (docs/retrieval.md#reranking).
+    build it before the run. `rerank` scores the index's best passages again (docs/richer-search.md).
     """
 
     url: Annotated[str | None, BeforeValidator(_urls)] = None
@@ -124,7 +123,7 @@ class RetrieverRecipe(_Section):
         if self.url is not None and self.rerank is not None:
             raise ValueError("`rerank` is for our own server: leave it out, or start the server at `url` with --rerank")
         if self.rerank is not None and not kind_of(self.index).searches_corpus:
-            raise ValueError(f"`rerank` is for an index over a corpus, not for `kind: {self.index.kind}`: leave it out")
+            raise ValueError(f"passages of `index.kind: {self.index.kind}` are not reranked: leave `rerank` out")
         return self
 
     @field_validator("index", mode="before")
@@ -496,6 +495,8 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from (kind.settings for kind in INDEX_KINDS.loadable())
     elif annotation is RerankSettings:
         yield from (style.settings for style in RERANKERS.loadable())
+    elif (variants := getattr(annotation, "variants", None)) is not None:
+        yield from variants()
     elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in get_args(annotation):

@@ -67,6 +67,10 @@ class HybridKind(IndexKind):
             for file in (DESCRIBED, *kind_of(index).progress_of(index))
         )
 
+    def verify(self, corpus: Corpus, folder: Path, settings: HybridSettings, *, report: Report) -> None:
+        for name, index in settings.indexes.items():
+            kind_of(index).verify(corpus, folder / name, index, report=report)
+
     def made_with(self, settings: HybridSettings) -> dict[str, Any]:
         """The version of each part's format, and what its kind depends on."""
         made = {

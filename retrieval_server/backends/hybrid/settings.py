@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from retrieval_server.index_kinds import AnyIndexSettings, IndexSettings
+from retrieval_server.index_kinds import AnyIndexSettings, IndexSettings, kind_of
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 RESERVED = ("hybrid", "rerank")
@@ -42,6 +42,8 @@ class HybridSettings(IndexSettings, frozen=True):
                 raise ValueError(f"the part {name!r} needs another name: lower-case letters, digits and _")
             if isinstance(part.index, HybridSettings):
                 raise ValueError(f"the part {name!r} is a hybrid index itself: name its parts here")
+            if not kind_of(part.index).searches_corpus:
+                raise ValueError(f"the part {name!r} ({part.index.kind}) searches no corpus: it can not be fused")
             part.index.check_topk(self.depth)
         return self
 
@@ -65,6 +67,12 @@ class HybridSettings(IndexSettings, frozen=True):
         return {
             name: {"index": {"kind": part.index.kind, **described(part.index)}} for name, part in self.parts.items()
         }
+
+    def place(self) -> dict[str, Any]:
+        """The parts, with the settings that say where each is; nothing if no part has any."""
+        if not any(index.place() for index in self.indexes.values()):
+            return {}
+        return {"parts": self._parts(lambda index: index.identity() | index.place())}
 
     @property
     def indexes(self) -> Mapping[str, IndexSettings]:
