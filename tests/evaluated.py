@@ -23,8 +23,8 @@ def _task(number: int, *, question: str) -> Task:
     )
 
 
-def _episode(agent: str, draw: random.Random, *, searches: int, text: str) -> Episode:
-    found = [tuple(_passage(draw.randrange(500)) for _ in range(3)) for _ in range(searches + 1)]
+def _episode(agent: str, draw: random.Random, *, searches: int, text: str, passages: int) -> Episode:
+    found = [tuple(_passage(draw.randrange(passages)) for _ in range(3)) for _ in range(searches + 1)]
     turns = [
         Turn(
             response=f"<query>where is it, try {number}</query>{text}",
@@ -46,7 +46,9 @@ def _episode(agent: str, draw: random.Random, *, searches: int, text: str) -> Ep
     )
 
 
-def results(agents: Sequence[str], questions: int, *, hostile: bool = False) -> Iterator[EvaluatedTask]:
+def results(
+    agents: Sequence[str], questions: int, *, hostile: bool = False, passages: int = 500
+) -> Iterator[EvaluatedTask]:
     """Every agent on every question: a later agent is better; the first fails at the last of each hundred."""
     for rank, agent in enumerate(agents):
         for number in range(questions):
@@ -59,7 +61,7 @@ def results(agents: Sequence[str], questions: int, *, hostile: bool = False) -> 
                 continue
             searches = draw.randrange(0, 4)
             right = float(draw.random() < 0.3 + 0.15 * rank)
-            episode = _episode(agent, draw, searches=searches, text=text)
+            episode = _episode(agent, draw, searches=searches, text=text, passages=passages)
             yield EvaluatedTask(
                 agent=agent,
                 task=task,
@@ -75,7 +77,12 @@ def results(agents: Sequence[str], questions: int, *, hostile: bool = False) -> 
 
 
 def write_evaluation(
-    folder: Path, *, agents: Sequence[str] = ("rag", "search_r1", "s3"), questions: int = 60, hostile: bool = False
+    folder: Path,
+    *,
+    agents: Sequence[str] = ("rag", "search_r1", "s3"),
+    questions: int = 60,
+    hostile: bool = False,
+    passages: int = 500,
 ) -> Path:
     """The folder of an evaluation, as `s3-agent eval` leaves it."""
     folder.mkdir(parents=True)
@@ -92,7 +99,7 @@ def write_evaluation(
     )
     (folder / "evaluation.json").write_text(setting.model_dump_json(), encoding="utf-8")
     with (folder / "results.jsonl").open("w", encoding="utf-8") as file:
-        for result in results(agents, questions, hostile=hostile):
+        for result in results(agents, questions, hostile=hostile, passages=passages):
             file.write(result.model_dump_json() + "\n")
     return folder
 

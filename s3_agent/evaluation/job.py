@@ -2,7 +2,6 @@
 
 Results that earlier calls kept are read first, so a finished evaluation starts no service."""
 
-import asyncio
 import os
 import secrets
 import time
@@ -15,6 +14,7 @@ from typing import Any
 import httpx
 from rich.console import Console
 
+from s3_agent import event_loop
 from s3_agent.clients.connections import async_client, get
 from s3_agent.clients.http import bearer
 from s3_agent.clients.prompts import answer_messages
@@ -257,13 +257,13 @@ def _evaluate(
                 async with async_client(timeout=5.0) as http:
                     return await read_kept(pipeline, units, services_of(recipe, http, {}), done=done)
 
-            left = asyncio.run(kept())
+            left = event_loop.run(kept())
             if left:
                 playing = [unit.contestant for unit in left]
                 require_tokenizers(recipe, playing)
                 with serving(recipe, playing, say=_say, run_id=services_id(out)) as (served, urls, stack):
                     progress.resumed()
-                    asyncio.run(_ask(served, urls, stack, pipeline, left, request, done=done))
+                    event_loop.run(_ask(served, urls, stack, pipeline, left, request, done=done))
     finally:
         progress.close()
     table = table_of(numbers, [one.label for one in contestants])

@@ -20,7 +20,7 @@ from s3_agent.clients.retriever import Retriever
 from s3_agent.evaluation.contestants import Contestant, question_key
 from s3_agent.evaluation.records import EvaluatedTask
 from s3_agent.evaluation.scores import cost_of, counts_of, holds_answer, recall_by_turn
-from s3_agent.evaluation.stages import Made, Stage, code_of, key_of
+from s3_agent.evaluation.stages import Made, Stage, code_of, key_of, key_of_each
 from s3_agent.recipe import Price
 from s3_agent.rewards.accuracy import check_answer
 from s3_agent.types import Episode, Passage, StopReason, Task
@@ -88,7 +88,7 @@ class Pipeline:
         """A key of everything that the results of these agents on these questions depend on."""
         agents = [[one.label, one.settings.model_dump(mode="json"), self._contestant_key(one)] for one in contestants]
         prices = {model: price.model_dump() for model, price in self.conditions.prices.items()}
-        asked = [task.model_dump(mode="json") for task in tasks]
+        asked = key_of_each(task.model_dump(mode="json") for task in tasks)
         return key_of(agents, asked, prices, self._context_key, self._judge_key, code_of("s3_agent.evaluation"))
 
     def _contestant_key(self, contestant: Contestant) -> str:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from s3_agent.evaluation.compact import Measured
 from s3_agent.evaluation.records import SCORES, EvaluatedTask
 from s3_agent.evaluation.statistics.intervals import Difference, Estimate, difference_of, estimate_means, holm
 
@@ -25,7 +26,7 @@ class Numbers(NamedTuple):
     question: str
     data_source: str
     failed: str | None
-    values: dict[str, float]
+    values: Mapping[str, float]
 
 
 class AgentResult(BaseModel):
@@ -77,7 +78,7 @@ def numbers_of(result: EvaluatedTask) -> Numbers:
         question=result.task.id,
         data_source=result.task.data_source,
         failed=result.failure.boundary if result.failure else None,
-        values=values if result.state == "done" else {},
+        values=Measured(values if result.state == "done" else {}),
     )
 
 

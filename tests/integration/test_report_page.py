@@ -46,6 +46,7 @@ class Opened:
             self.complaints.append(f"asked for {url[:200]}")
 
     def found(self) -> int:
+        self.page.wait_for_selector(".list:not([aria-busy])")
         return int(self.page.locator("#found").inner_text().split()[0])
 
 
@@ -151,6 +152,33 @@ def test_ten_thousand_episodes_keep_few_rows_in_the_page(browser: Browser, tmp_p
     opened.page.get_by_label("Search text").fill("town 3333?")
     assert opened.found() == 3
     assert not opened.complaints
+
+
+def test_a_search_goes_through_every_part_and_keeps_the_order(browser: Browser, tmp_path: Path) -> None:
+    write_report([write_evaluation(tmp_path / "evaluation", questions=600)], tmp_path / "report.html")
+    opened = Opened(browser, tmp_path / "report.html", part="trajectories")
+    opened.page.get_by_label("Search text").fill("where is it, try 2")  # only in queries
+    found = opened.found()
+    assert 300 < found < 600
+    opened.page.locator(".list").evaluate("list => { list.scrollTop = list.scrollHeight }")
+    expect(opened.page.locator(".item").last).to_contain_text("s3")
+    opened.page.get_by_label("Search text").fill("town 599?")
+    assert opened.found() == 3
+    assert [text.split(" · ")[0].split()[-1] for text in opened.page.locator(".item .m").all_inner_texts()] == [
+        *("rag", "search_r1", "s3")
+    ]
+    opened.page.get_by_label("Search text").fill("")
+    assert opened.found() == 1800 and not opened.complaints
+
+
+def test_what_a_page_has_no_room_for_is_said(browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("s3_agent.evaluation.report.render._MOST_BYTES", 20_000)
+    write_report([write_evaluation(tmp_path / "evaluation", questions=400)], tmp_path / "report.html")
+    opened = Opened(browser, tmp_path / "report.html", part="trajectories")
+    opened.page.get_by_label("Agent", exact=True).select_option("s3")
+    expect(opened.page.locator("article")).to_contain_text("Its turns are left out")
+    expect(opened.page.locator(".verdict")).to_contain_text("gen_acc")
+    assert opened.found() == 400 and not opened.complaints
 
 
 def test_several_runs_are_shown_together_with_a_colour_for_each_agent(browser: Browser, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from rich.console import Console
 from tokenizers import AddedToken, Tokenizer, normalizers
 from tokenizers.models import BPE
 
+from s3_agent import guard
 from s3_agent.agents.deep_retrieval import DeepRetrievalAgent
 from s3_agent.agents.ircot import IrcotAgent
 from s3_agent.agents.s3 import S3Protocol
@@ -187,6 +188,13 @@ def test_a_tag_is_broken_in_every_form_that_normalizes_to_it(tag: str, slash: st
         assert len(guarded) == len(form)
 
 
+def test_a_text_that_was_read_before_is_broken_once_its_tag_is_protected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "_tags", guard._Tags())
+    assert neutral("<zzfresh>") == "<zzfresh>"
+    guard.protect(["zzfresh"])
+    assert neutral("<zzfresh>") != "<zzfresh>"
+
+
 def test_a_header_of_full_width_digits_is_broken() -> None:
     for form in ("Doc 1(Title: x)", "Doc \uff11(Title: x)", "\uff24oc 1\uff08Title\uff1ax)", "Do\u200bc 1 (Title : x)"):
         read = unicodedata.normalize("NFKC", neutral(form)).replace("\u200b", "")
@@ -207,10 +215,10 @@ def test_other_text_stays_as_it_is(plain: str) -> None:
 
 @given(hostile(["<query>", "</s>", "<|im_end|>", "Doc 1 (Title: ", "Golden answers:"]))
 def test_guarded_text_is_as_long_and_stays_as_it_is(text: str) -> None:
-    for guard in (neutral, quoted, without_control):
-        once = guard(text)
+    for breaking in (neutral, quoted, without_control):
+        once = breaking(text)
         assert len(once) == len(text)
-        assert guard(once) == once
+        assert breaking(once) == once
 
 
 def test_tokens_that_a_tokenizer_does_not_declare_special_are_control_tokens_too(tmp_path: Path) -> None:

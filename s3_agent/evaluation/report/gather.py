@@ -1,8 +1,10 @@
 """Reads folders of evaluations and training runs into one structure, from which every form of the report is made.
 
-Each passage is stored once and referred to by number: even ten thousand episodes share few different passages.
+Each passage is stored once and referred to by number. Episodes and passages are packed as they come: a report of
+100,000 episodes is never in memory as a whole.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from s3_agent.data.tasks import read_jsonl
 from s3_agent.errors import ConfigError
 from s3_agent.evaluation.records import EvaluationSetting, read_json, results_of
 from s3_agent.evaluation.report.anchors import anchor_of
+from s3_agent.evaluation.report.packed import Packed
 from s3_agent.evaluation.scores import counts_of, recall_by_turn
 from s3_agent.evaluation.summary import validation_passes
 from s3_agent.evaluation.table import Numbers, numbers_of, table_of
@@ -25,11 +28,11 @@ class Episodes:
     """Trajectories in the order in which they were added, each in a group: an agent or a phase of one folder."""
 
     def __init__(self) -> None:
-        self.passages: list[tuple[str, str]] = []
+        self.passages = Packed()
         self.tasks: list[dict[str, Any]] = []
         self.groups: list[dict[str, str]] = []
-        self.rows: list[dict[str, Any]] = []
-        self._known: dict[Passage, int] = {}
+        self.rows = Packed()
+        self._known: dict[bytes, int] = {}
         self._asked: dict[tuple[str, str], int] = {}
 
     def group(self, *, folder: str, agent: str, kind: str) -> int:
@@ -38,11 +41,15 @@ class Episodes:
         return len(self.groups) - 1
 
     def _numbers(self, passages: Iterable[Passage]) -> list[int]:
+        numbers = []
         for passage in passages:
-            if passage not in self._known:
-                self._known[passage] = len(self.passages)
+            text = f"{passage.title}\0{passage.text}".encode(errors="surrogatepass")
+            key = hashlib.blake2b(text, digest_size=16).digest()
+            number = self._known.setdefault(key, len(self.passages))
+            if number == len(self.passages):
                 self.passages.append((passage.title, passage.text))
-        return [self._known[passage] for passage in passages]
+            numbers.append(number)
+        return numbers
 
     def _task(self, task: Task) -> int:
         key = (task.id, task.question)
@@ -182,7 +189,10 @@ def _run(folder: Path, name: str, episodes: Episodes) -> dict[str, Any]:
 
 
 def gather(folders: Sequence[Path]) -> dict[str, Any]:
-    """Everything that a report shows. Raises ConfigError for a folder with neither an evaluation nor a training run."""
+    """Everything that a report shows; `passages` and `episodes` are Packed.
+
+    Raises ConfigError for a folder with neither an evaluation nor a training run.
+    """
     episodes = Episodes()
     evaluations, runs = [], []
     names = _names(folders)

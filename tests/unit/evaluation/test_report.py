@@ -1,12 +1,17 @@
 """What the report gathers from folders, its plain forms, and which published numbers stand beside ours."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from s3_agent.errors import ConfigError
+from s3_agent.evaluation.report import packed
 from s3_agent.evaluation.report.anchors import anchor_of
 from s3_agent.evaluation.report.gather import gather
 from s3_agent.evaluation.report.render import write_report
@@ -26,11 +31,12 @@ def test_every_result_is_an_episode_and_passages_are_kept_once(tmp_path: Path) -
 def test_a_turn_shows_what_its_record_holds(tmp_path: Path) -> None:
     folder = write_evaluation(tmp_path / "evaluation", questions=9)
     report = gather([folder])
+    passages = list(report["passages"])
     kept = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
     for row, record in zip(report["episodes"], kept, strict=True):
         for turn, wanted in zip(row["turns"], record["episode"]["turns"], strict=True):
             assert turn["response"] == wanted["response"] and turn["query"] == wanted["action"]["query"]
-            texts = None if turn["passages"] is None else [report["passages"][number][1] for number in turn["passages"]]
+            texts = None if turn["passages"] is None else [passages[number][1] for number in turn["passages"]]
             assert texts == (None if wanted["passages"] is None else [one["text"] for one in wanted["passages"]])
 
 
@@ -61,9 +67,36 @@ def test_every_form_is_written(tmp_path: Path, ending: str) -> None:
     text = (tmp_path / f"deep/report.{ending}").read_text(encoding="utf-8")
     assert {"html": "<!doctype html>", "json": "{", "md": "# evaluation"}[ending] == text[: len(text)].split("\n")[0]
     if ending == "json":
-        assert json.loads(text) == json.loads(json.dumps(gather(folders)))
+        report = gather(folders)
+        whole = {**report, **{name: list(report[name]) for name in ("episodes", "passages")}}
+        assert json.loads(text) == json.loads(json.dumps(whole))
     if ending == "md":
         assert "| rag | 60/60 |" in text and "no comparable published number" in text
+
+
+@given(st.lists(st.text() | st.integers() | st.lists(st.none(), max_size=2), max_size=12), st.integers(1, 5))
+def test_a_packed_list_is_the_list(values: list[Any], size: int) -> None:
+    with mock.patch.object(packed, "PART", size):
+        made = packed.Packed()
+        for number, value in enumerate(values):
+            assert len(made) == number
+            made.append(value)
+        parts = [packed.unpack(part) for part in made.parts()]
+        assert len(made) == len(values) and list(made) == values
+    assert [len(part) for part in parts[:-1]] == [size] * (len(parts) - 1)
+    assert [value for part in parts for value in part] == values
+
+
+def test_a_page_has_a_largest_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_evaluation(tmp_path / "evaluation", questions=700)
+    write_report([folder], tmp_path / "whole.html")
+    monkeypatch.setattr("s3_agent.evaluation.report.render._MOST_BYTES", 20_000)
+    write_report([folder], tmp_path / "cut.html")
+    whole, cut = (
+        sum(map(len, re.findall(r'id="(?:episodes|passages)-[0-9]+">([^<]*)<', (tmp_path / name).read_text())))
+        for name in ("whole.html", "cut.html")
+    )
+    assert 20_000 < cut < 0.7 * whole
 
 
 def test_what_is_no_folder_of_ours_is_refused(tmp_path: Path) -> None:

@@ -1,9 +1,54 @@
 // The page: reads the data, shows one section at a time, and keeps its name in the address.
 "use strict";
 
-async function read() {
-  const packed = Uint8Array.from(atob(document.getElementById("data").textContent), (character) => character.charCodeAt(0));
+async function unpack(element) {
+  const packed = Uint8Array.from(atob(element.textContent), (character) => character.charCodeAt(0));
   return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
+}
+
+// What is needed of every episode at once comes as columns; the rest of an episode is in its part.
+async function read() {
+  const report = await unpack(document.getElementById("data")), columns = report.episodes;
+  report.episodes = (columns.group || []).map((group, at) => ({
+    group, task: columns.task[at], outcome: columns.outcome[at], reward: columns.reward[at] ?? undefined,
+    recall: columns.recall[at] ? Array.from(columns.recall[at], Number) : undefined,
+    counts: { searches: columns.searches[at] ?? undefined, policy_response_tokens: columns.policy_response_tokens[at] ?? undefined },
+    failure: columns.failed_at[at] === null ? undefined : [columns.failed_at[at]],
+  }));
+  report.details = new Parts("episodes", report.part);
+  report.passages = new Parts("passages", report.part);
+  return report;
+}
+
+// A list in parts, of which the last ones that were asked for stay unpacked.
+class Parts {
+  constructor(name, size) {
+    this.name = name;
+    this.size = size;
+    this.unpacked = new Map();
+  }
+
+  async element(number) {
+    const id = `${this.name}-${number}`;
+    for (;;) {
+      const found = document.getElementById(id);
+      // While the page loads, the last element may be there in half.
+      if (document.readyState !== "loading" || found?.nextElementSibling) return found;
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+  }
+
+  part(number) {
+    const known = this.unpacked.get(number) || this.element(number).then(unpack);
+    this.unpacked.delete(number);
+    this.unpacked.set(number, known);
+    if (this.unpacked.size > 16) this.unpacked.delete(this.unpacked.keys().next().value);
+    return known;
+  }
+
+  async get(number) {
+    return (await this.part(Math.floor(number / this.size)))[number % this.size];
+  }
 }
 
 function colourOf(names) {
