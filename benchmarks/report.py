@@ -72,8 +72,7 @@ def _opened(browser: Browser, file: Path, pictures: Path | None, name: str) -> d
     since = time.perf_counter()
     page.locator(".list").evaluate("list => { list.scrollTop = list.scrollHeight }")
     page.locator(".item").last.click()
-    page.wait_for_function("document.querySelector('article')")
-    times["last_episode_s"] = time.perf_counter() - since
+    until("last_episode_s", "article", since)
     times["heap_mb"] = page.evaluate("performance.memory.usedJSHeapSize") / 1e6
     page.close()
     page = browser.new_page(viewport={"width": 1300, "height": 900})

@@ -78,6 +78,12 @@ def open_backend(material: Material) -> Any:
 class Passages:
     """A passage of typical length for any row."""
 
+    def __len__(self) -> int:
+        raise NotImplementedError("the benchmark only searches")
+
+    def row_of(self, name: str) -> int | None:
+        raise NotImplementedError("the benchmark only searches")
+
     def __getitem__(self, row: int) -> Any:
         from retrieval_server.schemas import Document
 

@@ -50,7 +50,7 @@ class BadQuery(SearchFailed):
 
 
 # The exceptions by which any backend refuses a query's text.
-_BY_THE_QUERY = (QueryError, UnicodeError, RecursionError)
+BY_THE_QUERY = (QueryError, UnicodeError, RecursionError)
 
 
 @dataclass(slots=True, eq=False)
@@ -186,7 +186,7 @@ class Batcher:
             log.error("the index is away", queries=len(batch), error=str(error))
             return [Away(str(error).splitlines()[0]) for _ in batch]
         except BaseException as error:  # a Rust tokenizer's panic is not an Exception; nothing interrupts this thread
-            if len(batch) == 1 and isinstance(error, _BY_THE_QUERY):
+            if len(batch) == 1 and isinstance(error, BY_THE_QUERY):
                 log.warning("a query was refused", error=repr(error))
                 return [BadQuery(str(error))]
             log.error("a search failed", queries=len(batch), error=repr(error))

@@ -7,7 +7,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from retrieval_server.errors import RetrievalError
-from retrieval_server.index_kinds import INDEX_KINDS, AnyIndexSettings, IndexSettings
+from retrieval_server.index_kinds import INDEX_KINDS, AnyIndexSettings, IndexSettings, kind_of
+from retrieval_server.schemas import TEXT_CHARACTERS
 
 
 class HttpSettings(BaseModel):
@@ -27,6 +28,12 @@ class HttpSettings(BaseModel):
     max_queued: int = Field(default=65536, ge=1, description="maximum of waiting queries; others get 429")
     max_batch_queries: int = Field(default=512, ge=1, description="queries searched together at most; 1: no batching")
     max_batch_tokens: int = Field(default=16384, ge=1, description="tokens in a batch at most")
+    grep_s: float = Field(default=5.0, gt=0, description="seconds that one POST /grep searches at most")
+    max_queued_greps: int = Field(default=8, ge=1, description="maximum of waiting POST /grep; others get 429")
+    mcp: bool = Field(default=False, description="offer tools for assistants at /mcp (Model Context Protocol)")
+    mcp_characters: int = Field(
+        default=TEXT_CHARACTERS, ge=1, description="characters of a found passage's text that a tool returns"
+    )
     cache_mb: float = Field(default=64.0, ge=0, description="memory for the cache of queries, in MB; 0: no cache")
     request_s: float = Field(default=30.0, gt=0, description="seconds that a request may take to arrive")
     shutdown_s: float = Field(default=30.0, ge=0, description="seconds after SIGTERM to finish accepted requests")
@@ -47,11 +54,23 @@ def read_index_settings(path: Path) -> IndexSettings:
 
 
 class ServerSettings(HttpSettings):
-    """One server: its corpus, its index, its limits. Without `backend`, the index's manifest gives its settings."""
+    """One server: its corpus, its index, its limits. Without `backend`, the index's manifest gives its settings.
 
-    corpus: Path
+    `corpus` is None for a kind that searches none, and only then.
+    """
+
+    corpus: Path | None = None
     index: Path
     backend: AnyIndexSettings | None = None
+
+    @model_validator(mode="after")
+    def _corpus_if_searched(self) -> Self:
+        searched = self.backend is None or kind_of(self.backend).searches_corpus
+        if searched and self.corpus is None:
+            raise ValueError("--corpus is missing: give the JSONL file that the index is over")
+        if not searched and self.corpus is not None:
+            raise ValueError("--corpus: an index of this kind searches no corpus, leave it out")
+        return self
 
     @model_validator(mode="after")
     def _enough_candidates(self) -> Self:

@@ -7,13 +7,16 @@ with the recorded size and modification time counts as the same file; any other 
 import hashlib
 import json
 import mmap
+import threading
 from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from retrieval_server.errors import RetrievalError
-from retrieval_server.passages import LFS_POINTER, SeenIds, read_id, read_passage
+from retrieval_server.id_map import IdMap
+from retrieval_server.passages import LFS_POINTER, SeenIds, id_hash, read_id, read_passage
 from retrieval_server.schemas import Document
 
 Report = Callable[[str, int, int], None]
@@ -21,7 +24,9 @@ Report = Callable[[str, int, int], None]
 
 LINES = "corpus.lines"  # offsets of the lines, little-endian uint64
 LINES_RECORD = "corpus.json"
+IDS = "corpus.ids"  # rows by id; not written if each id is its row's number
 _CHUNK = 16 << 20
+_LONGEST_ROW = 12  # digits
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -61,6 +66,9 @@ class Corpus:
                 f"the corpus {path} is a git-lfs pointer, not the file", remedy="fetch it: git lfs pull"
             )
         self._sha256: str | None = None
+        self._ids_are_rows: bool | None = None  # None: not known
+        self._ids: IdMap | None = None
+        self._reading_ids = threading.Lock()
         self._offsets: Sequence[int] = (lines and self._saved_lines(lines)) or self._read_lines(report)
 
     def _identity(self) -> dict[str, int]:
@@ -78,6 +86,9 @@ class Corpus:
             if len(offsets) != record["passages"] or offsets[-1] >= len(self._map) or self._broken(offsets):
                 return None
             self._sha256 = str(record["sha256"])
+            self._ids_are_rows = record.get("ids_are_rows")
+            if self._ids_are_rows is False:
+                self._ids = IdMap.open(folder / IDS, passages=len(offsets))
             return offsets
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -103,10 +114,13 @@ class Corpus:
         return offsets
 
     def save_lines(self, folder: Path) -> None:
-        """Write the offsets and the file's hash into an existing folder, the record last."""
+        """Write the offsets, the rows by id and the file's hash into an existing folder, the record last."""
         (folder / LINES_RECORD).unlink(missing_ok=True)  # the old record describes other lines
         (folder / LINES).write_bytes(memoryview(self._offsets))  # pyright: ignore[reportArgumentType]
-        record = {"passages": len(self), "sha256": self.sha256(), **self._identity()}
+        if (ids := self._read_ids()) is not None:
+            ids.save(folder / IDS)
+        sizes = {"passages": len(self), "ids_are_rows": self._ids_are_rows}
+        record = {**sizes, "sha256": self.sha256(), **self._identity()}
         (folder / LINES_RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
     def __len__(self) -> int:
@@ -126,6 +140,14 @@ class Corpus:
     def __iter__(self) -> Iterator[Document]:
         return (self[row] for row in range(len(self)))
 
+    def cuts(self, size: int) -> list[int]:
+        """The rows at which ranges of about `size` bytes of the file begin, and at the end the number of passages."""
+        found = [0]
+        while found[-1] < len(self):
+            following = bisect_left(self._offsets, self._offsets[found[-1]] + size)
+            found.append(max(following, found[-1] + 1))
+        return found
+
     def _place(self, row: int) -> str:
         start = self._offsets[row]
         lines = sum(self._map[at : min(at + _CHUNK, start)].count(b"\n") for at in range(0, start, _CHUNK))
@@ -133,17 +155,44 @@ class Corpus:
 
     def refuse_double_ids(self, report: Report = silent) -> None:
         """Read every passage. Raises RetrievalError with both lines of an id that occurs twice."""
-        seen = SeenIds()
-        for row, document in enumerate(self):
-            seen.add(document.id)
-            if row % 10_000 == 0:
-                report("checking the ids", row, len(self))
+        seen = self._hashed_ids(report)
         if found := seen.twice(lambda: ((str(row), document.id) for row, document in enumerate(self))):
             name, second, first = found
             raise RetrievalError(
                 f"{self._place(int(second))} has the id {name!r} of {self._place(int(first))}",
                 remedy="give every passage a different id",
             )
+
+    def row_of(self, name: str) -> int | None:
+        """The row of the passage with that id; None if there is none.
+
+        Reads all passages once if the index folder does not hold the rows by id.
+        """
+        if name.isdecimal() and len(name) <= _LONGEST_ROW:
+            row = int(name)
+            if row < len(self) and self[row].id == name:
+                return row
+        ids = self._read_ids()
+        return (
+            None if ids is None else next((row for row in ids.candidates(id_hash(name)) if self[row].id == name), None)
+        )
+
+    def _read_ids(self) -> IdMap | None:
+        """The rows by id; None if each id is its row's number."""
+        with self._reading_ids:
+            if self._ids is None and not self._ids_are_rows:
+                self._hashed_ids(silent)
+            return self._ids
+
+    def _hashed_ids(self, report: Report) -> SeenIds:
+        seen, rows = SeenIds(), True
+        for row, document in enumerate(self):
+            seen.add(document.id)
+            rows = rows and document.id == str(row)
+            if row % 10_000 == 0:
+                report("checking the ids", row, len(self))
+        self._ids_are_rows, self._ids = rows, None if rows else IdMap.of(seen.hashes)
+        return seen
 
     def sha256(self) -> str:
         """The hash of the file when its lines were read; an index records it to identify its corpus."""

@@ -12,5 +12,13 @@ class Unavailable(RetrievalError):
     """A service behind the index gives no answer: the same search may succeed later, and no query is at fault."""
 
 
+class SearchRefused(RetrievalError):
+    """A search that will be refused again: the client gets the HTTP status, the code and the message."""
+
+    def __init__(self, status: int, code: str, message: str, remedy: str) -> None:
+        super().__init__(message, remedy=remedy)
+        self.status, self.code, self.message, self.remedy = status, code, message, remedy
+
+
 class QueryError(ValueError):
     """A query that can not be searched, whatever the index: if a backend raises it, only that query fails."""

@@ -16,7 +16,7 @@ from retrieval_server.errors import RetrievalError
 from retrieval_server.registry import Registry
 
 if TYPE_CHECKING:
-    from retrieval_server.backends.base import Backend
+    from retrieval_server.backends.base import Backend, Passages, WaitingBackend
     from retrieval_server.corpus import Corpus, Report
 
 DEFAULT = "bm25"
@@ -57,6 +57,16 @@ class IndexNeed:
     cards: Mapping[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class IndexPlan:
+    """What each variant of a kind is expected to need, as a table for `index plan`; its note says how it is known."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str
+
+
 class IndexKind(ABC):
     """One kind of index, with everything that other code needs of it.
 
@@ -83,6 +93,8 @@ class IndexKind(ABC):
     """The version of the file format. An index with another version is built again."""
     progress: ClassVar[tuple[str, ...]] = ()
     """Files in which a build records its progress. With any, a killed build continues in the same folder."""
+    searches_corpus: ClassVar[bool] = True
+    """Whether it is an index over a corpus. A kind that is not has `open` and `source`, and is never built."""
     built_at_start: ClassVar[bool] = False
     """Whether a server that finds no index builds one before it answers."""
     ready_within_s: ClassVar[float | None] = None
@@ -95,6 +107,14 @@ class IndexKind(ABC):
     @abstractmethod
     def load(self, corpus: "Corpus", folder: Path, settings: Any, *, report: "Report") -> "Backend":
         """The opened index. Raises RetrievalError; any other exception is reported as a damaged index."""
+
+    def open(self, folder: Path, settings: Any, *, report: "Report") -> "tuple[Passages, WaitingBackend]":
+        """What a kind without a corpus searches. Raises RetrievalError."""
+        raise NotImplementedError
+
+    def source(self, folder: Path, settings: Any) -> str:
+        """What a kind without a corpus searches, as text that differs for other contents. Raises RetrievalError."""
+        raise NotImplementedError
 
     def build(self, corpus: "Corpus", settings: Any, folder: Path, *, report: "Report") -> dict[str, Any]:
         """Write the index into an empty folder, and describe it in the manifest. Raises RetrievalError."""
@@ -111,6 +131,10 @@ class IndexKind(ABC):
     def need(self, settings: Any, *, passages: int, dimension: int, cards: int) -> IndexNeed:
         """What it needs for `passages` passages. `dimension`: numbers of a vector; `cards`: GPUs that it may use."""
         return IndexNeed()
+
+    def plan(self, *, passages: int, dimension: int, candidates: int | None) -> IndexPlan | None:
+        """The table of its variants; None: it has none. `candidates` to re-rank; None: the kind's default."""
+        return None
 
     def models(self, settings: Any) -> Mapping[str, str]:
         """The models that it loads, as folders or hub names, by the section of the settings with that `model`."""
@@ -134,7 +158,7 @@ INDEX_KINDS: Registry[IndexKind] = Registry(
     group="retrieval_server.backends",
     own={
         name: f"retrieval_server.backends.{name}.kind:KIND"
-        for name in ("bm25", "dense", "lucene", "pgvector", "qdrant", "opensearch", "lancedb")
+        for name in ("bm25", "dense", "lucene", "pgvector", "qdrant", "opensearch", "lancedb", "web")
     },
     kind=IndexKind,
     error=RetrievalError,

@@ -15,9 +15,15 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        self._requests = Counter("retrieval_requests", "Answered POST /retrieve", ["status"], registry=registry)
+        self._requests = Counter(
+            "retrieval_requests", "Answered requests, without health checks", ["route", "status"], registry=registry
+        )
         self._seconds = Histogram(
-            "retrieval_request_seconds", "Time from a request's head to its answer", buckets=SECONDS, registry=registry
+            "retrieval_request_seconds",
+            "Time from a request's head to its answer",
+            ["route"],
+            buckets=SECONDS,
+            registry=registry,
         )
         self._cache = Counter(
             "retrieval_cache_queries",
@@ -38,10 +44,10 @@ class Metrics:
         """Add a gauge whose value is read when `/metrics` is requested."""
         Gauge(name, about, registry=self._registry).set_function(value)
 
-    def answered(self, *, status: int, seconds: float) -> None:
-        """Count a POST /retrieve that was answered."""
-        self._requests.labels(status).inc()
-        self._seconds.observe(seconds)
+    def answered(self, *, route: str, status: int, seconds: float) -> None:
+        """Count an answered request."""
+        self._requests.labels(route, status).inc()
+        self._seconds.labels(route).observe(seconds)
 
     def cache(self, outcome: Literal["hit", "wait", "miss"]) -> None:
         """Count how a query found its hits."""

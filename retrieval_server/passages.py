@@ -95,11 +95,11 @@ class SeenIds:
     """Finds an id that occurs twice among any number of ids, with eight bytes of memory for each."""
 
     def __init__(self) -> None:
-        self._hashes = array("Q")
+        self.hashes = array("Q")
 
     def add(self, name: str) -> None:
         """One more."""
-        self._hashes.append(_hash(name))
+        self.hashes.append(id_hash(name))
 
     def twice(self, again: Callable[[], Iterable[tuple[str, str]]]) -> tuple[str, str, str] | None:
         """The first id that occurs twice, with its second and its first place; None when all differ.
@@ -108,18 +108,19 @@ class SeenIds:
         """
         import numpy
 
-        ordered = numpy.sort(numpy.frombuffer(self._hashes, dtype=numpy.uint64))
+        ordered = numpy.sort(numpy.frombuffer(self.hashes, dtype=numpy.uint64))
         suspected = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
         if not suspected:
             return None
         first: dict[str, str] = {}
         for place, name in again():
-            if _hash(name) in suspected:
+            if id_hash(name) in suspected:
                 if name in first:
                     return name, place, first[name]
                 first[name] = place
         return None
 
 
-def _hash(name: str) -> int:
+def id_hash(name: str) -> int:
+    """64 bits of an id."""
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from cachetools import LRUCache
 
-from retrieval_server.batcher import BadQuery, Batcher, Hits
+from retrieval_server.batcher import BadQuery, Hits
 from retrieval_server.metrics import Metrics
+from retrieval_server.tasks import Searcher
 
 # Bytes of an entry in addition to its characters, measured on CPython 3.12 (tuple 56 + float 24 + int 32 per hit).
 BYTES_PER_ENTRY = 400
@@ -48,7 +49,7 @@ def _outcome(future: asyncio.Future[Hits], topk: int) -> Hits | BadQuery:
 class QueryCache:
     """Answers queries from the cache, from a running search, or from a new one. Belongs to one event loop."""
 
-    def __init__(self, batcher: Batcher, *, max_bytes: int, ignores_whitespace: bool, metrics: Metrics) -> None:
+    def __init__(self, batcher: Searcher, *, max_bytes: int, ignores_whitespace: bool, metrics: Metrics) -> None:
         self._batcher = batcher
         self._off = max_bytes == 0
         self._entries: LRUCache[Hashable, _Entry] = LRUCache(max_bytes, getsizeof=lambda entry: entry.size)

@@ -1,19 +1,31 @@
-"""The wire contract of `POST /retrieve` (docs/retrieval.md). Clients may import this module: it needs only pydantic."""
+"""The wire contract of the server (docs/retrieval.md). Clients may import this module: it needs only pydantic."""
 
-from typing import Self
+import json
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 KEY_VARIABLE = "RETRIEVAL_SERVER_KEY"
 """The environment variable with the key that a server requires and a client sends."""
 
 
+TEXT_CHARACTERS = 4000
+"""Characters of a found passage's text that tools for assistants return, unless told otherwise."""
+
 CUT_HEADER = "X-Queries-Cut"
 """The response header with the number of queries that were cut to the server's maximum length."""
 
 REFUSED_HEADER = "X-Queries-Refused"
 """The response header with the number of queries that could not be searched; their lists are empty."""
+
+
+def as_json(form: TypeAdapter[Any], value: Any) -> bytes:
+    """The value as JSON in UTF-8, with half a surrogate pair as a question mark."""
+    try:
+        return form.dump_json(value)
+    except ValueError:  # a corpus of ours holds no half pair, other passages may
+        return json.dumps(form.dump_python(value, mode="python"), ensure_ascii=False).encode("utf-8", "replace")
 
 
 class RetrieveRequest(BaseModel):
@@ -27,7 +39,8 @@ class RetrieveRequest(BaseModel):
 class SearchRequest(BaseModel):
     """The request that the server accepts: `queries`, or `query` (one text or a list), depending on the client.
 
-    `topk` or `top_k` null or 0 means the server's default.
+    `topk` or `top_k` null or 0 means the server's default. `exclude` holds ids that no list shall contain: one list for
+    all queries, or one for each.
     """
 
     model_config = ConfigDict(
@@ -43,6 +56,7 @@ class SearchRequest(BaseModel):
     topk: int | None = Field(default=None, ge=0)
     top_k: int | None = Field(default=None, ge=0)
     return_scores: bool | None = None
+    exclude: list[str] | list[list[str]] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> Self:
@@ -50,6 +64,8 @@ class SearchRequest(BaseModel):
             raise ValueError("give either `queries` or `query`")
         if self.topk and self.top_k and self.topk != self.top_k:
             raise ValueError("`topk` and `top_k` differ: give one of them")
+        if self.exclude and isinstance(self.exclude[0], list) and len(self.exclude) != len(self.texts):
+            raise ValueError("`exclude` has another number of lists than there are queries")
         return self
 
     @property
@@ -58,6 +74,13 @@ class SearchRequest(BaseModel):
         if self.queries is not None:
             return self.queries
         return [self.query] if isinstance(self.query, str) else self.query or []
+
+    @property
+    def excluded(self) -> list[frozenset[str]]:
+        """The ids that the list of each query shall not contain."""
+        for_all = frozenset(name for name in self.exclude if isinstance(name, str))
+        each = [frozenset(names) for names in self.exclude if isinstance(names, list)]
+        return each or [for_all] * len(self.texts)
 
     @property
     def wanted(self) -> int | None:
@@ -102,6 +125,41 @@ class RetrieveResponse(BaseModel):
     """
 
     result: list[list[Hit]] | list[list[Document]] | list[FlatHit]
+
+
+class GrepRequest(BaseModel):
+    """A regular expression in RE2's syntax, searched in the `contents` of passages from row `start` on.
+
+    `topk` null or 0 means the server's default. No passage with an id in `exclude` is returned.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    pattern: str = Field(min_length=1)
+    ignore_case: bool = False
+    topk: int | None = Field(default=None, ge=0)
+    start: int = Field(default=0, ge=0)
+    exclude: list[str] = Field(default_factory=list)
+
+
+class GrepHit(BaseModel):
+    """A passage that matches, and where in its `contents` the first match starts and ends, in characters."""
+
+    document: Document
+    start: int
+    end: int
+
+
+class GrepResponse(BaseModel):
+    """The first passages that match, in the order of the corpus.
+
+    `next` is the row to continue from, as `start`, if the limit of passages or of time ended the search; null after the
+    last passage. `read`: the number of passages that were searched.
+    """
+
+    result: list[GrepHit]
+    read: int
+    next: int | None
 
 
 class ErrorBody(BaseModel):

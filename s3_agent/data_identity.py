@@ -10,9 +10,10 @@ from typing import Any
 import httpx
 
 from retrieval_server.errors import RetrievalError
-from retrieval_server.indexing import expected_manifest, open_corpus
+from retrieval_server.indexing import expected_manifest, manifest_without_corpus, open_corpus
 from s3_agent.clients.connections import get
 from s3_agent.clients.model_server import window_of
+from s3_agent.clients.servers import SAME_INDEX, difference, served_identities
 from s3_agent.data.naive_rag.fingerprint import Fingerprint
 from s3_agent.errors import ConfigError
 from s3_agent.recipe import Recipe
@@ -22,15 +23,21 @@ def index_identity(recipe: Recipe) -> dict[str, Any]:
     """The identity of the corpus and index: our own server reports it, another server is identified by its address."""
     if recipe.retriever.url is None:
         settings = recipe.retriever.index
+        if not recipe.serves_corpus:
+            try:
+                return manifest_without_corpus(recipe.index_folder, settings)
+            except RetrievalError as cause:
+                raise ConfigError(str(cause)) from cause
         try:
             corpus = open_corpus(recipe.data.corpus, recipe.index_folder)
         except RetrievalError as cause:
             raise ConfigError(str(cause), remedy="prepare it: s3-agent data all --recipe …") from cause
         return {**expected_manifest(corpus, settings), "settings": settings.answers()}
-    response = get(recipe.retriever.url + "/readyz", timeout=10.0)
-    if response.status_code == 200 and "corpus" in (manifest := response.json()):
-        return manifest
-    return {"corpus": "unknown", "backend": recipe.retriever.url, "settings": {}}
+    identities = served_identities(recipe.retriever.url)
+    if different := difference(identities):
+        raise ConfigError(different, remedy=SAME_INDEX)
+    manifest = next(iter(identities.values()), None)
+    return manifest or {"corpus": "unknown", "backend": recipe.retriever.url, "settings": {}}
 
 
 def retriever_text(index: Mapping[str, Any]) -> str:

@@ -34,7 +34,9 @@ _CONTROL = (
     ),
 )
 # Headings of the judge's prompts, with any characters between their words.
-_HEADING = re.compile(r"\b(?:golden[\s*_#.\-]*answers?|response|question|system[\s*_#.\-]*answer)[\s*_#]*(:)", _FLAGS)
+_HEADING = re.compile(
+    r"\b(?:golden[\s*_#.\-]*answers?|response|question|(?:system|correct)[\s*_#.\-]*answer)[\s*_#\]]*(:)", _FLAGS
+)
 _COLONS = dict.fromkeys("\ufe55\ufe13\ua789\u02d0\u0589\u05c3", ":")
 
 

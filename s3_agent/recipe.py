@@ -11,10 +11,26 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from yaml import YAMLError
 
-from retrieval_server.index_kinds import DEFAULT, INDEX_KINDS, AnyIndexSettings, IndexSettings, default_settings
+from retrieval_server.index_kinds import (
+    DEFAULT,
+    INDEX_KINDS,
+    AnyIndexSettings,
+    IndexSettings,
+    default_settings,
+    kind_of,
+)
 from s3_agent import embedded
 from s3_agent.agents.settings import AgentName
 from s3_agent.agl.verl_config import TrainerRecipe
@@ -37,6 +53,14 @@ def _url(value: str) -> str:
     if not value.startswith(("http://", "https://")):
         raise ValueError(f"{value!r} is not an http address")
     return value.rstrip("/")
+
+
+def _urls(value: Any) -> Any:
+    """Several addresses, as a list or separated by commas, as one text separated by commas."""
+    urls = value.split(",") if isinstance(value, str) else value
+    if not isinstance(urls, list | tuple) or not all(isinstance(url, str) for url in urls):
+        return value
+    return ",".join(dict.fromkeys(_url(url.strip()) for url in urls)) or None
 
 
 Url = Annotated[str, AfterValidator(_url)]
@@ -81,12 +105,13 @@ class DataRecipe(_Section):
 class RetrieverRecipe(_Section):
     """The retriever: our server over `data.corpus` on `port` (0: any free one), or a running one at `url`.
 
+    `url` may be several, as a list or separated by commas: servers over the same index, which share the requests.
     `index` describes the index that it searches (docs/retrieval.md), and `folder` is its folder; default: `index` in
     `data.folder`, or `prepared/index/CORPUS`. A missing BM25 index is built at the start. A dense index takes hours:
     build it before the run.
     """
 
-    url: Url | None = None
+    url: Annotated[str | None, BeforeValidator(_urls)] = None
     port: Port = 3000
     index: AnyIndexSettings = Field(default_factory=default_settings)
     folder: Path | None = None
@@ -337,8 +362,13 @@ class Recipe(_Section):
 
     @property
     def retriever_url(self) -> str:
-        """Where the retriever is, or will be."""
+        """Where the retriever is, or will be; several addresses are separated by commas."""
         return self.retriever.url or f"http://{HOST}:{self.retriever.port}"
+
+    @property
+    def serves_corpus(self) -> bool:
+        """Whether we start a retriever that searches `data.corpus`."""
+        return self.retriever.url is None and kind_of(self.retriever.index).searches_corpus
 
     @property
     def gateway_url(self) -> str:

@@ -8,8 +8,8 @@ Packages that are not named keep the version of uv.lock if the others allow it. 
 failed; if the versions can not be resolved together, the named ones are installed over the pinned ones all the same.
 
 - `resolve`: the versions fulfil what each package requires, with the overrides of pyproject.toml
-- `imports`: what Agent Lightning's trainer and `s3_agent.agl` import from verl and Agent Lightning is there, as far as it
-  is with the pinned versions
+- `imports`: what Agent Lightning's trainer and `s3_agent.agl` import from verl and Agent Lightning is there; what
+  the pinned versions lack as well does not count
 - `compose`: verl's `validate_config` accepts the configuration of every recipe and its CPU twin
 - `tests`: the tests in tests/unit/agl
 

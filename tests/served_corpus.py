@@ -57,3 +57,28 @@ def serving_rows(folder: Path, rows: list[Any], *options: str) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(timeout=30)
+
+
+class Restartable:
+    """A retrieval server in a process of its own, which can be killed and started again at its port."""
+
+    def __init__(self, command: list[str], port: int) -> None:
+        self._command = command
+        self.url = f"http://127.0.0.1:{port}"
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(self._command)
+
+    def ready(self) -> None:
+        await_status(f"{self.url}/readyz", 200, self.process)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def requests(self) -> float:
+        """The searches that it has answered since it was started."""
+        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        counts = (line for line in lines if line.startswith("retrieval_requests_total") and "/documents" not in line)
+        return sum(float(line.rpartition(" ")[2]) for line in counts)

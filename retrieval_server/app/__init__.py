@@ -3,36 +3,45 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
-from pydantic import ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from retrieval_server.app.guard import CLIENT_GONE, Guard
-from retrieval_server.app.refusals import RESPONSES, Refused, answer_errors, invalid
+from retrieval_server.app.mcp_routes import tools_at_mcp
+from retrieval_server.app.refusals import NOT_FOUND, RESPONSES, Refused, answer_errors, invalid
 from retrieval_server.app.service import Opener, Service, opener
 from retrieval_server.config import ServerSettings
 from retrieval_server.metrics import Metrics
 from retrieval_server.schemas import (
     CUT_HEADER,
     REFUSED_HEADER,
+    Document,
+    GrepRequest,
+    GrepResponse,
     NotReady,
     Ready,
     RetrieveResponse,
     SearchRequest,
+    as_json,
 )
 
 log = structlog.get_logger()
 
+_DOCUMENT = TypeAdapter(Document)
 
-REQUEST_BODY = {"required": True, "content": {"application/json": {"schema": SearchRequest.model_json_schema()}}}
+
+def _body(form: type[BaseModel]) -> dict[str, Any]:
+    """Describes the body of a route in the OpenAPI document."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": form.model_json_schema()}}}}
 
 
-async def _asked(request: Request) -> SearchRequest:
+async def _asked[T: BaseModel](request: Request, form: type[T]) -> T:
     """The request in a body of any content type: several clients send none.
 
     Raises Refused or RequestValidationError.
@@ -42,7 +51,7 @@ async def _asked(request: Request) -> SearchRequest:
     except (ValueError, RecursionError) as error:
         raise invalid(f"the body is not JSON: {error}") from error
     try:
-        return SearchRequest.model_validate(body)
+        return form.model_validate(body)
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from error
 
@@ -53,10 +62,15 @@ def _checked(settings: ServerSettings, asked: SearchRequest) -> tuple[list[str],
     if len(texts) > settings.max_queries:
         remedy = f"send at most {settings.max_queries} a request"
         raise Refused(413, "too_many_queries", f"{len(texts)} queries", remedy)
-    if asked.wanted and asked.wanted > settings.max_topk:
-        raise Refused(422, "topk_too_large", f"topk is {asked.wanted}", f"ask for at most {settings.max_topk}")
     cut = sum(len(text) > longest for text in texts)
     return [text[:longest].encode("utf-8", "replace").decode() for text in texts], cut
+
+
+def _topk(settings: ServerSettings, wanted: int | None) -> int:
+    """The number of passages that a request gets. Raises Refused for more than the maximum."""
+    if wanted and wanted > settings.max_topk:
+        raise Refused(422, "topk_too_large", f"topk is {wanted}", f"ask for at most {settings.max_topk}")
+    return min(wanted or settings.topk, settings.max_topk)
 
 
 async def _unless_gone[T](request: Request, work: asyncio.Task[T]) -> T | None:
@@ -102,7 +116,8 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         loading = asyncio.create_task(load())
-        yield
+        async with tools_at_mcp(app, settings, key) if settings.mcp else nullcontext():
+            yield
         loading.cancel()
         await service.close()
 
@@ -133,18 +148,19 @@ def create_app(
         "/retrieve",
         response_model=RetrieveResponse,
         responses=RESPONSES,
-        openapi_extra={"requestBody": REQUEST_BODY},
+        openapi_extra=_body(SearchRequest),
     )
     async def retrieve(request: Request) -> Response:
         """The best passages of each query, best first."""
         if service.manifest is None:
             await readyz()
-        asked = await _asked(request)
+        asked = await _asked(request, SearchRequest)
         queries, cut = _checked(settings, asked)
+        topk = _topk(settings, asked.wanted)
         metrics.cut(cut)
-        topk = min(asked.wanted or settings.topk, settings.max_topk)
         form = "flat" if asked.flat else "scored" if asked.return_scores else "bare"
-        found = await _unless_gone(request, asyncio.create_task(service.retrieve(queries, topk=topk, form=form)))
+        work = service.retrieve(queries, topk=topk, form=form, excluded=asked.excluded)
+        found = await _unless_gone(request, asyncio.create_task(work))
         if found is None:
             metrics.disconnected()
             return Response(status_code=CLIENT_GONE)
@@ -152,5 +168,31 @@ def create_app(
         counts = {CUT_HEADER: cut, REFUSED_HEADER: refused}
         headers = {name: str(count) for name, count in counts.items() if count}
         return Response(answer, media_type="application/json", headers=headers)
+
+    @app.get("/documents/{id:path}", response_model=Document, responses=NOT_FOUND | RESPONSES)
+    async def document(id: str) -> Response:
+        """The passage with that id."""
+        if service.manifest is None:
+            await readyz()
+        found = await service.document(id)
+        if found is None:
+            raise Refused(404, "unknown_document", f"no passage has the id {id!r}", "take an id from a search")
+        return Response(as_json(_DOCUMENT, found), media_type="application/json")
+
+    @app.post("/grep", response_model=GrepResponse, responses=RESPONSES, openapi_extra=_body(GrepRequest))
+    async def grep(request: Request) -> Response:
+        """The first passages whose `contents` match a regular expression, in the order of the corpus."""
+        if service.manifest is None:
+            await readyz()
+        asked = await _asked(request, GrepRequest)
+        if len(asked.pattern) > settings.max_query_characters:
+            longest = settings.max_query_characters
+            raise Refused(422, "bad_pattern", "the pattern is too long", f"send at most {longest} characters")
+        work = service.grep(asked, topk=_topk(settings, asked.topk))
+        answer = await _unless_gone(request, asyncio.create_task(work))
+        if answer is None:
+            metrics.disconnected()
+            return Response(status_code=CLIENT_GONE)
+        return Response(answer, media_type="application/json")
 
     return app

@@ -12,6 +12,7 @@ from retrieval_server.app.refusals import Refused
 from retrieval_server.metrics import Metrics
 
 OPEN = ("/healthz", "/readyz")
+COUNTED = {"POST": ("/retrieve", "/grep"), "GET": ("/documents",)}
 CLIENT_GONE = 499
 
 
@@ -38,8 +39,9 @@ class Guard:
         try:
             await self._guarded(scope, receive, counted)
         finally:
-            if scope["path"] == "/retrieve" and scope["method"] == "POST":
-                self._metrics.answered(status=status, seconds=time.perf_counter() - begin)
+            route = "/" + scope["path"].removeprefix("/").partition("/")[0]
+            if route in COUNTED.get(scope["method"], ()):
+                self._metrics.answered(route=route, status=status, seconds=time.perf_counter() - begin)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._wanted is not None and scope["path"] not in OPEN:

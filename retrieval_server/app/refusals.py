@@ -9,21 +9,27 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from retrieval_server.batcher import Away, BadQuery, Overloaded, SearchFailed
+from retrieval_server.errors import SearchRefused
 from retrieval_server.schemas import ErrorBody, ErrorResponse
 
 log = structlog.get_logger()
 
 AWAY_RETRY_AFTER_S = 5
 EXAMPLE = 'send {"queries": ["…"], "topk": 3, "return_scores": true} as application/json'
-# The answers of POST /retrieve other than 200, for the OpenAPI document.
+# The answers of all routes that search other than 200, for the OpenAPI document.
 RESPONSES: dict[int | str, dict[str, Any]] = {
     401: {"model": ErrorResponse, "description": "No key, or a wrong one"},
+    402: {"model": ErrorResponse, "description": "The budget of paid web searches is spent"},
+    403: {"model": ErrorResponse, "description": "The provider of web search refused the search"},
+    404: {"model": ErrorResponse, "description": "No recorded answer to a query of a replay"},
     413: {"model": ErrorResponse, "description": "More than one request may ask for"},
     422: {"model": ErrorResponse, "description": "Not a request, or a query that can not be searched for"},
     429: {"model": ErrorResponse, "description": "The queue is full; see Retry-After"},
     500: {"model": ErrorResponse, "description": "The search failed"},
     503: {"model": ErrorResponse, "description": "The index is loading, or its engine is away; see Retry-After"},
 }
+
+NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": ErrorResponse, "description": "There is none"}}
 
 
 class Refused(Exception):
@@ -64,6 +70,8 @@ async def _refused(_: Request, error: Exception) -> JSONResponse:
             refusal = Refused(error.status_code, "http_error", str(error.detail), "see /openapi.json")
             refusal.headers = dict(error.headers or {})
             return refusal.response()
+        case SearchRefused():
+            return Refused(error.status, error.code, error.message, error.remedy).response()
         case BadQuery():
             remedy = "change the query; in a request with others only its own list is empty"
             return Refused(422, "bad_query", str(error).encode("utf-8", "replace").decode(), remedy).response()
@@ -79,5 +87,6 @@ async def _refused(_: Request, error: Exception) -> JSONResponse:
 
 def answer_errors(app: FastAPI) -> None:
     """Install this form for every exception that the application can raise."""
-    for kind in (Refused, Overloaded, RequestValidationError, HTTPException, BadQuery, SearchFailed, Exception):
+    ours = (Refused, Overloaded, SearchRefused, BadQuery, SearchFailed)
+    for kind in (*ours, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, _refused)

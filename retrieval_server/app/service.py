@@ -5,24 +5,26 @@ for the disk.
 """
 
 import asyncio
-import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from itertools import islice
+from typing import Any, Literal, cast
 
 import structlog
 from pydantic import TypeAdapter
 
-from retrieval_server.backends.base import Backend
+from retrieval_server.app.grep import Greps
+from retrieval_server.backends.base import Backend, Passages, WaitingBackend
 from retrieval_server.batcher import BadQuery, Batcher, Hits
 from retrieval_server.config import ServerSettings
 from retrieval_server.corpus import Report
-from retrieval_server.indexing import open_backend, open_corpus
+from retrieval_server.indexing import open_backend, open_corpus, open_without_corpus
 from retrieval_server.metrics import Metrics
 from retrieval_server.query_cache import QueryCache
-from retrieval_server.schemas import Document, FlatHit, Hit, Progress
+from retrieval_server.schemas import Document, FlatHit, GrepRequest, Hit, Progress, as_json
+from retrieval_server.tasks import Searcher, Tasks
 
 log = structlog.get_logger()
 
@@ -41,18 +43,12 @@ class Stopped(Exception):
     """The server stops while it loads."""
 
 
-class Passages(Protocol):
-    """The part of a corpus that the server uses; several threads read it concurrently."""
-
-    def __getitem__(self, row: int, /) -> Document: ...
-
-
 @dataclass(frozen=True)
 class Opened:
     """The opened corpus and index from which a server answers."""
 
     passages: Passages
-    backend: Backend
+    backend: Backend | WaitingBackend
     manifest: dict[str, Any]
 
 
@@ -64,6 +60,9 @@ def opener(settings: ServerSettings, *, build: bool) -> Opener:
     """Opens the settings' corpus and index; with `build`, builds an index that is missing or does not match."""
 
     def open_all(report: Report) -> Opened:
+        if settings.corpus is None:
+            assert settings.backend is not None, "checked by the settings"
+            return Opened(*open_without_corpus(settings.index, settings.backend, report=report))
         report("reading the corpus", 0, 0)
         corpus = open_corpus(settings.corpus, settings.index, report=report)
         backend, manifest = open_backend(corpus, settings.index, settings.backend, build=build, report=report)
@@ -83,9 +82,11 @@ class Service:
         self.progress = Progress()
         self._stopping = False
         self._passages: Passages | None = None
-        self._batcher: Batcher | None = None
+        self._batcher: Searcher | None = None
         self._cache: QueryCache | None = None
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="read")
+        self._lookups = ThreadPoolExecutor(1, thread_name_prefix="look up")  # the first may read the whole corpus
+        self._greps = Greps(seconds=settings.grep_s, waiting=settings.max_queued_greps)
         metrics.watch("retrieval_ready", "1 when the index is loaded", lambda: self.manifest is not None)
         metrics.watch(
             "retrieval_queued_queries", "Queries that wait", lambda: self._batcher.queued() if self._batcher else 0
@@ -118,14 +119,7 @@ class Service:
             raise
         settings, backend = self._settings, opened.backend
         self._passages = opened.passages
-        self._batcher = Batcher(
-            lambda queries, topk: backend.search(queries, topk=topk),
-            backend.cost,
-            max_cost=settings.max_batch_tokens,
-            max_queries=settings.max_batch_queries,
-            max_queued=settings.max_queued,
-            metrics=self._metrics,
-        )
+        self._batcher = self._searcher(backend)
         self._cache = QueryCache(
             self._batcher,
             max_bytes=int(settings.cache_mb * 1e6),
@@ -134,49 +128,88 @@ class Service:
         )
         self.manifest = opened.manifest
 
+    def _searcher(self, backend: Backend | WaitingBackend) -> Searcher:
+        settings = self._settings
+        if hasattr(backend, "find"):
+            return Tasks(cast(WaitingBackend, backend), max_queued=settings.max_queued, metrics=self._metrics)
+        batches = cast(Backend, backend)
+        return Batcher(
+            lambda queries, topk: batches.search(queries, topk=topk),
+            batches.cost,
+            max_cost=settings.max_batch_tokens,
+            max_queries=settings.max_batch_queries,
+            max_queued=settings.max_queued,
+            metrics=self._metrics,
+        )
+
     def _report(self, stage: str, done: int, total: int) -> None:
         if self._stopping:
             raise Stopped
         self.progress = Progress(stage=stage, done=done, total=total)
 
-    async def retrieve(self, queries: Sequence[str], *, topk: int, form: Form) -> tuple[bytes, int]:
+    async def document(self, name: str) -> Document | None:
+        """The passage with that id; None if there is none."""
+        passages = self._passages
+        assert passages is not None, "not loaded"
+
+        def find() -> Document | None:
+            row = passages.row_of(name)
+            return None if row is None else passages[row]
+
+        return await asyncio.get_running_loop().run_in_executor(self._lookups, find)
+
+    async def grep(self, asked: GrepRequest, *, topk: int) -> bytes:
+        """The JSON answer. Raises Refused, and Overloaded if too many searches wait. If cancelled, it stops."""
+        assert self._passages is not None, "not loaded"
+        return await self._greps.search(self._passages, asked, topk=topk)
+
+    async def retrieve(
+        self, queries: Sequence[str], *, topk: int, form: Form, excluded: Sequence[frozenset[str]]
+    ) -> tuple[bytes, int]:
         """The JSON answer to a request, and the number of queries whose list is empty because they can not be searched.
 
+        `excluded`: for each query the ids that its list leaves out; at most `max_topk` hits are read for a list.
         Raises Overloaded, SearchFailed, and BadQuery if no query can be searched. If cancelled, it cancels its
         searches.
         """
         assert self._cache is not None, "not loaded"
-        outcomes = await self._cache.answer(queries, topk=topk)
+        more = max(map(len, excluded), default=0)
+        outcomes = await self._cache.answer(queries, topk=min(topk + more, self._settings.max_topk))
         bad = [outcome for outcome in outcomes if isinstance(outcome, BadQuery)]
         self._metrics.refused(len(bad))
         if bad and len(bad) == len(outcomes):
             raise bad[0]
         found = [[] if isinstance(outcome, BadQuery) else outcome for outcome in outcomes]
-        answer = await asyncio.get_running_loop().run_in_executor(self._readers, self._written, found, form)
+        answer = await asyncio.get_running_loop().run_in_executor(
+            self._readers, self._written, found, form, topk, excluded
+        )
         return answer, len(bad)
 
-    def _written(self, found: Sequence[Hits], form: Form) -> bytes:
-        passages = self._passages
-        assert passages is not None, "not loaded"
+    def _written(self, found: Sequence[Hits], form: Form, topk: int, excluded: Sequence[frozenset[str]]) -> bytes:
+        lists = [list(islice(self._hits(hits, names), topk)) for hits, names in zip(found, excluded, strict=True)]
         result: list[Any]
         match form:
             case "scored":
-                hit = Hit.model_construct
-                result = [[hit(document=passages[row], score=score) for row, score in hits] for hits in found]
+                result = lists
             case "bare":
-                result = [[passages[row] for row, _ in hits] for hits in found]
+                result = [[hit.document for hit in hits] for hits in lists]
             case "flat":
-                documents = [passages[row] for row, _ in found[0]]
+                documents = [hit.document for hit in lists[0]]
                 result = [FlatHit.model_construct(document=document, docid=document.id) for document in documents]
-        try:
-            return b'{"result":%b}' % _FORMS[form].dump_json(result)
-        except ValueError:  # half a surrogate pair: a corpus of ours holds none, other passages may
-            text = json.dumps({"result": _FORMS[form].dump_python(result)}, ensure_ascii=False)
-            return text.encode("utf-8", "replace")
+        return b'{"result":%b}' % as_json(_FORMS[form], result)
+
+    def _hits(self, hits: Hits, excluded: frozenset[str]) -> Iterator[Hit]:
+        assert self._passages is not None, "not loaded"
+        for row, score in hits:
+            document = self._passages[row]
+            if document.id not in excluded:
+                yield Hit.model_construct(document=document, score=score)
 
     async def close(self) -> None:
         """Stop loading or searching."""
         self._stopping = True
         if self._batcher is not None:
             await self._batcher.close()
-        self._readers.shutdown(wait=False, cancel_futures=True)
+        self._greps.close()
+        for threads in (self._readers, self._lookups):
+            threads.shutdown(wait=False, cancel_futures=True)

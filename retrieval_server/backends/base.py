@@ -3,7 +3,34 @@
 from collections.abc import Sequence
 from typing import ClassVar, Protocol
 
+from retrieval_server.schemas import Document
+
 Hits = list[tuple[int, float]]
+
+
+class Passages(Protocol):
+    """The part of a corpus that the server uses; several threads read it concurrently."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, row: int, /) -> Document: ...
+    def row_of(self, name: str, /) -> int | None:
+        """The row of the passage with that id."""
+        ...
+
+
+class WaitingBackend(Protocol):
+    """A backend that waits for another service and computes nothing: each query is searched by itself, at once."""
+
+    ignores_whitespace: ClassVar[bool]
+    """As in `Backend`."""
+
+    async def find(self, query: str, *, topk: int) -> Hits:
+        """At most `topk` (row, score), best first. Raises SearchRefused for what will be refused again."""
+        ...
+
+    async def close(self) -> None:
+        """Stop, and give back what it holds."""
+        ...
 
 
 class Backend(Protocol):

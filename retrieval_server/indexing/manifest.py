@@ -36,6 +36,17 @@ def expected_manifest(corpus: Corpus, settings: IndexSettings) -> dict[str, Any]
     }
 
 
+def manifest_without_corpus(folder: Path, settings: IndexSettings) -> dict[str, Any]:
+    """The same for a kind that searches no corpus. Raises RetrievalError."""
+    return {
+        **made_with(settings),
+        "backend": settings.kind,
+        "corpus": kind_of(settings).source(folder, settings),
+        "passages": 0,
+        "settings": settings.identity(),
+    }
+
+
 def how_to_build(corpus: Path, folder: Path) -> str:
     """What to do about an index that can not be used."""
     return (

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from retrieval_server.backends.base import Backend
+from retrieval_server.backends.base import Backend, Passages, WaitingBackend
 from retrieval_server.corpus import Corpus, Report, silent
 from retrieval_server.errors import RetrievalError
 from retrieval_server.index_kinds import IndexSettings, default_settings, kind_of
@@ -13,6 +13,7 @@ from retrieval_server.indexing.manifest import (
     check,
     expected_manifest,
     how_to_build,
+    manifest_without_corpus,
     read_manifest,
     said_settings,
 )
@@ -65,6 +66,14 @@ def open_backend(
     settings = settings or _said(folder)
     assert settings is not None
     return backend, {**expected_manifest(corpus, settings), "settings": settings.answers()}
+
+
+def open_without_corpus(
+    folder: Path, settings: IndexSettings, *, report: Report = silent
+) -> tuple[Passages, WaitingBackend, dict[str, Any]]:
+    """What a kind without a corpus searches, its backend and its manifest. Raises RetrievalError."""
+    passages, backend = kind_of(settings).open(folder, settings, report=report)
+    return passages, backend, manifest_without_corpus(folder, settings)
 
 
 def _said(folder: Path) -> IndexSettings | None:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
@@ -67,6 +67,14 @@ def passes(status: int) -> bool:
     return status in _NOT_CARRIED_OUT or (status >= 500 and status != NOT_IMPLEMENTED)
 
 
+class Client(Protocol):
+    """The part of httpx.AsyncClient that `call_json` uses; `s3_agent.clients.servers` has another one."""
+
+    async def request(self, method: str, url: str, *, json: Any, headers: Any, timeout: Any) -> httpx.Response:
+        """The answer. Raises httpx.RequestError."""
+        ...
+
+
 def bearer(key: str | None) -> dict[str, str]:
     """The header that sends `key`; empty without a key."""
     return {"Authorization": f"Bearer {key}"} if key else {}
@@ -114,7 +122,7 @@ def _address(url: str) -> httpx.URL:
 
 
 async def _once(
-    client: httpx.AsyncClient,
+    client: Client,
     method: str,
     url: str,
     body: Any,
@@ -158,7 +166,7 @@ async def _once(
 
 
 async def call_json(
-    client: httpx.AsyncClient,
+    client: Client,
     method: str,
     url: str,
     *,

@@ -8,7 +8,8 @@ import httpx
 
 from retrieval_server.passages import read_id, read_passage
 from retrieval_server.schemas import KEY_VARIABLE, RetrieveRequest
-from s3_agent.clients.http import bearer, call_json
+from s3_agent.clients.http import Client, bearer, call_json
+from s3_agent.clients.servers import Servers, addresses
 from s3_agent.errors import RetrieverError
 from s3_agent.types import Passage
 
@@ -33,13 +34,15 @@ def passage_of(document: dict[str, Any]) -> Passage:
 class HttpRetriever:
     """A retriever behind `POST {url}/retrieve`: ours, Search-R1's, s3's or Agent Lightning's.
 
+    `url` may hold several addresses, separated by commas, of servers over the same index (`s3_agent.clients.servers`).
     A key in the environment (KEY_VARIABLE, which our server requires) is sent as a bearer token.
     """
 
     def __init__(self, client: httpx.AsyncClient, url: str, *, patience_s: float | None = None) -> None:
-        self._client = client
+        urls = addresses(url)
+        self._client: Client = client if len(urls) == 1 else Servers(client, urls)
         self._headers = bearer(os.environ.get(KEY_VARIABLE))
-        self._url = url.rstrip("/") + "/retrieve"
+        self._url = ",".join(urls) + "/retrieve"
         self._patience_s = patience_s
 
     async def retrieve(self, query: str, *, topk: int) -> tuple[Passage, ...]:

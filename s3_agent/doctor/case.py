@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from s3_agent.agl.cpu.precision import Precision
+from s3_agent.clients.servers import Identity
 from s3_agent.clients.tokenizer import Tokenizer
 from s3_agent.data.naive_rag.cache import Fingerprint, RagCache
 from s3_agent.doctor.training import Training
@@ -48,6 +49,7 @@ class Case:
     - `first_prompt`: the tokens of a long first prompt.
     - `precision`: the measurement of this processor, if the recipe asks for a precision.
     - `gateway_answer`: what a user's gateway reports about its limit (`s3_agent.clients.gateway_limit`).
+    - `retrievers`: what each of several retrieval servers that answered reports of its index, by address.
     - `generator_refused`: why the environment of `generator.python` can not serve the generator, and the remedy.
     - `written`: the bytes of checkpoints that a resumed run already has.
     """
@@ -70,6 +72,7 @@ class Case:
     precision: Precision | None = None
     generator_refused: tuple[str, str] | None = None
     gateway_answer: str | None = None
+    retrievers: Mapping[str, Identity] | None = None
     written: int = 0
 
     @property

@@ -17,6 +17,7 @@ from s3_agent.doctor.checks.output_layer import check_output_layer
 from s3_agent.doctor.checks.ports import check_ports
 from s3_agent.doctor.checks.precision import check_precision
 from s3_agent.doctor.checks.protocol import check_protocol
+from s3_agent.doctor.checks.retrievers import check_retrievers
 from s3_agent.doctor.checks.versions import check_versions
 from s3_agent.doctor.findings import Finding
 
@@ -38,6 +39,7 @@ CHECKS: tuple[Check, ...] = (
     check_rag_cache,
     check_protocol,
     check_gateway,
+    check_retrievers,
     check_batch,
     check_output_layer,
     check_lengths,

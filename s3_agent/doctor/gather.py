@@ -14,6 +14,7 @@ from s3_agent.agl.verl_config import TrainerRecipe, TrainerSettings, settings_al
 from s3_agent.clients.connections import get
 from s3_agent.clients.gateway_limit import LIMIT_PATH
 from s3_agent.clients.http import bearer
+from s3_agent.clients.servers import Identity, addresses, served_identities
 from s3_agent.data_identity import rag_fingerprint
 from s3_agent.doctor import inputs
 from s3_agent.doctor.case import Case, IndexFacts, ModelFiles
@@ -40,7 +41,7 @@ def gather(recipe: Recipe, *, machine: Machine | None = None, run: Run | None = 
     training, refused = _training(recipe)
     models = _models(recipe)
     if machine is not None:
-        index = IndexFacts(WIKI_18, DIMENSION, supposed=True) if recipe.retriever.url is None else None
+        index = IndexFacts(WIKI_18, DIMENSION, supposed=True) if recipe.serves_corpus else None
         return Case(recipe, training, machine, models=models, index=index, refused=refused)
     train, validation = inputs.read_tasks(recipe, "train", problems), inputs.read_tasks(recipe, "validation", problems)
     corpus = inputs.open_corpus(recipe, problems)
@@ -48,7 +49,8 @@ def gather(recipe: Recipe, *, machine: Machine | None = None, run: Run | None = 
     tokenizer = inputs.open_tokenizer(models["policy"], recipe.policy.template, problems)
     if train is not None and cache is not None:
         train = inputs.beyond_cache(train, cache)
-    known = corpus is not None and cache is not None
+    searched = corpus is not None or (recipe.retriever.url is None and not recipe.serves_corpus)
+    known = searched and cache is not None
     pinned = pins("cuda" if recipe.trainer.device == "cuda" else "cpu")
     data = [recipe.data.corpus, recipe.data.train, recipe.data.validation]
     return Case(
@@ -72,6 +74,7 @@ def gather(recipe: Recipe, *, machine: Machine | None = None, run: Run | None = 
         precision=_precision(recipe),
         generator_refused=_generator(recipe),
         gateway_answer=_gateway_answer(recipe),
+        retrievers=_retrievers(recipe),
         written=0 if run is None else _size(run.checkpoints),
     )
 
@@ -85,6 +88,16 @@ def _gateway_answer(recipe: Recipe) -> str | None:
     except httpx.HTTPError:
         return None
     return answer.text if answer.is_success else None
+
+
+def _retrievers(recipe: Recipe) -> dict[str, Identity] | None:
+    """What several retrieval servers report. A single one is asked at the start of the run."""
+    if len(addresses(recipe.retriever.url or "")) < 2:
+        return None
+    try:
+        return served_identities(recipe.retriever_url)
+    except httpx.HTTPError:
+        return {}
 
 
 def _size(folder: Path) -> int:

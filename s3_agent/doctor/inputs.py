@@ -53,7 +53,7 @@ def beyond_cache(train: tuple[Task, ...], cache: RagCache) -> tuple[Task, ...]:
 
 def open_corpus(recipe: Recipe, problems: Problems) -> Corpus | None:
     """The corpus of the retriever that we start; the saved positions of its lines are used if they exist."""
-    if recipe.retriever.url is not None:
+    if not recipe.serves_corpus:
         return None
     try:
         return Corpus(recipe.data.corpus, lines=recipe.index_folder)
@@ -109,6 +109,13 @@ def index_facts(recipe: Recipe, corpus: Corpus | None) -> IndexFacts | None:
         return None
     settings, folder = recipe.retriever.index, recipe.index_folder
     kind = kind_of(settings)
+    if not kind.searches_corpus:
+        try:
+            kind.source(folder, settings)
+        except RetrievalError as cause:
+            what, _, remedy = str(cause).partition("\n  What to do: ")
+            return IndexFacts(0, DIMENSION, problem=what, remedy=remedy)
+        return None
     if (path := kind.foreign(settings)) is not None:
         problem = None if path.exists() else f"the index {path} does not exist"
         return IndexFacts(WIKI_18, DIMENSION, supposed=True, problem=problem, remedy="give the path of an index")

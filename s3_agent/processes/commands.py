@@ -68,8 +68,10 @@ def own_command(command: str, recipe: Path, *overrides: str) -> list[str]:
 
 def retriever_command(recipe: Recipe, *, port: int) -> list[str]:
     """The command of our retrieval server over the recipe's corpus; a missing BM25 index is built first."""
-    options = ["--corpus", str(recipe.data.corpus), "--index", str(recipe.index_folder), "--port", str(port)]
-    options += ["--backend", str(backend_file(recipe))] + ["--build"] * kind_of(recipe.retriever.index).built_at_start
+    kind = kind_of(recipe.retriever.index)
+    options = ["--corpus", str(recipe.data.corpus)] * kind.searches_corpus
+    options += ["--index", str(recipe.index_folder), "--port", str(port)]
+    options += ["--backend", str(backend_file(recipe))] + ["--build"] * kind.built_at_start
     return [sys.executable, "-m", "retrieval_server", "--host", HOST, *options]
 
 

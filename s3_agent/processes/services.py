@@ -13,6 +13,7 @@ import httpx
 from s3_agent.clients.connections import get
 from s3_agent.clients.make import ServiceClients, make_services
 from s3_agent.clients.prompts import CONTEXT, AnswerPrompt
+from s3_agent.clients.servers import SAME_INDEX, addresses, difference, served_identities
 from s3_agent.errors import LaunchError
 from s3_agent.processes import commands
 from s3_agent.processes.parts import service_parts
@@ -41,13 +42,17 @@ def resolve_ports(recipe: Recipe, *, any_free: bool = False) -> Recipe:
 
 
 def require_external(recipe: Recipe, names: Collection[str] = (*SERVICES, "gateway")) -> None:
-    """Raises LaunchError unless every service that has an address answers. Called before anything is started."""
-    probes = {
-        "retriever": recipe.retriever.url and recipe.retriever.url + "/healthz",
-        "generator": recipe.generator.openai_compatible and recipe.generator.url and recipe.generator.url + "/models",
-        "gateway": recipe.gateway.url and recipe.gateway.url + "/healthz",
-    }
-    for name, url in probes.items():
+    """Raises LaunchError unless every service that has an address answers, and several retrievers have one index.
+
+    Called before anything is started.
+    """
+    retrievers = addresses(recipe.retriever.url or "")
+    probes = [
+        *(("retriever", f"{url}/healthz") for url in retrievers),
+        ("generator", recipe.generator.openai_compatible and recipe.generator.url and recipe.generator.url + "/models"),
+        ("gateway", recipe.gateway.url and recipe.gateway.url + "/healthz"),
+    ]
+    for name, url in probes:
         if not url or name not in names:
             continue
         try:
@@ -59,6 +64,12 @@ def require_external(recipe: Recipe, names: Collection[str] = (*SERVICES, "gatew
             ) from cause
         if status >= 500:
             raise LaunchError(f"the {name} at {url} answers with status {status}", remedy=f"read the {name}'s own log")
+    if (
+        len(retrievers) > 1
+        and "retriever" in names
+        and (different := difference(served_identities(",".join(retrievers))))
+    ):
+        raise LaunchError(different, remedy=SAME_INDEX)
 
 
 def versions(recipe: Recipe) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 The main job calls it. Every field of a recipe counts, except those that are known not to change what is learned:
 addresses, file locations, and how much work runs at once. If a policy or generator is in a folder, its weights count in
-addition to its name. A change stops the resumed run unless the user allows it.
+addition to its name. Of an index without a corpus, such as web search, its recorded answers count. A change stops the
+resumed run unless the user allows it.
 """
 
 import json
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from s3_agent.data.files.whole import sha256_of, write_whole
+from s3_agent.data_identity import index_identity
 from s3_agent.errors import ConfigError
 from s3_agent.machine.model_files import model_identity
 from s3_agent.processes.run_folder import Run
@@ -46,6 +48,8 @@ def conditions_of(recipe: Recipe) -> dict[str, Any]:
     template = recipe.policy.chat_template
     weights: dict[str, Any] = {} if template is None else {"policy.chat_template": sha256_of(template)}
     weights |= {f"{name}.weights": model_identity(getattr(recipe, name).model) for name in ("policy", "generator")}
+    if recipe.retriever.url is None and not recipe.serves_corpus:
+        weights |= {"retriever.source": index_identity(recipe)["corpus"]}
     return dict(_leaves(recipe.model_dump(mode="json"))) | weights
 
 

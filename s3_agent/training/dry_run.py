@@ -118,7 +118,9 @@ def _shown(command: Sequence[str]) -> str:
 
 def _files(recipe: Recipe) -> list[File]:
     data = recipe.data
-    files = [File("corpus", data.corpus), File("training tasks", data.train), File("validation", data.validation)]
+    files = [File("training tasks", data.train), File("validation", data.validation)]
+    if recipe.retriever.url is not None or recipe.serves_corpus:
+        files.insert(0, File("corpus", data.corpus))
     if data.rag_cache is not None:
         files.append(File("RAG cache", data.rag_cache))
     if recipe.retriever.url is None:

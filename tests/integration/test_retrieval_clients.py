@@ -102,3 +102,22 @@ def test_browsecomp_plus_reads_one_flat_list(post: Post) -> None:
         assert set(result[0]["document"]) >= {"title", "text"} and result[0]["document"]["title"] == "Title 11"
     assert len(result) == 1
     assert post({"query": "nothingofthekind"}).json() == {"result": []}
+
+
+def test_a_reader_takes_a_passage_by_its_id_and_searches_on_without_those_it_has_seen(url: str, post: Post) -> None:
+    """An agent of the newer kind: a search, the whole document, an exact string, then a search for what is left."""
+    first = post({"queries": ["river bank"], "topk": 3}).json()["result"][0]
+    seen = [document["id"] for document in first]
+    assert httpx.get(f"{url}/documents/{seen[1]}").json() == first[1]
+    found = httpx.post(f"{url}/grep", json={"pattern": r"NUMBER12\b", "ignore_case": True, "topk": 2}).json()
+    [hit] = found["result"]
+    assert hit["document"]["contents"][hit["start"] : hit["end"]] == "number12" and found["next"] is None
+    six = [document["id"] for document in post({"queries": ["river bank"], "topk": 6}).json()["result"][0]]
+    more = post({"queries": ["river bank"], "topk": 3, "exclude": seen}).json()["result"][0]
+    assert [document["id"] for document in more] == six[3:]
+
+
+@pytest.mark.parametrize("name", ["400", "nothing", "d1/2", "%2e%2e", "d1%00", "d" * 5000, "%ff"])
+def test_an_id_that_no_passage_has(url: str, name: str) -> None:
+    answer = httpx.get(f"{url}/documents/{name}", timeout=30)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_document")

@@ -38,7 +38,8 @@ KEY = "a-key"
 
 
 class Engine:
-    """Hits are the rows 0 … topk-1. A search waits while the gate is closed.
+    """Hits are the rows 0 … topk-1. A search waits while the gate is closed, and a reader of any row but the first
+    while `reading` is cleared.
 
     The query `bad` fails, and the query `its own` by its own fault.
     """
@@ -50,6 +51,9 @@ class Engine:
         self.gate.set()
         self.begun = threading.Semaphore(0)
         self.searched: list[str] = []
+        self.reading = threading.Event()
+        self.reading.set()
+        self.read: list[int] = []
 
     def cost(self, query: str) -> int:
         return 1 + len(query)
@@ -64,8 +68,16 @@ class Engine:
             raise QueryError("it is nested too deeply")
         return [[(row, 1.0 / (row + 1)) for row in range(topk)] for _ in queries]
 
+    def __len__(self) -> int:
+        return 2000
+
     def __getitem__(self, row: int) -> Document:
+        self.read.append(row)
+        assert row == 0 or self.reading.wait(WITHIN_S)
         return Document(id=str(row), title="T", text="\ud800" if row == 9 else "t", contents='"T"\nt')
+
+    def row_of(self, name: str) -> int | None:
+        return int(name) if name.isdecimal() and len(name) < 4 else None
 
     def opens(self, report: Report) -> Opened:
         report("opening", 1, 2)
@@ -97,6 +109,7 @@ def serving(engine: Engine, *, key: str | None = None, **limits: Any) -> Iterato
             yield url
         finally:
             engine.gate.set()
+            engine.reading.set()
 
 
 def until(happened: Callable[[], bool]) -> None:
@@ -199,6 +212,108 @@ def test_a_bad_query_is_500_alone_and_the_server_lives_on() -> None:
         failed = post(url, "fine", "bad")
         assert failed.status_code == 500 and failed.json()["error"]["code"] == "search_failed"
         assert post(url, "fine").status_code == 200
+
+
+def test_a_grep_whose_client_left_stops_and_others_wait_for_it() -> None:
+    engine = Engine()
+    with serving(engine, max_queued_greps=1) as url:
+        engine.reading.clear()
+        grep = {"pattern": "no passage has this"}
+        first = raw(url, request(path="/grep", **grep))
+        until(lambda: engine.read == [0, 1])
+        waiting = raw(url, request(path="/grep", **grep))
+
+        def refused() -> bool:
+            answer = httpx.post(f"{url}/grep", json=grep | {"start": 5000}, timeout=WITHIN_S)
+            overloaded = answer.status_code == 429 and int(answer.headers["retry-after"]) >= 1
+            return overloaded and answer.json()["error"]["code"] == "overloaded"
+
+        until(refused)
+        assert post(url, "a search is not kept", topk=1).status_code == 200  # by a grep
+        for connection in (first, waiting):
+            connection.close()
+        until(lambda: metric(url, "retrieval_disconnected_total") == 2)
+        engine.reading.set()
+        assert httpx.post(f"{url}/grep", json=grep | {"start": 5000}, timeout=WITHIN_S).json()["read"] == 0
+        assert engine.read == [0, 1, 0]
+
+
+def test_a_grep_within_its_time_says_where_to_continue() -> None:
+    engine = Engine()
+    with serving(engine, grep_s=1e-9) as url:
+        body = {"pattern": "^.T.\\n[^t]", "topk": 3}
+        answer = httpx.post(f"{url}/grep", json=body | {"start": 8}, timeout=WITHIN_S).json()
+        assert answer == {"result": [], "read": 1, "next": 9}
+    with serving(Engine()) as url:
+        answer = httpx.post(f"{url}/grep", json=body | {"pattern": "t$", "start": 1998}, timeout=WITHIN_S).json()
+        assert [hit["document"]["id"] for hit in answer["result"]] == ["1998", "1999"]
+        assert (answer["read"], answer["next"]) == (2, None)
+        assert {(hit["start"], hit["end"]) for hit in answer["result"]} == {(4, 5)}
+
+
+def test_excluded_ids_make_room_for_the_next() -> None:
+    with serving(Engine(), max_topk=20) as url:
+
+        def ids(*queries: str, **body: Any) -> list[list[str]]:
+            return [[found["id"] for found in hits] for hits in post(url, *queries, **body).json()["result"]]
+
+        assert ids("a", topk=3, exclude=["0", "2", "never"]) == [["1", "3", "4"]]
+        assert ids("a", "b", topk=2, exclude=["1"]) == [["0", "2"]] * 2
+        assert ids("a", "b", topk=2, exclude=[["0"], ["1"]]) == [["1", "2"], ["0", "2"]]
+        assert ids("a", topk=20, exclude=[str(row) for row in range(5)]) == [[str(row) for row in range(5, 20)]]
+        assert ids("a", topk=3, exclude=[]) == [["0", "1", "2"]]
+        flat = httpx.post(f"{url}/retrieve", json={"query": "a", "topk": 1, "exclude": ["0"]}, timeout=WITHIN_S).json()
+        assert flat["result"][0]["docid"] == "1"
+        refused = post(url, "a", "b", exclude=[["0"]])
+        assert (refused.status_code, refused.json()["error"]["code"]) == (422, "invalid_request")
+
+
+def test_the_key_limits_counts_and_errors_of_a_search_hold_on_each_route() -> None:
+    engine = Engine()
+    unheard = ("GET", "/documents/8888", None)
+    routes = [("POST", "/grep", {"pattern": "t"}), ("GET", "/documents/7", None), unheard]
+    with serving(engine, key=KEY, max_body_bytes=1000, max_topk=10, max_query_characters=50) as url:
+        bearer = {"authorization": f"Bearer {KEY}"}
+
+        def ask(method: str, path: str, body: Any, headers: dict[str, str]) -> httpx.Response:
+            return httpx.request(method, url + path, json=body, headers=headers, timeout=WITHIN_S)
+
+        for (method, path, body), status in zip(routes, (200, 200, 404), strict=True):
+            refused = ask(method, path, body, {})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (401, "unauthorized")
+            assert ask(method, path, body, bearer).status_code == status
+        unknown = ask(*unheard, bearer).json()["error"]
+        assert unknown["code"] == "unknown_document" and "'8888'" in unknown["message"] and unknown["remedy"]
+        for body, status, code in (
+            ({"pattern": "t" * 2000}, 413, "body_too_large"),
+            ({"pattern": "t" * 60}, 422, "bad_pattern"),
+            ({"pattern": "("}, 422, "bad_pattern"),
+            ({"pattern": ""}, 422, "invalid_request"),
+            ({"pattern": "t", "topk": 11}, 422, "topk_too_large"),
+        ):
+            refused = ask("POST", "/grep", body, bearer)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (status, code)
+        counted = httpx.get(f"{url}/metrics", headers=bearer).text
+        for route, status, times in (
+            ("/grep", 401, 1),
+            ("/grep", 200, 1),
+            ("/grep", 422, 4),
+            ("/grep", 413, 1),
+            ("/documents", 401, 2),
+            ("/documents", 200, 1),
+            ("/documents", 404, 2),
+        ):
+            assert f'retrieval_requests_total{{route="{route}",status="{status}"}} {times}.0\n' in counted
+    with listening(loading_forever) as url:
+        for method, path, body in routes:
+            waiting = httpx.request(method, url + path, json=body, timeout=WITHIN_S)
+            assert (waiting.status_code, waiting.json()["error"]["code"]) == (503, "not_ready")
+
+
+def loading_forever(report: Report) -> Opened:
+    while True:
+        report("loading", 0, 0)
+        time.sleep(0.01)
 
 
 def test_siblings_cost_one_search() -> None:
@@ -441,6 +556,10 @@ class Slow:
         while not (folder / "go").exists():
             time.sleep(0.01)
         return [[(1, 1.0)] for _ in queries]
+    def __len__(self):
+        return 2
+    def row_of(self, name):
+        return None
     def __getitem__(self, row):
         return Document(id="1", title="T", text="t", contents="c")
 
@@ -531,4 +650,8 @@ def test_nothing_that_openapi_allows_or_forbids_is_a_server_error(mode: Any) -> 
 
             if mode is schemathesis.GenerationMode.POSITIVE or operation.method == "post":
                 ask()
-    assert seen["/retrieve", 200 if mode is schemathesis.GenerationMode.POSITIVE else 422] > 20, seen
+    positive = mode is schemathesis.GenerationMode.POSITIVE
+    for route in ("/retrieve", "/grep"):
+        assert seen[route, 200 if positive else 422] > 20, seen
+    if positive:
+        assert seen["/documents/{id}", 200] and seen["/documents/{id}", 404], seen

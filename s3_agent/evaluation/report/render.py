@@ -76,7 +76,7 @@ def _without_text(passage: Sequence[str]) -> tuple[str, None]:
 
 def text(report: dict[str, Any]) -> str:
     """The tables of the report as Markdown."""
-    blocks = []
+    blocks = [f"> {report['withheld']}"] if report["withheld"] else []
     for evaluation in report["evaluations"]:
         blocks.append(f"# {evaluation['name']}\n\n{markdown(EvaluationTable.model_validate(evaluation['table']))}")
         anchors = [
@@ -122,11 +122,14 @@ def _json(report: dict[str, Any]) -> str:
     return json.dumps(unpacked, indent=1, ensure_ascii=False)
 
 
-def write_report(folders: Sequence[Path], out: Path) -> None:
-    """Write the report of the folders in the form of `out`'s extension: .html, .json or .md. Raises ConfigError."""
+def write_report(folders: Sequence[Path], out: Path, *, show_protected: bool = False) -> None:
+    """Write the report of the folders in the form of `out`'s extension: .html, .json or .md. Raises ConfigError.
+
+    Texts of protected tasks are left out unless `show_protected`; then only you can read the file.
+    """
     forms = {".html": page, ".json": _json, ".md": text}
     if out.suffix not in forms:
         raise ConfigError(f"{out} has no known extension", remedy="let it end in .html, .json or .md")
-    written = forms[out.suffix](gather(folders))
-    with written_whole(out) as write:
+    written = forms[out.suffix](gather(folders, show_protected=show_protected))
+    with written_whole(out, private=show_protected) as write:
         write(written.encode(errors="replace"))

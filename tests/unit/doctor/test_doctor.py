@@ -18,6 +18,7 @@ from s3_agent.types import Task
 from tests.doctor_cases import A100, HOST, INSTALLED, TASKS, rag_cache, sound
 
 VERL = "trainer.verl.actor_rollout_ref"
+SERVED = {"corpus": "c", "backend": "bm25", "settings": {}}
 THEIR_GATEWAY = ("gateway.url=http://gateway:8181", "gateway.key=k")
 
 
@@ -111,6 +112,11 @@ def compiling() -> Case:
 
 def with_case(**changes: Any) -> Callable[[], Case]:
     return lambda: replace(sound(), **changes)
+
+
+def with_retrievers(reported: dict[str, Any]) -> Callable[[], Case]:
+    """Two retrieval servers, and what those that answer report."""
+    return lambda: replace(sound("s3_8x40gb", "retriever.url=http://a:3000,http://b:3000"), retrievers=reported)
 
 
 def with_card(**changes: Any) -> Callable[[], Case]:
@@ -233,6 +239,7 @@ PLANTS: list[tuple[str, Callable[[], Case]]] = [
         "data.no-answers",
         with_case(validation=(*TASKS[650:699], TASKS[699].model_copy(update={"golden_answers": ("",)}))),
     ),
+    ("data.no-evidence", with_recipe("agent.reward=evidence_recall")),
     ("rag-cache.fingerprint", with_case(fingerprint=rag_cache((), corpus="another").fingerprint)),
     ("rag-cache.tasks", with_case(rag_cache=rag_cache(TASKS[:699]))),
     (
@@ -250,6 +257,8 @@ PLANTS: list[tuple[str, Callable[[], Case]]] = [
     ("gateway.temperature", with_recipe(f"{VERL}.rollout.temperature=0.6")),
     ("gateway.chat-mode", with_recipe("policy.mode=chat")),
     ("gateway.key", with_recipe("gateway.url=http://gateway:8181", "gateway.policy_calls=480")),
+    ("retrievers.away", with_retrievers({"http://a:3000": SERVED})),
+    ("retrievers.differ", with_retrievers({"http://a:3000": SERVED, "http://b:3000": None})),
     ("gateway.policy-calls", with_recipe(*THEIR_GATEWAY)),
     ("gateway.policy-calls", with_recipe(*THEIR_GATEWAY, "workers.external=true")),
     ("gateway.policy-calls", with_recipe(*THEIR_GATEWAY, "gateway.policy_calls=479")),

@@ -17,7 +17,7 @@ from s3_agent.evaluation.report.anchors import anchor_of
 from s3_agent.evaluation.report.gather import gather
 from s3_agent.evaluation.report.render import write_report
 from s3_agent.evaluation.report.signs import markdown_of, signs_of
-from tests.evaluated import write_collapse, write_evaluation, write_run
+from tests.evaluated import protect, write_collapse, write_evaluation, write_run
 
 WIKI18 = 21_015_324
 
@@ -186,3 +186,26 @@ def test_another_setting_has_no_published_row() -> None:
     assert "corpus" in anchor_of(_agent("s3"), _services("Qwen2.5-14B", passages=500)).reason
     assert "not in the table" in anchor_of(_agent("s3"), _services("SmolLM2-135M-Instruct")).reason
     assert not anchor_of(_agent("search_o1", "Qwen2.5-14B"), _services("Qwen2.5-7B")).scores
+
+
+def test_of_protected_tasks_a_report_has_only_ids_and_numbers(tmp_path: Path) -> None:
+    folders = [write_evaluation(tmp_path / "evaluation", questions=100, evidence=True), write_run(tmp_path / "run")]
+    for folder in folders:
+        protect(folder)
+    report, written = gather(folders), ""
+    assert len(report["episodes"]) == 300 + 96 and report["withheld"].startswith("The texts of 100 questions are")
+    assert {len(row["turns"]) for row in report["episodes"] if "turns" in row} > {1, 2}
+    for page in (tmp_path / "report.json", tmp_path / "report.md"):
+        write_report(folders, page)
+        written += page.read_text(encoding="utf-8")
+    # Questions, passages, queries, answers, messages of failures, and the canary of the made-up folders.
+    for secret in ("town", "Town", "where is it", "lies", "<query>", "connection refused", "was gone", "canary"):
+        assert secret not in written, secret
+    write_report(folders, page, show_protected=True)
+    assert page.stat().st_mode & 0o077 == 0
+    shown = gather(folders, show_protected=True)
+    assert "Town 7" in {title for title, _ in shown["passages"]} and shown["withheld"] == ""
+
+
+def test_a_report_of_other_tasks_withholds_nothing(tmp_path: Path) -> None:
+    assert gather([write_evaluation(tmp_path / "evaluation")])["withheld"] == ""

@@ -27,7 +27,7 @@ class Viewer {
     const choose = (key) => (event) => { this.filter[key] = event.target.value; this.apply(); };
     const sources = [...new Set(this.report.tasks.map((task) => task.source))].sort();
     this.search = el("input", { type: "search", placeholder: "Question, answer, query or response", "aria-label": "Search text", oninput: choose("text") });
-    this.outcomes = el("div", { class: "chips", role: "group", "aria-label": "Outcome" }, ["", "right", "wrong", "failed"].map((outcome) =>
+    this.outcomes = el("div", { class: "chips", role: "group", "aria-label": "Outcome" }, ["", "right", "wrong", "failed", ...(this.report.episodes.some((row) => row.outcome === "unscored") ? ["unscored"] : [])].map((outcome) =>
       el("button", { type: "button", "aria-pressed": String(outcome === ""), "data-outcome": outcome, onclick: () => { this.filter.outcome = outcome; this.apply(); } }, outcome || "all")));
     this.count = el("div", { class: "count", role: "status" });
     this.list = el("div", { class: "list", tabindex: "0", role: "listbox", "aria-label": "Episodes", onscroll: () => this.draw() });
@@ -162,7 +162,8 @@ class Viewer {
     this.detail.replaceChildren(
       el("p", { class: "note" }, `${task.source} · ${task.id}`),
       el("h2", {}, task.question),
-      el("p", {}, "Gold: ", task.golds.join(" · ")),
+      el("p", {}, "Gold: ", task.golds.join(" · ") || "none"),
+      task.evidence ? el("p", {}, "Evidence: ", task.evidence.join(" · ")) : null,
       el("div", { class: "bar" }, compare),
       columns);
     this.detail.scrollTop = 0;
@@ -193,7 +194,7 @@ class Viewer {
 
   episode(number, row) {
     const golds = this.report.tasks[row.task].golds;
-    const figures = [...Object.entries(row.scores || {}), ...Object.entries(row.counts || {})].map(([name, value]) => `${name} ${value}`);
+    const figures = [...Object.entries(row.scores || {}), ...Object.entries(row.evidence || {}).map(([name, value]) => [`evidence ${name}`, value]), ...Object.entries(row.counts || {})].map(([name, value]) => `${name} ${value}`);
     if (row.reward !== undefined) figures.unshift(`reward ${row.reward}`);
     if (row.stop) figures.push(`stopped: ${row.stop}`);
     const verdict = el("div", { class: `verdict ${row.outcome}` },
@@ -201,28 +202,29 @@ class Viewer {
       row.failure ? el("div", {}, `No result, failed at ${row.failure[0]}: ${row.failure[1]}`) : el("div", {}, row.answer === undefined ? "No answer was given." : row.answer || "(an empty answer)"),
       el("div", { class: "numbers" }, figures.map((figure) => el("span", {}, figure))));
     const parts = [verdict];
-    const selected = row.chosen;
+    const selected = row.chosen, gold = new Set(row.gold || []);
     if (row.cut) parts.push(el("p", { class: "note" }, "Its turns are left out, since this page would be too large with all of them; results.jsonl or episodes.jsonl has them."));
-    if (row.initial) parts.push(this.passages("Read at the start", row.initial, { selected, golds, open: false }));
-    (row.turns || []).forEach((turn, at) => parts.push(this.turn(turn, at, selected, golds)));
-    if (row.shown) parts.push(this.passages("What the generator read", row.shown, { selected: new Set(), golds, open: false }));
-    else if (row.selected) parts.push(this.passages("Selected", row.selected, { selected: new Set(), golds, open: false }));
+    if (row.initial) parts.push(this.passages("Read at the start", row.initial, { selected, gold, golds, open: false }));
+    (row.turns || []).forEach((turn, at) => parts.push(this.turn(turn, at, { selected, gold, golds })));
+    if (row.shown) parts.push(this.passages("What the generator read", row.shown, { selected: new Set(), gold, golds, open: false }));
+    else if (row.selected) parts.push(this.passages("Selected", row.selected, { selected: new Set(), gold, golds, open: false }));
     return el("article", { class: "one" }, parts);
   }
 
-  turn(turn, at, selected, golds) {
+  turn(turn, at, marks) {
     const marked = turn.marked ? ` · marked ${turn.marked.map((one) => `[${one}]`).join(" ")}` : "";
     return el("div", { class: `turn ${turn.action || ""}` },
       el("h3", {}, `Turn ${at + 1} · ${turn.action || "response"}${marked}`, turn.query ? el("b", {}, `“${turn.query}”`) : null),
       el("pre", {}, turn.response),
       turn.said ? el("pre", {}, turn.said) : null,
-      turn.passages ? this.passages(turn.passages.length ? "Found" : "Found nothing", turn.passages, { selected, golds, open: true }) : null);
+      turn.passages ? this.passages(turn.passages.length ? "Found" : "Found nothing", turn.passages, { ...marks, open: true }) : null);
   }
 
-  passages(title, numbers, { selected, golds, open }) {
+  passages(title, numbers, { selected, gold, golds, open }) {
     return el("details", { open }, el("summary", {}, `${title} (${numbers.length})`), numbers.map(([number, name, text], at) => {
       return el("div", { class: `passage ${selected.has(number) ? "marked" : ""}` },
         selected.has(number) ? el("span", { class: "why" }, "selected") : null,
+        gold.has(number) ? el("span", { class: "why" }, "evidence") : null,
         el("span", { class: "n" }, String(at + 1)), el("b", {}, name), " ", ...(text === null ? ["(its text is left out, since this page would be too large with all of them)"] : highlighted(text, golds)));
     }));
   }

@@ -1,0 +1,1 @@
+"""Web search behind the retriever's contract: live, recorded, or replayed without the web."""
