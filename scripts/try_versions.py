@@ -152,8 +152,7 @@ class Trial:
             command, check=True, env={**os.environ, "S3_AGENT_DEVICE": "cpu", "S3_AGENT_PYTHON": sys.executable}
         )
         self._uv("pip", "install", "--quiet", "--no-deps", "--editable", str(ROOT), check=True)
-        if self.named:
-            self.lacking = self._missing()
+        self.lacking = self._missing()
 
     def _uv(self, *arguments: str, check: bool = False, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "s3-agent/uv/bin/uv"
@@ -203,10 +202,10 @@ class Trial:
 
     def imports(self) -> str:
         """Import what the trainers import; what the pinned versions lack as well is not counted."""
-        missing = {what: why for what, why in self._missing().items() if what not in self.lacking}
-        if missing:
-            raise Failed("; ".join(f"{what} ({why})" for what, why in missing.items())[:1200])
-        return "all names"
+        missing = self._missing() if self.named else self.lacking
+        if new := missing.keys() - self.lacking.keys():
+            raise Failed("; ".join(f"{what} ({missing[what]})" for what in sorted(new))[:1200])
+        return f"the pinned versions lack: {', '.join(self.lacking) or 'nothing'}"
 
     def _missing(self) -> dict[str, str]:
         """What Agent Lightning's trainer and `s3_agent.agl` import and can not, with the reason."""

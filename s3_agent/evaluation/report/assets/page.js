@@ -186,7 +186,7 @@ function signs({ panels, guard, sentence }) {
   const names = panels.flatMap((panel) => panel.curves.map((curve) => curve.name)), colour = colourOf(names);
   const steps = panels.flatMap((panel) => panel.curves.flatMap((curve) => curve.points.map(([step]) => step)));
   // The best step is never after the guard's, so their names do not meet.
-  const marked = guard ? [{ step: guard.best_step, name: "best", colour: COLOURS[2], dash: "2 3", anchor: "end" }, { step: guard.step, name: "guard", colour: COLOURS[1], dash: null, anchor: "start" }] : [];
+  const marked = guard ? [{ step: guard.best_step, name: "best", colour: "var(--soft)", dash: "2 3", anchor: "end" }, { step: guard.step, name: "guard", colour: "var(--ink)", dash: null, anchor: "start" }] : [];
   const domain = d3.extent([...steps, ...marked.map((one) => one.step)]);
   const figures = panels.map((panel, at) => {
     const rows = panel.curves.flatMap((curve) => curve.points.map(([step, value]) => ({ name: curve.name, step, value }))), last = at === panels.length - 1;
