@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 
+from s3_agent.agl.guard import GuardReport
 from s3_agent.evaluation.evidence import evidence_at_the_end, evidence_by_turn
 from s3_agent.evaluation.records import EvaluatedTask, EvaluationSetting, Failure
 from s3_agent.evidence import GoldDocuments
@@ -130,6 +131,34 @@ def write_evaluation(
             agents, questions, hostile=hostile, passages=passages, samples=samples, evidence=evidence
         ):
             file.write(result.model_dump_json() + "\n")
+    return folder
+
+
+def write_collapse(folder: Path, *, steps: int = 40, stopped: bool = True) -> Path:
+    """The folder of a training run that collapsed: `write_run` with such metrics, and what the guard found at the end.
+
+    The log-prob of correct responses falls from step 10, the reward from step 20; validations every 4 steps.
+    """
+    write_run(folder, steps=4)
+    rows = []
+    for step in range(steps + 1):
+        data: dict[str, float | None] = {}
+        late = max(0.0, (step - 20) / 20)
+        if step:
+            data = {
+                "training/n_sample": 12,
+                "training/reward": round(0.3 + 0.01 * min(step, 20) - 0.45 * late, 4),
+                "actor/log_prob/correct": -0.1 - 0.02 * max(0, step - 10),
+                "actor/log_prob/incorrect": None if step == 7 else -0.15 - 0.03 * max(0, step - 10),
+                "s3/train/searches": 1.2 + late,
+                "s3/train/invalid_actions": 0.6 * late,
+            }
+        if step % 4 == 0:
+            data |= {"val/reward": 0.9, "s3/val/accuracy": round(0.4 + 0.01 * min(step, 20) - 0.4 * late, 4)}
+        rows.append({"step": step, "data": data})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    report = GuardReport(reason="validation fell", step=steps, stopped=stopped, best_step=20, best_validation=0.6)
+    (folder / "guard.json").write_text(report.model_dump_json(), encoding="utf-8")
     return folder
 
 

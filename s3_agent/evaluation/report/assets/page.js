@@ -166,18 +166,43 @@ function distributions(report, folder, names, colour) {
 function runSection(report, run) {
   const phases = report.groups.filter((group) => group.folder === run.name).map((group) => group.agent), colour = colourOf(phases), summary = run.summary;
   const curve = (key) => run.steps.filter((row) => typeof row[key] === "number").map((row) => ({ step: row.step, value: row[key] }));
-  const training = curve("training/reward"), validation = curve("val/reward"), length = curve("response_length/training/avg_by_turn"), turns = run.steps.filter((row) => row["training/n_turns"] && row["training/n_rollouts"]).map((row) => ({ step: row.step, value: row["training/n_turns"] / row["training/n_rollouts"] }));
-  const line = (title, note, rows, y, more = []) => (rows.length ? chart(title, note, { x: { label: "step", tickFormat: "d" }, y: { label: y, grid: true, zero: true }, marks: [Plot.lineY(rows, { x: "step", y: "value", stroke: COLOURS[0], strokeWidth: 2 }), Plot.dot(rows, { x: "step", y: "value", fill: COLOURS[0], r: 2.5 }), ...more] }) : null);
+  const length = curve("response_length/training/avg_by_turn"), turns = run.steps.filter((row) => row["training/n_turns"] && row["training/n_rollouts"]).map((row) => ({ step: row.step, value: row["training/n_turns"] / row["training/n_rollouts"] }));
+  const line = (title, note, rows, y) => (rows.length ? chart(title, note, { x: { label: "step", tickFormat: "d" }, y: { label: y, grid: true, zero: true }, marks: [Plot.lineY(rows, { x: "step", y: "value", stroke: COLOURS[0], strokeWidth: 2 }), Plot.dot(rows, { x: "step", y: "value", fill: COLOURS[0], r: 2.5 })] }) : null);
   const gain = summary ? `${(100 * summary.val_before).toFixed(1)} % before, ${(100 * summary.val_after).toFixed(1)} % after on ${summary.val_n} held-out questions (${summary.test === "wilcoxon" ? "Wilcoxon signed rank" : "exact McNemar"} p = ${summary.p_value.toPrecision(2)})${summary.naive_rag === null ? "" : `; naive RAG ${(100 * summary.naive_rag).toFixed(1)} %`}. ${summary.steps} steps, ${summary.rollouts} rollouts, ${summary.lost_rollouts} lost.` : "This run has no summary: it did not end, or did not validate before and after training.";
   return el("section", {}, el("h2", {}, run.name), el("p", { class: "note" }, gain),
     el("div", { class: "grid" },
-      line("Reward", "Mean of a step's training rollouts (line), validation (rings)", training, "reward", [Plot.dot(validation, { x: "step", y: "value", stroke: COLOURS[1], r: 5, strokeWidth: 2 })]),
+      signs(run.signs),
       summary ? chart("By hops", "Validation accuracy: naive RAG, before and after training", {
         marginLeft: 60, x: { label: null, domain: ["naive RAG", "before", "after"] }, fx: { label: "hops" }, y: { label: "%", domain: [0, 100], grid: true },
         marks: [Plot.barY(Object.entries(summary.by_hops).flatMap(([hops, part]) => [["naive RAG", part.naive_rag], ["before", part.before], ["after", part.after]].filter(([, value]) => value !== undefined).map(([phase, value]) => ({ hops, phase, value: 100 * value }))), { fx: "hops", x: "phase", y: "value", fill: (row) => ({ "naive RAG": COLOURS[8], before: COLOURS[5], after: COLOURS[0] })[row.phase], inset: 1 }), Plot.ruleY([0])],
       }) : null,
       line("Turns an episode", null, turns, "turns"), line("Tokens a response", null, length, "tokens")),
     distributions(report, run.name, phases, colour));
+}
+
+// One panel below the other over the same steps, since their units differ; the steps of the guard go through all of them.
+function signs({ panels, guard, sentence }) {
+  if (!panels.length) return null;
+  const names = panels.flatMap((panel) => panel.curves.map((curve) => curve.name)), colour = colourOf(names);
+  const steps = panels.flatMap((panel) => panel.curves.flatMap((curve) => curve.points.map(([step]) => step)));
+  // The best step is never after the guard's, so their names do not meet.
+  const marked = guard ? [{ step: guard.best_step, name: "best", colour: "var(--soft)", dash: "2 3", anchor: "end" }, { step: guard.step, name: "guard", colour: "var(--ink)", dash: null, anchor: "start" }] : [];
+  const domain = d3.extent([...steps, ...marked.map((one) => one.step)]);
+  const figures = panels.map((panel, at) => {
+    const rows = panel.curves.flatMap((curve) => curve.points.map(([step, value]) => ({ name: curve.name, step, value }))), last = at === panels.length - 1;
+    return Plot.plot({
+      width: 560, height: last ? 150 : 118, marginLeft: 52, marginTop: at ? 22 : 34, marginBottom: last ? 40 : 8, style: { color: "var(--ink)" },
+      x: { domain, label: last ? "step" : null, tickFormat: "d", ticks: last ? undefined : [] }, y: { label: panel.label, grid: true, ticks: 4, nice: true },
+      marks: [
+        ...marked.map((one) => Plot.ruleX([one], { x: "step", stroke: one.colour, strokeWidth: 1.5, strokeDasharray: one.dash })),
+        ...(at ? [] : [marked.map((one) => Plot.text([one], { x: "step", text: "name", fill: one.colour, textAnchor: one.anchor, frameAnchor: "top", dy: -12, fontWeight: 600 }))]),
+        Plot.lineY(rows, { x: "step", y: "value", z: "name", stroke: (row) => colour(row.name), strokeWidth: 2 }),
+        Plot.dot(rows, { x: "step", y: "value", fill: (row) => colour(row.name), r: 2.5 }),
+      ],
+    });
+  });
+  return el("div", { class: "panel signs" }, el("h3", {}, "Signs of a collapse"),
+    el("p", { class: "note" }, `The log-prob of correct responses falls first, the reward last. ${sentence}`), legend(names, colour), el("figure", {}, figures));
 }
 
 function allRuns(report) {
