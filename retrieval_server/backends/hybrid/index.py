@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from retrieval_server.backends.base import Backend, Hits, StagedBackend, StageScore
 from retrieval_server.backends.hybrid.settings import HybridSettings
+from retrieval_server.backends.ordering import fuse
 
 STAGE = "hybrid"
 
@@ -36,12 +37,10 @@ class Hybrid(StagedBackend):
             ]
 
     def _fused(self, rankings: Mapping[str, Hits]) -> Hits:
-        scores: dict[int, float] = {}
         stages: dict[int, dict[str, float]] = {}
         for name, hits in rankings.items():
-            weight = self._settings.parts[name].weight
-            for rank, (row, score) in enumerate(hits, start=1):
-                scores[row] = scores.get(row, 0.0) + weight / (self._settings.constant + rank)
+            for row, score in hits:
                 stages.setdefault(row, {})[name] = score
-        ordered = sorted(scores.items(), key=lambda hit: (-hit[1], hit[0]))
-        return [(row, StageScore(score, {**stages[row], STAGE: score})) for row, score in ordered]
+        weights = [self._settings.parts[name].weight for name in rankings]
+        fused = fuse([*rankings.values()], constant=self._settings.constant, weights=weights)
+        return [(row, StageScore(score, {**stages[row], STAGE: score})) for row, score in fused]
