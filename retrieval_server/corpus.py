@@ -9,6 +9,7 @@ import json
 import mmap
 import threading
 from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,14 @@ class Corpus:
 
     def __iter__(self) -> Iterator[Document]:
         return (self[row] for row in range(len(self)))
+
+    def cuts(self, size: int) -> list[int]:
+        """The rows at which ranges of about `size` bytes of the file begin, and at the end the number of passages."""
+        found = [0]
+        while found[-1] < len(self):
+            following = bisect_left(self._offsets, self._offsets[found[-1]] + size)
+            found.append(max(following, found[-1] + 1))
+        return found
 
     def _place(self, row: int) -> str:
         start = self._offsets[row]

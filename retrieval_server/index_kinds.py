@@ -39,6 +39,10 @@ class IndexSettings(BaseModel, frozen=True):
         """The settings that answers depend on, as JSON: those of `identity`, and those that only the search uses."""
         return self.identity()
 
+    def place(self) -> dict[str, Any]:
+        """The settings that say where an index is, as JSON. They are recorded beside the identity, and may change."""
+        return {}
+
     def check_topk(self, topk: int) -> None:
         """Raise ValueError if the index can not return `topk` passages for a query."""
 
@@ -53,6 +57,16 @@ class IndexNeed:
     ram: int = 0
     disk: int = 0
     cards: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class IndexPlan:
+    """What each variant of a kind is expected to need, as a table for `index plan`; its note says how it is known."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str
 
 
 class IndexKind(ABC):
@@ -124,9 +138,17 @@ class IndexKind(ABC):
         """What it needs for `passages` passages. `dimension`: numbers of a vector; `cards`: GPUs that it may use."""
         return IndexNeed()
 
+    def plan(self, *, passages: int, dimension: int, candidates: int | None) -> IndexPlan | None:
+        """The table of its variants; None: it has none. `candidates` to re-rank; None: the kind's default."""
+        return None
+
     def models(self, settings: Any) -> Mapping[str, str]:
         """The models that it loads, as folders or hub names, by the section of the settings with that `model`."""
         return {}
+
+    def verify(self, corpus: "Corpus", folder: Path, settings: Any, *, report: "Report") -> None:
+        """Compare what the index keeps outside of its folder with what was written. Raises RetrievalError."""
+        return None
 
     def convert(
         self, corpus: "Corpus", source: Path, settings: Any, folder: Path, *, report: "Report"
@@ -140,7 +162,10 @@ class IndexKind(ABC):
 INDEX_KINDS: Registry[IndexKind] = Registry(
     "index kind",
     group="retrieval_server.backends",
-    own={name: f"retrieval_server.backends.{name}.kind:KIND" for name in ("bm25", "dense", "hybrid", "lucene", "web")},
+    own={
+        name: f"retrieval_server.backends.{name}.kind:KIND"
+        for name in ("bm25", "dense", "hybrid", "lucene", "pgvector", "qdrant", "opensearch", "lancedb", "web")
+    },
     kind=IndexKind,
     error=RetrievalError,
 )

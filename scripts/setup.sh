@@ -145,7 +145,7 @@ say "$device dependencies ($why), ${builds:+builds for $builds, }$("$python" -V)
 cd "$root"
 sync() {
     UV_PROJECT_ENVIRONMENT="$environment" "$uv" sync --frozen --no-default-groups --python "$python" "${wanted[@]}" \
-        ${into:+--inexact --no-install-project} $([[ $dev == yes ]] && echo --group=dev) ${later[@]+"${later[@]}"} "$@" >&2
+        ${into:+--inexact --no-install-project} $([[ $dev == yes ]] && echo --group=dev --extra=pgvector --extra=lancedb) ${later[@]+"${later[@]}"} "$@" >&2
 }
 install() { "$uv" pip install --python "$environment/bin/python" "$@" >&2; }
 

@@ -15,7 +15,7 @@ arguments=()
 for argument in "$@"; do
     if [[ $argument == --all ]]; then
         left_out=()
-        tests+=(tests/integration/test_{ask,data_pipeline,evaluation,every_agent,report_page,retrieval_server_faults,retrieval_server_http}.py)
+        tests+=(tests/integration/test_{ask,data_pipeline,engines,evaluation,every_agent,report_page,retrieval_server_faults,retrieval_server_http}.py)
     else
         arguments+=("$argument")
     fi
@@ -26,5 +26,5 @@ uv=$(command -v uv || printf '%s\n' "$PWD/.uv/bin/uv") root=$PWD
 # Run from another folder, because the overrides in pyproject.toml are for the pinned stack.
 (cd / && "$uv" pip install --quiet --resolution lowest-direct --python "$root/.venv-lowest/bin/python" \
     --override <(printf '%s\n' ${left_out[@]+"${left_out[@]}"}) --group "$root/pyproject.toml:dev" \
-    --editable "$root[retriever,dense,evaluation,data,metrics,claude,tokenizer]")
+    --editable "$root[retriever,dense,evaluation,data,metrics,claude,tokenizer,pgvector,lancedb]")
 exec .venv-lowest/bin/python -m pytest -m "not slow" "${tests[@]}" ${arguments[@]+"${arguments[@]}"}

@@ -68,6 +68,8 @@ def write_index(corpus: Corpus, folder: Path, settings: IndexSettings, fill: Fil
             if not (resume and _is(partial, expected)):  # otherwise the build was killed just before the rename
                 _begin(partial, expected, resume=resume)
                 described = fill(partial)
+                if place := settings.place():
+                    described = {**described, "place": place}
                 corpus.save_lines(partial)
                 for path in partial.rglob("*"):
                     if path.is_file():

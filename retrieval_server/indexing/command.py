@@ -10,11 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from retrieval_server.backends.dense.settings import DenseSettings
 from retrieval_server.config import read_index_settings
 from retrieval_server.corpus import Report
 from retrieval_server.errors import RetrievalError
-from retrieval_server.index_kinds import default_settings
+from retrieval_server.index_kinds import INDEX_KINDS, default_settings
 
 app = typer.Typer(no_args_is_help=True, help="Build, verify, convert and plan indexes of the retrieval server.")
 
@@ -23,8 +22,6 @@ IndexOption = Annotated[Path, typer.Option(help="Folder of the index.")]
 BackendOption = Annotated[
     Path | None, typer.Option(help="YAML: `kind` and the fields of that kind; `s3-agent backends` lists them.")
 ]
-
-_CANDIDATES: int = DenseSettings.model_fields["candidates"].default
 
 
 @contextmanager
@@ -100,33 +97,18 @@ def convert(
 def plan(
     passages: Annotated[int, typer.Option(min=1, help="Passages in the corpus.")],
     dimension: Annotated[int, typer.Option(min=1, help="Numbers a vector.")] = 768,
-    candidates: Annotated[int, typer.Option(min=8, help="Candidates that a compressed index re-ranks.")] = _CANDIDATES,
+    candidates: Annotated[int | None, typer.Option(min=8, help="Candidates that a compressed index re-ranks.")] = None,
 ) -> None:
-    """RAM, disk and GPU memory of each kind of dense index, and the recall to expect, from measured costs."""
-    from retrieval_server.backends.dense.plan import costs, expected_recall, needs
-
-    table = Table(title=f"{passages} passages x {dimension}, in GB (1e9 bytes)")
-    measured = costs()
-    for name in ("kind", "RAM", "disk", "GPU", "expected recall@8"):
-        table.add_column(name, justify="left" if name == "kind" else "right")
-    recalls = expected_recall(passages=passages, candidates=candidates)
-    for need in needs(passages=passages, dimension=dimension):
-        gpu = "-" if need.gpu is None else f"{need.gpu / 1e9:.1f}"
-        row = f"{need.resident / 1e9:.1f}", f"{need.disk / 1e9:.1f}", gpu, _between(recalls.get(need.kind))
-        table.add_row(need.kind, *row)
-    note = (
-        f"Measured {measured['date']} by `{measured['command']}` on synthetic vectors of {measured['dimension']} "
-        f"numbers. Bytes scale with the passages. Recall of compressed kinds, with {candidates} re-ranked candidates, "
-        "lies between two bounds, extrapolated from the measured one to so many passages; `candidates` in the "
-        "settings raises it."
-    )
+    """What each kind of index needs (RAM, disk, GPU memory, time), and what to expect of it, from measured costs."""
     console = Console()
-    console.print(table)
-    console.print(note, highlight=False, markup=False)
-
-
-def _between(bounds: tuple[float, float] | None) -> str:
-    if bounds is None:
-        return "-"
-    low, high = bounds
-    return f"{low:.3f}" if f"{low:.3f}" == f"{high:.3f}" else f"{low:.2f} to {high:.2f}"
+    for name in INDEX_KINDS:
+        found = INDEX_KINDS[name].plan(passages=passages, dimension=dimension, candidates=candidates)
+        if found is None:
+            continue
+        table = Table(title=found.title)
+        for number, column in enumerate(found.columns):
+            table.add_column(column, justify="right" if number else "left")
+        for row in found.rows:
+            table.add_row(*row)
+        console.print(table)
+        console.print(found.note, highlight=False, markup=False)

@@ -101,7 +101,8 @@ def read_manifest(folder: Path, *, remedy: str) -> dict[str, Any]:
 def said_settings(manifest: dict[str, Any], folder: Path, *, remedy: str) -> IndexSettings:
     """The settings that an index was built with, read from its manifest. Raises RetrievalError."""
     try:
-        return index_settings.validate_python({"kind": manifest["backend"], **manifest["settings"]})
+        known = {**manifest["settings"], **manifest.get("place", {})}
+        return index_settings.validate_python({"kind": manifest["backend"], **known})
     except (KeyError, TypeError, ValueError) as cause:
         raise RetrievalError(f"{folder / MANIFEST} names no settings: {cause}", remedy=remedy) from cause
 
@@ -130,13 +131,10 @@ def verify_index(corpus: Corpus, folder: Path, report: Report = silent) -> dict[
     remedy = how_to_build(corpus.path, folder)
     manifest = read_manifest(folder, remedy=remedy)
     corpus.read_again(report)
-    check(
-        manifest,
-        folder,
-        expected_manifest(corpus, said_settings(manifest, folder, remedy=remedy)),
-        remedy=remedy,
-    )
+    settings = said_settings(manifest, folder, remedy=remedy)
+    check(manifest, folder, expected_manifest(corpus, settings), remedy=remedy)
     for name, recorded in manifest["files"].items():
         if _sha256(folder / name, report) != recorded["sha256"]:
             raise RetrievalError(f"{folder / name} is not what was written: its hash differs", remedy=remedy)
+    kind_of(settings).verify(corpus, folder, settings, report=report)
     return manifest

@@ -4,12 +4,14 @@ import asyncio
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from tests.engines import LEXICAL, engine_settings, running_engine
 from tests.served_corpus import DEADLINE_S, await_status, command, free_port, serving_rows, write_corpus
 
 ROWS = [
@@ -20,11 +22,23 @@ ROWS = [
 ]
 
 
+@pytest.fixture(scope="module", params=["bm25s", "block_max", *LEXICAL])
+def backend(request: pytest.FixtureRequest) -> str:
+    """What searches: an engine of our BM25, or an engine of others that searches by words."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server(backend: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a ready server over ROWS."""
-    with serving_rows(tmp_path_factory.mktemp("server"), ROWS, "--topk", "2") as url:
-        yield url
+    folder = tmp_path_factory.mktemp("server")
+    with ExitStack() as stack:
+        settings = f"kind: bm25\nengine: {backend}\n"
+        if backend in LEXICAL:
+            settings = engine_settings(stack.enter_context(running_engine(backend)), "contract").model_dump_json()
+        (folder / "backend.yaml").write_text(settings, encoding="utf-8")
+        options = ["--topk", "2", "--backend", str(folder / "backend.yaml")]
+        yield stack.enter_context(serving_rows(folder, ROWS, *options))
 
 
 @pytest.fixture
@@ -129,10 +143,14 @@ def test_a_body_is_read_to_its_limit_only(server: str) -> None:
         assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
 
 
-def test_health_readiness_and_openapi(server: str) -> None:
+def test_health_readiness_and_openapi(server: str, backend: str) -> None:
     assert httpx.get(f"{server}/healthz").json() == {"status": "ok"}
     ready = httpx.get(f"{server}/readyz").json()
-    assert (ready["status"], ready["passages"], ready["backend"]) == ("ready", len(ROWS), "bm25")
+    assert (ready["status"], ready["passages"], ready["backend"]) == (
+        "ready",
+        len(ROWS),
+        backend if backend in LEXICAL else "bm25",
+    )
     assert "/retrieve" in httpx.get(f"{server}/openapi.json").json()["paths"]
 
 

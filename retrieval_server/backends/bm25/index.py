@@ -1,17 +1,15 @@
-"""BM25 without Java: bm25s with Lucene's formula over Lucene's English analysis, memory-mapped.
+"""The engine bm25s: BM25 without Java, with Lucene's formula over Lucene's English analysis, memory-mapped.
 
 bm25s keeps the score of every (passage, term) in one sparse matrix; its files are the index. Our own code makes the
 terms and selects the best rows: by score, then by row, without sorting the corpus.
 """
 
 from array import array
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
-from retrieval_server.backends.base import Hits
 from retrieval_server.backends.bm25.analysis import EnglishAnalyzer
-from retrieval_server.backends.bm25.boolean import parse
+from retrieval_server.backends.bm25.searching import Bm25Backend
 from retrieval_server.backends.bm25.settings import Bm25Settings
 from retrieval_server.corpus import Corpus, Report, silent
 from retrieval_server.errors import RetrievalError
@@ -19,18 +17,14 @@ from retrieval_server.errors import RetrievalError
 _STEP = 2000
 
 
-class Bm25:
-    """A BM25 index."""
-
-    ignores_whitespace: ClassVar[bool] = True
+class Bm25(Bm25Backend):
+    """A BM25 index of bm25s."""
 
     def __init__(self, engine: Any, settings: Bm25Settings) -> None:
+        super().__init__(settings, int(engine.scores["num_docs"]))
         self._engine = engine
-        self._settings = settings
-        self._analyzer = EnglishAnalyzer(stemmer=settings.stemmer, stopwords=settings.stopwords)
         self._vocabulary: dict[str, int] = engine.vocab_dict
         self._data, self._rows, self._starts = (engine.scores[name] for name in ("data", "indices", "indptr"))
-        self._passages = int(engine.scores["num_docs"])
 
     @classmethod
     def build(cls, corpus: Corpus, settings: Bm25Settings, *, report: Report = silent) -> Self:
@@ -63,46 +57,9 @@ class Bm25:
         """Write the index into an existing folder."""
         self._engine.save(str(folder), show_progress=False)
 
-    def terms(self, query: str) -> list[str]:
-        """The terms of a query, as often as they occur in it."""
-        return self._analyzer.terms(query)
-
-    def cost(self, query: str) -> int:
-        """Every query is one search."""
-        return 1
-
-    def search(self, queries: Sequence[str], *, topk: int) -> list[Hits]:
-        """For each query at most `topk` (row, score), best first, ties by row; only passages that share a term."""
-        return [self._search(query, topk) for query in queries]
-
-    def _search(self, query: str, topk: int) -> Hits:
-        import numpy as np
-
-        scores = np.zeros(self._passages, dtype=np.float32)
-        clause = parse(query, self.terms) if self._settings.boolean else None
-        for term in self.terms(query) if clause is None else clause.positive():
-            rows, weights = self._postings(term)
-            scores[rows] += weights
-        if clause is not None:
-            scores[~clause.matches(self._mask)] = 0.0
-        if topk < self._passages:
-            least = np.partition(scores, self._passages - topk)[self._passages - topk]
-            found = np.flatnonzero((scores >= least) & (scores > 0))
-        else:
-            found = np.flatnonzero(scores > 0)
-        best = found[np.lexsort((found, -scores[found]))[:topk]]
-        return [(int(row), float(scores[row])) for row in best]
-
     def _postings(self, term: str) -> tuple[Any, Any]:
         number = self._vocabulary.get(term)
         if number is None:
             return self._rows[:0], self._data[:0]
         span = slice(int(self._starts[number]), int(self._starts[number + 1]))
         return self._rows[span], self._data[span]
-
-    def _mask(self, term: str) -> Any:
-        import numpy as np
-
-        mask = np.zeros(self._passages, dtype=bool)
-        mask[self._postings(term)[0]] = True
-        return mask

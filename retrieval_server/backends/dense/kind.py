@@ -7,13 +7,13 @@ from typing import Any
 from retrieval_server.backends.base import Backend
 from retrieval_server.backends.dense.building import FAISS_FILE, existing_vectors, from_vectors
 from retrieval_server.backends.dense.index import Dense, Engine
-from retrieval_server.backends.dense.plan import needs
+from retrieval_server.backends.dense.plan import needs, table
 from retrieval_server.backends.dense.settings import DenseSettings
 from retrieval_server.backends.dense.torch_exact import search_bytes
 from retrieval_server.backends.dense.vectors import RECORD, open_vectors
 from retrieval_server.corpus import Corpus, Report
 from retrieval_server.errors import RetrievalError
-from retrieval_server.index_kinds import IndexKind, IndexNeed
+from retrieval_server.index_kinds import IndexKind, IndexNeed, IndexPlan
 
 QUERIES_AT_ONCE = 512  # `max_batch_queries` of the server
 DIMENSION, ENCODER_PARAMETERS = 768, 109_482_240  # E5-base
@@ -65,6 +65,10 @@ class DenseKind(IndexKind):
 
     def models(self, settings: DenseSettings) -> Mapping[str, str]:
         return {"encoder": settings.encoder.model}
+
+    def plan(self, *, passages: int, dimension: int, candidates: int | None) -> IndexPlan:
+        default: int = DenseSettings.model_fields["candidates"].default
+        return table(passages=passages, dimension=dimension, candidates=candidates or default)
 
     def need(self, settings: DenseSettings, *, passages: int, dimension: int, cards: int) -> IndexNeed:
         ram, disk = _host_bytes(settings, passages=passages, dimension=dimension)

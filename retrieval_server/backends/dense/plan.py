@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
+from retrieval_server.index_kinds import IndexPlan
+
 # The growth is measured in the range where recall still depends on the candidates, and where lists of one vector, which
 # RaBitQ ranks as nearest, no longer distort it.
 _FEWEST, _ALL = 32, 0.995
@@ -67,6 +69,32 @@ def expected_recall(*, passages: int, candidates: int) -> dict[str, tuple[float,
         elif cost["kind"] != "hnsw" or passages <= measured["passages"]:
             recalls[cost["kind"]] = (cost["recall_at_8"], cost["recall_at_8"])
     return recalls
+
+
+def table(*, passages: int, dimension: int, candidates: int) -> IndexPlan:
+    """RAM, disk and GPU memory of each layout, and the recall to expect."""
+    measured, recalls = costs(), expected_recall(passages=passages, candidates=candidates)
+    rows = []
+    for need in needs(passages=passages, dimension=dimension):
+        gpu = "-" if need.gpu is None else f"{need.gpu / 1e9:.1f}"
+        sizes = f"{need.resident / 1e9:.1f}", f"{need.disk / 1e9:.1f}", gpu
+        rows.append((need.kind, *sizes, _between(recalls.get(need.kind))))
+    return IndexPlan(
+        title=f"dense: {passages} passages x {dimension}, in GB (1e9 bytes)",
+        columns=("layout", "RAM", "disk", "GPU", "expected recall@8"),
+        rows=tuple(rows),
+        note=f"Measured {measured['date']} by `{measured['command']}` on synthetic vectors of {measured['dimension']} "
+        f"numbers. Bytes scale with the passages. Recall of compressed layouts, with {candidates} re-ranked candidates,"
+        " lies between two bounds, extrapolated from the measured one to so many passages; `candidates` in the "
+        "settings raises it.",
+    )
+
+
+def _between(bounds: tuple[float, float] | None) -> str:
+    if bounds is None:
+        return "-"
+    low, high = bounds
+    return f"{low:.3f}" if f"{low:.3f}" == f"{high:.3f}" else f"{low:.2f} to {high:.2f}"
 
 
 class _Curve:

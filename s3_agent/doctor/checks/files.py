@@ -76,8 +76,17 @@ def check_tasks(case: Case) -> Iterator[Finding]:
             why="the accuracy on these says nothing about new questions",
             fix="take them out of data.train",
         )
-    empty = sum(not any(answer.strip() for answer in task.golden_answers) for task in (*case.train, *case.validation))
-    if empty:
+    tasks = (*case.train, *case.validation)
+    scoring = case.recipe.agent.scoring
+    if scoring.needs_evidence and (without := sum(task.evidence is None for task in tasks)):
+        yield error(
+            "data.no-evidence",
+            what=f"{without} of {len(tasks)} tasks have no evidence, which the reward {case.recipe.agent.reward} needs",
+            why="their rollouts can not be scored and would be lost",
+            fix="take them out of data.train and data.validation, or use another agent.reward",
+        )
+    empty = sum(not task.answerable for task in tasks)
+    if empty and (scoring.checks_answer or not scoring.needs_evidence):
         yield error(
             "data.no-answers",
             what=f"{empty} tasks have no golden answer",

@@ -13,6 +13,7 @@ from s3_agent.evaluation.statistics.tests import compare_paired, exact, signed_r
 CONFIDENCE = 0.95
 RESAMPLES = 4999
 _BATCH = 128
+_BATCH_NUMBERS = 1 << 23  # drawn at a time: 64 MiB, also for 100,000 questions
 
 
 class Estimate(BaseModel):
@@ -62,7 +63,7 @@ def _bootstrap(samples: Sequence[Any], statistic: Any, *, seed: int) -> tuple[An
         method="percentile",
         vectorized=True,
         axis=-1,
-        batch=_BATCH,
+        batch=max(1, min(_BATCH, _BATCH_NUMBERS // sum(sample.size for sample in samples))),
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return interval.low, interval.high

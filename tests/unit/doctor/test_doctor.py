@@ -239,6 +239,7 @@ PLANTS: list[tuple[str, Callable[[], Case]]] = [
         "data.no-answers",
         with_case(validation=(*TASKS[650:699], TASKS[699].model_copy(update={"golden_answers": ("",)}))),
     ),
+    ("data.no-evidence", with_recipe("agent.reward=evidence_recall")),
     ("rag-cache.fingerprint", with_case(fingerprint=rag_cache((), corpus="another").fingerprint)),
     ("rag-cache.tasks", with_case(rag_cache=rag_cache(TASKS[:699]))),
     (

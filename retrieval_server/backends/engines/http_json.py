@@ -1,0 +1,91 @@
+"""Calls an engine's JSON interface over HTTP, with its key and its errors."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import httpx
+
+from retrieval_server.errors import RetrievalError, Unavailable
+
+_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+_SHOWN = 300
+MOST_BYTES = 16 << 20  # of a request that writes; Qdrant accepts 32 MB
+
+
+class HttpJson:
+    """A client of the engine at `url`. The key is read from the environment variable `key_variable`, if it has one."""
+
+    def __init__(self, engine: str, url: str, *, key_variable: str, key_header: str, key_form: str, timeout_s: float):
+        key = os.environ.get(key_variable)
+        self._engine = f"{engine} at {url}"
+        self._key_variable = key_variable
+        self._client = httpx.Client(
+            base_url=url.rstrip("/"), timeout=timeout_s, headers={key_header: key_form.format(key)} if key else {}
+        )
+
+    def call(self, method: str, path: str, body: Any = None, *, lines: bytes | None = None, absent: Any = None) -> Any:
+        """The answer's JSON; `absent` in place of a 404, if it is not None. `lines` is a body of JSON lines.
+
+        Raises Unavailable if the engine is away or overloaded, and RetrievalError if it refuses.
+        """
+        content = lines if lines is not None else None if body is None else json.dumps(body).encode()
+        form = {"content-type": "application/x-ndjson" if lines is not None else "application/json"}
+        try:
+            response = self._client.request(method, path, content=content, headers=form if content else None)
+        except httpx.HTTPError as cause:
+            raise Unavailable(
+                f"{self._engine} does not answer: {type(cause).__name__} {cause}",
+                remedy="start it, or correct `url`; see the message",
+            ) from cause
+        if response.status_code == 404 and absent is not None:
+            return absent
+        if response.status_code >= 400:
+            raise self._refused(method, path, response)
+        try:
+            return response.json()
+        except ValueError as cause:
+            raise RetrievalError(
+                f"{self._engine} answered {method} {path} with no JSON: {response.text[:_SHOWN]!r}",
+                remedy="give `url` the engine's address",
+            ) from cause
+
+    def _refused(self, method: str, path: str, response: httpx.Response) -> RetrievalError:
+        reason = f"{self._engine} answered {method} {path} with {response.status_code}: {response.text[:_SHOWN]}"
+        if response.status_code in (401, 403):
+            return RetrievalError(
+                reason, remedy=f"set the environment variable {self._key_variable} to the engine's key"
+            )
+        if response.status_code in _PASSING:
+            return Unavailable(reason, remedy="see the message and the engine's log")
+        return RetrievalError(reason, remedy="see the message and the engine's log")
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._client.close()
+
+
+def url_without_key(url: str) -> str:
+    """The address unchanged. Raises ValueError if it is none of HTTP, or carries a user or a password."""
+    parts = httpx.URL(url)
+    if parts.scheme not in ("http", "https") or not parts.host:
+        raise ValueError("`url` is not http://HOST:PORT or https://HOST")
+    if parts.userinfo:
+        raise ValueError("`url` has a user or a password: leave it out, and set the key in the environment")
+    return url
+
+
+def in_requests(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    """The rows in lists whose JSON is at most MOST_BYTES, unless a row alone is longer."""
+    some: list[Mapping[str, Any]] = []
+    size = 0
+    for row in rows:
+        length = len(json.dumps(row))
+        if some and size + length > MOST_BYTES:
+            yield some
+            some, size = [], 0
+        some.append(row)
+        size += length
+    if some:
+        yield some

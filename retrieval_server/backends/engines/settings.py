@@ -1,0 +1,77 @@
+"""The settings that all engines have: what is searched, where the engine is, and how long to wait for it."""
+
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from retrieval_server.backends.dense.settings import EncoderSettings
+from retrieval_server.index_kinds import IndexSettings
+
+_TERMS = ("k1", "b", "stemmer", "stopwords")
+_FUSION = ("fused", "rank_constant")
+
+
+class EngineSettings(IndexSettings, frozen=True):
+    """`search`: `dense` needs an `encoder`, `bm25` has Lucene's formula and English analysis, `hybrid` fuses both.
+
+    `name` begins the name of the table or collection; a hash of what fills it follows. Keys and passwords come from the
+    environment and not from here, since these settings are written into manifests and logs.
+    """
+
+    url: str
+    name: str = Field(default="passages", pattern=r"^[a-z][a-z0-9_]{0,39}$")
+    search: Literal["dense", "bm25", "hybrid"] = "dense"
+    encoder: EncoderSettings | None = None
+    k1: float = Field(default=0.9, ge=0)
+    b: float = Field(default=0.4, ge=0, le=1)
+    stemmer: str = "porter"
+    stopwords: str = "english"
+    batch: int = Field(default=1000, ge=1, description="passages in a request that fills the engine")
+    timeout_s: float = Field(default=60.0, gt=0, description="seconds that the engine may take for a request")
+    patience_s: float = Field(default=10.0, ge=0, description="seconds to repeat a search while the engine is away")
+    fused: int = Field(default=100, ge=1, description="hybrid: passages of each of the two lists")
+    rank_constant: int = Field(default=60, ge=0, description="hybrid: a list gives 1 / (this + rank) to a passage")
+
+    built_with: ClassVar[tuple[str, ...]] = ()
+    """The engine's own fields that an index is built with."""
+    searched_with: ClassVar[tuple[str, ...]] = ()
+    """The engine's own fields that only answers depend on."""
+
+    @model_validator(mode="after")
+    def _encoder_for_vectors(self) -> Self:
+        if self.dense and self.encoder is None:
+            raise ValueError(f"`search: {self.search}` compares vectors: give `encoder` (at least its `model`)")
+        if not self.dense and self.encoder is not None:
+            raise ValueError(f"`search: {self.search}` uses no `encoder`: leave it out, or set `search: hybrid`")
+        return self
+
+    @property
+    def dense(self) -> bool:
+        """Whether the engine holds vectors."""
+        return self.search != "bm25"
+
+    @property
+    def lexical(self) -> bool:
+        """Whether the engine holds terms."""
+        return self.search != "dense"
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that an index is built with."""
+        found: dict[str, Any] = {"search": self.search}
+        if self.encoder is not None:
+            found["encoder"] = self.encoder.identity()
+        return found | self.model_dump(mode="json", include={*self.built_with, *(_TERMS if self.lexical else ())})
+
+    def answers(self) -> dict[str, Any]:
+        """The settings that answers depend on."""
+        fusion = _FUSION if self.search == "hybrid" else ()
+        return self.identity() | self.model_dump(mode="json", include={*self.searched_with, *fusion})
+
+    def place(self) -> dict[str, Any]:
+        """Where the index is."""
+        return {"url": self.url, "name": self.name}
+
+    def check_topk(self, topk: int) -> None:
+        """Raise ValueError if `topk` exceeds what the two fused lists hold."""
+        if self.search == "hybrid" and self.fused < topk:
+            raise ValueError(f"`fused` is {self.fused}, below the {topk} requested passages: raise it")

@@ -1,0 +1,226 @@
+"""What all engines share, without one: weights of terms, fusion, requests, keys, and an engine that is away."""
+
+import asyncio
+import math
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retrieval_server.backends.engines.http_json import HttpJson, in_requests, url_without_key
+from retrieval_server.backends.engines.kind import EngineKind
+from retrieval_server.backends.engines.patience import patiently
+from retrieval_server.backends.engines.searching import fuse
+from retrieval_server.backends.engines.vocabulary import Vocabulary
+from retrieval_server.backends.pgvector.kind import _word
+from retrieval_server.batcher import Away, Batcher
+from retrieval_server.config import index_settings
+from retrieval_server.errors import RetrievalError, Unavailable
+from retrieval_server.index_kinds import INDEX_KINDS
+from retrieval_server.metrics import Metrics
+
+PASSAGES = st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=12), min_size=1, max_size=12)
+HITS = st.lists(st.tuples(st.integers(0, 30), st.floats(0, 1)), max_size=12, unique_by=lambda hit: hit[0])
+
+
+@given(passages=PASSAGES, query=st.lists(st.sampled_from("abcxyz"), max_size=8), k1=st.floats(0, 3), b=st.floats(0, 1))
+def test_weights_multiply_to_lucenes_formula(passages: list[list[str]], query: list[str], k1: float, b: float) -> None:
+    vocabulary = Vocabulary.of(passages)
+    indices, weights = vocabulary.query(Counter(query))
+    asked = dict(zip(indices, weights, strict=True))
+    average = sum(map(len, passages)) / len(passages)
+    for terms in passages:
+        numbers, values = vocabulary.passage(terms, k1=k1, b=b)
+        assert numbers == sorted(set(numbers))
+        score = sum(asked.get(number, 0.0) * value for number, value in zip(numbers, values, strict=True))
+        wanted = 0.0
+        for term in query:
+            held = sum(term in passage for passage in passages)
+            if term in terms:
+                found = terms.count(term)
+                rarity = math.log(1 + (len(passages) - held + 0.5) / (held + 0.5))
+                wanted += rarity * found / (found + k1 * (1 - b + b * len(terms) / average))
+        assert score == pytest.approx(wanted)
+
+
+def test_a_saved_vocabulary_is_the_same(tmp_path: Path) -> None:
+    vocabulary = Vocabulary.of([["a", "b", "a"], [], ["b", "日本"]])
+    vocabulary.save(tmp_path)
+    again = Vocabulary.load(tmp_path)
+    assert again.query(Counter("ab")) == vocabulary.query(Counter("ab"))
+    assert again.passage(["日本", "a"], k1=0.9, b=0.4) == vocabulary.passage(["日本", "a"], k1=0.9, b=0.4)
+    assert [path.name for path in tmp_path.iterdir()] == ["vocabulary.json"]
+
+
+@given(lists=st.lists(HITS, min_size=1, max_size=3), constant=st.integers(0, 100), topk=st.integers(1, 20))
+def test_fusion_adds_reciprocal_ranks(lists: list[Any], constant: int, topk: int) -> None:
+    found = fuse(lists, rank_constant=constant, topk=topk)
+    wanted = {
+        row: sum(1 / (constant + 1 + [one for one, _ in hits].index(row)) for hits in lists if row in dict(hits))
+        for row in {row for hits in lists for row, _ in hits}
+    }
+    assert dict(found) == pytest.approx({row: wanted[row] for row, _ in found})
+    assert [row for row, _ in found] == [row for row, _ in sorted(found, key=lambda hit: (-hit[1], hit[0]))]
+    assert len(found) == min(topk, len(wanted))
+    least = min((score for _, score in found), default=0.0)
+    assert all(wanted[row] <= least + 1e-12 for row in wanted if row not in dict(found))
+
+
+@given(terms=st.lists(st.text(min_size=1, max_size=8), min_size=2, max_size=2, unique=True))
+def test_different_terms_are_different_words_of_letters(terms: list[str]) -> None:
+    terms = [term.encode("utf-8", "replace").decode() for term in terms]
+    words = [_word(term) for term in terms]
+    assert all(word.isascii() and word.isalpha() and word.islower() for word in words)
+    assert (words[0] == words[1]) == (terms[0] == terms[1])
+
+
+@given(st.lists(st.integers(0, 40), max_size=30))
+def test_requests_hold_all_rows_in_order_and_at_most_so_many_bytes(lengths: list[int]) -> None:
+    from retrieval_server.backends.engines import http_json
+
+    rows = [{"text": "x" * length} for length in lengths]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(http_json, "MOST_BYTES", 60)
+        requests = list(in_requests(rows))
+    assert [row for some in requests for row in some] == rows
+    assert all(len(some) == 1 or sum(len(str(row)) for row in some) <= 60 for some in requests)
+
+
+@pytest.mark.parametrize("url", ["localhost:6333", "ftp://host", "http://me:secret@host", "http://me@host"])
+def test_an_address_is_http_and_carries_no_key(url: str) -> None:
+    with pytest.raises(ValueError, match="`url`"):
+        url_without_key(url)
+
+
+def answering(
+    monkeypatch: pytest.MonkeyPatch, answer: httpx.Response | Exception
+) -> tuple[HttpJson, list[httpx.Request]]:
+    """A client of an engine that gives this answer, and the requests that reach it."""
+    seen: list[httpx.Request] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    real = httpx.Client
+    monkeypatch.setattr(httpx, "Client", lambda **given: real(transport=httpx.MockTransport(handle), **given))
+    monkeypatch.setenv("ENGINE_KEY", "k")
+    options: Any = {"key_variable": "ENGINE_KEY", "key_header": "api-key", "key_form": "Key {}"}
+    return HttpJson("Engine", "http://engine:1/", timeout_s=1.0, **options), seen
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "says"),
+    [
+        (httpx.ConnectError("refused"), Unavailable, "does not answer: ConnectError refused"),
+        (httpx.ReadTimeout("slow"), Unavailable, "ReadTimeout slow"),
+        (httpx.Response(503, text="starting"), Unavailable, "503: starting"),
+        (httpx.Response(429, text="slower"), Unavailable, "429: slower"),
+        (httpx.Response(401, text="who?"), RetrievalError, "set the environment variable ENGINE_KEY"),
+        (httpx.Response(400, text="no such field"), RetrievalError, "400: no such field"),
+        (httpx.Response(404, text="nothing"), RetrievalError, "404: nothing"),
+        (httpx.Response(200, text="<html>"), RetrievalError, "with no JSON"),
+    ],
+)
+def test_an_engine_that_refuses_or_is_away_is_told_apart(
+    monkeypatch: pytest.MonkeyPatch, answer: Any, error: type[Exception], says: str
+) -> None:
+    client, _ = answering(monkeypatch, answer)
+    with pytest.raises(error, match=says) as caught:
+        client.call("GET", "/x")
+    assert type(caught.value) is error
+
+
+def test_the_key_goes_into_the_header_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    client, seen = answering(monkeypatch, httpx.Response(200, json={"a": 1}))
+    assert client.call("POST", "/x", {"b": 2}) == {"a": 1}
+    assert (seen[0].headers["api-key"], str(seen[0].url), seen[0].content) == (
+        "Key k",
+        "http://engine:1/x",
+        b'{"b": 2}',
+    )
+
+
+def test_what_is_absent_may_be_expected(monkeypatch: pytest.MonkeyPatch) -> None:
+    client, _ = answering(monkeypatch, httpx.Response(404))
+    assert client.call("GET", "/x", absent={}) == {}
+
+
+def test_a_call_is_repeated_while_the_engine_is_away() -> None:
+    left = [Unavailable("away"), Unavailable("away")]
+
+    def call() -> str:
+        if left:
+            raise left.pop()
+        return "found"
+
+    assert patiently(call, patience_s=60.0) == "found"
+    with pytest.raises(Unavailable):
+        patiently(lambda: (_ for _ in ()).throw(Unavailable("away")), patience_s=0.0)
+    with pytest.raises(RetrievalError, match="refused"):
+        patiently(lambda: (_ for _ in ()).throw(RetrievalError("refused")), patience_s=60.0)
+
+
+async def test_a_batch_is_not_halved_while_the_engine_is_away() -> None:
+    searched: list[int] = []
+
+    def search(queries: Any, topk: int) -> Any:
+        searched.append(len(queries))
+        raise Unavailable("the engine is away", remedy="start it")
+
+    batcher = Batcher(search, lambda _: 1, max_cost=1000, max_queries=100, max_queued=100, metrics=Metrics())
+    futures = [batcher.submit(f"q{number}", topk=1) for number in range(8)]
+    outcomes = await asyncio.gather(*futures, return_exceptions=True)
+    await batcher.close()
+    assert sum(searched) == 8 and all(type(outcome) is Away for outcome in outcomes)
+    assert {str(outcome) for outcome in outcomes} == {"the engine is away"}
+
+
+PAGE = Path(__file__).parents[3] / "docs/engines.md"
+
+
+def test_the_settings_of_the_page_are_valid_and_each_engine_has_some() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    shown = [
+        index_settings.validate_python(yaml.safe_load(block)) for block in re.findall(r"```yaml\n(.*?)```", text, re.S)
+    ]
+    engines = [name for name in INDEX_KINDS if isinstance(INDEX_KINDS[name], EngineKind)]
+    assert sorted(settings.kind for settings in shown) == sorted(engines)
+    for name in engines:
+        assert f"--backend {name}.yaml" in text and re.search(rf"^\| `{name}` \|", text, re.M)
+
+
+@pytest.mark.parametrize("name", ["pgvector", "qdrant", "opensearch", "lancedb"])
+def test_where_an_index_is_is_no_part_of_what_it_is(name: str) -> None:
+    kind = INDEX_KINDS[name]
+    search = {"encoder": {"model": "m"}} if name == "lancedb" else {"search": "bm25"}
+    url = "postgresql://me@host/db" if name == "pgvector" else "http://host:1"
+    settings = kind.settings.model_validate({"kind": name, "url": url, **search})
+    assert not {"url", "name"} & {*settings.answers()}
+    again = kind.settings.model_validate({"kind": name, **settings.identity(), **settings.place()})
+    assert again.identity() == settings.identity()
+
+
+@pytest.mark.parametrize(
+    ("values", "topk", "names"),
+    [
+        ({"layout": "hnsw", "ef_search": 20}, 21, "ef_search"),
+        ({"layout": "binary", "candidates": 20}, 21, "candidates"),
+        ({"search": "hybrid", "fused": 20}, 21, "fused"),
+        ({"search": "hybrid", "fused": 30, "ef_search": 20}, 8, "ef_search"),
+    ],
+)
+def test_more_passages_than_a_graph_returns_are_refused(values: dict[str, Any], topk: int, names: str) -> None:
+    given = {"kind": "pgvector", "url": "postgresql://me@host/db", "encoder": {"model": "m"}, **values}
+    settings = index_settings.validate_python(given)
+    with pytest.raises(ValueError, match=f"`{names}` is 20, below the"):
+        settings.check_topk(topk)
+    index_settings.validate_python({**given, "layout": "exact", "fused": 50}).check_topk(topk)
