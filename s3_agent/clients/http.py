@@ -116,7 +116,7 @@ def _wait(state: RetryCallState) -> float:
 
 
 @lru_cache(maxsize=64)
-def _address(url: str) -> httpx.URL:
+def parsed_address(url: str) -> httpx.URL:
     """Parsed once for each address: that takes longer than most of what happens to a request."""
     return httpx.URL(url)
 
@@ -140,8 +140,10 @@ async def _once(
 
     left = _left_s()
     timeout = httpx.USE_CLIENT_DEFAULT if left is None else httpx.Timeout(left, connect=min(left, CONNECT_S))
+    # Several servers are no one address: their client parses the address of each.
+    address: Any = parsed_address(url) if isinstance(client, httpx.AsyncClient) else url
     try:
-        response = await client.request(method, _address(url), json=body, headers=headers, timeout=timeout)
+        response = await client.request(method, address, json=body, headers=headers, timeout=timeout)
     except httpx.RequestError as cause:
         reason = f"{type(cause).__name__} {cause}".strip()
         raise failed(reason, carried_out=not isinstance(cause, _NOT_SENT)) from cause
