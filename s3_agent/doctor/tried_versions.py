@@ -1,5 +1,7 @@
-"""Sets of versions that were tried beside the pinned one, and what broke. The doctor gives their reasons, and the table
-of docs/install.md is tested against this module. `scripts/try_versions.py` tries a set.
+"""Sets of versions that were tried beside the pinned one, and what broke.
+
+The doctor gives their reasons, and the table of docs/install.md is tested against this module. A set is tried with
+`scripts/try_versions.py`.
 """
 
 import re
@@ -31,8 +33,8 @@ TRIED = (
         versions=("verl==0.9.1",),
         failed=("resolve", "imports", "compose", "tests"),
         why="Agent Lightning 1.0.2 imports TaskRunner and create_rl_sampler from verl.trainer.main_ppo, where verl 0.9 "
-        "does not have them; verl 0.9 trains with its new trainer by default (trainer.use_v1), which Agent Lightning "
-        "does not extend, and it refuses transformers from 5.11 on",
+        "does not have them, and fails once Ray has started; verl 0.9 has a new trainer (trainer.use_v1, the default) "
+        "and deprecates the one that Agent Lightning extends; it refuses transformers from 5.11 on",
     ),
 )
 

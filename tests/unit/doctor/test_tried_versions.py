@@ -1,16 +1,29 @@
 """What the doctor knows of versions that were tried, the table of docs/install.md, and the script that tries a set."""
 
+import importlib.util
 import tomllib
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from s3_agent.doctor.tried_versions import STAGES, TRIED, known_to_break
-from scripts import try_versions
 
 ROOT = Path(__file__).parents[3]
+
+
+def _script() -> ModuleType:
+    """`scripts/` is no package, and an installed one has this name."""
+    spec = importlib.util.spec_from_file_location("try_versions", ROOT / "scripts/try_versions.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+try_versions = _script()
 PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
