@@ -9,7 +9,7 @@ ligatures, zero-width characters and accents on brackets count as what NFKC make
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 TAGS = ("question", "information", "query", "important_info", "search_complete", "think", "search", "answer")
 """The names of tags that are broken in every text, whichever methods are loaded: those of s3 and of Search-R1."""
@@ -34,7 +34,9 @@ _CONTROL = (
     ),
 )
 # Headings of the judge's prompts, with any characters between their words.
-_HEADING = re.compile(r"\b(?:golden[\s*_#.\-]*answers?|response|question|system[\s*_#.\-]*answer)[\s*_#]*(:)", _FLAGS)
+_HEADING = re.compile(
+    r"\b(?:golden[\s*_#.\-]*answers?|response|question|(?:system|correct)[\s*_#.\-]*answer)[\s*_#\]]*(:)", _FLAGS
+)
 _COLONS = dict.fromkeys("\ufe55\ufe13\ua789\u02d0\u0589\u05c3", ":")
 
 
@@ -67,6 +69,7 @@ def protect(tags: Iterable[str]) -> None:
     if wrong := [name for name in tags if not re.fullmatch(r"[A-Za-z]\w{0,63}", name, re.ASCII)]:
         raise ValueError(f"{wrong} are not names of tags: letters, digits and underscores, a letter first")
     _tags.add(tags)
+    neutral.cache_clear()
 
 
 _PLAIN = re.compile(r"[\t\n\r -~]*")  # every tokenizer reads these as they are
@@ -151,6 +154,7 @@ def without_control(text: str, control: frozenset[str] = frozenset(), *, keep: C
     return text
 
 
+@lru_cache(maxsize=64)  # passages are rendered again and again while they are cut to a number of tokens
 def neutral(text: str, control: frozenset[str] = frozenset()) -> str:
     """`text` without control tokens, protocol tags and document headers: a look-alike replaces their bracket."""
     return without_control(_broken(text, (_tags.tag, _HEADER)), control)

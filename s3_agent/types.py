@@ -8,7 +8,7 @@ from enum import StrEnum
 from math import isnan
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from retrieval_server.passages import whole_text
 from s3_agent.errors import ConfigError
@@ -19,7 +19,6 @@ _PROBLEMS = {
     "string_type": "`{}` is not a text",
     "string_pattern_mismatch": "`{}` is blank",
     "tuple_type": "`{}` is not a list",
-    "too_short": "`{}` is empty",
 }
 """Our words for pydantic's errors about a task, by their type."""
 
@@ -52,22 +51,72 @@ class Passage(_Frozen):
         return whole_text(text)
 
 
+class Evidence(_Frozen):
+    """A document that the answer of a question needs, by its id in the corpus or else by its title.
+
+    `answer` is true if the document holds the answer itself. `relevance` is its grade in TREC's sense, 1 or more.
+    `pieces` are the ids of the passages that the document was split into, if it was: each of them counts as the
+    document.
+    """
+
+    id: str = ""
+    title: str = ""
+    answer: bool = False
+    relevance: int = Field(default=1, ge=1)
+    pieces: tuple[str, ...] = ()
+
+    @field_validator("id", "title", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        """Parquet holds null for a field that only other rows have; ids may be numbers."""
+        if value is None:
+            return ""
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("answer", "relevance", mode="before")
+    @classmethod
+    def _unknown(cls, value: Any, info: ValidationInfo) -> Any:
+        return cls.model_fields[info.field_name or ""].default if value is None else value
+
+    @field_validator("pieces", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return [] if value is None else [*value] if hasattr(value, "__iter__") else value
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if not (self.id.strip() or self.title.strip()):
+            raise ValueError("evidence needs an `id` or a `title`")
+        return self
+
+
 class Task(_Frozen):
     """One question with its gold answers.
 
     `initial_passages` is None when the agent has to retrieve them itself; `prompt` is the data's user message for an
     agent whose prompt is `data`, after the system message if there is one; `rag_score` is the stored naive-RAG score (0
-    or 1), or None when unknown.
+    or 1), or None when unknown. `evidence` lists the documents that the answer needs, None if they are unknown. A task
+    with evidence may have no gold answers: then only what was found is measured. `protected` is the canary of a set
+    that is published encrypted: its questions, answers and trajectories may not be published in plain text.
     """
 
     id: str
     question: str = Field(pattern=r"\S")
-    golden_answers: tuple[str, ...] = Field(min_length=1)
+    golden_answers: tuple[str, ...]
     data_source: str = "unknown"
     hops: int | None = None
     rag_score: float | None = Field(default=None, allow_inf_nan=False)
     initial_passages: tuple[Passage, ...] | None = None
     prompt: str | None = None
+    protected: str | None = None
+    evidence: tuple[Evidence, ...] | None = None
+
+    @field_validator("evidence", mode="before")
+    @classmethod
+    def _none_is_unknown(cls, evidence: Any) -> Any:
+        """An empty list is unknown evidence: no answer needs nothing. NumPy arrays come from pandas."""
+        listed = [*evidence] if hasattr(evidence, "__iter__") and not isinstance(evidence, str) else evidence
+        return None if listed == [] or (isinstance(listed, float) and isnan(listed)) else listed
 
     @field_validator("prompt", mode="before")
     @classmethod
@@ -93,12 +142,16 @@ class Task(_Frozen):
         """A missing score is NaN once pandas has read it."""
         return None if isinstance(score, float) and isnan(score) else score
 
-    @field_validator("golden_answers")
-    @classmethod
-    def _some_answer(cls, golds: tuple[str, ...]) -> tuple[str, ...]:
-        if not any(gold.strip() for gold in golds):
+    @model_validator(mode="after")
+    def _some_answer(self) -> Self:
+        if not (self.evidence or any(gold.strip() for gold in self.golden_answers)):
             raise ValueError("golden_answers needs at least one answer that is not blank")
-        return golds
+        return self
+
+    @property
+    def answerable(self) -> bool:
+        """Whether there is a gold answer to compare an answer with."""
+        return any(gold.strip() for gold in self.golden_answers)
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Self:
@@ -107,7 +160,7 @@ class Task(_Frozen):
             return cls.model_validate({key: row[key] for key in cls.model_fields if key in row})
         except ValidationError as error:
             problems = [
-                _PROBLEMS.get(problem["type"], "`{}`: {}").format(
+                _PROBLEMS.get(problem["type"], "`{}`: {}" if problem["loc"] else "{1}").format(
                     ".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")
                 )
                 for problem in error.errors()
@@ -164,12 +217,14 @@ class Turn(_Frozen):
 
     `response` is the text as the policy wrote it: the decoding of every sampled token, including what the last token
     holds after the stop string. `passages` are the documents shown in the observation that followed (None: nothing was
-    searched; empty: the search found nothing, or the server refused this one query). Token counts are in policy tokens,
+    searched; empty: the search found nothing, or the server refused this one query). `left_out` are the documents after
+    them that were found too, but for which there was no room. Token counts are in policy tokens,
     over all calls of the turn (in Search-o1, a second call reads the documents).
     """
 
     response: str
     passages: tuple[Passage, ...] | None = None
+    left_out: tuple[Passage, ...] = ()
     action: Action | None = None
     observation: str = ""
     prompt_tokens: int = 0
@@ -179,13 +234,15 @@ class Turn(_Frozen):
 class Episode(_Frozen):
     """A trajectory, and the passages that were selected from it. `answer` is the policy's own; None if it gave none.
 
-    `prompt` is what the first call read. In a method that asks no policy there are no `turns`.
+    `prompt` is what the first call read; it had no room for `initial_left_out`. In a method that asks no policy there
+    are no `turns`.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
     agent: str
     prompt: str
     initial_passages: tuple[Passage, ...]
+    initial_left_out: tuple[Passage, ...] = ()
     turns: tuple[Turn, ...]
     selected: tuple[Passage, ...]
     answer: str | None = None

@@ -3,11 +3,15 @@
 import json
 import random
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 
+from s3_agent.agl.guard import GuardReport
+from s3_agent.evaluation.evidence import evidence_at_the_end, evidence_by_turn
 from s3_agent.evaluation.records import EvaluatedTask, EvaluationSetting, Failure
+from s3_agent.evidence import GoldDocuments
 from s3_agent.rollout.episode_log import EpisodeRecord
-from s3_agent.types import Action, ActionKind, Episode, Passage, StopReason, Task, Turn
+from s3_agent.types import Action, ActionKind, Episode, Evidence, Passage, StopReason, Task, Turn
 
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\"><b>bold</b> \u2028 {{x}}"
 SOURCES = ("nq", "hotpotqa")
@@ -17,14 +21,22 @@ def _passage(number: int) -> Passage:
     return Passage(id=str(number), title=f"Town {number}", text=f"Town {number} lies in Land {number % 7}. " * 3)
 
 
-def _task(number: int, *, question: str) -> Task:
+def _task(number: int, *, question: str, evidence: bool = False) -> Task:
+    needed = (Evidence(title=f"Town {number}"), Evidence(title=f"Town {number + 1}", answer=True))
     return Task(
-        id=f"q{number}", question=question, golden_answers=(f"Land {number % 7}",), data_source=SOURCES[number % 2]
+        id=f"q{number}",
+        question=question,
+        golden_answers=(f"Land {number % 7}",),
+        data_source=SOURCES[number % 2],
+        evidence=needed if evidence else None,
     )
 
 
-def _episode(agent: str, draw: random.Random, *, searches: int, text: str) -> Episode:
-    found = [tuple(_passage(draw.randrange(500)) for _ in range(3)) for _ in range(searches + 1)]
+def _episode(
+    agent: str, draw: random.Random, *, searches: int, text: str, passages: int = 500, first: int = 0
+) -> Episode:
+    """Passages are drawn from so many towns, from the `first` one on."""
+    found = [tuple(_passage(first + draw.randrange(passages)) for _ in range(3)) for _ in range(searches + 1)]
     turns = [
         Turn(
             response=f"<query>where is it, try {number}</query>{text}",
@@ -46,22 +58,36 @@ def _episode(agent: str, draw: random.Random, *, searches: int, text: str) -> Ep
     )
 
 
-def results(agents: Sequence[str], questions: int, *, hostile: bool = False) -> Iterator[EvaluatedTask]:
-    """Every agent on every question: a later agent is better; the first fails at the last of each hundred."""
+def results(
+    agents: Sequence[str],
+    questions: int,
+    *,
+    hostile: bool = False,
+    passages: int = 500,
+    samples: int = 1,
+    evidence: bool = False,
+) -> Iterator[EvaluatedTask]:
+    """Every agent on every question: a later agent is better; the first fails at the last of each hundred.
+
+    With `evidence`, each question needs two towns; about one in five is found.
+    """
     for rank, agent in enumerate(agents):
-        for number in range(questions):
-            draw = random.Random(f"{agent} {number}")
+        for number, sample in product(range(questions), range(samples)):
+            draw = random.Random(f"{agent} {number}" + (f" {sample}" if sample else ""))
             text = HOSTILE if hostile else ""
-            task = _task(number, question=f"In which land lies town {number}?{text}")
+            task = _task(number, question=f"In which land lies town {number}?{text}", evidence=evidence)
             if rank == 0 and number % 100 == 99:
                 failure = Failure(boundary="retriever", message="connection refused" + text)
-                yield EvaluatedTask(agent=agent, task=task, state="failed", failure=failure)
+                yield EvaluatedTask(agent=agent, sample=sample, task=task, state="failed", failure=failure)
                 continue
             searches = draw.randrange(0, 4)
             right = float(draw.random() < 0.3 + 0.15 * rank)
-            episode = _episode(agent, draw, searches=searches, text=text)
+            towns = {"first": number, "passages": 10} if evidence else {"passages": passages}
+            episode = _episode(agent, draw, searches=searches, text=text, **towns)
+            gold = GoldDocuments(task.evidence or ())
             yield EvaluatedTask(
                 agent=agent,
+                sample=sample,
                 task=task,
                 state="done",
                 episode=episode,
@@ -70,12 +96,21 @@ def results(agents: Sequence[str], questions: int, *, hostile: bool = False) -> 
                 scores={"gen_acc": right, "exact_match": 0.0, "f1": right / 2, "answer_recall": right},
                 counts={"searches": searches, "turns": searches + 1, "policy_response_tokens": 40 + searches * 20},
                 recall_by_turn=tuple(at / 3 >= draw.random() for at in range(searches + 1)),
+                evidence=evidence_at_the_end(gold, episode, episode.selected) if evidence else {},
+                evidence_by_turn=evidence_by_turn(gold, episode) if evidence else (),
                 timings={"episode": 0.5, "answer": 0.2},
             )
 
 
 def write_evaluation(
-    folder: Path, *, agents: Sequence[str] = ("rag", "search_r1", "s3"), questions: int = 60, hostile: bool = False
+    folder: Path,
+    *,
+    agents: Sequence[str] = ("rag", "search_r1", "s3"),
+    questions: int = 60,
+    hostile: bool = False,
+    passages: int = 500,
+    samples: int = 1,
+    evidence: bool = False,
 ) -> Path:
     """The folder of an evaluation, as `s3-agent eval` leaves it."""
     folder.mkdir(parents=True)
@@ -92,9 +127,48 @@ def write_evaluation(
     )
     (folder / "evaluation.json").write_text(setting.model_dump_json(), encoding="utf-8")
     with (folder / "results.jsonl").open("w", encoding="utf-8") as file:
-        for result in results(agents, questions, hostile=hostile):
+        for result in results(
+            agents, questions, hostile=hostile, passages=passages, samples=samples, evidence=evidence
+        ):
             file.write(result.model_dump_json() + "\n")
     return folder
+
+
+def write_collapse(folder: Path, *, steps: int = 40, stopped: bool = True) -> Path:
+    """The folder of a training run that collapsed: `write_run` with such metrics, and what the guard found at the end.
+
+    The log-prob of correct responses falls from step 10, the reward from step 20; validations every 4 steps.
+    """
+    write_run(folder, steps=4)
+    rows = []
+    for step in range(steps + 1):
+        data: dict[str, float | None] = {}
+        late = max(0.0, (step - 20) / 20)
+        if step:
+            data = {
+                "training/n_sample": 12,
+                "training/reward": round(0.3 + 0.01 * min(step, 20) - 0.45 * late, 4),
+                "actor/log_prob/correct": -0.1 - 0.02 * max(0, step - 10),
+                "actor/log_prob/incorrect": None if step == 7 else -0.15 - 0.03 * max(0, step - 10),
+                "s3/train/searches": 1.2 + late,
+                "s3/train/invalid_actions": 0.6 * late,
+            }
+        if step % 4 == 0:
+            data |= {"val/reward": 0.9, "s3/val/accuracy": round(0.4 + 0.01 * min(step, 20) - 0.4 * late, 4)}
+        rows.append({"step": step, "data": data})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    report = GuardReport(reason="validation fell", step=steps, stopped=stopped, best_step=20, best_validation=0.6)
+    (folder / "guard.json").write_text(report.model_dump_json(), encoding="utf-8")
+    return folder
+
+
+def protect(folder: Path) -> None:
+    """Mark every task of a folder of an evaluation or a run as protected."""
+    for path in (folder / "results.jsonl", folder / "episodes.jsonl"):
+        if path.exists():
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            marked = [{**row, "task": {**row["task"], "protected": "the canary"}} for row in rows]
+            path.write_text("".join(json.dumps(row) + "\n" for row in marked), encoding="utf-8")
 
 
 def write_run(folder: Path, *, steps: int = 6, questions: int = 12) -> Path:

@@ -1,15 +1,21 @@
-"""Small files of the layout in which wiki-18, its indexes, FlashRAG, s3's rows, MedRAG and MIRAGE are published."""
+"""Small files of the layout in which wiki-18, its indexes, FlashRAG, s3's rows, MedRAG, MIRAGE and BrowseComp-Plus are
+published."""
 
+import base64
 import gzip
+import hashlib
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy
 import pyarrow
 import pyarrow.parquet
+import pytest
 
+from s3_agent.data.published import browsecomp_plus
 from s3_agent.data.published.flashrag import FLASHRAG
 from s3_agent.data.published.mirage import MIRAGE_FILE
 from s3_agent.data.published.released_rows import S3_ROWS, SEARCH_R1_ROWS
@@ -116,6 +122,57 @@ def flat_index() -> bytes:
     return faiss.serialize_index(index).tobytes()
 
 
+KEY = "MADE-UP DATA OF TESTS, NOT A BENCHMARK. canary 00000000"
+"""The key of the encrypted set, of our own."""
+SECRET = "zanzibarquux"
+"""Part of each encrypted question. Answers are `kingfisher` and a number."""
+ENCRYPTED = 12
+
+
+def encrypted_text(text: str) -> str:
+    """The encryption of BrowseComp-Plus, computed another way than by the code under test: with large integers."""
+    data, digest = text.encode(), hashlib.sha256(KEY.encode()).digest()
+    stream = (digest * (len(data) // len(digest) + 1))[: len(data)]
+    mixed = int.from_bytes(data, "big") ^ int.from_bytes(stream, "big")
+    return base64.b64encode(mixed.to_bytes(len(data), "big")).decode()
+
+
+def secret_question(number: int) -> str:
+    """A question of the encrypted set."""
+    return f"Which bird, {SECRET}, did the keeper of lighthouse number {number} paint?"
+
+
+def secret_answer(number: int) -> str:
+    """Its answer."""
+    return f"kingfisher {number}"
+
+
+def web_document(number: int) -> dict[str, Any]:
+    """A document of the plain corpus. Two for each question: the lighthouse (evidence), and the painting (gold)."""
+    about, kind = divmod(number, 2)
+    told = f"It shows a {secret_answer(about)}." if kind else "Its keeper painted."
+    text = (
+        f"---\ntitle: {'Painting' if kind else 'Lighthouse'} {about}\nauthor: me\n---\nThe lighthouse {about}. {told}"
+    )
+    return {"docid": str(1000 + number), "text": text, "url": f"http://web/{number}"}
+
+
+def encrypted_row(number: int) -> dict[str, Any]:
+    """A row of the encrypted set: every text but the id is encrypted."""
+
+    def documents(*numbers: int) -> list[dict[str, str]]:
+        return [{name: encrypted_text(text) for name, text in web_document(each).items()} for each in numbers]
+
+    return {
+        "query_id": str(number),
+        "query": encrypted_text(secret_question(number)),
+        "answer": encrypted_text(secret_answer(number)),
+        "gold_docs": documents(2 * number + 1),
+        "evidence_docs": documents(2 * number, 2 * number + 1),
+        "negative_docs": documents(2 * number + 2),
+    }
+
+
 def fake_hub(**settings: Any) -> FakeHub:
     """The hub with all of it."""
     index, corpus = flat_index(), gzip.compress(jsonl(wiki()), mtime=0)
@@ -142,6 +199,13 @@ def fake_hub(**settings: Any) -> FakeHub:
                 "train.parquet": parquet([search_r1_row("nq", row, index) for index, row in enumerate(nq)]),
                 "test.parquet": parquet([search_r1_row("hotpotqa", row, index) for index, row in enumerate(hotpotqa)]),
             },
+            browsecomp_plus.QUESTIONS: {
+                "README.md": b"encrypted",
+                "data/test-00000-of-00001.parquet": parquet([encrypted_row(number) for number in range(ENCRYPTED)]),
+            },
+            browsecomp_plus.CORPUS: {
+                "data/train-00000-of-00001.parquet": parquet([web_document(each) for each in range(2 * ENCRYPTED + 2)])
+            },
             "MedRAG/wikipedia": {"chunk/wiki0.jsonl": medrag("wiki0", 5)},
             "MedRAG/pubmed": {f"chunk/pubmed{number}.jsonl": medrag(f"pubmed{number}", 4) for number in (1, 2)},
             "MedRAG/textbooks": {"chunk/Anatomy_Gray.jsonl": medrag("Anatomy_Gray", 3), "README.md": b"books"},
@@ -149,3 +213,21 @@ def fake_hub(**settings: Any) -> FakeHub:
         raw={MIRAGE_FILE: json.dumps(mirage()).encode()},
         **settings,
     )
+
+
+def hub_at(url: str) -> dict[str, str]:
+    """What huggingface_hub takes from HF_ENDPOINT when it is imported, by where it keeps it."""
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    return {
+        "constants.ENDPOINT": url,
+        "constants.HUGGINGFACE_CO_URL_TEMPLATE": template,
+        "file_download.HUGGINGFACE_CO_URL_TEMPLATE": template,  # which releases before 1.0 read
+    }
+
+
+def use_hub(monkeypatch: pytest.MonkeyPatch, url: str, folder: Path) -> None:
+    """From now on, huggingface_hub asks the hub at `url`, with an empty cache below `folder`, and nothing waits."""
+    for name, value in hub_at(url).items():
+        monkeypatch.setattr(f"huggingface_hub.{name}", value, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "hf" / "hub"))
+    monkeypatch.setattr("s3_agent.data.published.fetching.WAIT_S", 0.0)

@@ -179,16 +179,16 @@ async def play(
         if not searching and protocol.invalid_hint is None:
             cut_off = room < 0 or limits.max_new_tokens > longest <= reply.tokens
             return [*turns, add()], StopReason.CONTEXT_FULL if cut_off else StopReason.INVALID
-        passages, said = None, protocol.invalid_hint or ""
+        passages, left_out, said = None, (), protocol.invalid_hint or ""
         if searching and conversation.count(render(())) <= room:
             found = await search(retriever, action.query or "", task.question, topk=limits.topk)
             most = room if limits.max_observation_tokens is None else min(room, limits.max_observation_tokens)
             passages = fit_passages(found, render=render, count=conversation.count, max_tokens=most)
-            said = render(passages)
+            left_out, said = found[len(passages) :], render(passages)
         elif searching or conversation.count(said) > room:
             return [*turns, add()], StopReason.CONTEXT_FULL
         observation = conversation.observe(said, role=protocol.observation_role)
-        turns.append(add(passages=passages, observation=observation))
+        turns.append(add(passages=passages, left_out=left_out, observation=observation))
     return turns, StopReason.FINAL_TURN_USED
 
 
@@ -236,6 +236,7 @@ class SearchAgent:
             agent=self._name,
             prompt=prompt,
             initial_passages=initial,
+            initial_left_out=tuple(found[len(initial) :]),
             turns=tuple(turns),
             selected=select_passages(initial, turns, rule=self._selection),
             answer=last.answer if last else None,

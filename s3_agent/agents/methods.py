@@ -18,8 +18,10 @@ from s3_agent.guard import protect
 from s3_agent.selection import SelectionRule
 from s3_agent.types import Episode
 
-Answers = Literal["generator", "policy"]
-"""Who answers: the frozen generator from what was selected ("Ret"), or the policy itself ("self")."""
+Answers = Literal["generator", "policy", "nobody"]
+"""Who answers: the frozen generator from what was selected ("Ret"), the policy itself ("self"), or nobody: then only
+what was found is measured.
+"""
 PolicyKind = Literal["protocol", "rewriter", "instruct", "none"]
 """`protocol`: a model trained on the method's own protocol; `rewriter`: DeepRetrieval's; `instruct`: any model that
 follows instructions. If no other model is given, the generator's model plays a rewriter and an instruct method.
@@ -107,6 +109,7 @@ METHODS: Registry[Method] = Registry(
         "search_r1": f"{_HERE}.search_r1:METHOD",
         "search_r1_agl_chat": f"{_HERE}.search_r1:AGL_CHAT",
         "rag": f"{_HERE}.rag:METHOD",
+        "retriever": f"{_HERE}.rag:RETRIEVER",
         "deep_retrieval": f"{_HERE}.deep_retrieval:METHOD",
         "ircot": f"{_HERE}.ircot:METHOD",
         "search_o1": f"{_HERE}.search_o1:METHOD",

@@ -1,6 +1,7 @@
-"""Methods that ask no policy: naive RAG and the closed-book answers, direct and step by step.
+"""Methods that ask no policy: naive RAG, the bare retriever, and the closed-book answers, direct and step by step.
 
-They only choose what the generator reads. How the generator is asked is part of the method too (`agents.methods`).
+They only choose what the generator reads; nobody reads what the bare retriever finds. How the generator is asked is
+part of the method too (`agents.methods`).
 """
 
 from functools import partial
@@ -14,6 +15,7 @@ from s3_agent.selection import SelectionRule, select_passages
 from s3_agent.types import Episode, StopReason, Task
 
 LIMITS = Limits(initial_topk=0, topk=3, max_searches=0, final_generation=False)
+RETRIEVER_LIMITS = Limits(initial_topk=0, topk=100, max_searches=0, final_generation=False)
 CLOSED_BOOK_LIMITS = Limits(initial_topk=0, max_searches=0, final_generation=False)
 
 
@@ -29,6 +31,29 @@ class RagAgent:
         passages = await first_passages(task, retriever, topk=self._limits.topk)
         return Episode(
             agent="rag",
+            prompt="",
+            initial_passages=passages,
+            turns=(),
+            selected=select_passages(passages, (), rule=self._selection),
+            stop_reason=StopReason.SEARCHES_USED,
+        )
+
+
+class RetrieverAgent:
+    """The index by itself: the `limits.topk` best passages for the question as it is, which nobody reads.
+
+    The index is always asked, also where the task brings passages: another index may have found those.
+    """
+
+    def __init__(self, *, limits: Limits = RETRIEVER_LIMITS, selection: SelectionRule = "every") -> None:
+        self._limits = limits
+        self._selection: SelectionRule = selection
+
+    async def run(self, task: Task, *, policy: Policy, retriever: Retriever) -> Episode:
+        """Retrieve once. Raises RetrieverError."""
+        passages = await retriever.retrieve(task.question, topk=self._limits.topk)
+        return Episode(
+            agent="retriever",
             prompt="",
             initial_passages=passages,
             turns=(),
@@ -63,6 +88,17 @@ METHOD = Method(
     policy="none",
     sampling=None,
     uses=frozenset({"topk"}),
+)
+RETRIEVER = Method(
+    summary="the index by itself: nobody answers, only what it finds is measured",
+    source="TREC's ad-hoc retrieval",
+    make=RetrieverAgent,
+    limits=RETRIEVER_LIMITS,
+    policy="none",
+    sampling=None,
+    answers=("nobody",),
+    uses=frozenset({"topk"}),
+    variant=True,
 )
 COT = Method(
     summary="no search; the generator answers step by step",

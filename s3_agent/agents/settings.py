@@ -78,7 +78,10 @@ class AgentChoice(BaseModel):
     def _agent_takes_it(self) -> Self:
         method = self.method
         if self.answers not in method.answers:
-            raise ValueError(f"the agent {self.name} gives no answer of its own: answers must be `generator`")
+            possible = " or ".join(f"`{one}`" for one in method.answers)
+            raise ValueError(
+                f"the agent {self.name} can not be answered by `{self.answers}`: answers must be {possible}"
+            )
         for field in sorted(Limits.model_fields.keys() - method.uses):
             if getattr(self.limits, field) != (own := getattr(method.limits, field)):
                 raise ValueError(f"the agent {self.name} does not use it: limits.{field} must be {own}")

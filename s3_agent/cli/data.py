@@ -20,10 +20,18 @@ Overrides = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print what would be downloaded, written and done.")]
 Verify = Annotated[bool, typer.Option("--verify", help="Read every byte again instead of trusting modification times.")]
 Concurrency = Annotated[int, typer.Option(min=1, help="Questions at a time.")]
+ShowProtected = Annotated[
+    bool,
+    typer.Option(
+        "--show-protected",
+        help="Write the texts of questions that may not be published in plain text. Keep what it writes to yourself.",
+    ),
+]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Answer every question of the RAG cache again.")]
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Print one line of a job that prepares data."""
     typer.echo(printable(f"data: {line}"), err=True)  # it may hold names from the data
 
 
@@ -68,7 +76,7 @@ def prepare(
         worked = run_stages(
             ledger,
             stages,
-            say=_say,
+            say=say,
             report=report,
             dry_run=dry_run,
         )
@@ -106,6 +114,12 @@ def import_command(
     into: Annotated[Path, typer.Option(help="The folder to create; its recipe.yaml is the recipe for your data.")],
     validation: Annotated[Path | None, typer.Option(help="Questions to validate on; default: a share of them.")] = None,
     validation_share: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share to validate on.")] = 0.2,
+    qrels: Annotated[
+        Path | None,
+        typer.Option(
+            help="TREC qrels with the ids of questions and documents; with them --questions may also be TREC topics."
+        ),
+    ] = None,
     words: Annotated[int, typer.Option(min=20, help="The most words in a passage; longer documents are split.")] = 180,
     recipe: RecipeOption = "cpu",
     overrides: Overrides = None,
@@ -119,11 +133,12 @@ def import_command(
         into,
         validation=validation,
         validation_share=validation_share,
+        qrels=qrels,
         words=words,
         base=recipe,
         overrides=overrides or [],
     ):
-        _say(line)
+        say(line)
 
 
 class Kind(StrEnum):
@@ -132,21 +147,33 @@ class Kind(StrEnum):
     rows = "rows"
     rag_cache = "rag-cache"
     sequences = "sequences"
+    topics = "topics"
+    qrels = "qrels"
 
 
 @app.command("read")
 def read_command(
-    kind: Annotated[Kind, typer.Argument(help="`rows`: Parquet of s3 or Search-R1; or one of s3's JSON files.")],
+    kind: Annotated[
+        Kind, typer.Argument(help="`rows`: Parquet of s3 or Search-R1; one of s3's JSON files; TREC topics or qrels.")
+    ],
     source: Annotated[Path, typer.Argument(help="The published file.")],
     target: Annotated[Path, typer.Argument(help="The file to write.")],
-    tasks: Annotated[list[Path] | None, typer.Option(help="Task files; the entries get their ids.")] = None,
-    data_source: Annotated[str, typer.Option(help="For `sequences`: the data set of the questions.")] = "",
+    tasks: Annotated[
+        list[Path] | None, typer.Option(help="Task files; the entries get their ids, or the tasks get their qrels.")
+    ] = None,
+    data_source: Annotated[str, typer.Option(help="For `sequences` and `topics`: the data set of the questions.")] = "",
+    qrels: Annotated[Path | None, typer.Option(help="For `topics`: the file that says what is relevant.")] = None,
 ) -> None:
-    """Convert a published file into our format: task rows, a RAG cache, or retrieved passages. Nothing is lost."""
+    """Convert a published file into our format: task rows, a RAG cache, or retrieved passages. Nothing is lost.
+
+    `topics` with --qrels makes tasks without gold answers, by which what is found can be measured; `qrels` with --tasks
+    adds the evidence to tasks.
+    """
     from s3_agent.data.published.exchange import read_published
 
-    for line in read_published(kind, source, target, task_files=tasks or [], data_source=data_source):
-        _say(line)
+    lines = read_published(kind, source, target, task_files=tasks or [], data_source=data_source, qrels=qrels)
+    for line in lines:
+        say(line)
 
 
 @app.command("write")
@@ -158,9 +185,11 @@ def write_command(
     form: Annotated[
         Form | None, typer.Option(help="For `rows`; default: the form in which they were imported, else that of s3.")
     ] = None,
+    show_protected: ShowProtected = False,
 ) -> None:
-    """Write task rows, a RAG cache or retrieved passages in their published format."""
+    """Write task rows, a RAG cache or retrieved passages as published, or tasks as TREC topics or qrels."""
     from s3_agent.data.published.exchange import write_published
 
-    for line in write_published(kind, source, target, task_files=tasks or [], form=form):
-        _say(line)
+    lines = write_published(kind, source, target, task_files=tasks or [], form=form, show_protected=show_protected)
+    for line in lines:
+        say(line)

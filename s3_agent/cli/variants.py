@@ -20,7 +20,7 @@ _POLICY = {
     "instruct": "any instruct model; by default the generator's",
     "none": "none",
 }
-_ANSWERS = {"generator": "generator (Ret)", "policy": "policy (self)"}
+_ANSWERS = {"generator": "generator (Ret)", "policy": "policy (self)", "nobody": "nobody"}
 
 
 def _method(method: Method) -> dict[str, Any]:
@@ -42,14 +42,18 @@ def _method(method: Method) -> dict[str, Any]:
 
 def _reward(reward: Reward) -> dict[str, Any]:
     scored = "an answer, the generator's or the policy's own" if reward.checks_answer else "the policy's own text"
+    if reward.needs_evidence and not reward.checks_answer:
+        scored = "the passages that were selected"
     needs = ["the score of naive RAG (data.rag_cache)"] if reward.needs_rag_score else []
+    needs += ["the documents that the answer needs (evidence)"] if reward.needs_evidence else []
     return {"what": reward.summary, "scores": scored, "needs": needs}
 
 
 def _index_kind(kind: IndexKind) -> dict[str, Any]:
+    built = "when a server starts, or before" if kind.built_at_start else "before"
     return {
         "what": (type(kind).__doc__ or "").partition("\n")[0],
-        "built": "when a server starts, or before" if kind.built_at_start else "before",
+        "built": built if kind.searches_corpus else "never: it searches no corpus",
         "fields": sorted(kind.settings.model_fields.keys() - {"kind"}),
     }
 
@@ -61,6 +65,7 @@ def _data_set(data_set: DataSet) -> dict[str, Any]:
         "what": data_set.summary,
         "has": has,
         "from": [*dict.fromkeys(wanted.repo for wanted in files), *data_set.raw.values()],
+        "key": data_set.key_variable,
     }
 
 
@@ -92,7 +97,8 @@ def _index_kind_lines(row: dict[str, Any]) -> list[str]:
 
 
 def _data_set_lines(row: dict[str, Any]) -> list[str]:
-    return [row["what"], f"{' and '.join(row['has'])} from {', '.join(row['from'])}"]
+    encrypted = [f"encrypted: the key is read from {row['key']}"] if row["key"] else []
+    return [row["what"], f"{' and '.join(row['has'])} from {', '.join(row['from']) or 'the package'}", *encrypted]
 
 
 _SORTS: Mapping[str, tuple[Registry[Any], Describe, Callable[[dict[str, Any]], list[str]]]] = {

@@ -16,17 +16,10 @@ from urllib.request import getproxies, proxy_bypass_environment  # pyright: igno
 
 import httpx
 
+from s3_agent.clients.transport import KEEPALIVE, AiohttpTransport
+
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-# With more connections than this, idle ones are closed: at every call httpcore compares each idle connection with all
-# others, and a gateway that kept 480 of them took four times the processor time.
 KEPT = 64
-# The kernel notices within two minutes that a server has vanished, however long its answer may take.
-KEEPALIVE = (
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
-)
 NO_PROXY = ("NO_PROXY", "no_proxy")
 DIRECT = dict.fromkeys(NO_PROXY, "*")
 """The environment of a process that uses no proxy at all."""
@@ -159,8 +152,17 @@ class _Routes[T]:
 
 
 class _AsyncTransport(httpx.AsyncBaseTransport):
-    def __init__(self, **options: Any) -> None:
-        self._routes = _Routes(lambda proxy: httpx.AsyncHTTPTransport(proxy=proxy, socket_options=KEEPALIVE, **options))
+    def __init__(self, *, verify: Any, calls: int | None) -> None:
+        self._verify = verify
+        self._calls = calls
+        self._routes = _Routes(self._made)
+
+    def _made(self, proxy: str | None) -> httpx.AsyncBaseTransport:
+        if proxy is None:
+            return AiohttpTransport(verify=self._verify, calls=self._calls)
+        # httpx's own sender knows more kinds of proxies. Its work grows with the square of the idle connections.
+        limits = httpx.Limits(max_connections=self._calls, max_keepalive_connections=KEPT)
+        return httpx.AsyncHTTPTransport(proxy=proxy, socket_options=KEEPALIVE, verify=self._verify, limits=limits)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         return await self._routes.to(request.url).handle_async_request(request)
@@ -194,8 +196,7 @@ def async_client(
     At most `calls` calls run at a time; None: any number. httpx's own default is 100. Further calls would wait for a
     connection, and that time would count as if the server were slow.
     """
-    limits = httpx.Limits(max_connections=calls, max_keepalive_connections=KEPT)
-    return httpx.AsyncClient(transport=_AsyncTransport(verify=verify, limits=limits), timeout=timeout, headers=headers)
+    return httpx.AsyncClient(transport=_AsyncTransport(verify=verify, calls=calls), timeout=timeout, headers=headers)
 
 
 def client(*, timeout: httpx.Timeout | float, follow_redirects: bool = False) -> httpx.Client:

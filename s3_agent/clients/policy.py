@@ -135,7 +135,7 @@ class TokenConversation:
         self._tokenizer = policy.tokenizer
         self._ids = list(prompt_ids)
         self._start = len(self._ids)
-        self._counted: tuple[str, list[int]] = ("", [])
+        self._counted: dict[str, list[int]] = {}
 
     @property
     def used(self) -> int:
@@ -145,10 +145,10 @@ class TokenConversation:
         return len(self._encode(text))
 
     def _encode(self, text: str) -> list[int]:
-        """The ids of `text`; the last result is kept, because a text that was counted is usually appended next."""
-        if text != self._counted[0]:
-            self._counted = (text, self._tokenizer.encode(text))
-        return self._counted[1]
+        """The ids of `text`; kept until the conversation grows: a text that was counted is usually appended next."""
+        if text not in self._counted:
+            self._counted[text] = self._tokenizer.encode(text)
+        return self._counted[text]
 
     async def generate(self, *, max_tokens: int, stop: Sequence[str]) -> Reply:
         if (window := await self._policy.window()) is not None:
@@ -172,6 +172,7 @@ class TokenConversation:
         context = self._ids[max(self._start, len(self._ids) - CONTEXT_TOKENS) :]
         before, after = self._tokenizer.decode(context), self._tokenizer.decode([*context, *ids])
         self._ids += ids
+        self._counted.clear()
         return after[len(before) :] if after.startswith(before) else self._tokenizer.decode(ids)
 
 

@@ -17,7 +17,7 @@ import httpx
 import structlog
 
 from s3_agent.clients.connections import get
-from s3_agent.clients.http import passes, retry_after_s, retry_wait_s
+from s3_agent.clients.http import parsed_address, passes, retry_after_s, retry_wait_s
 from s3_agent.errors import RetrieverError
 
 log = structlog.get_logger()
@@ -158,7 +158,7 @@ class Servers:
     async def _ask(self, server: _Server, method: str, path: str, options: Any) -> httpx.Response:
         """One request. While its answer takes long, the server must show that it is alive."""
         server.open += 1
-        call = asyncio.ensure_future(self._client.request(method, server.url + path, **options))
+        call = asyncio.ensure_future(self._client.request(method, parsed_address(server.url + path), **options))
         try:
             while not (await asyncio.wait((call,), timeout=self._patrol_s))[0]:
                 await self._probe(server)

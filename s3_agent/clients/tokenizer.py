@@ -110,6 +110,8 @@ class HuggingFaceTokenizer:
             raise ConfigError(
                 f"there is no tokenizer at {path}: {cause}", remedy="give a model folder or the name of a hub model"
             ) from cause
+        # What transformers itself asks; asked directly it takes a third less time, since nobody reads offsets.
+        self._fast: Any = self._tokenizer.backend_tokenizer if self._tokenizer.is_fast else None
         self._template_errors = (jinja2.TemplateError, TypeError, ValueError)
         self._template: Any = template.text() or self._tokenizer.chat_template
         self._kwargs = template.chat_template_kwargs
@@ -159,6 +161,8 @@ class HuggingFaceTokenizer:
         return between
 
     def encode(self, text: str) -> list[int]:
+        if self._fast is not None:
+            return self._fast.encode_batch_fast([text], add_special_tokens=False)[0].ids
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from retrieval_server.passages import read_id, whole_text
+from s3_agent.data.evidence import evidence_in
 from s3_agent.data.files.tables import Placed, Row
 from s3_agent.data.golds import golds_in, ground_truth, nested_question
 from s3_agent.data.options import golds_of_options, options_of, with_options
@@ -54,9 +55,11 @@ class Dropped:
         return ", ".join(f"{count} {reason}" for reason, count in self.counts.items()) or "nothing"
 
 
-def usable(rows: Iterable[Placed], dropped: Dropped, *, places: dict[str, str] | None = None) -> Iterator[Row]:
+def usable(
+    rows: Iterable[Placed], dropped: Dropped, *, places: dict[str, str] | None = None, by_evidence: bool = False
+) -> Iterator[Row]:
     """Task rows that can be scored, each id once. Rows with golds that no answer can match and repeated rows are
-    dropped.
+    dropped. With `by_evidence`, rows that have no golds but evidence are kept: what is found for them can be scored.
 
     The place of each id is added to `places`. PopQA has some questions twice with different golds; ids distinguish
     them. Raises DataError for an id with two contents.
@@ -68,9 +71,9 @@ def usable(rows: Iterable[Placed], dropped: Dropped, *, places: dict[str, str] |
         content = (row["question"], golds)
         if not row["question"].strip():
             dropped.add("without a question", name)
-        elif not any(gold.strip() for gold in golds):
+        elif not (answered := any(gold.strip() for gold in golds)) and not (by_evidence and row.get("evidence")):
             dropped.add("with empty golds", name)
-        elif not any(map(can_match, golds)):
+        elif answered and not any(map(can_match, golds)):
             dropped.add("with golds that no answer can match", name)
         elif seen.setdefault(name, content) is not content:
             if seen[name] != content:
@@ -96,6 +99,7 @@ def own_questions(rows: Iterable[Placed], *, data_source: str, numbered: str = "
         kept = {key: row[key] for key in ("metadata", "supporting_facts_index") if row.get(key) is not None}
         if isinstance(row.get("hops"), int):
             kept["hops"] = row["hops"]
+        kept |= _evidence(row, question)
         yield (
             place,
             {
@@ -125,7 +129,13 @@ def flashrag_questions(rows: Iterable[Placed], *, data_source: str) -> Iterator[
     for number, (place, row) in enumerate(rows):
         question = read_question(row, place)
         name = _id(_by_name(row), place) or number
-        yield place, {"id": f"{data_source}/{name}", **question, "data_source": data_source}
+        task = {"id": f"{data_source}/{name}", **question, "data_source": data_source}
+        yield place, {**task, **_evidence(row, question)}
+
+
+def _evidence(row: Row, question: Row) -> Row:
+    found = evidence_in(row, question["golden_answers"])
+    return {} if found is None else {"evidence": found}
 
 
 def read_question(row: Row, place: str) -> Row:

@@ -130,6 +130,8 @@ def _questions(countries: dict[str, dict[str, str]], cities: dict[str, tuple[str
             "entity": entity,
             "attribute": key,
             "bridge": bridge,
+            # The last passage on the way states the answer.
+            "evidence": [*([{"title": entity}] if bridge else []), {"title": bridge or entity, "answer": True}],
         }
 
     for name, facts in countries.items():

@@ -1,11 +1,14 @@
 """What is evaluated: an agent under a label, with its policy, its sampling, and the source of its answer."""
 
+import hashlib
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from s3_agent.agents.methods import Method, Sampling
 from s3_agent.clients.tokenizer import ChatTemplate
+from s3_agent.errors import ConfigError
 from s3_agent.evaluation.stages import code_of, key_of
 from s3_agent.rollout.runner import AgentSettings
 from s3_agent.types import Task
@@ -51,7 +54,11 @@ class PolicyUnderTest(BaseModel):
 
 
 class Contestant(BaseModel):
-    """One row of the result table. `policy` is None for a method that calls no policy."""
+    """An agent that plays each question once. `policy` is None for a method that calls no policy.
+
+    Several samples of a question are several contestants with the same label, which are one row of the result table;
+    each has its own `sample` number and seed.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -59,6 +66,25 @@ class Contestant(BaseModel):
     settings: AgentSettings
     sampling: Sampling | None = None
     policy: PolicyUnderTest | None = None
+    sample: int = 0
+
+    @property
+    def id(self) -> str:
+        """The label, with the number of the sample unless it is the first."""
+        return f"{self.label}#{self.sample}" if self.sample else self.label
+
+    @property
+    def samples_differ(self) -> bool:
+        """Whether another seed gives another episode: not if no policy is asked, or without a temperature."""
+        given = (self.policy.request if self.policy else {}).get("temperature")
+        temperature = self.sampling.temperature if self.sampling and given is None else given
+        return self.policy is not None and bool(temperature)
+
+    def seed(self, seed: int) -> int:
+        """The seed of this sample; the first has the evaluation's own, so that an evaluation can grow by samples."""
+        if not self.sample:
+            return seed
+        return int.from_bytes(hashlib.sha256(f"{seed}/{self.sample}".encode()).digest()[:4], "big") >> 1
 
     @property
     def name(self) -> str:
@@ -70,12 +96,35 @@ class Contestant(BaseModel):
         agent = self.settings.model_dump(mode="json", exclude={"reward", "answers", "layout"})
         policy = self.policy and self.policy.model_dump(mode="json", include=set(_SHOWN))
         sampling = self.sampling and self.sampling.model_dump()
-        return key_of("episode", agent, policy, sampling, index, seed, code_of(*_EPISODE_CODE))
+        return key_of("episode", agent, policy, sampling, index, self.seed(seed), code_of(*_EPISODE_CODE))
 
     @property
     def asks_generator_model(self) -> bool:
         """Whether it needs the generator's server, for answers or as the policy."""
         return self.settings.asks_generator or (self.policy is not None and self.policy.at_generator)
+
+
+def with_samples(contestants: Sequence[Contestant], samples: int) -> list[Contestant]:
+    """Each contestant `samples` times, the ones whose samples would all be equal once. Raises ConfigError if that are
+    the sampled ones, or all.
+    """
+    if samples == 1:
+        return [*contestants]
+    if greedy := [one.label for one in contestants if one.policy is not None and not one.samples_differ]:
+        raise ConfigError(
+            f"{samples} samples of {', '.join(greedy)} would be equal: the policy is asked at temperature 0",
+            remedy="leave out --samples, or sample (--sampling published, and no temperature of 0 in policy.request)",
+        )
+    if not any(one.samples_differ for one in contestants):
+        raise ConfigError(
+            f"{samples} samples would be equal: none of {', '.join(one.label for one in contestants)} asks a policy",
+            remedy="leave out --samples",
+        )
+    return [one.model_copy(update={"sample": number}) for one in contestants for number in _numbers(one, samples)]
+
+
+def _numbers(one: Contestant, samples: int) -> Iterable[int]:
+    return range(samples if one.samples_differ else 1)
 
 
 def question_key(task: Task) -> str:

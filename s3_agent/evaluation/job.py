@@ -2,27 +2,30 @@
 
 Results that earlier calls kept are read first, so a finished evaluation starts no service."""
 
-import asyncio
 import os
+import random
 import secrets
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 from rich.console import Console
 
+from s3_agent import event_loop
 from s3_agent.clients.connections import async_client, get
 from s3_agent.clients.http import bearer
 from s3_agent.clients.prompts import answer_messages
-from s3_agent.data.files.whole import sha256_of, write_whole, written_whole
+from s3_agent.data.files.whole import keep_private, sha256_of, write_whole, written_whole
 from s3_agent.data.tasks import load_tasks
 from s3_agent.data_identity import index_identity
 from s3_agent.errors import ConfigError
-from s3_agent.evaluation.contestants import Contestant, SamplingName
+from s3_agent.evaluation.contestants import Contestant, SamplingName, with_samples
+from s3_agent.evaluation.coverage import Coverage, kept_coverage
 from s3_agent.evaluation.pipeline import Conditions, Pipeline
 from s3_agent.evaluation.players import contestants_of
 from s3_agent.evaluation.progress import EvaluationProgress
@@ -39,6 +42,7 @@ from s3_agent.processes.stack import Interrupted, Stack
 from s3_agent.recipe import Recipe
 from s3_agent.types import Passage, Task
 
+DRAW_SEED = 42
 console = Console(stderr=True)
 
 
@@ -46,17 +50,22 @@ console = Console(stderr=True)
 class EvaluationRequest:
     """What to evaluate. `policies`: addresses, folders or hub names by agent; `data` None: the recipe's validation.
 
-    `concurrency` is the number of questions in progress at a time.
+    `drawn` questions are drawn from the data with the seed `draw_seed` (None: all), and the first `limit` of them are
+    asked. `concurrency` is the number of questions in progress at a time, `samples` how often each is played by agents
+    whose policy is sampled.
     """
 
     agents: Sequence[str]
     data: Path | None = None
+    drawn: int | None = None
+    draw_seed: int = DRAW_SEED
     limit: int | None = None
     concurrency: int = 64
     policies: Mapping[str, str] = field(default_factory=dict)
     policy_key: str | None = None
     runs: Sequence[Path] = ()
     sampling: SamplingName = "published"
+    samples: int = 1
     out: Path | None = None
     plain: bool = False
 
@@ -92,6 +101,15 @@ def conditions_of(recipe: Recipe, generator: dict[str, Any]) -> Conditions:
     )
 
 
+def _coverage(recipe: Recipe, conditions: Conditions, tasks: Sequence[Task], out: Path) -> Coverage:
+    """Which gold documents the corpus has. Another retriever's corpus is not ours to read."""
+    if not any(task.evidence for task in tasks):
+        return Coverage()
+    corpus = recipe.data.corpus if recipe.retriever.url is None else None
+    out.mkdir(parents=True, exist_ok=True)
+    return kept_coverage(out, tasks, corpus, identity=conditions.index)
+
+
 def _prompt(recipe: Recipe) -> list[dict[str, str]]:
     probe = Passage(id="", title="{title}", text="{text}")
     return answer_messages("{question}", [probe], kind=recipe.generator.kind)
@@ -106,6 +124,7 @@ def _setting(
             "sampling": one.sampling and one.sampling.model_dump(),
             "policy": one.policy and one.policy.model_dump(mode="json"),
             "answers": one.settings.answers,
+            "samples": one.sample + 1,  # of the last one with this label
         }
         for one in contestants
     }
@@ -164,10 +183,12 @@ async def _ask(
         async_client(timeout=timeout) as http,
         async_client(timeout=timeout, headers=bearer(request.policy_key)) as own,
     ):
-        contestants = {unit.contestant.label: unit.contestant for unit in units}
+        contestants = {unit.contestant.id: unit.contestant for unit in units}
         policies = {
-            label: policy_client(one, urls[label], http=own if one.policy and one.policy.url else http, recipe=recipe)
-            for label, one in contestants.items()
+            name: policy_client(
+                one, urls[one.label], http=own if one.policy and one.policy.url else http, recipe=recipe
+            )
+            for name, one in contestants.items()
         }
         services = services_of(recipe, http, policies)
         work = evaluate_all(pipeline, units, services, concurrency=request.concurrency, done=done)
@@ -183,12 +204,33 @@ def read_questions(path: Path, limit: int | None) -> tuple[str, list[Task]]:
     return before, tasks
 
 
+def drawn_questions(tasks: Sequence[Task], count: int | None, *, seed: int) -> list[Task]:
+    """`count` of the tasks (None: all), drawn with `seed`, in the order of the file."""
+    if count is None or count >= len(tasks):
+        return list(tasks)
+    return [tasks[place] for place in sorted(random.Random(seed).sample(range(len(tasks)), count))]
+
+
+def _announce(tasks: Sequence[Task], *, of: int, out: Path) -> None:
+    """Say which questions are asked, and keep `out` private for those that may not be published."""
+    if len(tasks) < of:
+        console.print(f"{len(tasks)} of {of} questions", highlight=False)
+    if any(task.protected for task in tasks):
+        keep_private(out)
+        console.print(
+            f"the questions may not be published in plain text: only you can read {out}; reports withhold their texts, "
+            "and exports encrypt them",
+            highlight=False,
+        )
+
+
 def evaluate_job(recipe: Recipe, request: EvaluationRequest) -> int:
     """Evaluate and print the table; return 0 if every question of every agent has a result. Raises S3AgentError."""
     require_external(recipe)
     recipe = with_precision(recipe)
     path = request.data or recipe.data.validation
-    digest, tasks = read_questions(path, request.limit)
+    digest, all_tasks = read_questions(path, None)
+    tasks = drawn_questions(all_tasks, request.drawn, seed=request.draw_seed)[: request.limit]
     generator = _generator_identity(recipe)
     contestants = contestants_of(
         recipe,
@@ -199,14 +241,21 @@ def evaluate_job(recipe: Recipe, request: EvaluationRequest) -> int:
         generator=generator,
         key=request.policy_key,
     )
+    contestants = with_samples(contestants, request.samples)
+    out = request.out or recipe.runs / f"evaluation-{recipe.name}"
+    _announce(tasks, of=len(all_tasks), out=out)
     conditions = conditions_of(recipe, generator)
+    conditions = replace(conditions, coverage=_coverage(recipe, conditions, tasks, out))
     data = {
         "path": str(path),
         "sha256": digest,
         "questions": len(tasks),
         "limit": request.limit,
+        "drawn": request.drawn,
+        "draw_seed": request.draw_seed,
+        "of": len(all_tasks),
+        "evidence": conditions.coverage.report(),
     }
-    out = request.out or recipe.runs / f"evaluation-{recipe.name}"
     with only_one(out), closing(Pipeline(out, conditions)) as pipeline:
         key = pipeline.key(contestants, tasks)
         kept = read_json(out / "table.json")
@@ -244,7 +293,8 @@ def _evaluate(
 ) -> EvaluationTable:
     units = units_of(contestants, tasks)
     numbers: list[Numbers] = []
-    progress = EvaluationProgress(console, {one.label: len(tasks) for one in contestants}, plain=request.plain)
+    played = Counter(unit.contestant.label for unit in units)
+    progress = EvaluationProgress(console, played, plain=request.plain)
     try:
         with written_whole(out / "results.jsonl") as write:
 
@@ -257,16 +307,18 @@ def _evaluate(
                 async with async_client(timeout=5.0) as http:
                     return await read_kept(pipeline, units, services_of(recipe, http, {}), done=done)
 
-            left = asyncio.run(kept())
+            left = event_loop.run(kept())
             if left:
                 playing = [unit.contestant for unit in left]
                 require_tokenizers(recipe, playing)
                 with serving(recipe, playing, say=_say, run_id=services_id(out)) as (served, urls, stack):
                     progress.resumed()
-                    asyncio.run(_ask(served, urls, stack, pipeline, left, request, done=done))
+                    event_loop.run(_ask(served, urls, stack, pipeline, left, request, done=done))
     finally:
         progress.close()
-    table = table_of(numbers, [one.label for one in contestants])
+    known = pipeline.conditions.coverage
+    coverage = known.report() if known.questions else None
+    table = table_of(numbers, [one.label for one in contestants], coverage=coverage)
     complete = not any(agent.failed for agent in table.agents)
     # Only a complete table is printed again unchanged; otherwise the failed questions are tried again.
     write_whole(out / "table.json", table.model_copy(update={"key": key if complete else ""}).model_dump_json(indent=1))

@@ -7,7 +7,7 @@ the boundary that failed, and no scores.
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,12 @@ from s3_agent.clients.policy import Policy
 from s3_agent.clients.prompts import read_answer
 from s3_agent.clients.retriever import Retriever
 from s3_agent.evaluation.contestants import Contestant, question_key
+from s3_agent.evaluation.coverage import Coverage
+from s3_agent.evaluation.evidence import evidence_at_the_end, evidence_by_turn
 from s3_agent.evaluation.records import EvaluatedTask
 from s3_agent.evaluation.scores import cost_of, counts_of, holds_answer, recall_by_turn
-from s3_agent.evaluation.stages import Made, Stage, code_of, key_of
+from s3_agent.evaluation.stages import Made, Stage, code_of, key_of, key_of_each
+from s3_agent.evidence import GoldDocuments
 from s3_agent.recipe import Price
 from s3_agent.rewards.accuracy import check_answer
 from s3_agent.types import Episode, Passage, StopReason, Task
@@ -36,6 +39,7 @@ _REPLY_CODE = ("s3_agent.clients.chat_model", "s3_agent.clients.model_server", "
 _VERDICT_CODE = (
     "s3_agent.rewards.answer_match",
     "s3_agent.clients.judge",
+    "s3_agent.clients.judge_forms",
     "s3_agent.clients.replies",
     "s3_agent.rollout.scoring",
 )
@@ -43,7 +47,7 @@ _VERDICT_CODE = (
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The clients that stages call; `policies` by label. `generator` builds prompts even if no server runs."""
+    """The clients that stages call; `policies` by contestant. `generator` builds prompts even if no server runs."""
 
     policies: Mapping[str, Policy]
     retriever: Retriever
@@ -62,6 +66,7 @@ class Conditions:
     judge: JudgeSettings
     seed: int
     prices: Mapping[str, Price]
+    coverage: Coverage = field(default_factory=Coverage)
 
 
 class Pipeline:
@@ -86,16 +91,24 @@ class Pipeline:
 
     def key(self, contestants: Sequence[Contestant], tasks: Sequence[Task]) -> str:
         """A key of everything that the results of these agents on these questions depend on."""
-        agents = [[one.label, one.settings.model_dump(mode="json"), self._contestant_key(one)] for one in contestants]
+        agents = [[one.id, one.settings.model_dump(mode="json"), self._contestant_key(one)] for one in contestants]
         prices = {model: price.model_dump() for model, price in self.conditions.prices.items()}
-        asked = [task.model_dump(mode="json") for task in tasks]
-        return key_of(agents, asked, prices, self._context_key, self._judge_key, code_of("s3_agent.evaluation"))
+        asked = key_of_each(task.model_dump(mode="json") for task in tasks)
+        code = code_of("s3_agent.evaluation", "s3_agent.evidence")
+        return key_of(agents, asked, prices, self._context_key, self._judge_key, code)
 
     def _contestant_key(self, contestant: Contestant) -> str:
-        if contestant.label not in self._contestants:
+        if contestant.id not in self._contestants:
             key = contestant.key(index=self.conditions.index, seed=self.conditions.seed)
-            self._contestants[contestant.label] = key
-        return self._contestants[contestant.label]
+            self._contestants[contestant.id] = key
+        return self._contestants[contestant.id]
+
+    def _gold(self, task: Task) -> GoldDocuments | None:
+        """The gold documents of a task; None if they are unknown, or if the corpus has none of them."""
+        coverage = self.conditions.coverage
+        if task.evidence is None or task.id in coverage.left_out:
+            return None
+        return GoldDocuments(task.evidence, exact=coverage.exact)
 
     async def evaluate(
         self, contestant: Contestant, task: Task, services: Services, *, ask: bool = True
@@ -109,7 +122,7 @@ class Pipeline:
 
         async def play() -> Made:
             agent, started = settings.make(), time.monotonic()
-            policy = services.policies[contestant.label]
+            policy = services.policies[contestant.id]
             episode = await agent.run(task, policy=policy, retriever=services.retriever)
             return {"episode": episode.model_dump(mode="json"), "seconds": time.monotonic() - started}
 
@@ -132,6 +145,7 @@ class Pipeline:
 
             context = await self.contexts.once(key_of(episode_key, self._context_key, asdict(prompt)), asking(fit))
             shown = tuple(Passage.model_validate(passage) for passage in context["shown"])
+            timings["context"] = context["seconds"]
             messages = services.generator.messages(task.question, shown, prompt=prompt)
 
             async def generate() -> Made:
@@ -139,14 +153,18 @@ class Pipeline:
                 reply = await services.model.ask(messages)
                 return {**asdict(reply), "seconds": time.monotonic() - started}
 
-            # The key is made from the messages: agents that show the same passages get the same answer.
-            answered = await self.answers.once(
-                key_of(self.conditions.generator, messages, code_of(*_REPLY_CODE)), asking(generate)
-            )
-            answer = read_answer(answered["text"], prompt.style)
-            timings |= {"context": context["seconds"], "answer": answered["seconds"]}
-        scores = {"gen_acc": 0.0, "exact_match": 0.0, "f1": 0.0}
-        if answer is not None:
+            if task.answerable:
+                # The key is made from the messages: agents that show the same passages get the same answer.
+                answered = await self.answers.once(
+                    key_of(self.conditions.generator, messages, code_of(*_REPLY_CODE)), asking(generate)
+                )
+                answer = read_answer(answered["text"], prompt.style)
+                timings["answer"] = answered["seconds"]
+        # Where there is nothing to compare an answer with, or nobody gives one, there are no scores: it is not wrong.
+        scored = task.answerable and settings.answers != "nobody"
+        scores: dict[str, float] = dict.fromkeys(("gen_acc", "exact_match", "f1"), 0.0) if scored else {}
+        confidence = None
+        if scored and answer is not None:
             given = answer
 
             async def check() -> Made:
@@ -158,22 +176,30 @@ class Pipeline:
             verdict = await self.verdicts.once(key_of(self._judge_key, checked), asking(check))
             metrics = verdict["metrics"]
             scores = {"gen_acc": verdict["value"], "exact_match": metrics["exact_match"], "f1": metrics["f1"]}
+            confidence = metrics.get("confidence")
             timings["judge"] = verdict["seconds"]
         read = shown if settings.asks_generator else episode.selected
+        if task.answerable:
+            scores["answer_recall"] = float(holds_answer(read, task.golden_answers))
         counts = counts_of(episode, answered)
         models = {"policy": contestant.policy.model} if contestant.policy else {}
         if settings.asks_generator:
             models["generator"] = self.conditions.generator_model
+        gold = self._gold(task)
         return EvaluatedTask(
             agent=contestant.label,
             task=task,
             state="done",
+            sample=contestant.sample,
             episode=episode,
             shown=shown,
             answer=answer,
-            scores={**scores, "answer_recall": float(holds_answer(read, task.golden_answers))},
+            confidence=confidence,
+            scores=scores,
             counts=counts,
             recall_by_turn=recall_by_turn(episode, task.golden_answers),
+            evidence=evidence_at_the_end(gold, episode, shown if settings.asks_generator else None) if gold else {},
+            evidence_by_turn=evidence_by_turn(gold, episode) if gold else (),
             timings=timings,
             cost_usd=cost_of(counts, models=models, prices=self.conditions.prices),
         )

@@ -13,21 +13,25 @@ PLAIN_EVERY_S = 15.0
 
 class _Means:
     def __init__(self) -> None:
-        self.done = self.failed = 0
-        self.right = self.searches = 0.0
+        self.done = self.failed = self.scored = self.sought = 0
+        self.right = self.searches = self.found = 0.0
 
     def add(self, result: EvaluatedTask) -> None:
         if result.state == "failed":
             self.failed += 1
             return
         self.done += 1
-        self.right += result.scores["gen_acc"]
+        self.scored += "gen_acc" in result.scores
+        self.right += result.scores.get("gen_acc", 0.0)
+        self.sought += bool(result.evidence)
+        self.found += result.evidence.get("selected_recall", 0.0)
         self.searches += result.counts.get("searches", 0)
 
     def __str__(self) -> str:
-        done = max(self.done, 1)
+        means = [f"GenAcc {self.right / self.scored:.3f}"] if self.scored else []
+        means += [f"evidence {self.found / self.sought:.3f}"] if self.sought else []
         failed = f", {self.failed} failed" if self.failed else ""
-        return f"GenAcc {self.right / done:.3f}, {self.searches / done:.1f} searches{failed}"
+        return ", ".join([*means, f"{self.searches / max(self.done, 1):.1f} searches"]) + failed
 
 
 class EvaluationProgress:

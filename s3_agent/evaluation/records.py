@@ -31,11 +31,15 @@ class Failure(_Record):
 class EvaluatedTask(_Record):
     """The result of one agent on one question. A failed one has a `failure` and no scores: it is missing, never wrong.
 
-    `shown` are the passages that the generator read; empty if the policy's own answer counts. `scores` has the keys of
-    SCORES, each between 0 and 1. `counts` holds searches, turns, and tokens by reader or writer
+    `shown` are the passages that the generator read; empty if the policy's own answer counts. `confidence` is how sure
+    the answer says that it is, in percent, if the judge reads that. `scores` has the keys of SCORES, each between 0 and
+    1; a task without gold answers has none of them, an agent without an answer only `answer_recall`. `counts` holds
+    searches, turns, and tokens by reader or writer
     (`policy_prompt_tokens`, `policy_response_tokens`, `generator_prompt_tokens`, `generator_response_tokens`), and
     `answer_cut`, 1 if the generator's answer ended at its token limit. `recall_by_turn[i]` is true if a gold answer
-    occurs in what was retrieved up to the i-th retrieval (0 is the initial one). `timings` are seconds by stage;
+    occurs in what was retrieved up to the i-th retrieval (0 is the initial one). `evidence` and `evidence_by_turn` hold
+    the measures of `s3_agent.evaluation.evidence`; both are empty for a task without evidence that the corpus could
+    have. `sample` numbers the samples of one agent on one question from 0. `timings` are seconds by stage;
     `cost_usd` is None if no price is known.
     """
 
@@ -43,11 +47,15 @@ class EvaluatedTask(_Record):
     task: Task
     state: Literal["done", "failed"]
     episode: Episode | None = None
+    sample: int = 0
     shown: tuple[Passage, ...] = ()
     answer: str | None = None
+    confidence: float | None = None
     scores: dict[str, float] = {}
     counts: dict[str, int] = {}
     recall_by_turn: tuple[bool, ...] = ()
+    evidence: dict[str, float] = {}
+    evidence_by_turn: tuple[dict[str, float], ...] = ()
     timings: dict[str, float] = {}
     cost_usd: float | None = None
     failure: Failure | None = None

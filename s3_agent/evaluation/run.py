@@ -28,7 +28,8 @@ class Unit:
 
     def failed(self, failure: Failure) -> EvaluatedTask:
         """The record of a question that failed."""
-        return EvaluatedTask(agent=self.contestant.label, task=self.task, state="failed", failure=failure)
+        one = self.contestant
+        return EvaluatedTask(agent=one.label, sample=one.sample, task=self.task, state="failed", failure=failure)
 
 
 def units_of(contestants: Sequence[Contestant], tasks: Iterable[Task]) -> list[Unit]:

@@ -25,7 +25,7 @@ POLICY_PATIENCE_S = 300.0
 
 
 def services_of(recipe: Recipe, http: httpx.AsyncClient, policies: Mapping[str, Policy]) -> Services:
-    """The clients for the recipe's services, with the policies by label; an evaluation's stages keep the answers."""
+    """The clients for the recipe's services, with the policies by contestant; the stages keep the answers."""
     clients = clients_of(recipe, http, kept=False)
     return Services(
         policies=policies,
@@ -50,7 +50,7 @@ def policy_client(one: Contestant, url: str, *, http: httpx.AsyncClient, recipe:
         template=policy.template,
         request=policy.request,
         model=name,
-        seed=recipe.seed,
+        seed=one.seed(recipe.seed),
         context_tokens=policy.context_tokens,
         patience_s=POLICY_PATIENCE_S,
         **sampling,

@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from importlib.util import find_spec
@@ -21,6 +21,7 @@ import structlog
 
 from s3_agent.data.files.appended import AppendedLines
 from s3_agent.errors import ConfigError
+from s3_agent.evaluation.compact import Places
 
 log = structlog.get_logger()
 
@@ -40,6 +41,14 @@ def key_of(*parts: Any) -> str:
     """A key of everything in `parts`, which must be JSON."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:_KEY_CHARACTERS]
+
+
+def key_of_each(parts: Iterable[Any]) -> str:
+    """A key of everything in `parts`, of which only one is in memory at a time."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(key_of(part).encode())
+    return digest.hexdigest()[:_KEY_CHARACTERS]
 
 
 @cache
@@ -74,7 +83,7 @@ class Stage:
 
     def __init__(self, path: Path) -> None:
         self._lines = AppendedLines(path)
-        self._kept: dict[str, tuple[int, int]] = {}
+        self._kept = Places()
         self._making: dict[str, asyncio.Task[Made]] = {}
         self._end = 0
         with path.open("rb") as lines:
@@ -88,26 +97,25 @@ class Stage:
         if not (line.startswith(_HEAD) and line[:_VALUE_AT].endswith(_VALUE) and line.endswith(b"}\n")):
             return False
         key = line[len(_HEAD) : len(_HEAD) + _KEY_CHARACTERS].decode(errors="replace")
-        self._kept[key] = (at + _VALUE_AT, len(line) - _VALUE_AT - len(b"}\n"))
+        self._kept.put(key, at, len(line))
         return True
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._kept
-
     def find(self, key: str) -> Made:
         """The value kept under `key`. Raises NotKept, also if the value can not be read; then it is computed again."""
-        if key not in self._kept:
+        place = self._kept.get(key)
+        if place is None:
             raise NotKept(key)
-        at, size = self._kept[key]
+        line = os.pread(self._lines.fd, place[1], place[0])
+        if not line.startswith(_HEAD + key.encode() + _VALUE):
+            raise NotKept(key)
         try:
-            return json.loads(os.pread(self._lines.fd, size, at))
+            return json.loads(line[_VALUE_AT : -len(b"}\n")])
         except ValueError as cause:
-            del self._kept[key]
-            line = os.pread(self._lines.fd, at, 0).count(b"\n") + 1
-            log.warning("a kept result can not be read and is made again", file=str(self._lines.path), line=line)
+            number = os.pread(self._lines.fd, place[0], 0).count(b"\n") + 1
+            log.warning("a kept result can not be read and is made again", file=str(self._lines.path), line=number)
             raise NotKept(key) from cause
 
     async def once(self, key: str, make: Callable[[], Awaitable[Made]] | None) -> Made:

@@ -107,7 +107,7 @@ def reward_curve(records: Sequence[EpisodeRecord], *, rollouts_per_step: int) ->
 
 
 def accuracies(records: Mapping[str, EpisodeRecord]) -> dict[str, float]:
-    """Scores by question id: the accuracy, or the reward if a user's class reports nothing else."""
+    """Scores by question id: the accuracy, or the reward if no answer was checked."""
     scores = {key: record.reward if record.accuracy is None else record.accuracy for key, record in records.items()}
     return {key: score for key, score in scores.items() if score is not None}
 
@@ -151,7 +151,9 @@ def summarize(
         )
     before, after = ({key: scores[key] for key in tasks} for scores in (before, after))
     naive = {key: task.rag_score for key, task in tasks.items() if task.rag_score is not None}
-    if len(naive) < len(tasks):
+    # A reward of ours that checks no answer can not be compared with naive RAG's accuracy.
+    unanswered = any(passes[-1][key].accuracy is None and passes[-1][key].episode is not None for key in tasks)
+    if len(naive) < len(tasks) or unanswered:
         naive = {}
     naive_rag = _mean([*naive.values()]) if naive else None
     gain = difference_of("accuracy", ("before", before), ("after", after))

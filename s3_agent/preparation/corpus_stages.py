@@ -45,7 +45,8 @@ class CorpusStages:
         path = self.data.corpus
         if not self._searches_corpus:
             return self._nothing("corpus")
-        if self.sources is None:
+        published = self.sources.published_corpus if self.sources else None
+        if published is None:
             return Stage(
                 name="corpus",
                 made_of=lambda: {"corpus": self.ledger.hash(path)},
@@ -53,25 +54,26 @@ class CorpusStages:
                 work=lambda report: {"passages": check_corpus(path, report=report)},
                 missing=lambda: missing(path),
             )
-        name, published = self.sources.corpus, self.sources.published_corpus
+        assert self.sources is not None
+        name = self.sources.corpus
 
         def made_of() -> dict[str, Any]:
             return {"corpus": name, "files": [self.ledger.hash(file) for file in self._corpus_files()]}
 
         def work(report: Report) -> dict[str, Any]:
-            assert self.sources is not None
             return convert_corpus(
                 self._corpus_files(),
                 path,
                 made_of=made_of(),
-                drop_blank=not self.sources.published_corpus.keeps_blank,
+                drop_blank=not published.keeps_blank,
+                read=published.row,
                 report=report,
             )
 
         def need() -> Need:
             repos = {wanted.repo for wanted in published.files}
             files, unknown = self.downloads.sizes(repos)
-            sizes = [file.size * (GZIP_RATIO if file.path.endswith(".gz") else 1.0) for file in files]
+            sizes = [file.size * (GZIP_RATIO if file.path.endswith((".gz", ".parquet")) else 1.0) for file in files]
             return Need(disk={path.parent: int(sum(sizes))}, unknown=unknown)
 
         return Stage(name="corpus", made_of=made_of, outputs=lambda: {"corpus.jsonl": path}, work=work, need=need)
@@ -88,10 +90,11 @@ class CorpusStages:
         )
 
     def _corpus_files(self) -> list[Path]:
-        assert self.sources is not None
+        assert self.sources is not None and self.sources.published_corpus is not None
+        published = self.sources.published_corpus
         # Selected by pattern, because the same repository may also contain questions.
-        wanted = [(one.repo, pattern) for one in self.sources.published_corpus.files for pattern in one.patterns]
-        return [path for repo, pattern in wanted for path in self.downloads.paths(repo, pattern)]
+        wanted = [(one.repo, pattern) for one in published.files for pattern in one.patterns]
+        return [*published.here, *(path for repo, pattern in wanted for path in self.downloads.paths(repo, pattern))]
 
     def index(self) -> Stage:
         """Build our own index, or join the pieces of a published one."""
@@ -111,8 +114,9 @@ class CorpusStages:
 
         def outputs() -> Mapping[str, Path]:
             place = kind.foreign(settings) or folder
-            files = sorted(file for file in place.glob("*") if file.is_file()) if place.is_dir() else []
-            return {f"index/{file.name}": file for file in files if file.name != LINES_RECORD} or {"index": place}
+            files = sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else []
+            named = {f"index/{file.relative_to(place).as_posix()}": file for file in files}
+            return {name: file for name, file in named.items() if file.name != LINES_RECORD} or {"index": place}
 
         def work(report: Report) -> dict[str, Any]:
             if published is not None:

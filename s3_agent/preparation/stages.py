@@ -3,11 +3,12 @@
 `download` → `corpus` → `index` → `questions` → `retrieve` → `rag-cache` → `tasks`.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from s3_agent.data.files.stages import Ledger, Stage
-from s3_agent.data.files.whole import Report, write_rows
+from s3_agent.data.files.whole import Report, keep_private, write_rows
 from s3_agent.data.published.downloads import Downloads
 from s3_agent.data.published.question_files import PublishedQuestions
 from s3_agent.data.questions import Dropped
@@ -40,10 +41,20 @@ class DataStages:
     def all(self) -> list[Stage]:
         """Every stage that the recipe has, in order."""
         return [
-            *([self.downloads.stage()] if self.sources else []),
+            *([self._download()] if self.sources else []),
             *(self._corpus.corpus(), self._corpus.index(), self.questions()),
             *(self._answers.all() if self.data.rag_cache is not None else []),
         ]
+
+    def _download(self) -> Stage:
+        stage, sources = self.downloads.stage(), self.sources
+        assert sources is not None
+
+        def work(report: Report) -> dict[str, Any]:
+            sources.require_keys()  # before hours of downloading
+            return stage.work(report)
+
+        return replace(stage, work=work)
 
     def questions(self) -> Stage:
         """The stage `questions`: make the recipe's task files from published questions, or check those of the user."""
@@ -65,22 +76,26 @@ class DataStages:
         sources = self.sources
 
         def made_of() -> dict[str, Any]:
-            settings = sources.model_dump(mode="json", exclude={"corpus", "index", "github_raw"})
+            settings = sources.model_dump(mode="json", exclude={"corpus", "index", "github_raw", "key_file"})
             raw = {name: self.ledger.hash(self.downloads.raw_path(name)) for name in sources.raw}
+            corpus = sources.published_corpus
             repos = {wanted.repo for wanted in sources.wanted} - {
-                wanted.repo for wanted in sources.published_corpus.files
+                wanted.repo for wanted in (corpus.files if corpus else ())
             }
             return {**settings, **raw, "files": {file.name: file.oid for file in self.downloads.of(repos)}}
 
         def work(report: Report) -> dict[str, Any]:
             published, dropped, asked_before = PublishedQuestions(sources, self.downloads), Dropped(), Dropped()
             report("reading questions", 0, 0)
+            private = sources.protected
+            if private:
+                keep_private(self.ledger.folder)
             rows = published.train(dropped)
-            write_rows(train, rows)
+            write_rows(train, rows, private=private)
             tested = published.test(dropped)
-            write_rows(test, tested)
+            write_rows(test, tested, private=private)
             sample = published.sample(tested, asked_before)
-            write_rows(validation, sample)
+            write_rows(validation, sample, private=private)
             return {
                 "train": len(rows),
                 "test": len(tested),

@@ -32,4 +32,5 @@ async def check_answer(task: Task, answer: str, *, judge: Judge | None) -> Accur
         verdict = await judge.check(task.question, answer, golds)
         correct = verdict.correct
         metrics |= {"judge": float(verdict.correct), "judge_unclear": float(verdict.unclear)}
+        metrics |= {} if verdict.confidence is None else {"confidence": verdict.confidence}
     return Accuracy(float(correct), metrics)

@@ -23,7 +23,7 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """One reward. `score` does no I/O and raises nothing. If it checks no answer, its `metrics` hold `accuracy`.
+    """One reward. `score` does no I/O and raises nothing for a task that has what the reward needs.
 
     A reward that takes a tenth off for each search, as a package of your own would register it:
 
@@ -37,11 +37,14 @@ class Reward:
     summary: str
     score: Callable[[Scored], RewardResult]
     checks_answer: bool = True
-    """Whether an answer is asked for and checked. If not, only the policy's own text is scored, and only methods that
-    list the reward in their `own_rewards` can use it.
+    """Whether an answer is asked for and checked. If not, the evidence is scored (`needs_evidence`), or only the
+    policy's own text: then only methods that list the reward in their `own_rewards` can use it, and its `metrics` hold
+    `accuracy`.
     """
     needs_rag_score: bool = False
     """Whether it needs the score of naive RAG for the same question."""
+    needs_evidence: bool = False
+    """Whether it needs the documents that the answer needs (`Task.evidence`)."""
 
 
 _HERE = "s3_agent.rewards"
@@ -54,6 +57,8 @@ REWARDS: Registry[Reward] = Registry(
         "gbr+accuracy": f"{_HERE}.gain_beyond_rag:GAIN_AND_ACCURACY",
         "exact_match": f"{_HERE}.search_r1:EXACT_MATCH",
         "format": f"{_HERE}.search_r1:FORMAT",
+        "evidence_recall": f"{_HERE}.evidence:RECALL",
+        "evidence_f2": f"{_HERE}.evidence:F2",
     },
     kind=Reward,
     error=ConfigError,

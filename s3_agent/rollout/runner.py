@@ -33,8 +33,9 @@ class AgentSettings(AgentChoice):
     """Which agent plays, who answers, and how the answer is scored.
 
     `reward` is the name of a registered one (`s3-agent rewards`): `accuracy`, `gbr` and `gbr+accuracy` score the answer
-    of whoever `answers` names; `exact_match` and `format` are Search-R1's own, and read its answer tags. The default is
-    the method's own reward. Each search subtracts `search_cost` from the reward; neither paper has this cost, and
+    of whoever `answers` names; `exact_match` and `format` are Search-R1's own, and read its answer tags;
+    `evidence_recall` and `evidence_f2` score what was selected, and nobody answers. The default is the method's own
+    reward. Each search subtracts `search_cost` from the reward; neither paper has this cost, and
     accuracies do not include it.
     """
 
@@ -54,7 +55,7 @@ class AgentSettings(AgentChoice):
     @model_validator(mode="after")
     def _reward_fits(self) -> Self:
         own = self.answers == "policy" and self.reward in self.method.own_rewards
-        if not (self.scoring.checks_answer or own):
+        if not (self.scoring.checks_answer or self.scoring.needs_evidence or own):
             raise ValueError(f"the reward {self.reward} scores a policy's own answer, and {self.name} gives none")
         return self
 
@@ -66,7 +67,7 @@ class AgentSettings(AgentChoice):
     @property
     def asks_generator(self) -> bool:
         """Whether the score needs the generator's answer."""
-        return self.answers == "generator"
+        return self.answers == "generator" and self.scoring.checks_answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ class Outcome:
             "episode": self.episode.model_dump(mode="json"),
             "answer": self.answer,
             "reward": self.reward.value,
-            "accuracy": self.reward.metrics["accuracy"],
+            "accuracy": self.reward.metrics.get("accuracy"),
             "gbr": self.reward.metrics.get("gbr"),
             "metrics": dict(self.reward.metrics),
             "timings": {"search_s": self.search_s, "answer_s": self.answer_s},

@@ -77,6 +77,8 @@ def _of(records: Sequence[EpisodeRecord]) -> dict[str, float]:
         "answers_cut": _mean(record.metrics.get("answer_cut") for record in ended),
         "judge_unclear": _mean(record.metrics.get("judge_unclear") for record in ended),
     }
+    measured = sorted({name for record in ended for name in record.metrics if name.startswith("evidence_")})
+    means |= {name: _mean(record.metrics.get(name) for record in ended) for name in measured}
     counts = {
         "rollouts": float(len(records)),
         "failed": float(len(records) - len(ended)),

@@ -43,9 +43,16 @@ class PreparedTasks:
 def prepare_tasks(recipe: Recipe) -> PreparedTasks:
     """The tasks of a run; if there is a RAG cache, with its scores.
 
-    Raises RagCacheError for a cache with other inputs and for a task without an answer.
+    Raises RagCacheError for a cache with other inputs and for a task without an answer, and ConfigError for too few
+    tasks and for a task without the evidence that the reward needs.
     """
     train, validation = load_tasks(recipe.data.train), load_tasks(recipe.data.validation)
+    if recipe.agent.scoring.needs_evidence and (without := [one for one in (*train, *validation) if not one.evidence]):
+        raise ConfigError(
+            f"{len(without)} tasks have no evidence, which the reward {recipe.agent.reward} needs; the first is "
+            f"{without[0].id!r}",
+            remedy="take them out of data.train and data.validation, or use another agent.reward",
+        )
     kept, fingerprint, mismatch, accuracy, dropped = train, None, [], None, Dropped()
     if (path := recipe.data.rag_cache) is not None:
         fingerprint = rag_fingerprint(recipe)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-from s3_agent.data.files.whole import write_whole
+from s3_agent.data.files.whole import keep_private, write_whole
 from s3_agent.data.tasks import in_training_order
 from s3_agent.errors import ConfigError
 from s3_agent.processes.run_folder import Run
@@ -24,6 +24,8 @@ def write_tasks(recipe: Recipe, run: Run, train: Sequence[Task], validation: Seq
         questions_per_step=recipe.trainer.questions_played,
         seed=recipe.seed if recipe.data.shuffle else None,
     )
+    if any(task.protected for task in (*train, *validation)):
+        keep_private(run.folder)
     for path, tasks in ((run.train, ordered), (run.validation, validation)):
         rows = [task.model_dump_json(exclude={"initial_passages"}) for task in tasks]
         _refuse_another(path, rows)
@@ -35,8 +37,16 @@ def _refuse_another(path: Path, rows: Sequence[str]) -> None:
         return
     before = path.read_text(encoding="utf-8").split("\n")[:-1]
     for number, (old, new) in enumerate(zip_longest(before, rows), 1):
-        if old is not None and new is not None and old != new:
+        if old is not None and new is not None and old != new and not _same_task(old, new):
             raise ConfigError(
                 f"{path}:{number}: the run was started with other tasks, or in another order",
                 remedy="resume it with the data, the seed and the batch sizes that it was started with",
             )
+
+
+def _same_task(old: str, new: str) -> bool:
+    """Whether two lines hold the same task: an earlier version wrote no fields that tasks did not have yet."""
+    try:
+        return Task.model_validate_json(old) == Task.model_validate_json(new)
+    except ValueError:
+        return False

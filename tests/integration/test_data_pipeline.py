@@ -25,20 +25,10 @@ from s3_agent.testing.fake_hub import FakeHub, hub_app
 from s3_agent.testing.fakes import FakeGenerator, FakeRetriever
 from s3_agent.testing.servers import generator_app, retriever_app, serve
 from s3_agent.types import Passage
-from tests.published_files import PASSAGES, QUESTIONS, city, fake_hub, wiki
+from tests.published_files import PASSAGES, QUESTIONS, city, fake_hub, hub_at, use_hub, wiki
 
 spawning = multiprocessing.get_context("forkserver")
 spawning.set_forkserver_preload(["s3_agent.preparation.stages", "retrieval_server.indexing.command", "huggingface_hub"])
-
-
-def hub_at(url: str) -> dict[str, str]:
-    """What huggingface_hub takes from HF_ENDPOINT when it is imported, by where it keeps it."""
-    template = url + "/{repo_id}/resolve/{revision}/{filename}"
-    return {
-        "constants.ENDPOINT": url,
-        "constants.HUGGINGFACE_CO_URL_TEMPLATE": template,
-        "file_download.HUGGINGFACE_CO_URL_TEMPLATE": template,  # which releases before 1.0 read
-    }
 
 
 class Finder(FakeRetriever):
@@ -83,10 +73,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         url = stack.enter_context(serve(hub_app(hub)))
         retriever = stack.enter_context(serve(retriever_app(Finder())))
         answering = stack.enter_context(serve(generator_app(generator)))
-        for name, value in hub_at(url).items():
-            monkeypatch.setattr(f"huggingface_hub.{name}", value, raising=False)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
-        monkeypatch.setattr("s3_agent.data.published.fetching.WAIT_S", 0.0)
+        use_hub(monkeypatch, url, tmp_path)
         recipe = tmp_path / "recipe.yaml"
         places = dict.fromkeys(("corpus", "train", "validation", "rag_cache"), "x")
         sources = {"train": ["nq", "hotpotqa"], "test": ["nq", "hotpotqa", "medqa"], "github_raw": f"{url}/raw"}

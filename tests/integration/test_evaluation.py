@@ -111,9 +111,9 @@ class Running:
         return len(self.policy.prompts), len(self.retriever.queries), len(self.generator.calls)
 
 
-def numbers(results: list[EvaluatedTask]) -> dict[tuple[str, str], Any]:
+def numbers(results: list[EvaluatedTask]) -> dict[tuple[str, str, int], Any]:
     """All that must not depend on when and how often the evaluation was started."""
-    return {(one.agent, one.task.id): one.model_dump(mode="json", exclude={"timings"}) for one in results}
+    return {(one.agent, one.task.id, one.sample): one.model_dump(mode="json", exclude={"timings"}) for one in results}
 
 
 @pytest.fixture
@@ -175,11 +175,13 @@ def test_all_agents_on_the_same_questions_and_again_at_once(running: Running) ->
     assert (running.calls(), (running.folder / "out" / "results.jsonl").stat().st_mtime_ns) == (before, files)
 
 
-def test_killed_half_way_it_resumes_to_the_same_numbers(running: Running) -> None:
-    assert running.evaluate(out="whole").exit_code == 0
+@pytest.mark.parametrize("samples", [1, 3])
+def test_killed_half_way_it_resumes_to_the_same_numbers(running: Running, samples: int) -> None:
+    options = ("--samples", str(samples))
+    assert running.evaluate(*options, out="whole").exit_code == 0
     whole = running.calls()
     running.story.hold_after = running.story.policy_calls + whole[0] // 2
-    killed = running.start()
+    killed = running.start(*options)
     assert running.story.holding.wait(WITHIN_S)
     kept = running.folder / "out" / "stages" / "answers.jsonl"
     until(lambda: kept.exists() and kept.read_bytes().count(b"\n") > 2)
@@ -193,13 +195,14 @@ def test_killed_half_way_it_resumes_to_the_same_numbers(running: Running) -> Non
     with (running.folder / "out" / "stages" / "episodes.jsonl").open("ab") as file:
         file.write(b'{"key":"0123')  # as a kill in the middle of a write leaves it
     before = running.calls()
-    resumed = running.evaluate()
+    resumed = running.evaluate(*options)
     assert resumed.exit_code == 0, resumed.output
     left.wait(WITHIN_S)  # a service that the killed one had started was stopped
     left.communicate()
     new = [after - then for after, then in zip(running.calls(), before, strict=True)]
     assert 0 < new[0] < whole[0] and new[2] < whole[2]
     assert numbers(running.results()) == numbers(running.results("whole"))
+    assert len(running.results()) == 3 * QUESTIONS * samples
     agents = [
         [{**agent, "overall": {**agent["overall"], "seconds": None}} for agent in running.table(out)["agents"]]
         for out in ("out", "whole")
@@ -209,6 +212,79 @@ def test_killed_half_way_it_resumes_to_the_same_numbers(running: Running) -> Non
             part.pop("seconds")
     assert agents[0] == agents[1]
     assert running.table()["differences"] == running.table("whole")["differences"]
+
+
+def test_more_samples_continue_from_those_that_are_there(running: Running) -> None:
+    def sampled(agent: dict[str, Any]) -> dict[str, tuple[float, int]]:
+        return {name: (one["mean"], one["n"]) for name, one in agent["overall"].items() if "@" in name}
+
+    assert running.evaluate().exit_code == 0
+    before = len(running.policy.prompts)
+    done = running.evaluate("--samples", "4")
+    assert done.exit_code == 0, done.output
+    assert len(running.policy.prompts) - before == 3 * before
+    agents = {agent["agent"]: agent for agent in running.table()["agents"]}
+    assert [agents[name]["samples"] for name in ("s3", "search_r1")] == [4, 4]
+    right = {"s3": 1.0, "search_r1": 0.75}  # the fake policy says the same each time
+    for name, share in right.items():
+        assert sampled(agents[name]) == {
+            key: (pytest.approx(share), QUESTIONS) for key in ("avg@4", "pass@2", "pass@4", "majority@4")
+        }
+    assert "pass@4" in done.stdout and "96/24x4" in done.stdout
+    mixed = running.evaluate("--samples", "2", "--agents", "s3,rag", out="mixed")
+    assert mixed.exit_code == 0, mixed.output
+    assert [agent["samples"] for agent in running.table("mixed")["agents"]] == [2, 1]
+    form = CliRunner().invoke(app, ["export", str(running.folder / "mixed"), "--format", "trec"])
+    assert form.exit_code == 0, form.output
+    assert (running.folder / "mixed/export-trec/s3/sample-2/search-1.run").is_file()
+    assert (running.folder / "mixed/export-trec/rag/retrieved.run").is_file()
+
+
+def test_an_index_is_measured_by_itself_with_topics_and_qrels(running: Running) -> None:
+    folder = running.folder
+    (folder / "topics.tsv").write_text(
+        "".join(f"t{number}\tWhat is the capital of country number {number}?\n" for number in range(6))
+    )
+    # The fake retriever finds each country by its number; for two of them another document is needed, too.
+    (folder / "qrels").write_text(
+        "".join(f"t{n} 0 {n} 1\n" for n in range(5)) + "t0 0 other 2\nt1 0 other 1\nt2 0 5 0\n"
+    )
+    read = ["data", "read", "topics", str(folder / "topics.tsv"), str(folder / "tasks.jsonl")]
+    refused = CliRunner().invoke(app, read)
+    assert "give --qrels FILE" in str(refused.exception)
+    made = CliRunner().invoke(app, [*read, "--qrels", str(folder / "qrels")])
+    assert made.exit_code == 0 and "5 tasks" in made.output and "1 topics have no relevant document" in made.output
+
+    arguments = ("--data", str(folder / "tasks.jsonl"))
+    before = running.calls()
+    done = running.evaluate("--agents", "retriever", *arguments)
+    assert done.exit_code == 0, done.output
+    policy, retriever, generator = (now - then for now, then in zip(running.calls(), before, strict=True))
+    assert (policy, retriever, generator) == (0, 5, 0)
+    [agent] = running.table()["agents"]
+    overall = {name: one["mean"] for name, one in agent["overall"].items()}
+    assert "gen_acc" not in overall and "answer_recall" not in overall
+    assert overall["evidence_retrieved_recall"] == pytest.approx((0.5 + 0.5 + 1 + 1 + 1) / 5)
+    assert overall["evidence_retrieved_mrr"] == 1.0
+    assert "Evidence (the corpus was not searched for the gold documents)" in done.stdout
+    exported = CliRunner().invoke(app, ["export", str(folder / "out"), "--format", "trec"])
+    assert exported.exit_code == 0, exported.output
+    run = (folder / "out/export-trec/retriever/retrieved.run").read_text().splitlines()
+    assert sorted(run)[0] == "t0 Q0 0 1 1 retriever"
+    assert (folder / "out/export-trec/qrels.txt").read_text().splitlines()[:2] == ["t0 0 0 1", "t0 0 other 2"]
+
+    # An agent whose generator would answer has nothing to compare an answer with.
+    before = running.calls()
+    agents = running.evaluate("--agents", "s3", *arguments, out="agents")
+    assert agents.exit_code == 0, agents.output
+    assert running.calls()[2] == before[2]
+    [agent] = running.table("agents")["agents"]
+    assert "gen_acc" not in agent["overall"] and agent["overall"]["evidence_handed_on_recall"]["n"] == 5
+    report = CliRunner().invoke(app, ["report", str(folder / "agents"), "-o", str(folder / "report.json")])
+    assert report.exit_code == 0, report.output
+    assert {row["outcome"] for row in json.loads((folder / "report.json").read_text())["episodes"]} == {"unscored"}
+    for name in ("s3", "search_r1"):
+        assert CliRunner().invoke(app, ["export", str(folder / "agents"), "--format", name]).exit_code == 0
 
 
 def test_what_fails_is_missing_with_its_boundary_and_tried_again(running: Running) -> None:
@@ -268,7 +344,10 @@ def test_what_can_not_be_evaluated_says_what_to_do(running: Running) -> None:
         (("--agents", "s4"), "there is no agent 's4'"),
         (("--agents", "s3,s3"), "named twice"),
         (("--agents", "s3:own"), "s3:ret or s3:self"),
-        (("--agents", "s3:self"), "gives no answer of its own"),
+        (("--agents", "s3:self"), "answers must be `generator`"),
+        (("--samples", "2", "--sampling", "greedy"), "would be equal"),
+        (("--samples", "2", "--agents", "rag,retriever"), "would be equal"),
+        (("--agents", "retriever:ret"), "answers must be `nobody`"),
         (("--policy", "s3"), "can not be read"),
         (("--policy", "s4=http://127.0.0.1:1"), "no such agent"),
         (("--data", str(running.folder / "none.jsonl")), "can not be read"),

@@ -20,7 +20,7 @@ from s3_agent.errors import ConfigError
 from s3_agent.rollout.runner import AgentSettings, run_task
 from s3_agent.testing.fakes import FakeGenerator, FakePolicy, FakeRetriever
 from s3_agent.testing.servers import generator_app, policy_app, retriever_app, serve
-from s3_agent.types import Episode, Passage, Task
+from s3_agent.types import Episode, Evidence, Passage, Task
 
 DOC = Passage(id="1", title="Norway", text="The currency of Norway is the krone.")
 QUESTION = "What is the currency of Norway?"
@@ -117,9 +117,28 @@ async def test_every_agent_plays_and_is_scored(services: Services, name: str, mo
                 method.policy == "protocol",
             )
             assert ("step by step" in system.text) == (name == "cot")
+        elif answers == "nobody":
+            assert (outcome.answer, outcome.reward.value) == (None, 0.0)
         elif name != "ircot":
             assert (outcome.answer, outcome.reward.value) == ("krone", 1.0)
         assert outcome.reward.metrics["accuracy"] == outcome.reward.value
+
+
+@pytest.mark.parametrize("name", ["s3", "search_r1", "ircot", "retriever"])
+async def test_a_reward_by_evidence_asks_no_generator(services: Services, name: str) -> None:
+    task = TASK.model_copy(update={"evidence": (Evidence(title=DOC.title, answer=True), Evidence(title="Atlantis"))})
+    async with httpx.AsyncClient() as http:
+        outcome = await run_task(
+            task,
+            AgentSettings.model_validate({"name": name, "reward": "evidence_recall"}),
+            policy=ChatPolicy(http, services.policy_url, model="m"),
+            retriever=HttpRetriever(http, services.retriever_url),
+            generator=make_generator(http, services.generator_url, GeneratorSettings(model="g")),
+        )
+    asked_as_generator = [call for call in services.generator.calls if call[0] == QUESTION]
+    assert outcome.reward.value == 0.5 and not asked_as_generator
+    assert outcome.record["accuracy"] is None
+    assert outcome.record["metrics"]["evidence_answer_recall"] == 1.0
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.policy != "protocol"])

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from s3_agent.evaluation.report.render import write_report
-from tests.evaluated import HOSTILE, write_evaluation, write_run
+from tests.evaluated import HOSTILE, protect, write_collapse, write_evaluation, write_run
 
 CHROMIUM = os.environ.get("S3_AGENT_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 # Without the last four the browser asks hosts of its own.
@@ -46,6 +46,7 @@ class Opened:
             self.complaints.append(f"asked for {url[:200]}")
 
     def found(self) -> int:
+        self.page.wait_for_selector(".list:not([aria-busy])")
         return int(self.page.locator("#found").inner_text().split()[0])
 
 
@@ -129,6 +130,25 @@ def test_the_keyboard_moves_through_the_list(browser: Browser, report: Path) -> 
     expect(page.get_by_label("Search text")).to_be_focused()
 
 
+def test_evidence_and_samples_are_shown(browser: Browser, tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path / "evaluation", questions=20, samples=4, evidence=True)
+    write_report([folder], tmp_path / "report.html")
+    opened = Opened(browser, tmp_path / "report.html")
+    head = opened.page.locator("#results thead").inner_text()
+    assert all(name in head for name in ("ev. found", "ev. selected", "pass@4", "avg@4", "majority@4"))
+    expect(opened.page.locator("#results tbody tr").nth(1)).to_contain_text("80/20\u00d74")
+    expect(opened.page.locator("figure svg")).not_to_have_count(0)
+    expect(opened.page.get_by_text("Evidence found")).to_be_visible()
+    opened.page.click("[data-part=trajectories]")
+    assert opened.found() == 3 * 20 * 4
+    expect(opened.page.locator(".detail")).to_contain_text("Evidence: Town 0 · Town 1")
+    expect(opened.page.locator("article .who")).to_contain_text("(1 of 4)")
+    opened.page.get_by_label("Search text").fill("town 1?")
+    marked = opened.page.locator(".passage:has(.why:text-is('evidence'))").all_inner_texts()
+    assert all("Town 1" in text or "Town 2" in text for text in marked)
+    assert not opened.complaints
+
+
 def test_what_a_model_wrote_is_only_text(browser: Browser, tmp_path: Path) -> None:
     write_report([write_evaluation(tmp_path / "evaluation", questions=100, hostile=True)], tmp_path / "report.html")
     opened = Opened(browser, tmp_path / "report.html", part="trajectories")
@@ -153,6 +173,63 @@ def test_ten_thousand_episodes_keep_few_rows_in_the_page(browser: Browser, tmp_p
     assert not opened.complaints
 
 
+def test_a_search_goes_through_every_part_and_keeps_the_order(browser: Browser, tmp_path: Path) -> None:
+    write_report([write_evaluation(tmp_path / "evaluation", questions=600)], tmp_path / "report.html")
+    opened = Opened(browser, tmp_path / "report.html", part="trajectories")
+    opened.page.get_by_label("Search text").fill("where is it, try 2")  # only in queries
+    found = opened.found()
+    assert 300 < found < 600
+    opened.page.locator(".list").evaluate("list => { list.scrollTop = list.scrollHeight }")
+    expect(opened.page.locator(".item").last).to_contain_text("s3")
+    opened.page.get_by_label("Search text").fill("town 599?")
+    assert opened.found() == 3
+    assert [text.split(" · ")[0].split()[-1] for text in opened.page.locator(".item .m").all_inner_texts()] == [
+        *("rag", "search_r1", "s3")
+    ]
+    opened.page.get_by_label("Search text").fill("")
+    assert opened.found() == 1800 and not opened.complaints
+
+
+def test_what_a_page_has_no_room_for_is_said(browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("s3_agent.evaluation.report.render._MOST_BYTES", 20_000)
+    write_report([write_evaluation(tmp_path / "evaluation", questions=400)], tmp_path / "report.html")
+    opened = Opened(browser, tmp_path / "report.html", part="trajectories")
+    opened.page.get_by_label("Agent", exact=True).select_option("s3")
+    expect(opened.page.locator("article")).to_contain_text("Its turns are left out")
+    expect(opened.page.locator(".verdict")).to_contain_text("gen_acc")
+    assert opened.found() == 400 and not opened.complaints
+
+
+def test_a_collapse_is_one_chart_with_the_guards_step_through_all_panels(browser: Browser, tmp_path: Path) -> None:
+    write_report([write_collapse(tmp_path / "run")], tmp_path / "r.html")
+    opened = Opened(browser, tmp_path / "r.html", part="training")
+    signs = opened.page.locator(".signs")
+    expect(signs.locator(".note")).to_contain_text("The guard tripped after step 40: validation fell.")
+    expect(signs.locator(".legend span")).to_have_text(
+        ["correct", "incorrect", "searches", "invalid actions", "reward", "validation"]
+    )
+    figures = signs.locator("figure svg")
+    expect(figures).to_have_count(4)
+    assert [figures.nth(at).locator("g[aria-label=line] path").count() for at in range(4)] == [2, 1, 1, 2]
+    places = [
+        [
+            line.get_attribute("x1") or line.get_attribute("transform")
+            for line in figures.nth(at).locator("g[aria-label=rule] line").all()
+        ]
+        for at in range(4)
+    ]
+    assert len(places[0]) == 2 and places[0][0] != places[0][1] and places.count(places[0]) == 4
+    expect(figures.first).to_contain_text("guard")
+    assert not opened.complaints
+
+
+def test_a_run_without_a_guards_report_has_no_mark(browser: Browser, report: Path) -> None:
+    opened = Opened(browser, report, part="training")
+    expect(opened.page.locator(".signs figure svg")).to_have_count(1)
+    expect(opened.page.locator(".signs g[aria-label=rule]")).to_have_count(0)
+    expect(opened.page.locator(".signs .note")).to_contain_text("No rule of the guard has tripped.")
+
+
 def test_several_runs_are_shown_together_with_a_colour_for_each_agent(browser: Browser, tmp_path: Path) -> None:
     folders = [write_run(tmp_path / name) for name in ("s3-seed0", "s3-seed1", "search_r1-seed0")]
     write_report(folders, tmp_path / "r.html")
@@ -163,3 +240,19 @@ def test_several_runs_are_shown_together_with_a_colour_for_each_agent(browser: B
     expect(together.locator(".legend").first.locator("span")).to_have_text(["s3", "search_r1"])
     expect(together.locator("figure svg").first.locator("g[aria-label=line] path")).to_have_count(len(folders))
     assert not opened.complaints
+
+
+def test_it_says_that_texts_are_withheld_and_shows_the_numbers(browser: Browser, tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path / "evaluation", questions=20)
+    protect(folder)
+    write_report([folder], tmp_path / "r.html")
+    opened = Opened(browser, tmp_path / "r.html", part="trajectories")
+    expect(opened.page.locator("#withheld")).to_contain_text("The texts of 20 questions are withheld")
+    assert opened.found() == 60 and not opened.complaints
+    opened.page.locator(".item").first.click()
+    shown = opened.page.locator("body").inner_text()
+    assert "(withheld)" in shown and "Town" not in shown and "town" not in shown
+
+
+def test_nothing_is_said_where_nothing_is_withheld(browser: Browser, report: Path) -> None:
+    expect(Opened(browser, report).page.locator("#withheld")).to_have_count(0)

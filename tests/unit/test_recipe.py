@@ -240,3 +240,8 @@ def test_a_policy_is_asked_for_one_whole_answer_a_call(field: str) -> None:
     with pytest.raises(ConfigError, match="n and stream can not be set"):
         load_recipe("cpu", [f"policy.request.{field}"])
     assert load_recipe("cpu", ["policy.request.n=1", "policy.request.top_k=5"]).policy.request == {"n": 1, "top_k": 5}
+
+
+def test_a_reward_by_evidence_needs_no_generator() -> None:
+    assert load_recipe("cpu", []).asks_generator
+    assert not load_recipe("cpu", ["agent.reward=evidence_recall"]).asks_generator

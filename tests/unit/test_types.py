@@ -77,7 +77,7 @@ def test_a_task_survives_json_and_ignores_what_is_not_its_own() -> None:
         ({"question": " \n"}, "question"),
         ({"question": None}, "`question` is not a text"),
         ({"question": " "}, "`question` is blank"),
-        ({"golden_answers": []}, "`golden_answers` is empty"),
+        ({"golden_answers": []}, "golden_answers needs at least one answer that is not blank"),
         ({"golden_answers": ["", "  "]}, "golden_answers"),
         ({"golden_answers": "Krone"}, "golden_answers"),
         ({"golden_answers": [1]}, "golden_answers"),

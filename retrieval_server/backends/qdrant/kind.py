@@ -48,7 +48,7 @@ class QdrantSettings(EngineSettings, frozen=True):
     # used only by the search
     ef_search: int = Field(default=128, ge=1)
     rescore: bool = True
-    oversampling: float = Field(default=4.0, ge=1)
+    oversampling: float = Field(default=8.0, ge=1)
 
     built_with: ClassVar = (
         *("layout", "vectors", "hnsw_links", "ef_construction", "quantization", "on_disk", "shards", "replicas"),

@@ -47,24 +47,40 @@ def passages_of(
             continue
         for part, piece in enumerate(pieces, 1):
             contents = contents_of(passage.title, piece)
-            yield place, {"id": f"{name}#{part}", "title": passage.title, "text": piece, "contents": contents}
+            # The document stands in a field, because an id may hold any character.
+            fields = {"id": f"{name}#{part}", "title": passage.title, "text": piece, "contents": contents}
+            yield place, {**fields, "document": name}
 
 
 def passages_of_files(
-    files: Sequence[Path], *, splitter: Splitter | None = None, left_out: Callable[[str], None] | None = None
+    files: Sequence[Path],
+    *,
+    splitter: Splitter | None = None,
+    left_out: Callable[[str], None] | None = None,
+    read: Callable[[Row], Row] | None = None,
 ) -> Iterator[Placed]:
-    """Passages of files of rows, in their order; if there are several files, rows are numbered within each file."""
+    """Passages of files of rows, in their order; if there are several files, rows are numbered within each file.
+
+    `read` brings a row of another form into one that is known.
+    """
     for path in files:
         numbered = f"{stem_of(path)}/" if len(files) > 1 else ""
-        yield from passages_of(read_rows(path), numbered=numbered, splitter=splitter, left_out=left_out)
+        rows = read_rows(path) if read is None else ((place, read(row)) for place, row in read_rows(path))
+        yield from passages_of(rows, numbered=numbered, splitter=splitter, left_out=left_out)
 
 
 def convert_corpus(
-    sources: Sequence[Path], corpus: Path, *, made_of: dict[str, Any], drop_blank: bool, report: Report = silent
+    sources: Sequence[Path],
+    corpus: Path,
+    *,
+    made_of: dict[str, Any],
+    drop_blank: bool,
+    read: Callable[[Row], Row] | None = None,
+    report: Report = silent,
 ) -> dict[str, int]:
     """Write the corpus from files of rows, in their order; return how many passages, and how many rows had no text.
 
-    Raises DataError, also for an id that occurs twice.
+    `read` is that of `passages_of_files`. Raises DataError, also for an id that occurs twice.
     """
     blank = 0
 
@@ -72,7 +88,7 @@ def convert_corpus(
         nonlocal blank
         blank += 1
 
-    placed = passages_of_files(sources, left_out=left_out if drop_blank else None)
+    placed = passages_of_files(sources, left_out=left_out if drop_blank else None, read=read)
     grow_rows(corpus, (row for _, row in placed), made_of=made_of, report=report)
     return {"passages": check_corpus(corpus, report=report), "without_text": blank}
 

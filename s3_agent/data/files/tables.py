@@ -10,7 +10,7 @@ import json
 import re
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -75,7 +75,7 @@ def row_files(path: Path) -> list[Path]:
 
 def read_rows(path: Path) -> Iterator[Placed]:
     """The rows of a file, read by its extension. Raises DataError with the wrong line or row."""
-    readers = {".csv": _csv, ".tsv": _tsv, ".parquet": _parquet, ".json": _json}
+    readers = {".csv": _csv, ".tsv": _tsv, ".parquet": parquet_rows, ".json": _json}
     suffix = suffix_of(path)
     if not suffix:
         kind = "a folder" if path.is_dir() else "not a readable kind of file"
@@ -258,7 +258,11 @@ def _tsv_row(line: str, lines: _Lines, *, width: int, place: str) -> list[str]:
     return fields
 
 
-def _parquet(path: Path) -> Iterator[Placed]:
+def parquet_rows(path: Path, *, wanted: Callable[[str], bool] = lambda column: True) -> Iterator[Placed]:
+    """The rows of a Parquet file, of the columns that are `wanted` by path (`docs.list.element.id`).
+
+    Raises DataError for a file that is not complete.
+    """
     import pyarrow
     import pyarrow.parquet
 
@@ -266,7 +270,8 @@ def _parquet(path: Path) -> Iterator[Placed]:
     try:
         number = 0
         with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(_BATCH):
+            paths = [file.schema.column(column).path for column in range(len(file.schema))]
+            for batch in file.iter_batches(_BATCH, columns=[column for column in paths if wanted(column)]):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}, row {number}", row

@@ -56,17 +56,30 @@ def refuse_lfs_pointer(path: Path) -> None:
             )
 
 
+def keep_private(folder: Path) -> None:
+    """Make a folder that only its owner can enter and that git ignores, for texts that may not be published."""
+    with room_kept(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        (folder / ".gitignore").write_text("*\n", encoding="utf-8")
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, mode=0o600)
+
+
 @contextmanager
-def written_whole(path: Path) -> Iterator[Callable[[bytes], None]]:
+def written_whole(path: Path, *, private: bool = False) -> Iterator[Callable[[bytes], None]]:
     """Yields a file object for a file that replaces `path` if the block ends without an error.
 
-    At any time the old or the new file exists complete, and a block that fails leaves nothing. Raises DataError if the
-    disk is full; other errors of the block pass unchanged.
+    At any time the old or the new file exists complete, and a block that fails leaves nothing. Only the owner can read
+    a `private` file. Raises DataError if the disk is full; other errors of the block pass unchanged.
     """
     partial = partial_of(path)
     with room_kept(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = partial.open("wb")
+        partial.unlink(missing_ok=True)  # it may have other permissions
+        file = open(partial, "wb", opener=_private if private else None)  # noqa: SIM115
 
     def write(data: bytes) -> None:
         with room_kept(path):
@@ -110,10 +123,10 @@ def dump(value: Any) -> str:
     return whole_text(json.dumps(value, ensure_ascii=False, separators=(", ", ": ")))
 
 
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write JSON lines atomically; return their number. Raises DataError."""
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], *, private: bool = False) -> int:
+    """Write JSON lines atomically; return their number. Only the owner can read a `private` file. Raises DataError."""
     count = 0
-    with room_kept(path.parent), written_whole(path) as write:
+    with room_kept(path.parent), written_whole(path, private=private) as write:
         for row in rows:
             write((dump(row) + "\n").encode())
             count += 1

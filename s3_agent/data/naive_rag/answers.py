@@ -53,6 +53,7 @@ async def naive_rag(
                 em_score=int(accuracy.metrics["exact_match"]),
                 data_source=task.data_source,
                 golden_answers=task.golden_answers,
+                protected=task.protected,
             )
             keep(task.id, answer)
 

@@ -7,9 +7,9 @@ index, generator or prompt would silently change the task. It is refused, and th
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from pydantic import BaseModel
+from pydantic import BaseModel, SerializerFunctionWrapHandler, model_serializer
 
 from s3_agent.data.files.whole import write_whole
 from s3_agent.data.naive_rag.fingerprint import Fingerprint
@@ -27,7 +27,7 @@ class RagAnswer(BaseModel):
 
     `question` is normalised; `golden_answers` are those used for scoring, None in published caches, which do not record
     them. `answer` is None in published caches if the original got no answer; then the score does not count.
-    `data_source` is the task's.
+    `data_source` and `protected` are the task's.
     """
 
     question: str
@@ -36,6 +36,14 @@ class RagAnswer(BaseModel):
     em_score: int
     data_source: str = ""
     golden_answers: tuple[str, ...] | None = None
+    protected: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _only_where_protected(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written = write(self)
+        if written.get("protected") is None:
+            written.pop("protected", None)
+        return written
 
     def answers(self, task: Task) -> bool:
         """Whether this answers the task, whose question may have changed since."""

@@ -43,7 +43,8 @@ async def retrieve_all(
                 found = await retriever.retrieve_batch([retrieval_query(task.question) for task in batch], topk=topk)
             for task, passages in zip(batch, found, strict=True):
                 rows = [passage.model_dump() for passage in passages]
-                checkpoint.add(task.id, {"question": task.question, "passages": rows})
+                marked = {"protected": task.protected} if task.protected else {}
+                checkpoint.add(task.id, {"question": task.question, "passages": rows, **marked})
             done(len(checkpoint), len(tasks))
 
         try:

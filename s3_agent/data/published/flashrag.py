@@ -1,6 +1,7 @@
 """Reads question sets as FlashRAG publishes them: for each a folder with a JSON-lines file per split."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 from s3_agent.data.files.tables import Placed, read_rows
@@ -29,10 +30,15 @@ def flashrag_set(name: str, summary: str = "questions that FlashRAG publishes") 
     )
 
 
-NQ = flashrag_set("nq", "questions that people asked a search engine")
-TRIVIAQA = flashrag_set("triviaqa", "trivia questions")
-POPQA = flashrag_set("popqa", "questions about entities of any popularity")
-HOTPOTQA = flashrag_set("hotpotqa", "questions over two articles")
-TWO_WIKI = flashrag_set("2wikimultihopqa", "questions over two to four articles, from templates")
-MUSIQUE = flashrag_set("musique", "questions composed of two to four others")
-BAMBOOGLE = flashrag_set("bamboogle", "125 two-hop questions that a search engine does not answer")
+def _set(name: str, summary: str, test: str = "test") -> DataSet:
+    data_set = flashrag_set(name, summary)
+    return replace(data_set, test_files=(Wanted(repo=FLASHRAG, patterns=(f"{name}/{test}.jsonl",)),))
+
+
+NQ = _set("nq", "questions that people asked a search engine")
+TRIVIAQA = _set("triviaqa", "trivia questions")
+POPQA = _set("popqa", "questions about entities of any popularity")
+HOTPOTQA = _set("hotpotqa", "questions over two articles", "dev")
+TWO_WIKI = _set("2wikimultihopqa", "questions over two to four articles, from templates", "dev")
+MUSIQUE = _set("musique", "questions composed of two to four others", "dev")
+BAMBOOGLE = _set("bamboogle", "125 two-hop questions that a search engine does not answer")

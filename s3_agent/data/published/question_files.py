@@ -31,5 +31,4 @@ class PublishedQuestions:
 
     def _rows(self, names: Iterable[str], *, testing: bool) -> Iterator[Placed]:
         for data_set in self._sources.question_sets(*names).values():
-            assert data_set.rows is not None
-            yield from data_set.rows(self._fetched, testing=testing)
+            yield from data_set.questions(self._fetched, testing=testing, key=self._sources.key)

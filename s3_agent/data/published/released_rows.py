@@ -19,7 +19,10 @@ def _rows(fetched: Fetched, *, testing: bool, repo: str, train: str, test: str) 
 
 def _set(summary: str, repo: str, *, train: str, test: str) -> DataSet:
     files = (Wanted(repo=repo, patterns=(train, test)),)
-    return DataSet(summary=summary, files=files, rows=partial(_rows, repo=repo, train=train, test=test))
+    tested = (Wanted(repo=repo, patterns=(test,)),)
+    return DataSet(
+        summary=summary, files=files, test_files=tested, rows=partial(_rows, repo=repo, train=train, test=test)
+    )
 
 
 S3 = _set("the rows that s3 publishes", S3_ROWS, train="train_e5_s3.parquet", test="test_e5_s3.parquet")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from retrieval_server.passages import read_id
+from s3_agent.data.evidence import evidence_in
 from s3_agent.data.files.tables import Placed, Row
 from s3_agent.data.files.whole import partial_of, room_kept
 from s3_agent.data.golds import golds_in, ground_truth, nested_question, plain
@@ -56,6 +57,8 @@ def _follows(task: Row, form: Form) -> Row:
     }
     if task.get("prompt") is not None:
         row["prompt"] = [{"role": "user", "content": task["prompt"]}]
+    if task.get("evidence") is not None:
+        row["evidence"] = task["evidence"]
     return row
 
 
@@ -93,6 +96,8 @@ def to_task(row: Row, place: str) -> Row:
     }
     if (prompt := prompt_text(row.get("prompt"))) is not None:
         task["prompt"] = prompt
+    if (evidence := evidence_in(row, golds)) is not None:
+        task["evidence"] = evidence
     form = form_of(row)
     follows = _follows(task, form)
     left: Row = {key: value for key, value in row.items() if key not in follows or follows[key] != value}

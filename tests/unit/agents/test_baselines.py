@@ -480,8 +480,8 @@ def test_published_limits_and_sampling() -> None:
     ("settings", "told"),
     [
         ({"name": "rag", "limits": {"max_searches": 2}}, "limits.max_searches must be 0"),
-        ({"name": "rag", "answers": "policy"}, "gives no answer of its own"),
-        ({"name": "s3", "answers": "policy"}, "gives no answer of its own"),
+        ({"name": "rag", "answers": "policy"}, "answers must be `generator`"),
+        ({"name": "s3", "answers": "policy"}, "answers must be `generator`"),
         ({"name": "ircot", "reward": "exact_match", "answers": "policy"}, "scores a policy's own answer"),
         ({"name": "search_r1", "reward": "format", "answers": "generator"}, "scores a policy's own answer"),
         ({"name": "ircot", "prompt": "compact"}, "has no prompt `compact`; it has instruct"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -282,3 +282,10 @@ def test_verl_saves_the_recipes_template_with_the_policy(tmp_path: Path) -> None
     model.tokenizer.save_pretrained(tmp_path / "policy")
     tokenizer = policy_tokenizer(str(tmp_path / "policy"))
     assert tokenizer.decode(tokenizer.chat(QUESTION)) == f"user: {QUESTION}\nassistant:"
+
+
+@settings(deadline=None)
+@given(st.text(max_size=80) | st.lists(st.sampled_from(["<query>", "<|im_end|>", " ", "town", "\u0301"])).map("".join))
+def test_a_text_has_the_ids_that_transformers_gives_it(text: str) -> None:
+    tokenizer = load_tokenizer(str(NANO_POLICY))
+    assert tokenizer.encode(text) == tokenizer._tokenizer(text, add_special_tokens=False)["input_ids"]

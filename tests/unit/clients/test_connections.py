@@ -3,7 +3,6 @@
 import ast
 import asyncio
 import os
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,7 +18,6 @@ import s3_agent
 from s3_agent.clients import connections
 from s3_agent.clients.chat_model import ClaudeChat, ModelSettings
 from s3_agent.clients.connections import (
-    KEEPALIVE,
     LOOPBACK,
     async_client,
     client,
@@ -123,19 +121,6 @@ async def test_no_call_waits_for_a_connection_unless_a_limit_is_asked_for(calls:
             policy.release()
             assert {answer.status_code for answer in await asyncio.gather(*answers)} == {200}
     assert policy.most_calls == passed
-
-
-async def test_a_server_that_is_gone_without_a_word_is_noticed_by_the_kernel(
-    servers: tuple[FakeServer, FakeServer],
-) -> None:
-    async with (
-        async_client(timeout=10.0) as http,
-        http.stream("GET", f"http://127.0.0.1:{servers[0].port}/") as response,
-    ):
-        connection = response.extensions["network_stream"].get_extra_info("socket")
-        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-        seconds = [connection.getsockopt(level, option) for level, option, _ in KEEPALIVE[1:]]
-        assert seconds == [60, 15, 4]
 
 
 async def test_the_gateways_client_asks_this_machine_itself(servers: tuple[FakeServer, FakeServer]) -> None:

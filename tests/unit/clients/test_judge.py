@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3_agent.clients.chat_model import Message
-from s3_agent.clients.judge import AccuracyRule, JudgeSettings, ModelJudge, judge_messages, make_judge, read_verdict
+from s3_agent.clients.judge import AccuracyRule, JudgeSettings, ModelJudge, judge_messages, make_judge
+from s3_agent.clients.judge_forms import read_verdict
 from s3_agent.errors import JudgeError
 from s3_agent.rewards.accuracy import check_answer
 from s3_agent.testing.fakes import FakeGenerator

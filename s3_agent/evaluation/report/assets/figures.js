@@ -16,9 +16,17 @@ function el(name, attributes = {}, ...children) {
 
 const MEASURES = {
   gen_acc: { name: "GenAcc", percent: true }, exact_match: { name: "EM", percent: true }, f1: { name: "F1", percent: true },
-  answer_recall: { name: "recall", percent: true }, searches: { name: "searches", digits: 2 }, turns: { name: "turns", digits: 2 },
+  answer_recall: { name: "answer recall", percent: true },
+  evidence_retrieved_recall: { name: "ev. found", percent: true }, evidence_selected_recall: { name: "ev. selected", percent: true },
+  evidence_selected_precision: { name: "ev. precision", percent: true }, "evidence_retrieved_ndcg@10": { name: "ev. nDCG@10", percent: true },
+  evidence_retrieved_mrr: { name: "ev. MRR", percent: true }, searches: { name: "searches", digits: 2 }, turns: { name: "turns", digits: 2 },
   tokens: { name: "tokens", digits: 0 }, seconds: { name: "seconds", digits: 2 }, cost_usd: { name: "US$ a 1000", digits: 3, scale: 1000 },
 };
+
+// avg@n, pass@k and majority@n of evaluations with several samples.
+function addSamples(measures) {
+  for (const measure of measures) if (/^(avg|pass|majority)@\d+$/.test(measure)) MEASURES[measure] ||= { name: measure, percent: true };
+}
 
 function shown(measure, value) {
   const { percent, digits, scale } = MEASURES[measure];

@@ -2,6 +2,7 @@
 "use strict";
 
 const ROW = 62;
+const KEPT_CHARACTERS = 1e8; // of lower-case texts, which make a second search quick
 
 class Viewer {
   constructor(report, labels) {
@@ -9,12 +10,14 @@ class Viewer {
     this.labels = labels;
     this.filter = { group: "", source: "", outcome: "", text: "" };
     this.other = "";
-    this.texts = report.episodes.map((row) => {
-      const task = report.tasks[row.task];
-      return [task.id, task.question, ...task.golds, row.answer || "", ...(row.turns || []).flatMap((turn) => [turn.query || "", turn.response])].join("\n").toLowerCase();
-    });
+    this.texts = new Map();
+    this.characters = 0;
+    this.searches = 0;
     this.byTask = new Map();
-    report.episodes.forEach((row, number) => this.byTask.set(row.task, [...(this.byTask.get(row.task) || []), number]));
+    report.episodes.forEach((row, number) => {
+      if (!this.byTask.has(row.task)) this.byTask.set(row.task, []);
+      this.byTask.get(row.task).push(number);
+    });
     this.root = this.build();
     this.apply();
   }
@@ -24,7 +27,7 @@ class Viewer {
     const choose = (key) => (event) => { this.filter[key] = event.target.value; this.apply(); };
     const sources = [...new Set(this.report.tasks.map((task) => task.source))].sort();
     this.search = el("input", { type: "search", placeholder: "Question, answer, query or response", "aria-label": "Search text", oninput: choose("text") });
-    this.outcomes = el("div", { class: "chips", role: "group", "aria-label": "Outcome" }, ["", "right", "wrong", "failed"].map((outcome) =>
+    this.outcomes = el("div", { class: "chips", role: "group", "aria-label": "Outcome" }, ["", "right", "wrong", "failed", ...(this.report.episodes.some((row) => row.outcome === "unscored") ? ["unscored"] : [])].map((outcome) =>
       el("button", { type: "button", "aria-pressed": String(outcome === ""), "data-outcome": outcome, onclick: () => { this.filter.outcome = outcome; this.apply(); } }, outcome || "all")));
     this.count = el("div", { class: "count", role: "status" });
     this.list = el("div", { class: "list", tabindex: "0", role: "listbox", "aria-label": "Episodes", onscroll: () => this.draw() });
@@ -62,22 +65,66 @@ class Viewer {
     else if (top + ROW > this.list.scrollTop + this.list.clientHeight) this.list.scrollTop = top + ROW - this.list.clientHeight;
   }
 
-  apply() {
+  // Filters act at once. A search goes through the parts one after the other, and shows what it has found so far.
+  async apply() {
     const { group, source, outcome } = this.filter, text = this.filter.text.trim().toLowerCase();
-    this.found = [];
+    const search = ++this.searches, fitting = [];
     this.report.episodes.forEach((row, number) => {
       if (group !== "" && row.group !== Number(group)) return;
       if (outcome && row.outcome !== outcome) return;
       if (source && this.report.tasks[row.task].source !== source) return;
-      if (text && !this.texts[number].includes(text)) return;
-      this.found.push(number);
+      fitting.push(number);
     });
     for (const chip of this.outcomes.children) chip.setAttribute("aria-pressed", String(chip.dataset.outcome === outcome));
-    const all = this.report.episodes.length;
-    this.count.replaceChildren(el("span", { id: "found" }, `${this.found.length} of ${all} episodes`), el("span", {}, el("kbd", {}, "/"), " search ", el("kbd", {}, "j"), el("kbd", {}, "k"), " move"));
-    this.inner.style.height = `${this.found.length * ROW}px`;
     this.list.scrollTop = 0;
-    if (!this.found.includes(this.chosen)) this.choose(this.found[0]);
+    if (!text) {
+      this.list.removeAttribute("aria-busy");
+      this.showFound(fitting, this.report.episodes.length);
+      return;
+    }
+    this.list.setAttribute("aria-busy", "true");
+    const found = [], size = this.report.details.size;
+    let shown = performance.now();
+    for (let at = 0; at < fitting.length;) {
+      const part = Math.floor(fitting[at] / size), texts = await this.text(part);
+      if (search !== this.searches) return;
+      for (; at < fitting.length && fitting[at] < (part + 1) * size; at++) {
+        if (texts[fitting[at] % size].includes(text)) found.push(fitting[at]);
+      }
+      if (performance.now() - shown > 100 && at < fitting.length) {
+        this.showFound([...found], (part + 1) * size, Math.round((100 * at) / fitting.length));
+        shown = performance.now();
+      }
+    }
+    this.list.removeAttribute("aria-busy");
+    this.showFound(found, this.report.episodes.length);
+  }
+
+  // What a search looks through, for each episode of a part.
+  async text(part) {
+    const known = this.texts.get(part);
+    if (known) return known;
+    const rows = await unpack(await this.report.details.element(part)), first = part * this.report.details.size;
+    const texts = rows.map((row, at) => {
+      const task = this.report.tasks[this.report.episodes[first + at].task];
+      return [task.id, task.question, ...task.golds, row.answer || "", ...(row.turns || []).flatMap((turn) => [turn.query || "", turn.response])].join("\n").toLowerCase();
+    });
+    const characters = texts.reduce((sum, one) => sum + one.length, 0);
+    if (this.characters + characters <= KEPT_CHARACTERS) {
+      this.characters += characters;
+      this.texts.set(part, texts);
+    }
+    return texts;
+  }
+
+  // Episodes before `looked` are decided. The chosen one stays while it may still be found.
+  showFound(found, looked, percent) {
+    this.found = found;
+    const all = this.report.episodes.length, said = percent === undefined ? "" : ` · ${percent} % searched`;
+    this.count.replaceChildren(el("span", { id: "found" }, `${found.length} of ${all} episodes${said}`), el("span", {}, el("kbd", {}, "/"), " search ", el("kbd", {}, "j"), el("kbd", {}, "k"), " move"));
+    this.inner.style.height = `${found.length * ROW}px`;
+    const decided = this.chosen === undefined || this.chosen < looked;
+    if (decided && !found.includes(this.chosen) && (found.length || percent === undefined)) this.choose(found[0]);
     else this.draw();
   }
 
@@ -111,13 +158,32 @@ class Viewer {
       el("option", { value: "" }, others.length ? "Compare with …" : "Nobody else has this question"),
       others.map((number) => el("option", { value: this.name(number), selected: this.name(number) === this.other }, this.name(number))));
     const against = others.find((number) => this.name(number) === this.other);
+    const columns = el("div", { class: "columns" });
     this.detail.replaceChildren(
       el("p", { class: "note" }, `${task.source} · ${task.id}`),
       el("h2", {}, task.question),
-      el("p", {}, "Gold: ", task.golds.join(" · ")),
+      el("p", {}, "Gold: ", task.golds.join(" · ") || "none"),
+      task.evidence ? el("p", {}, "Evidence: ", task.evidence.join(" · ")) : null,
       el("div", { class: "bar" }, compare),
-      el("div", { class: "columns" }, [this.chosen, against].filter((number) => number !== undefined).map((number) => this.episode(number))));
+      columns);
     this.detail.scrollTop = 0;
+    this.fill(columns, [this.chosen, against].filter((number) => number !== undefined));
+  }
+
+  async fill(columns, numbers) {
+    const shown = await Promise.all(numbers.map(async (number) => this.episode(number, await this.whole(number))));
+    columns.replaceChildren(...shown);
+  }
+
+  // An episode with its passages instead of their numbers.
+  async whole(number) {
+    const row = { ...(await this.report.details.get(number)) };
+    const texts = async (numbers) => numbers && Promise.all(numbers.map(async (one) => [one, ...(await this.report.passages.get(one))]));
+    for (const name of ["initial", "shown"]) row[name] = await texts(row[name]);
+    row.chosen = new Set(row.selected || []);
+    row.selected = await texts(row.selected);
+    row.turns = row.turns && await Promise.all(row.turns.map(async (turn) => ({ ...turn, passages: await texts(turn.passages) })));
+    return row;
   }
 
   name(number) {
@@ -126,9 +192,9 @@ class Viewer {
     return twins.length > 1 ? `${label} (${twins.indexOf(number) + 1} of ${twins.length})` : label;
   }
 
-  episode(number) {
-    const row = this.report.episodes[number], golds = this.report.tasks[row.task].golds;
-    const figures = [...Object.entries(row.scores || {}), ...Object.entries(row.counts || {})].map(([name, value]) => `${name} ${value}`);
+  episode(number, row) {
+    const golds = this.report.tasks[row.task].golds;
+    const figures = [...Object.entries(row.scores || {}), ...Object.entries(row.evidence || {}).map(([name, value]) => [`evidence ${name}`, value]), ...Object.entries(row.counts || {})].map(([name, value]) => `${name} ${value}`);
     if (row.reward !== undefined) figures.unshift(`reward ${row.reward}`);
     if (row.stop) figures.push(`stopped: ${row.stop}`);
     const verdict = el("div", { class: `verdict ${row.outcome}` },
@@ -136,29 +202,30 @@ class Viewer {
       row.failure ? el("div", {}, `No result, failed at ${row.failure[0]}: ${row.failure[1]}`) : el("div", {}, row.answer === undefined ? "No answer was given." : row.answer || "(an empty answer)"),
       el("div", { class: "numbers" }, figures.map((figure) => el("span", {}, figure))));
     const parts = [verdict];
-    const selected = new Set(row.selected || []);
-    if (row.initial) parts.push(this.passages("Read at the start", row.initial, { selected, golds, open: false }));
-    (row.turns || []).forEach((turn, at) => parts.push(this.turn(turn, at, selected, golds)));
-    if (row.shown) parts.push(this.passages("What the generator read", row.shown, { selected: new Set(), golds, open: false }));
-    else if (row.selected) parts.push(this.passages("Selected", row.selected, { selected: new Set(), golds, open: false }));
+    const selected = row.chosen, gold = new Set(row.gold || []);
+    if (row.cut) parts.push(el("p", { class: "note" }, "Its turns are left out, since this page would be too large with all of them; results.jsonl or episodes.jsonl has them."));
+    if (row.initial) parts.push(this.passages("Read at the start", row.initial, { selected, gold, golds, open: false }));
+    (row.turns || []).forEach((turn, at) => parts.push(this.turn(turn, at, { selected, gold, golds })));
+    if (row.shown) parts.push(this.passages("What the generator read", row.shown, { selected: new Set(), gold, golds, open: false }));
+    else if (row.selected) parts.push(this.passages("Selected", row.selected, { selected: new Set(), gold, golds, open: false }));
     return el("article", { class: "one" }, parts);
   }
 
-  turn(turn, at, selected, golds) {
+  turn(turn, at, marks) {
     const marked = turn.marked ? ` · marked ${turn.marked.map((one) => `[${one}]`).join(" ")}` : "";
     return el("div", { class: `turn ${turn.action || ""}` },
       el("h3", {}, `Turn ${at + 1} · ${turn.action || "response"}${marked}`, turn.query ? el("b", {}, `“${turn.query}”`) : null),
       el("pre", {}, turn.response),
       turn.said ? el("pre", {}, turn.said) : null,
-      turn.passages ? this.passages(turn.passages.length ? "Found" : "Found nothing", turn.passages, { selected, golds, open: true }) : null);
+      turn.passages ? this.passages(turn.passages.length ? "Found" : "Found nothing", turn.passages, { ...marks, open: true }) : null);
   }
 
-  passages(title, numbers, { selected, golds, open }) {
-    return el("details", { open }, el("summary", {}, `${title} (${numbers.length})`), numbers.map((number, at) => {
-      const [name, text] = this.report.passages[number];
+  passages(title, numbers, { selected, gold, golds, open }) {
+    return el("details", { open }, el("summary", {}, `${title} (${numbers.length})`), numbers.map(([number, name, text], at) => {
       return el("div", { class: `passage ${selected.has(number) ? "marked" : ""}` },
         selected.has(number) ? el("span", { class: "why" }, "selected") : null,
-        el("span", { class: "n" }, String(at + 1)), el("b", {}, name), " ", ...highlighted(text, golds));
+        gold.has(number) ? el("span", { class: "why" }, "evidence") : null,
+        el("span", { class: "n" }, String(at + 1)), el("b", {}, name), " ", ...(text === null ? ["(its text is left out, since this page would be too large with all of them)"] : highlighted(text, golds)));
     }));
   }
 }

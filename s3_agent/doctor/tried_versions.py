@@ -1,0 +1,50 @@
+"""Sets of versions that were tried beside the pinned one, and what broke. The doctor gives their reasons, and the table
+of docs/install.md is tested against this module. `scripts/try_versions.py` tries a set.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+STAGES = ("resolve", "imports", "compose", "tests")
+"""What `scripts/try_versions.py` tries, in this order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One set: the versions that differ from the pins, the stages that failed, and the reason in a sentence.
+
+    It also counts for later versions of `package`, from `since` on.
+    """
+
+    package: str
+    since: str
+    versions: tuple[str, ...]
+    failed: tuple[str, ...]
+    why: str
+
+
+TRIED = (
+    Tried(
+        package="verl",
+        since="0.9",
+        versions=("verl==0.9.1",),
+        failed=("resolve", "imports", "compose", "tests"),
+        why="Agent Lightning 1.0.2 imports TaskRunner and create_rl_sampler from verl.trainer.main_ppo, where verl 0.9 "
+        "does not have them; verl 0.9 trains with its new trainer by default (trainer.use_v1), which Agent Lightning "
+        "does not extend, and it refuses transformers from 5.11 on",
+    ),
+)
+
+
+def known_to_break(name: str, installed: str, pinned: Mapping[str, str]) -> Tried | None:
+    """The tried set that says why this version of a package does not work; None if none was tried or it is pinned."""
+    if installed.partition("+")[0] == pinned.get(name):
+        return None
+    return next((one for one in TRIED if one.package == name and _numbers(installed) >= _numbers(one.since)), None)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The release's numbers; a development version counts as its release."""
+    release = re.match(r"\d+(?:\.\d+)*", version)
+    return tuple(map(int, release[0].split("."))) if release else ()
