@@ -39,7 +39,9 @@ public class LuceneServer {
   }
 
   static void build(String corpus, Directory directory, BM25Similarity similarity) throws Exception {
-    IndexWriter writer = new IndexWriter(directory, new IndexWriterConfig(ANALYZER).setSimilarity(similarity));
+    IndexWriterConfig config = new IndexWriterConfig(ANALYZER).setSimilarity(similarity);
+    config.setMergePolicy(new LogDocMergePolicy());  // keeps the order of documents: their numbers are rows
+    IndexWriter writer = new IndexWriter(directory, config);
     try (BufferedReader lines = Files.newBufferedReader(Paths.get(corpus))) {
       for (String line; (line = lines.readLine()) != null; ) {
         Document passage = new Document();

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from retrieval_server.errors import RetrievalError
 from retrieval_server.index_kinds import INDEX_KINDS, AnyIndexSettings, IndexSettings, kind_of
+from retrieval_server.rerankers import RERANKERS, AnyRerankSettings, RerankSettings
 from retrieval_server.schemas import TEXT_CHARACTERS
 
 
@@ -29,7 +30,7 @@ class HttpSettings(BaseModel):
     max_batch_queries: int = Field(default=512, ge=1, description="queries searched together at most; 1: no batching")
     max_batch_tokens: int = Field(default=16384, ge=1, description="tokens in a batch at most")
     grep_s: float = Field(default=5.0, gt=0, description="seconds that one POST /grep searches at most")
-    max_queued_greps: int = Field(default=8, ge=1, description="maximum of waiting POST /grep; others get 429")
+    max_waiting: int = Field(default=8, ge=1, description="maximum of waiting POST /grep, or /rerank; others get 429")
     mcp: bool = Field(default=False, description="offer tools for assistants at /mcp (Model Context Protocol)")
     mcp_characters: int = Field(
         default=TEXT_CHARACTERS, ge=1, description="characters of a found passage's text that a tool returns"
@@ -39,6 +40,7 @@ class HttpSettings(BaseModel):
     shutdown_s: float = Field(default=30.0, ge=0, description="seconds after SIGTERM to finish accepted requests")
 
 
+rerank_settings: TypeAdapter[RerankSettings] = TypeAdapter(AnyRerankSettings)
 index_settings: TypeAdapter[IndexSettings] = TypeAdapter(AnyIndexSettings)
 
 
@@ -53,8 +55,19 @@ def read_index_settings(path: Path) -> IndexSettings:
         ) from cause
 
 
+def read_rerank_settings(path: Path) -> RerankSettings:
+    """The settings in a YAML or JSON file: `style` and the fields of that style. Raises RetrievalError."""
+    try:
+        return rerank_settings.validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, yaml.YAMLError, ValidationError) as cause:
+        styles = ", ".join(RERANKERS)
+        raise RetrievalError(
+            f"{path} can not be used: {cause}", remedy=f"give `style` ({styles}) and its fields"
+        ) from cause
+
+
 class ServerSettings(HttpSettings):
-    """One server: its corpus, its index, its limits. Without `backend`, the index's manifest gives its settings.
+    """One server: its corpus, index, reranker and limits. Without `backend`, the index's manifest gives its settings.
 
     `corpus` is None for a kind that searches none, and only then.
     """
@@ -62,6 +75,7 @@ class ServerSettings(HttpSettings):
     corpus: Path | None = None
     index: Path
     backend: AnyIndexSettings | None = None
+    rerank: AnyRerankSettings | None = None
 
     @model_validator(mode="after")
     def _corpus_if_searched(self) -> Self:
@@ -70,10 +84,14 @@ class ServerSettings(HttpSettings):
             raise ValueError("--corpus is missing: give the JSONL file that the index is over")
         if not searched and self.corpus is not None:
             raise ValueError("--corpus: an index of this kind searches no corpus, leave it out")
+        if not searched and self.rerank is not None:
+            raise ValueError("--rerank: an index of this kind searches no corpus, and its passages are not reranked")
         return self
 
     @model_validator(mode="after")
     def _enough_candidates(self) -> Self:
         if self.backend is not None:
             self.backend.check_topk(self.topk)
+        if self.rerank is not None:
+            self.rerank.check_topk(self.topk)
         return self

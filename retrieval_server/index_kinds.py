@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from retrieval_server.corpus import Corpus, Report
 
 DEFAULT = "bm25"
+MANIFEST = "manifest.json"
+"""The file of an index folder that says what it was made from."""
 
 
 class IndexSettings(BaseModel, frozen=True):
@@ -124,6 +126,10 @@ class IndexKind(ABC):
         """The file or folder of an index made elsewhere, which is opened unchanged; None: we build the index."""
         return None
 
+    def progress_of(self, settings: Any) -> tuple[str, ...]:
+        """The files of `progress`, relative to the index's folder."""
+        return self.progress
+
     def made_with(self, settings: Any) -> dict[str, Any]:
         """What an index depends on besides its settings, for example the release of a stemmer."""
         return {}
@@ -158,7 +164,7 @@ INDEX_KINDS: Registry[IndexKind] = Registry(
     group="retrieval_server.backends",
     own={
         name: f"retrieval_server.backends.{name}.kind:KIND"
-        for name in ("bm25", "dense", "lucene", "pgvector", "qdrant", "opensearch", "lancedb", "web")
+        for name in ("bm25", "dense", "hybrid", "lucene", "pgvector", "qdrant", "opensearch", "lancedb", "web")
     },
     kind=IndexKind,
     error=RetrievalError,

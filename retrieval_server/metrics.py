@@ -34,6 +34,9 @@ class Metrics:
         self._outcomes = {outcome: self._cache.labels(outcome) for outcome in ("hit", "wait", "miss")}
         self._batch = Histogram("retrieval_batch_queries", "Queries a search", buckets=QUERIES, registry=registry)
         self._search = Histogram("retrieval_search_seconds", "Time of a search", buckets=SECONDS, registry=registry)
+        self._stages = Histogram(
+            "retrieval_stage_seconds", "Time of a stage of a search", ["stage"], buckets=SECONDS, registry=registry
+        )
         self._cut = Counter("retrieval_queries_cut", "Queries that were cut to the maximum length", registry=registry)
         self._refused = Counter(
             "retrieval_queries_refused", "Queries that could not be searched because of their text", registry=registry
@@ -57,6 +60,10 @@ class Metrics:
         """A batch was searched."""
         self._batch.observe(queries)
         self._search.observe(seconds)
+
+    def stage(self, name: str, seconds: float) -> None:
+        """A stage of a search ended."""
+        self._stages.labels(name).observe(seconds)
 
     def cut(self, queries: int) -> None:
         """Count queries that were longer than the maximum."""

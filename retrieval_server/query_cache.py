@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from cachetools import LRUCache
 
+from retrieval_server.backends.base import StageScore
 from retrieval_server.batcher import BadQuery, Hits
 from retrieval_server.metrics import Metrics
 from retrieval_server.tasks import Searcher
@@ -19,6 +20,7 @@ from retrieval_server.tasks import Searcher
 # Bytes of an entry in addition to its characters, measured on CPython 3.12 (tuple 56 + float 24 + int 32 per hit).
 BYTES_PER_ENTRY = 400
 BYTES_PER_HIT = 120
+BYTES_PER_STAGED_HIT = 520
 _WHITESPACE = re.compile(r"[ \t\r\n]+")
 
 
@@ -109,10 +111,13 @@ class QueryCache:
             del self._searches[key]
         if future.cancelled() or future.exception() is not None:
             return
-        size = BYTES_PER_ENTRY + 4 * len(str(key)) + BYTES_PER_HIT * search.topk
+        hits = future.result()
+        staged = bool(hits) and isinstance(hits[0][1], StageScore)
+        per_hit = BYTES_PER_STAGED_HIT if staged else BYTES_PER_HIT
+        size = BYTES_PER_ENTRY + 4 * len(str(key)) + per_hit * search.topk
         known = self._entries.get(key)
         if size <= self._entries.maxsize and (known is None or known.topk < search.topk):
-            self._entries[key] = _Entry(search.topk, future.result(), size)
+            self._entries[key] = _Entry(search.topk, hits, size)
 
     async def _finish(self, searches: Sequence[_Search]) -> None:
         for search in searches:

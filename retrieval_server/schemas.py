@@ -1,7 +1,8 @@
 """The wire contract of the server (docs/retrieval.md). Clients may import this module: it needs only pydantic."""
 
 import json
-from typing import Any, Self
+from itertools import combinations
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 from pydantic.json_schema import SkipJsonSchema
@@ -39,15 +40,16 @@ class RetrieveRequest(BaseModel):
 class SearchRequest(BaseModel):
     """The request that the server accepts: `queries`, or `query` (one text or a list), depending on the client.
 
-    `topk` or `top_k` null or 0 means the server's default. `exclude` holds ids that no list shall contain: one list for
-    all queries, or one for each.
+    `topk`, `top_k` or `topk_rerank` null or 0 means the server's default. `return_stages` asks for the score of each
+    stage (an index of several, a reranker) beside each hit's own. `exclude` holds ids that no list shall contain: one
+    list for all queries, or one for each.
     """
 
     model_config = ConfigDict(
         extra="ignore",
         json_schema_extra={
             "oneOf": [{"required": ["queries"]}, {"required": ["query"]}],
-            "not": {"required": ["topk", "top_k"]},
+            "not": {"anyOf": [{"required": list(pair)} for pair in combinations(("topk", "top_k", "topk_rerank"), 2)]},
         },
     )
 
@@ -55,15 +57,17 @@ class SearchRequest(BaseModel):
     query: str | list[str] | SkipJsonSchema[None] = None
     topk: int | None = Field(default=None, ge=0)
     top_k: int | None = Field(default=None, ge=0)
+    topk_rerank: int | None = Field(default=None, ge=0)
     return_scores: bool | None = None
+    return_stages: bool = False
     exclude: list[str] | list[list[str]] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> Self:
         if (self.queries is None) == (self.query is None):
             raise ValueError("give either `queries` or `query`")
-        if self.topk and self.top_k and self.topk != self.top_k:
-            raise ValueError("`topk` and `top_k` differ: give one of them")
+        if len({given for given in (self.topk, self.top_k, self.topk_rerank) if given}) > 1:
+            raise ValueError("`topk`, `top_k` and `topk_rerank` differ: give one of them")
         if self.exclude and isinstance(self.exclude[0], list) and len(self.exclude) != len(self.texts):
             raise ValueError("`exclude` has another number of lists than there are queries")
         return self
@@ -85,15 +89,19 @@ class SearchRequest(BaseModel):
     @property
     def wanted(self) -> int | None:
         """Passages per query; None: the server's default."""
-        return self.topk or self.top_k or None
+        return self.topk or self.top_k or self.topk_rerank or None
 
     @property
-    def flat(self) -> bool:
-        """Whether the client expects one flat list: BrowseComp-Plus's sends one `query` without `return_scores`.
+    def form(self) -> Literal["scored", "staged", "bare", "flat"]:
+        """The shape of the answer. One flat list for BrowseComp-Plus's client: it sends one `query` and nothing else.
 
         SkyRL's sends one `query` too, but always with `return_scores`, and expects a list for each query.
         """
-        return isinstance(self.query, str) and self.return_scores is None and self.top_k is None
+        if self.return_stages:
+            return "staged"
+        if isinstance(self.query, str) and self.return_scores is None and self.top_k is None:
+            return "flat"
+        return "scored" if self.return_scores else "bare"
 
 
 class Document(BaseModel):
@@ -112,6 +120,14 @@ class Hit(BaseModel):
     score: float
 
 
+class StagedHit(Hit):
+    """A found passage with the score of each stage; the last stage's is its score. A stage that did not find it has
+    none.
+    """
+
+    stages: dict[str, float]
+
+
 class FlatHit(BaseModel):
     """A found passage in the flat form."""
 
@@ -124,7 +140,7 @@ class RetrieveResponse(BaseModel):
     `query` that is one text, without `return_scores` or `top_k`.
     """
 
-    result: list[list[Hit]] | list[list[Document]] | list[FlatHit]
+    result: list[list[StagedHit]] | list[list[Hit]] | list[list[Document]] | list[FlatHit]
 
 
 class GrepRequest(BaseModel):
@@ -160,6 +176,59 @@ class GrepResponse(BaseModel):
     result: list[GrepHit]
     read: int
     next: int | None
+
+
+class Contents(BaseModel):
+    """A document to rerank: its title line, a newline and the text."""
+
+    contents: str
+
+
+class ContainedDocument(BaseModel):
+    """A document as `POST /retrieve` gives it with its score."""
+
+    document: Contents
+
+
+class RerankRequest(BaseModel):
+    """The request of Search-R1's rerank server: for each query the documents to put in order.
+
+    `rerank_topk` null or 0 means the server's default.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    queries: list[str]
+    documents: list[list[ContainedDocument | Contents]]
+    rerank_topk: int | None = Field(default=None, ge=0)
+    return_scores: bool = False
+
+    @model_validator(mode="after")
+    def _documents_of_each(self) -> Self:
+        if len(self.queries) != len(self.documents):
+            raise ValueError("`documents` has another number of lists than there are queries")
+        return self
+
+    @property
+    def contents(self) -> list[list[str]]:
+        """The texts of the documents of each query."""
+        return [
+            [one.contents if isinstance(one, Contents) else one.document.contents for one in own]
+            for own in self.documents
+        ]
+
+
+class RerankedText(BaseModel):
+    """A document as the reranker reads it, `(Title: …) text`, with its score."""
+
+    document: str
+    score: float
+
+
+class RerankResponse(BaseModel):
+    """One list per query, best first; texts without scores unless scores were requested."""
+
+    result: list[list[RerankedText] | list[str]]
 
 
 class ErrorBody(BaseModel):

@@ -10,8 +10,8 @@ from typing import Protocol
 import structlog
 
 from retrieval_server.backends.base import Hits, WaitingBackend
-from retrieval_server.batcher import BY_THE_QUERY, BadQuery, Overloaded, SearchFailed
-from retrieval_server.errors import RetrievalError, SearchRefused
+from retrieval_server.batcher import BY_THE_QUERY, Away, BadQuery, Overloaded, SearchFailed
+from retrieval_server.errors import SearchRefused, Unavailable
 from retrieval_server.metrics import Metrics
 
 log = structlog.get_logger()
@@ -73,9 +73,9 @@ class Tasks:
         except BY_THE_QUERY as error:
             log.warning("a query was refused", error=repr(error))
             raise BadQuery(str(error)) from error
-        except RetrievalError as error:
-            log.error("a search failed", error=str(error))
-            raise SearchFailed(str(error)) from error
+        except Unavailable as error:
+            log.error("the index is away", error=str(error))
+            raise Away(str(error)) from error
         except Exception as error:
             log.error("a search failed", error=repr(error))
             raise SearchFailed(repr(error)) from error

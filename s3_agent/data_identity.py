@@ -32,7 +32,9 @@ def index_identity(recipe: Recipe) -> dict[str, Any]:
             corpus = open_corpus(recipe.data.corpus, recipe.index_folder)
         except RetrievalError as cause:
             raise ConfigError(str(cause), remedy="prepare it: s3-agent data all --recipe …") from cause
-        return {**expected_manifest(corpus, settings), "settings": settings.answers()}
+        rerank = recipe.retriever.rerank
+        reranked = {} if rerank is None else {"rerank": rerank.answers()}
+        return {**expected_manifest(corpus, settings), "settings": settings.answers(), **reranked}
     identities = served_identities(recipe.retriever.url)
     if different := difference(identities):
         raise ConfigError(different, remedy=SAME_INDEX)
@@ -41,10 +43,11 @@ def index_identity(recipe: Recipe) -> dict[str, Any]:
 
 
 def retriever_text(index: Mapping[str, Any]) -> str:
-    """The index and its search in one line, including the format number and a stemmer's release: both change its
-    answers."""
+    """The index, its search and its reranker in one line, including the format number and a stemmer's release: both
+    change its answers."""
     made = {"backend": index["backend"], "format": index.get("format"), **index["settings"]}
-    return json.dumps(made | ({"stemmer_release": index["stemmer"]} if "stemmer" in index else {}))
+    more = {"stemmer_release": index.get("stemmer"), "rerank": index.get("rerank")}
+    return json.dumps(made | {name: value for name, value in more.items() if value is not None})
 
 
 def generator_window(recipe: Recipe) -> int | None:

@@ -7,7 +7,7 @@ models below define its fields. `${embedded:NAME}` stands for the path of an emb
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -31,6 +31,7 @@ from retrieval_server.index_kinds import (
     default_settings,
     kind_of,
 )
+from retrieval_server.rerankers import RERANKERS, AnyRerankSettings, RerankSettings
 from s3_agent import embedded
 from s3_agent.agents.settings import AgentName
 from s3_agent.agl.verl_config import TrainerRecipe
@@ -108,13 +109,22 @@ class RetrieverRecipe(_Section):
     `url` may be several, as a list or separated by commas: servers over the same index, which share the requests.
     `index` describes the index that it searches (docs/retrieval.md), and `folder` is its folder; default: `index` in
     `data.folder`, or `prepared/index/CORPUS`. A missing BM25 index is built at the start. A dense index takes hours:
-    build it before the run.
+    build it before the run. `rerank` scores the index's best passages again (docs/richer-search.md).
     """
 
     url: Annotated[str | None, BeforeValidator(_urls)] = None
     port: Port = 3000
     index: AnyIndexSettings = Field(default_factory=default_settings)
+    rerank: AnyRerankSettings | None = None
     folder: Path | None = None
+
+    @model_validator(mode="after")
+    def _reranks_its_own(self) -> Self:
+        if self.url is not None and self.rerank is not None:
+            raise ValueError("`rerank` is for our own server: leave it out, or start the server at `url` with --rerank")
+        if self.rerank is not None and not kind_of(self.index).searches_corpus:
+            raise ValueError(f"passages of `index.kind: {self.index.kind}` are not reranked: leave `rerank` out")
+        return self
 
     @field_validator("index", mode="before")
     @classmethod
@@ -423,7 +433,10 @@ class Recipe(_Section):
     def _enough_candidates(self) -> Self:
         index, limits = self.retriever.index, self.agent.limits
         if self.retriever.url is None:
-            index.check_topk(max(limits.topk, limits.initial_topk, self.data.retrieved_topk))
+            topk = max(limits.topk, limits.initial_topk, self.data.retrieved_topk)
+            index.check_topk(topk)
+            if self.retriever.rerank is not None:
+                self.retriever.rerank.check_topk(topk)
         return self
 
     @model_validator(mode="after")
@@ -476,8 +489,14 @@ def field_paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if get_origin(annotation) is dict:
+        return  # its keys are names that a user chooses
     if annotation is IndexSettings:
         yield from (kind.settings for kind in INDEX_KINDS.loadable())
+    elif annotation is RerankSettings:
+        yield from (style.settings for style in RERANKERS.loadable())
+    elif (variants := getattr(annotation, "variants", None)) is not None:
+        yield from variants()
     elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in get_args(annotation):

@@ -126,7 +126,7 @@ if [[ $device == cpu ]]; then
     [[ $torch_from == pytorch || $torch_from == pypi ]] || fail "S3_AGENT_TORCH must be pytorch or pypi, not '$torch_from'."
 fi
 
-wanted=("--extra=train" "--extra=retriever" "--extra=dense" "--extra=data" "--extra=$device")
+wanted=("--extra=train" "--extra=retriever" "--extra=dense" "--extra=rerank" "--extra=data" "--extra=$device")
 stamp="$environment/.s3-agent-setup"
 state=$(
     cat "$root/uv.lock" "$root/pyproject.toml" "$root/scripts/setup.sh" | cksum

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
@@ -26,6 +26,8 @@ from retrieval_server.schemas import (
     GrepResponse,
     NotReady,
     Ready,
+    RerankRequest,
+    RerankResponse,
     RetrieveResponse,
     SearchRequest,
     as_json,
@@ -37,8 +39,20 @@ _DOCUMENT = TypeAdapter(Document)
 
 
 def _body(form: type[BaseModel]) -> dict[str, Any]:
-    """Describes the body of a route in the OpenAPI document."""
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": form.model_json_schema()}}}}
+    """Describes the body of a route in the OpenAPI document, where references to `$defs` would lead nowhere."""
+    schema = form.model_json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def inlined(value: Any) -> Any:
+        if isinstance(value, list):
+            return [inlined(each) for each in value]
+        if not isinstance(value, dict):
+            return value
+        if "$ref" in value:
+            return inlined(definitions[value["$ref"].rpartition("/")[2]])
+        return {name: inlined(each) for name, each in value.items()}
+
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": inlined(schema)}}}}
 
 
 async def _asked[T: BaseModel](request: Request, form: type[T]) -> T:
@@ -66,11 +80,11 @@ def _checked(settings: ServerSettings, asked: SearchRequest) -> tuple[list[str],
     return [text[:longest].encode("utf-8", "replace").decode() for text in texts], cut
 
 
-def _topk(settings: ServerSettings, wanted: int | None) -> int:
+def _topk(wanted: int | None, *, default: int, most: int) -> int:
     """The number of passages that a request gets. Raises Refused for more than the maximum."""
-    if wanted and wanted > settings.max_topk:
-        raise Refused(422, "topk_too_large", f"topk is {wanted}", f"ask for at most {settings.max_topk}")
-    return min(wanted or settings.topk, settings.max_topk)
+    if wanted and wanted > most:
+        raise Refused(422, "topk_too_large", f"topk is {wanted}", f"ask for at most {most}")
+    return min(wanted or default, most)
 
 
 async def _unless_gone[T](request: Request, work: asyncio.Task[T]) -> T | None:
@@ -125,6 +139,13 @@ def create_app(
     app.add_middleware(Guard, key=key, max_body_bytes=settings.max_body_bytes, metrics=metrics)
     answer_errors(app)
 
+    async def answered(request: Request, work: Coroutine[Any, Any, bytes]) -> Response:
+        answer = await _unless_gone(request, asyncio.create_task(work))
+        if answer is None:
+            metrics.disconnected()
+            return Response(status_code=CLIENT_GONE)
+        return Response(answer, media_type="application/json")
+
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
         """The server is alive; independent of the index."""
@@ -156,9 +177,9 @@ def create_app(
             await readyz()
         asked = await _asked(request, SearchRequest)
         queries, cut = _checked(settings, asked)
-        topk = _topk(settings, asked.wanted)
+        topk = _topk(asked.wanted, default=settings.topk, most=service.max_topk)
         metrics.cut(cut)
-        form = "flat" if asked.flat else "scored" if asked.return_scores else "bare"
+        form = asked.form
         work = service.retrieve(queries, topk=topk, form=form, excluded=asked.excluded)
         found = await _unless_gone(request, asyncio.create_task(work))
         if found is None:
@@ -188,11 +209,26 @@ def create_app(
         if len(asked.pattern) > settings.max_query_characters:
             longest = settings.max_query_characters
             raise Refused(422, "bad_pattern", "the pattern is too long", f"send at most {longest} characters")
-        work = service.grep(asked, topk=_topk(settings, asked.topk))
-        answer = await _unless_gone(request, asyncio.create_task(work))
-        if answer is None:
-            metrics.disconnected()
-            return Response(status_code=CLIENT_GONE)
-        return Response(answer, media_type="application/json")
+        topk = _topk(asked.topk, default=settings.topk, most=settings.max_topk)
+        return await answered(request, service.grep(asked, topk=topk))
+
+    @app.post(
+        "/rerank",
+        response_model=RerankResponse,
+        responses=NOT_FOUND | RESPONSES,
+        openapi_extra=_body(RerankRequest),
+    )
+    async def rerank(request: Request) -> Response:
+        """The given documents of each query, best first, by the server's reranker: Search-R1's rerank server."""
+        if service.manifest is None:
+            await readyz()
+        asked = await _asked(request, RerankRequest)
+        if (given := sum(map(len, asked.documents))) > settings.max_queries or len(
+            asked.queries
+        ) > settings.max_queries:
+            what, most = f"{len(asked.queries)} queries with {given} documents", settings.max_queries
+            raise Refused(413, "too_many_documents", what, f"send at most {most} of each in a request")
+        topk = _topk(asked.rerank_topk, default=settings.topk, most=settings.max_topk)
+        return await answered(request, service.rerank(asked, topk=topk))
 
     return app

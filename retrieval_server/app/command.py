@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from retrieval_server.app import create_app
 from retrieval_server.app.listening import http_server
 from retrieval_server.app.mcp_routes import require_mcp
-from retrieval_server.config import HttpSettings, ServerSettings, read_index_settings
+from retrieval_server.config import HttpSettings, ServerSettings, read_index_settings, read_rerank_settings
 from retrieval_server.errors import RetrievalError
 from retrieval_server.schemas import KEY_VARIABLE
 
@@ -28,6 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--index", type=Path, required=True, help="folder of the index")
     parser.add_argument("--build", action="store_true", help="build an index that is missing or another corpus's")
     parser.add_argument("--backend", type=Path, help="YAML: the index's settings; default: its manifest, else BM25")
+    parser.add_argument("--rerank", type=Path, help="YAML: a reranker's settings; default: no reranker")
     for name, field in HttpSettings.model_fields.items():
         option, kind = "--" + name.replace("_", "-"), type(field.default)
         if kind is bool:
@@ -50,6 +51,7 @@ def main() -> int:
     build = options.pop("build")
     try:
         options["backend"] = options["backend"] and read_index_settings(options["backend"])
+        options["rerank"] = options["rerank"] and read_rerank_settings(options["rerank"])
         settings = ServerSettings(**options)
         if settings.mcp:
             require_mcp()

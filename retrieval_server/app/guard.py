@@ -12,7 +12,7 @@ from retrieval_server.app.refusals import Refused
 from retrieval_server.metrics import Metrics
 
 OPEN = ("/healthz", "/readyz")
-COUNTED = {"POST": ("/retrieve", "/grep"), "GET": ("/documents",)}
+COUNTED = {"POST": ("/retrieve", "/grep", "/rerank"), "GET": ("/documents",)}
 CLIENT_GONE = 499
 
 

@@ -15,24 +15,44 @@ from typing import Any, Literal, cast
 import structlog
 from pydantic import TypeAdapter
 
-from retrieval_server.app.grep import Greps
-from retrieval_server.backends.base import Backend, Passages, WaitingBackend
-from retrieval_server.batcher import BadQuery, Batcher, Hits
+from retrieval_server.app import grep
+from retrieval_server.app.refusals import Refused
+from retrieval_server.app.turns import Turns
+from retrieval_server.backends.base import Backend, Passages, StagedBackend, WaitingBackend, stages_of
+from retrieval_server.batcher import Away, BadQuery, Batcher, Hits, SearchFailed
 from retrieval_server.config import ServerSettings
 from retrieval_server.corpus import Report
+from retrieval_server.errors import RetrievalError, Unavailable
 from retrieval_server.indexing import open_backend, open_corpus, open_without_corpus
 from retrieval_server.metrics import Metrics
 from retrieval_server.query_cache import QueryCache
-from retrieval_server.schemas import Document, FlatHit, GrepRequest, Hit, Progress, as_json
+from retrieval_server.reranking.services import search_r1_text
+from retrieval_server.reranking.stage import Reranked, reranked
+from retrieval_server.schemas import (
+    Document,
+    FlatHit,
+    GrepRequest,
+    GrepResponse,
+    Hit,
+    Progress,
+    RerankedText,
+    RerankRequest,
+    StagedHit,
+    as_json,
+)
 from retrieval_server.tasks import Searcher, Tasks
 
 log = structlog.get_logger()
 
 # Reading passages waits for the disk, not for a core.
 READERS = 4
-Form = Literal["scored", "bare", "flat"]
-"""The shape of an answer: lists of hits with scores, lists of documents, or the first query's hits with their ids."""
+RERANKING_S = 2.0  # expected of one request; from it a waiting client learns when to try again
+Form = Literal["scored", "staged", "bare", "flat"]
+"""The shape of an answer: lists of hits with scores, also with those of each stage, lists of documents, or the first
+query's hits with their ids."""
+_GREP, _RERANKED = TypeAdapter(GrepResponse), TypeAdapter(list[list[RerankedText] | list[str]])
 _FORMS: dict[Form, TypeAdapter[Any]] = {
+    "staged": TypeAdapter(list[list[StagedHit]]),
     "scored": TypeAdapter(list[list[Hit]]),
     "bare": TypeAdapter(list[list[Document]]),
     "flat": TypeAdapter(list[FlatHit]),
@@ -57,7 +77,7 @@ Opener = Callable[[Report], Opened]
 
 
 def opener(settings: ServerSettings, *, build: bool) -> Opener:
-    """Opens the settings' corpus and index; with `build`, builds an index that is missing or does not match."""
+    """Opens the settings' corpus, index and reranker; with `build`, builds a missing or wrong index."""
 
     def open_all(report: Report) -> Opened:
         if settings.corpus is None:
@@ -66,6 +86,9 @@ def opener(settings: ServerSettings, *, build: bool) -> Opener:
         report("reading the corpus", 0, 0)
         corpus = open_corpus(settings.corpus, settings.index, report=report)
         backend, manifest = open_backend(corpus, settings.index, settings.backend, build=build, report=report)
+        if settings.rerank is not None:
+            report("loading the reranker", 0, 0)
+            backend, manifest = reranked(backend, settings.rerank, corpus, manifest)
         return Opened(corpus, backend, manifest)
 
     return open_all
@@ -86,7 +109,10 @@ class Service:
         self._cache: QueryCache | None = None
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="read")
         self._lookups = ThreadPoolExecutor(1, thread_name_prefix="look up")  # the first may read the whole corpus
-        self._greps = Greps(seconds=settings.grep_s, waiting=settings.max_queued_greps)
+        self._greps = Turns("grep", waiting=settings.max_waiting, expected_s=settings.grep_s)
+        self._reranks = Turns("rerank", waiting=settings.max_waiting, expected_s=RERANKING_S)
+        self._reranker: Reranked | None = None
+        self.max_topk = settings.max_topk
         metrics.watch("retrieval_ready", "1 when the index is loaded", lambda: self.manifest is not None)
         metrics.watch(
             "retrieval_queued_queries", "Queries that wait", lambda: self._batcher.queued() if self._batcher else 0
@@ -119,6 +145,11 @@ class Service:
             raise
         settings, backend = self._settings, opened.backend
         self._passages = opened.passages
+        if isinstance(backend, StagedBackend):
+            backend.observe_with(self._metrics.stage)
+            self.max_topk = min(self.max_topk, backend.most or self.max_topk)
+        if isinstance(backend, Reranked):
+            self._reranker = backend
         self._batcher = self._searcher(backend)
         self._cache = QueryCache(
             self._batcher,
@@ -160,8 +191,38 @@ class Service:
 
     async def grep(self, asked: GrepRequest, *, topk: int) -> bytes:
         """The JSON answer. Raises Refused, and Overloaded if too many searches wait. If cancelled, it stops."""
-        assert self._passages is not None, "not loaded"
-        return await self._greps.search(self._passages, asked, topk=topk)
+        passages, seconds = self._passages, self._settings.grep_s
+        assert passages is not None, "not loaded"
+        grep.compiled(asked)  # a pattern that can not be used is refused before it waits
+
+        def work(stopped: Callable[[], bool]) -> bytes:
+            return as_json(_GREP, grep.search(passages, asked, topk=topk, seconds=seconds, stopped=stopped))
+
+        return await self._greps.run(work)
+
+    async def rerank(self, asked: RerankRequest, *, topk: int) -> bytes:
+        """The JSON answer of Search-R1's rerank server. Raises Refused, Overloaded, Away and SearchFailed."""
+        reranker = self._reranker
+        if reranker is None:
+            remedy = "start it with --rerank FILE, or in a run with retriever.rerank"
+            raise Refused(404, "no_reranker", "this server has no reranker", remedy)
+
+        def work(stopped: Callable[[], bool]) -> bytes:
+            texts = [[search_r1_text(contents) for contents in own] for own in asked.contents]
+            scores = [] if stopped() else reranker.scores(list(zip(asked.queries, texts, strict=True)))
+            result: list[Any] = []
+            for own, scored in zip(texts, scores, strict=True):
+                best = sorted(zip(own, scored, strict=True), key=lambda one: -one[1])[:topk]
+                hits = [RerankedText(document=text, score=score) for text, score in best]
+                result.append(hits if asked.return_scores else [text for text, _ in best])
+            return b'{"result":%b}' % as_json(_RERANKED, result)
+
+        try:
+            return await self._reranks.run(work)
+        except Unavailable as cause:
+            raise Away(str(cause).splitlines()[0]) from cause
+        except RetrievalError as cause:
+            raise SearchFailed(str(cause).splitlines()[0]) from cause
 
     async def retrieve(
         self, queries: Sequence[str], *, topk: int, form: Form, excluded: Sequence[frozenset[str]]
@@ -174,7 +235,7 @@ class Service:
         """
         assert self._cache is not None, "not loaded"
         more = max(map(len, excluded), default=0)
-        outcomes = await self._cache.answer(queries, topk=min(topk + more, self._settings.max_topk))
+        outcomes = await self._cache.answer(queries, topk=min(topk + more, self.max_topk))
         bad = [outcome for outcome in outcomes if isinstance(outcome, BadQuery)]
         self._metrics.refused(len(bad))
         if bad and len(bad) == len(outcomes):
@@ -191,12 +252,19 @@ class Service:
         match form:
             case "scored":
                 result = lists
+            case "staged":
+                result = [[self._staged(hit) for hit in hits] for hits in lists]
             case "bare":
                 result = [[hit.document for hit in hits] for hits in lists]
             case "flat":
                 documents = [hit.document for hit in lists[0]]
                 result = [FlatHit.model_construct(document=document, docid=document.id) for document in documents]
         return b'{"result":%b}' % as_json(_FORMS[form], result)
+
+    def _staged(self, hit: Hit) -> StagedHit:
+        assert self.manifest is not None, "not loaded"
+        stages = stages_of(hit.score, self.manifest["backend"])
+        return StagedHit.model_construct(document=hit.document, score=hit.score, stages=stages)
 
     def _hits(self, hits: Hits, excluded: frozenset[str]) -> Iterator[Hit]:
         assert self._passages is not None, "not loaded"
@@ -211,5 +279,6 @@ class Service:
         if self._batcher is not None:
             await self._batcher.close()
         self._greps.close()
+        self._reranks.close()
         for threads in (self._readers, self._lookups):
             threads.shutdown(wait=False, cancel_futures=True)

@@ -1,7 +1,9 @@
 """The protocol of an opened index, as the server calls it."""
 
-from collections.abc import Sequence
-from typing import ClassVar, Protocol
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import ClassVar, Protocol, Self
 
 from retrieval_server.schemas import Document
 
@@ -25,7 +27,10 @@ class WaitingBackend(Protocol):
     """As in `Backend`."""
 
     async def find(self, query: str, *, topk: int) -> Hits:
-        """At most `topk` (row, score), best first. Raises SearchRefused for what will be refused again."""
+        """At most `topk` (row, score), best first.
+
+        Raises SearchRefused for what will be refused again, and Unavailable if the service does not answer.
+        """
         ...
 
     async def close(self) -> None:
@@ -62,3 +67,53 @@ class Backend(Protocol):
     def cost(self, query: str) -> int:
         """The query's weight in a batch, roughly in tokens; at least 1."""
         ...
+
+
+class StageScore(float):
+    """A score that keeps the scores of the stages that it was made from, by the stage's name."""
+
+    stages: Mapping[str, float]
+
+    def __new__(cls, value: float, stages: Mapping[str, float]) -> Self:
+        score = super().__new__(cls, value)
+        score.stages = stages
+        return score
+
+
+def stages_of(score: float, stage: str) -> Mapping[str, float]:
+    """The scores of its stages; of a plain score, which comes from one stage, that score."""
+    return score.stages if isinstance(score, StageScore) else {stage: score}
+
+
+Observe = Callable[[str, float], None]
+"""Called with the name of a stage and its seconds."""
+
+
+class StagedBackend:
+    """A backend that searches in several stages: the base class of those that combine others.
+
+    `parts` are the backends that it searches, by the name of their stage.
+    """
+
+    most: int | None = None
+    """The maximum of passages for a query; None: any number."""
+
+    def __init__(self, parts: Mapping[str, Backend]) -> None:
+        self._parts = parts
+        self._observe: Observe = lambda stage, seconds: None
+
+    def observe_with(self, observe: Observe) -> None:
+        """Report the time of each stage of each search."""
+        self._observe = observe
+        for part in self._parts.values():
+            if isinstance(part, StagedBackend):
+                part.observe_with(observe)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Measures what runs inside as one stage, also if it fails."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._observe(stage, time.perf_counter() - begin)

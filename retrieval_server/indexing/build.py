@@ -56,7 +56,8 @@ def convert_index(
 def write_index(corpus: Corpus, folder: Path, settings: IndexSettings, fill: Fill, report: Report = silent) -> None:
     """Let `fill` write the partial folder, and rename it to the index's folder. Raises RetrievalError."""
     kind = kind_of(settings)
-    resume, progress = bool(kind.progress), (_GOAL, *kind.progress)  # they stay until everything else is written
+    progress = (_GOAL, *kind.progress_of(settings))
+    resume = len(progress) > 1  # they stay until everything else is written
     corpus.refuse_double_ids(report)
     expected = expected_manifest(corpus, settings)
     partial = folder.with_name(folder.name + ".partial")
@@ -70,9 +71,10 @@ def write_index(corpus: Corpus, folder: Path, settings: IndexSettings, fill: Fil
                 if place := settings.place():
                     described = {**described, "place": place}
                 corpus.save_lines(partial)
-                for path in partial.iterdir():
-                    with path.open("rb") as file:
-                        os.fsync(file.fileno())
+                for path in partial.rglob("*"):
+                    if path.is_file():
+                        with path.open("rb") as file:
+                            os.fsync(file.fileno())
                 write_manifest(partial, expected, described, report, besides=progress)
             for name in progress:
                 (partial / name).unlink(missing_ok=True)

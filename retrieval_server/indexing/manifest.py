@@ -14,9 +14,7 @@ from typing import Any
 from retrieval_server.config import index_settings
 from retrieval_server.corpus import LINES_RECORD, Corpus, Report, silent
 from retrieval_server.errors import RetrievalError
-from retrieval_server.index_kinds import IndexSettings, kind_of
-
-MANIFEST = "manifest.json"
+from retrieval_server.index_kinds import MANIFEST, IndexSettings, kind_of
 
 
 def made_with(settings: IndexSettings) -> dict[str, Any]:
@@ -79,9 +77,9 @@ def write_manifest(
     manifest.
     """
     files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path, report)}
-        for path in sorted(folder.iterdir())
-        if path.is_file() and path.name not in (MANIFEST, LINES_RECORD, *besides)
+        name: {"bytes": path.stat().st_size, "sha256": _sha256(path, report)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and (name := path.relative_to(folder).as_posix()) not in (MANIFEST, LINES_RECORD, *besides)
     }
     text = json.dumps({**expected, **described, "files": files}, indent=1)
     partial = folder / (MANIFEST + ".partial")

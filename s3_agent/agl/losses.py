@@ -18,7 +18,7 @@ import torch
 from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY, agg_loss
 from verl.workers.config.actor import PolicyLossConfig
 
-from s3_agent.agl.verl_config import LldsGate
+from s3_agent.agl.llds import LldsGate
 from s3_agent.rollout.step_metrics import COUNTS, SUMS
 
 Loss = Callable[..., tuple[torch.Tensor, dict[str, Any]]]

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from s3_agent.agl import cpu
 from s3_agent.agl.guard import Guard
+from s3_agent.agl.llds import Llds
 from s3_agent.agl.run_files import MODULES_VARIABLE, SEED_VARIABLE, TRACKING
 from s3_agent.errors import ConfigError, nearest
 from s3_agent.names import literal
@@ -31,7 +32,6 @@ LOSSES = "s3_agent.agl.losses"
 WITH_MODEL = "s3_agent.agl.with_model"
 """verl loads this module with the model (model.external_lib), in the processes that train the model."""
 Tracker = Literal["console", "tensorboard", "wandb"]
-LldsGate = Literal["action", "response", "token"]
 
 _OF_RESUME = "a resumed run, and the export of its policy, rely on how s3-agent sets it"
 REFUSED = {
@@ -77,21 +77,6 @@ def _paths(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
         yield path
         if isinstance(value, Mapping):
             yield from _paths(value, f"{path}.")
-
-
-class Llds(BaseModel):
-    """A penalty for responses with an advantage of 0 or more that an update makes less likely (arXiv 2512.04220).
-
-    `weight` is the paper's λ (0.2; 0.3 for Qwen2.5-7B-Instruct). With the gate `action` the tokens of an action count
-    if the whole action became less likely, with `response` if the response did, with `token` always. `answer_weight` is
-    the weight of the last action, which holds the answer; less than 1 keeps a model from answering without a search.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    weight: float = Field(default=0.2, gt=0)
-    gate: LldsGate = "action"
-    answer_weight: float = Field(default=1.0, ge=0, le=1)
 
 
 class TrainerRecipe(BaseModel):

@@ -355,11 +355,11 @@ def workers(
 @app.command()
 def serve(overrides: Overrides = None, recipe: RecipeOption = "cpu") -> None:
     """Run the retrieval server over the recipe's corpus. A missing index is built first."""
-    from s3_agent.processes.commands import retriever_command, write_backend_file
+    from s3_agent.processes.commands import retriever_command, write_retriever_files
 
     require_retrieval_server("the retrieval server")
     settings = load_recipe(recipe, overrides or [])
-    write_backend_file(settings)
+    write_retriever_files(settings)
     _become(retriever_command(settings, port=settings.retriever.port))
 
 

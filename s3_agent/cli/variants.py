@@ -50,9 +50,10 @@ def _reward(reward: Reward) -> dict[str, Any]:
 
 
 def _index_kind(kind: IndexKind) -> dict[str, Any]:
+    built = "when a server starts, or before" if kind.built_at_start else "before"
     return {
         "what": (type(kind).__doc__ or "").partition("\n")[0],
-        "built": "when a server starts, or before" if kind.built_at_start else "before",
+        "built": built if kind.searches_corpus else "never: it searches no corpus",
         "fields": sorted(kind.settings.model_fields.keys() - {"kind"}),
     }
 

@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from email.utils import parsedate_to_datetime
-from functools import lru_cache
 from typing import Any, Protocol
 
 import httpx
@@ -115,12 +114,6 @@ def _wait(state: RetryCallState) -> float:
     return retry_wait_s(state.attempt_number, error.retry_after if isinstance(error, _Transient) else None)
 
 
-@lru_cache(maxsize=64)
-def _address(url: str) -> httpx.URL:
-    """Parsed once for each address: that takes longer than most of what happens to a request."""
-    return httpx.URL(url)
-
-
 async def _once(
     client: Client,
     method: str,
@@ -141,7 +134,7 @@ async def _once(
     left = _left_s()
     timeout = httpx.USE_CLIENT_DEFAULT if left is None else httpx.Timeout(left, connect=min(left, CONNECT_S))
     try:
-        response = await client.request(method, _address(url), json=body, headers=headers, timeout=timeout)
+        response = await client.request(method, url, json=body, headers=headers, timeout=timeout)
     except httpx.RequestError as cause:
         reason = f"{type(cause).__name__} {cause}".strip()
         raise failed(reason, carried_out=not isinstance(cause, _NOT_SENT)) from cause

@@ -19,6 +19,7 @@ from yarl import URL
 # Servers close an idle connection after 5 s (uvicorn's default) or more. We do so before, so that no request is sent
 # into a connection that its server is closing: such a request may have been carried out, and some are not repeated.
 KEEP_IDLE_S = 4.0
+_LONGEST_FIELD = 1 << 16  # of an answer's headers, in bytes; about what httpx's own sender takes
 # The kernel notices within two minutes that a server has vanished, however long its answer may take.
 KEEPALIVE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -89,6 +90,8 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,  # httpx decodes the answer, as its headers say
+            max_line_size=_LONGEST_FIELD,
+            max_field_size=_LONGEST_FIELD,
             skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
         )
 

@@ -9,6 +9,7 @@ import httpx
 from omegaconf import DictConfig
 
 from retrieval_server.index_kinds import kind_of
+from retrieval_server.rerankers import RERANKERS
 from s3_agent.agl.cpu import precision
 from s3_agent.agl.verl_config import TrainerRecipe, TrainerSettings, settings_alone, trainer_config
 from s3_agent.clients.connections import get
@@ -154,7 +155,10 @@ def _models(recipe: Recipe) -> dict[str, ModelFiles]:
         named["generator"] = recipe.generator.model
     if recipe.retriever.url is None:
         settings = recipe.retriever.index
-        named |= kind_of(settings).models(settings)
+        named |= {f"retriever.index.{part}": name for part, name in kind_of(settings).models(settings).items()}
+        if (rerank := recipe.retriever.rerank) is not None:
+            model = RERANKERS[rerank.style].model(rerank)
+            named |= {"retriever.rerank": model} if model is not None else {}
     found = {}
     for part, name in named.items():
         folder = model_folder(name)

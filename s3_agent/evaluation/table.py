@@ -14,7 +14,14 @@ from pydantic import BaseModel, ConfigDict
 from s3_agent.evaluation.compact import Measured
 from s3_agent.evaluation.records import SCORES, EvaluatedTask
 from s3_agent.evaluation.samples import joint_values, vote_of
-from s3_agent.evaluation.statistics.intervals import Difference, Estimate, difference_of, estimate_means, holm
+from s3_agent.evaluation.statistics.intervals import (
+    OF_SAMPLES,
+    Difference,
+    Estimate,
+    difference_of,
+    estimate_means,
+    holm,
+)
 
 EVIDENCE = "evidence_"
 """The beginning of the names of evidence measures."""
@@ -129,7 +136,7 @@ def _at(curve: Sequence[float], retrieval: int) -> float:
 
 def _may_lack(measure: str) -> bool:
     """Whether a question can lack this measure by its nature, and not because a server did not report it."""
-    return measure in SCORES or "@" in measure or measure.startswith(EVIDENCE)
+    return measure in SCORES or measure.startswith((EVIDENCE, *OF_SAMPLES))
 
 
 def _estimates(strata: Sequence[Sequence[Numbers]]) -> dict[str, Estimate]:

@@ -114,8 +114,9 @@ class CorpusStages:
 
         def outputs() -> Mapping[str, Path]:
             place = kind.foreign(settings) or folder
-            files = sorted(file for file in place.glob("*") if file.is_file()) if place.is_dir() else []
-            return {f"index/{file.name}": file for file in files if file.name != LINES_RECORD} or {"index": place}
+            files = sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else []
+            named = {f"index/{file.relative_to(place).as_posix()}": file for file in files}
+            return {name: file for name, file in named.items() if file.name != LINES_RECORD} or {"index": place}
 
         def work(report: Report) -> dict[str, Any]:
             if published is not None:

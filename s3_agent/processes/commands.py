@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from pydantic import BaseModel
 
 from retrieval_server.index_kinds import kind_of
 from s3_agent.agl.cpu import BRIEF_SPINNING, SEEDED_WORKER
@@ -72,6 +73,7 @@ def retriever_command(recipe: Recipe, *, port: int) -> list[str]:
     options = ["--corpus", str(recipe.data.corpus)] * kind.searches_corpus
     options += ["--index", str(recipe.index_folder), "--port", str(port)]
     options += ["--backend", str(backend_file(recipe))] + ["--build"] * kind.built_at_start
+    options += [] if recipe.retriever.rerank is None else ["--rerank", str(rerank_file(recipe))]
     return [sys.executable, "-m", "retrieval_server", "--host", HOST, *options]
 
 
@@ -80,10 +82,21 @@ def backend_file(recipe: Recipe) -> Path:
     return recipe.index_folder.with_name(recipe.index_folder.name + ".yaml")
 
 
-def write_backend_file(recipe: Recipe) -> None:
-    """Write the settings of the recipe's index to a file next to the index."""
-    path, settings = backend_file(recipe), recipe.retriever.index.model_dump(mode="json")
-    write_whole(path, OmegaConf.to_yaml(OmegaConf.create(literal(settings))))
+def rerank_file(recipe: Recipe) -> Path:
+    """The file with the settings of the recipe's reranker, in the form that the server reads."""
+    return recipe.index_folder.with_name(recipe.index_folder.name + ".rerank.yaml")
+
+
+def write_retriever_files(recipe: Recipe) -> None:
+    """Write the settings of the recipe's index, and of its reranker, to files next to the index."""
+    _write_settings(backend_file(recipe), recipe.retriever.index)
+    if recipe.retriever.rerank is not None:
+        _write_settings(rerank_file(recipe), recipe.retriever.rerank)
+
+
+def _write_settings(path: Path, settings: BaseModel) -> None:
+    values = settings.model_dump(mode="json")
+    write_whole(path, OmegaConf.to_yaml(OmegaConf.create(literal(values))))
 
 
 def generator_model(recipe: Recipe) -> str:

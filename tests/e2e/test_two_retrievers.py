@@ -9,7 +9,7 @@ import pytest
 
 from s3_agent.data.tasks import read_jsonl
 from s3_agent.evaluation.summary import Summary
-from s3_agent.processes.commands import retriever_command, write_backend_file
+from s3_agent.processes.commands import retriever_command, write_retriever_files
 from s3_agent.recipe import load_recipe
 from s3_agent.rollout.episode_log import EpisodeRecord
 from tests.e2e.conftest import QUESTIONS, ROLLOUTS, ROOT, Services, train
@@ -25,7 +25,7 @@ WITHIN_S = 300.0
 def retriever(services: Services) -> Restartable:
     """A server over the corpus and the index that `services` has built."""
     recipe = load_recipe("cpu", [f"prepared={ROOT / 'prepared'}"])
-    write_backend_file(recipe)
+    write_retriever_files(recipe)
     port = free_port()
     return Restartable(retriever_command(recipe, port=port), port)
 

@@ -216,7 +216,7 @@ def test_a_bad_query_is_500_alone_and_the_server_lives_on() -> None:
 
 def test_a_grep_whose_client_left_stops_and_others_wait_for_it() -> None:
     engine = Engine()
-    with serving(engine, max_queued_greps=1) as url:
+    with serving(engine, max_waiting=1) as url:
         engine.reading.clear()
         grep = {"pattern": "no passage has this"}
         first = raw(url, request(path="/grep", **grep))
@@ -653,5 +653,6 @@ def test_nothing_that_openapi_allows_or_forbids_is_a_server_error(mode: Any) -> 
     positive = mode is schemathesis.GenerationMode.POSITIVE
     for route in ("/retrieve", "/grep"):
         assert seen[route, 200 if positive else 422] > 20, seen
+    assert seen["/rerank", 404 if positive else 422], seen  # this server has no reranker
     if positive:
         assert seen["/documents/{id}", 200] and seen["/documents/{id}", 404], seen

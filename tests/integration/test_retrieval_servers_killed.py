@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.real_gateway import GatewayApi
 from s3_agent.clients.connections import async_client
 from s3_agent.clients.retriever import HttpRetriever
 from s3_agent.clients.servers import Servers
@@ -14,6 +15,8 @@ from s3_agent.data_identity import index_identity
 from s3_agent.errors import ConfigError, LaunchError, RetrieverError
 from s3_agent.processes.services import require_external
 from s3_agent.recipe import load_recipe
+from s3_agent.rollout.worker.native import WorkerSettings
+from tests.pool_harness import make_supervisor, pool_settings, records, task, until, work
 from tests.served_corpus import Restartable, command, free_port, write_corpus
 
 ROWS = [{"id": str(n), "contents": f'"Town {n}"\nThe river of town {n} is river{n}.'} for n in range(200)]
@@ -138,3 +141,24 @@ async def test_servers_with_different_indexes_are_refused_before_anything_starts
     assert index_identity(same)["passages"] == len(ROWS)
     with pytest.raises(LaunchError, match=f"the retriever at {other.url}/healthz does not answer"):
         require_external(recipe, ["retriever"])
+
+
+async def test_a_pool_over_two_servers_loses_no_rollout_and_no_attempt_when_one_is_killed(
+    pair: tuple[Restartable, Restartable], gateway: GatewayApi, worker: WorkerSettings, tmp_path: Path
+) -> None:
+    first, second = pair
+    settings = pool_settings(gateway, tmp_path, "two-retrievers")
+    ids = gateway.enqueue(*map(task, range(60)))
+    both = worker.model_copy(update={"retriever_url": f"{first.url},{second.url}"})
+
+    def kill_in_the_middle() -> None:
+        until(lambda: second.requests() > 10)
+        second.kill()
+
+    killing = asyncio.create_task(asyncio.to_thread(kill_in_the_middle))
+    await work(gateway, ids, make_supervisor(settings, both))
+    await killing
+    played = records(settings)
+    assert {record.state for record in played.values()} == {"succeeded"} and set(played) == set(ids)
+    assert [record.failures for record in played.values() if record.failures] == []
+    assert first.requests() > 60

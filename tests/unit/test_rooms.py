@@ -9,7 +9,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("s3_agent", "retrieval_server")
-GROUPS = frozenset({"s3_agent.datasets"})
+GROUPS = frozenset(
+    {
+        "s3_agent.datasets",
+        "retrieval_server.encoders",
+        "retrieval_server.rerankers",
+        "retrieval_server.web_providers",
+    }
+)
 """Groups of entry points whose names look like modules that we do not have."""
 
 

@@ -25,6 +25,8 @@ class Engine:
     load: Callable[[Path, Bm25Settings], Backend]
     record: str
     """A file that every index of this engine has, and no other."""
+    while_built: float = 1.0
+    """Bytes on the disk during a build, per byte of the finished index."""
 
 
 def _build_bm25s(corpus: Corpus, settings: Bm25Settings, folder: Path, report: Report) -> None:
@@ -55,7 +57,7 @@ ENGINES = {
     engine.name: engine
     for engine in (
         Engine("bm25s", "every weight stored; adds up all postings", _build_bm25s, _load_bm25s, "params.index.json"),
-        Engine("block_max", "packed; reads few postings", _build_block_max, _load_block_max, RECORD),
+        Engine("block_max", "packed; reads few postings", _build_block_max, _load_block_max, RECORD, while_built=4.0),
     )
 }
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from retrieval_server.backends.base import Backend
 from retrieval_server.backends.dense.building import FAISS_FILE, existing_vectors, from_vectors
+from retrieval_server.backends.dense.encoders import ENCODERS, open_encoder
 from retrieval_server.backends.dense.index import Dense, Engine
 from retrieval_server.backends.dense.plan import needs, table
 from retrieval_server.backends.dense.settings import DenseSettings
@@ -32,9 +33,7 @@ class DenseKind(IndexKind):
     def load(self, corpus: Corpus, folder: Path, settings: DenseSettings, *, report: Report) -> Backend:
         engine, dimension = _engine(corpus, folder, settings, report)
         report("loading the encoder", 0, 0)
-        from retrieval_server.backends.dense.encoder import Encoder
-
-        encoder = Encoder(settings.encoder)
+        encoder = open_encoder(settings.encoder)
         if encoder.dimension != dimension:
             raise RetrievalError(
                 f"the encoder {settings.encoder.model} makes vectors of {encoder.dimension} numbers, the index "
@@ -44,9 +43,7 @@ class DenseKind(IndexKind):
         return Dense(encoder, engine, settings)
 
     def build(self, corpus: Corpus, settings: DenseSettings, folder: Path, *, report: Report) -> dict[str, Any]:
-        from retrieval_server.backends.dense.encoder import Encoder
-
-        encoder = Encoder(settings.encoder)
+        encoder = open_encoder(settings.encoder)
 
         def encode(start: int, end: int) -> Any:
             return encoder.passages([corpus[row].contents for row in range(start, end)])
@@ -64,7 +61,8 @@ class DenseKind(IndexKind):
         return settings.file
 
     def models(self, settings: DenseSettings) -> Mapping[str, str]:
-        return {"encoder": settings.encoder.model}
+        model = ENCODERS[settings.encoder.kind].model(settings.encoder)
+        return {} if model is None else {"encoder": model}
 
     def plan(self, *, passages: int, dimension: int, candidates: int | None) -> IndexPlan:
         default: int = DenseSettings.model_fields["candidates"].default
@@ -106,8 +104,8 @@ def _card_bytes(settings: DenseSettings, *, passages: int, dimension: int, cards
         found["index"] = index_bytes(settings, passages=passages, dimension=dimension, cards=cards)
         batch = search_bytes(settings, queries=QUERIES_AT_ONCE, passages=passages, dimension=dimension)
         found["scores of a batch"] = batch
-    if settings.encoder.device.startswith("cuda"):
-        width = 4 if settings.encoder.dtype == "float32" else 2
+    device, width = settings.encoder.placed()
+    if device.startswith("cuda"):
         found["encoder"] = ENCODER_PARAMETERS * width
         found["encoding a batch"] = 16384 * DIMENSION * (8 * width + 4)
     return found

@@ -3,24 +3,30 @@
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from retrieval_server.backends.dense.encoders import AnyEncoderSettings, EncoderBase
 from retrieval_server.index_kinds import IndexSettings
 
+_OF_VECTORS = (
+    *("model", "pooling", "normalize", "query_prefix", "passage_prefix", "max_tokens"),
+    *("dimensions", "end_token"),
+)
 
-class EncoderSettings(BaseModel):
-    """How a transformers model encodes texts. Nothing is guessed from its name; remote code is never run."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class EncoderSettings(EncoderBase, frozen=True):
+    """How a transformers model encodes texts. Nothing is guessed from its name; remote code is never run.
 
-    model: str
-    pooling: Literal["mean", "cls"] = "mean"
-    normalize: bool = True
-    query_prefix: str = ""
-    passage_prefix: str = ""
-    max_tokens: int = Field(default=256, ge=1)
+    `pooling: last` takes the state of the last token (Qwen3-Embedding); `end_token` is appended to each text that does
+    not end with it. `onnx` is a file with the same model for ONNX Runtime, in the model's folder or repository.
+    """
+
+    kind: Literal["transformers"] = "transformers"
+    pooling: Literal["mean", "cls", "last"] = "mean"
+    end_token: str | None = None
     device: str = "cpu"
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    onnx: str | None = None
 
     @classmethod
     def e5(cls, model: str = "intfloat/e5-base-v2", **others: Any) -> Self:
@@ -28,8 +34,13 @@ class EncoderSettings(BaseModel):
         return cls(model=model, query_prefix="query: ", passage_prefix="passage: ", **others)
 
     def identity(self) -> dict[str, Any]:
-        """The settings that vectors depend on; the device is left out."""
-        return self.model_dump(exclude={"device", "dtype"})
+        """The settings that vectors depend on, without where and in which type the model is computed."""
+        described = {name: getattr(self, name) for name in _OF_VECTORS}  # in this order: fingerprints hold it as text
+        return {name: value for name, value in described.items() if value is not None}
+
+    def placed(self) -> tuple[str, int]:
+        """The device, and the bytes of a number on it."""
+        return self.device, 4 if self.dtype == "float32" else 2
 
 
 Layout = Literal["flat", "hnsw", "ivf_flat", "ivf_sq8", "ivf_pq", "ivf_rabitq", "sq8", "pq", "rabitq"]
@@ -47,7 +58,7 @@ class DenseSettings(IndexSettings, frozen=True):
     """
 
     kind: Literal["dense"] = "dense"
-    encoder: EncoderSettings
+    encoder: AnyEncoderSettings
     engine: Literal["faiss", "faiss_gpu", "torch"] = "faiss"
     layout: Layout = "flat"
     vectors: Literal["float16", "float32"] = "float16"

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from retrieval_server.backends.base import Backend
 from retrieval_server.backends.bm25.analysis import EnglishAnalyzer, stemmer_identity
 from retrieval_server.backends.dense.building import Rows, existing_vectors
+from retrieval_server.backends.dense.encoders import ENCODERS, open_encoder
 from retrieval_server.backends.dense.index import QueryEncoder
 from retrieval_server.backends.engines.filling import RECORD, Contents, compare, fill, read_contents
 from retrieval_server.backends.engines.searching import MOST, EngineBackend
@@ -54,14 +55,13 @@ class EngineKind(IndexKind):
         return stemmer_identity(settings.stemmer) if settings.lexical else {}
 
     def models(self, settings: EngineSettings) -> Mapping[str, str]:
-        return {"encoder": settings.encoder.model} if settings.encoder else {}
+        model = settings.encoder and ENCODERS[settings.encoder.kind].model(settings.encoder)
+        return {"encoder": model} if model else {}
 
     def build(self, corpus: Corpus, settings: EngineSettings, folder: Path, *, report: Report) -> dict[str, Any]:
         if settings.encoder is None:
             return self._fill(corpus, settings, folder, rows=None, dimension=None, report=report)
-        from retrieval_server.backends.dense.encoder import Encoder
-
-        encoder = Encoder(settings.encoder)
+        encoder = open_encoder(settings.encoder)
 
         def encode(start: int, end: int) -> Any:
             return encoder.passages([corpus[row].contents for row in range(start, end)])
@@ -159,9 +159,7 @@ def _encoder(settings: EngineSettings, dimension: int | None, report: Report) ->
     if settings.encoder is None:
         return None
     report("loading the encoder", 0, 0)
-    from retrieval_server.backends.dense.encoder import Encoder
-
-    encoder = Encoder(settings.encoder)
+    encoder = open_encoder(settings.encoder)
     if encoder.dimension != dimension:
         raise RetrievalError(
             f"the encoder {settings.encoder.model} makes vectors of {encoder.dimension} numbers, the index holds "

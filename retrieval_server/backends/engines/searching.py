@@ -1,4 +1,4 @@
-"""Searches an engine: encodes or analyses the queries, orders equal scores, and fuses two lists for a hybrid search."""
+"""Searches an engine: encodes or analyses the queries, orders equal scores, and fuses the lists of a hybrid search."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,19 +10,10 @@ from retrieval_server.backends.dense.index import QueryEncoder
 from retrieval_server.backends.engines.patience import patiently
 from retrieval_server.backends.engines.settings import EngineSettings
 from retrieval_server.backends.engines.store import Store
-from retrieval_server.backends.ordering import fetch_ties, ordered
+from retrieval_server.backends.ordering import fetch_ties, fuse, ordered
 from retrieval_server.errors import QueryError, RetrievalError, Unavailable
 
 MOST = 10_000  # hits fetched to see the end of a tie
-
-
-def fuse(lists: Sequence[Hits], *, rank_constant: int, topk: int) -> Hits:
-    """Reciprocal rank fusion: a list gives 1 / (rank_constant + rank) to each of its hits, with ranks from 1."""
-    scores: dict[int, float] = {}
-    for hits in lists:
-        for rank, (row, _) in enumerate(hits, start=1):
-            scores[row] = scores.get(row, 0.0) + 1.0 / (rank_constant + rank)
-    return sorted(scores.items(), key=lambda hit: (-hit[1], hit[0]))[:topk]
 
 
 class EngineBackend:
@@ -57,7 +48,7 @@ class EngineBackend:
             case "hybrid":
                 depth, constant = self._settings.fused, self._settings.rank_constant
                 pairs = zip(self._dense(queries, depth), self._lexical(queries, depth), strict=True)
-                return [fuse(pair, rank_constant=constant, topk=topk) for pair in pairs]
+                return [fuse(pair, constant=constant)[:topk] for pair in pairs]
 
     def _dense(self, queries: Sequence[str], topk: int) -> list[Hits]:
         assert self._encoder is not None

@@ -4,7 +4,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from retrieval_server.backends.dense.settings import EncoderSettings
+from retrieval_server.backends.dense.encoders import AnyEncoderSettings
 from retrieval_server.index_kinds import IndexSettings
 
 _TERMS = ("k1", "b", "stemmer", "stopwords")
@@ -21,7 +21,7 @@ class EngineSettings(IndexSettings, frozen=True):
     url: str
     name: str = Field(default="passages", pattern=r"^[a-z][a-z0-9_]{0,39}$")
     search: Literal["dense", "bm25", "hybrid"] = "dense"
-    encoder: EncoderSettings | None = None
+    encoder: AnyEncoderSettings | None = None
     k1: float = Field(default=0.9, ge=0)
     b: float = Field(default=0.4, ge=0, le=1)
     stemmer: str = "porter"

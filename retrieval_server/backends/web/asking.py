@@ -18,7 +18,7 @@ import httpx
 
 from retrieval_server.backends.web.settings import WebSettings
 from retrieval_server.backends.web.store import Store
-from retrieval_server.errors import RetrievalError, SearchRefused
+from retrieval_server.errors import RetrievalError, SearchRefused, Unavailable
 
 HIDDEN = "[key]"
 FIRST_WAIT_S = 0.5
@@ -113,7 +113,7 @@ class Asking:
     async def ask(self, query: str) -> tuple[str, dict[str, Any]]:
         """The answer's body, without the key, and the decoded answer.
 
-        Raises SearchRefused if asking again is useless, and RetrievalError if the provider does not answer in time.
+        Raises SearchRefused if asking again is useless, and Unavailable if the provider does not answer in time.
         """
         async with self._slots:
             ends, tries = time.monotonic() + self._settings.patience_s, 0
@@ -128,7 +128,7 @@ class Asking:
                     else:
                         self._pace.pause(wait)
                     if time.monotonic() + wait > ends:
-                        raise RetrievalError(
+                        raise Unavailable(
                             f"{self._settings.provider} gave no answer within {self._settings.patience_s:.0f} s: "
                             f"{failure}",
                             remedy="search again later, or raise `patience_s`",

@@ -26,7 +26,7 @@ class Web:
             Key(settings.service.key_variable)  # a missing key is reported before the first search
 
     async def find(self, query: str, *, topk: int) -> Hits:
-        """At most `topk` pages, best first, with 1/rank as score. Raises SearchRefused and RetrievalError."""
+        """At most `topk` pages, best first, with 1/rank as score. Raises SearchRefused and Unavailable."""
         settings = self._settings
         query = settings.service.fitting(query)
         if not query:

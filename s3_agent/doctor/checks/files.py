@@ -33,11 +33,11 @@ def check_files(case: Case) -> Iterator[Finding]:
 
 
 def _model(part: str, files: ModelFiles, forbidden: str | None) -> Iterator[Finding]:
-    place = f"{part}.model" if part in ("policy", "generator") else f"retriever.index.{part}.model"
+    place, short = f"{part}.model", part.rpartition(".")[2]
     if files.folder is None:
         report = error if forbidden else warning
         yield report(
-            f"files.{part}-missing",
+            f"files.{short}-missing",
             what=f"{place}: {files.name} is neither a folder nor in the Hugging Face cache",
             why=f"{forbidden} forbids the download"
             if forbidden
@@ -46,7 +46,7 @@ def _model(part: str, files: ModelFiles, forbidden: str | None) -> Iterator[Find
         )
     elif files.missing:
         yield error(
-            f"files.{part}-incomplete",
+            f"files.{short}-incomplete",
             what=f"{place}: {files.folder} lacks {', '.join(files.missing)}",
             why="a download is incomplete: loading the model fails, after the other processes are ready",
             fix=f"hf download {files.name}",

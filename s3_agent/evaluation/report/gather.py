@@ -86,12 +86,13 @@ class Episodes:
             self._asked[key] = len(self.tasks)
             withheld = self._withholds(task)
             self.withheld += withheld
-            evidence = [one.id if withheld else one.title or one.id for one in task.evidence or ()]
+            named = (one.id if withheld else one.title or one.id for one in task.evidence or ())
+            evidence = [name for name in named if name]
             self.tasks.append(
                 {
                     "id": task.id,
                     "question": f"{WITHHELD}: {task.data_source} {task.id}" if withheld else task.question,
-                    "golds": [] if withheld else list(task.golden_answers),
+                    "golds": [WITHHELD] if withheld else list(task.golden_answers),
                     "source": task.data_source,
                     **({"evidence": evidence} if evidence else {}),
                 }

@@ -12,8 +12,9 @@ from s3_agent.evaluation.statistics.tests import compare_paired, exact, signed_r
 
 CONFIDENCE = 0.95
 RESAMPLES = 4999
-_BATCH = 128
-_BATCH_NUMBERS = 1 << 23  # drawn at a time: 64 MiB, also for 100,000 questions
+OF_SAMPLES = ("avg@", "pass@", "majority@")
+"""The beginnings of the names of measures over several samples of a question; all are shares."""
+_BATCH_NUMBERS = 1 << 21  # drawn at a time: some tens of MB, also for 100,000 questions
 
 
 class Estimate(BaseModel):
@@ -50,23 +51,28 @@ class Difference(BaseModel):
     p_holm: float = 1.0
 
 
-def _bootstrap(samples: Sequence[Any], statistic: Any, *, seed: int) -> tuple[Any, Any]:
-    import numpy as np
-    from scipy.stats import bootstrap
+def _bootstrap(samples: Sequence[Any], *, seed: int) -> Any:
+    """The interval of the mean over the samples' means, for each row (measure) of arrays of (measures, questions).
 
-    # scipy refuses a sample of one question; such a sample, like one of equal values, has no spread.
-    interval = bootstrap(
-        tuple(np.repeat(sample, 2, axis=-1) if sample.shape[-1] == 1 else sample for sample in samples),
-        statistic,
-        n_resamples=RESAMPLES,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        vectorized=True,
-        axis=-1,
-        batch=max(1, min(_BATCH, _BATCH_NUMBERS // sum(sample.size for sample in samples))),
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return interval.low, interval.high
+    All measures share the drawn questions: a resample's means are the product of the values and of how often each
+    question was drawn. With fifty measures that takes a quarter of the time of scipy's `bootstrap`, which gathers them.
+    """
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    batch = max(1, min(RESAMPLES, _BATCH_NUMBERS // sum(sample.shape[1] for sample in samples)))
+    means = np.empty((RESAMPLES, samples[0].shape[0]))
+    for start in range(0, RESAMPLES, batch):
+        rows = min(batch, RESAMPLES - start)
+        total = np.zeros((rows, means.shape[1]))
+        for sample in samples:
+            n = sample.shape[1]
+            drawn = rng.integers(0, n, (rows, n)) + n * np.arange(rows)[:, None]
+            counts = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)
+            total += counts.astype(float) @ sample.T / n
+        means[start : start + rows] = total / len(samples)
+    tail = (1 - CONFIDENCE) / 2
+    return np.quantile(means, (tail, 1 - tail), axis=0)
 
 
 def estimate_means(samples: Sequence[Mapping[str, Sequence[float]]], *, seed: int = 0) -> dict[str, Estimate]:
@@ -82,15 +88,18 @@ def estimate_means(samples: Sequence[Mapping[str, Sequence[float]]], *, seed: in
     measures = list(samples[0])
     values = [np.array([sample[measure] for measure in measures], dtype=float) for sample in samples]
 
-    def macro(*drawn: Any, axis: int = -1) -> Any:
-        return sum(one.mean(axis=axis) for one in drawn) / len(drawn)
-
-    means, n = macro(*values), sum(sample.shape[1] for sample in values)
-    lows, highs = _bootstrap(values, macro, seed=seed)
+    means = np.mean([sample.mean(axis=1) for sample in values], axis=0)
+    n = sum(sample.shape[1] for sample in values)
+    lows, highs = _bootstrap(values, seed=seed)
     found = {}
     for row, measure in enumerate(measures):
         low, high = float(lows[row]), float(highs[row])
-        if measure in SCORES and len(values) == 1 and low == high and low in (0.0, 1.0):
+        if (
+            (measure in SCORES or measure.startswith(OF_SAMPLES))
+            and len(values) == 1
+            and low == high
+            and low in (0.0, 1.0)
+        ):
             wilson = binomtest(int(low) * n, n).proportion_ci(CONFIDENCE, method="wilson")
             low, high = float(wilson.low), float(wilson.high)
         found[measure] = Estimate(mean=float(means[row]), low=low, high=high, n=n)
@@ -125,7 +134,7 @@ def difference_of(
         low = high = gain
         if any(exact_gains):
             sample = np.array([gains])
-            (low,), (high,) = _bootstrap([sample], lambda drawn, axis: drawn.mean(axis=axis), seed=seed)
+            (low,), (high,) = _bootstrap([sample], seed=seed)
         p_value, test = signed_rank_p(exact_gains), "wilcoxon"
     means = [fsum(map(float, values.values())) / len(keys) for values in (one, other)]
     return Difference(

@@ -1,11 +1,11 @@
 """Shows the result table of an evaluation: means, data sources, and the differences of agents."""
 
-import re
 from collections.abc import Sequence
 
 from rich.console import Group
 
 from s3_agent.evaluation.evidence import LISTS
+from s3_agent.evaluation.statistics.intervals import OF_SAMPLES
 from s3_agent.evaluation.table import EVIDENCE, AgentResult, EvaluationTable
 from s3_agent.evaluation.views.grids import Grid, markdown_grids, terminal_grids
 
@@ -31,7 +31,6 @@ _SCALE = {"cost_usd": 1000.0}
 _WITH_INTERVAL = frozenset({"gen_acc", "evidence_retrieved_recall"})
 _OF_LISTS = {"recall": "R", "precision": "P", "ndcg@10": "nDCG@10", "mrr": "MRR"}
 _SEARCHES_SHOWN = 6
-_JOINT = re.compile(r"(avg|pass|majority)@\d+$")
 _NOTE = (
     "Means over the questions that have a result, 95 % bootstrap intervals. GenAcc: the answer holds a gold answer (or "
     "the judge says so); answer recall: what was read holds one; tokens: all that policy and generator read and wrote; "
@@ -114,12 +113,13 @@ def _samples(table: EvaluationTable) -> Grid | None:
     agents = [agent for agent in table.agents if agent.samples > 1]
     if not agents:
         return None
-    names = list(dict.fromkeys(name for agent in agents for name in agent.overall if _JOINT.match(name)))
+    names = list(dict.fromkeys(name for agent in agents for name in agent.overall if name.startswith(OF_SAMPLES)))
 
     def cell(agent: AgentResult, name: str) -> str:
         if (estimate := agent.overall.get(name)) is None:
             return "-"
-        return f"{estimate.mean:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+        shown = f"{estimate.mean:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+        return shown if estimate.n == agent.questions else f"{shown} n {estimate.n}"
 
     rows = [[agent.agent, str(agent.samples), *(cell(agent, name) for name in names)] for agent in agents]
     return Grid("Samples of each question", ["agent", "samples", *names], rows)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY, compute_policy_loss_vanilla, get_policy_loss_fn
 from verl.workers.config import ActorConfig
 
+from s3_agent.agl.llds import LldsGate
 from s3_agent.agl.losses import LldsLossConfig, action_numbers, likelihood_drops, watched
-from s3_agent.agl.verl_config import LldsGate
 from s3_agent.rollout.step_metrics import likelihood_metrics
 
 GATES: tuple[LldsGate, ...] = ("action", "response", "token")

@@ -124,6 +124,7 @@ async def test_a_body_in_parts_arrives_whole() -> None:
         ("x-empty: ", b"", ""),
         ("location: http://elsewhere.invalid/", b"", ""),
         ("set-cookie: a=b", b"", ""),
+        (f"x-long: {'a' * 20_000}", b"", ""),
     ],
 )
 async def test_an_answer_is_read_as_by_httpx_itself(head: str, body: bytes, text: str) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from s3_agent.evaluation.statistics import intervals
 from s3_agent.evaluation.statistics.intervals import Difference, difference_of, estimate_means, holm
 
 SIMULATIONS = 500
@@ -37,6 +38,19 @@ def test_means_and_intervals_agree_with_an_independent_bootstrap() -> None:
         low, high = np.quantile(drawn, [0.025, 0.975])
         assert (found[name].mean, found[name].n) == (pytest.approx(values.mean()), 150)
         assert (found[name].low, found[name].high) == (pytest.approx(low, abs=0.01), pytest.approx(high, abs=0.01))
+
+
+def test_intervals_are_scipys_for_the_same_draws_whatever_is_drawn_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = {name: list(np.random.default_rng(number).random(37)) for number, name in enumerate(("f1", "turns"))}
+    found = estimate_means([sample])
+    for name, values in sample.items():
+        interval = stats.bootstrap(
+            (values,), np.mean, n_resamples=4999, method="percentile", rng=np.random.default_rng(0)
+        ).confidence_interval
+        assert (found[name].low, found[name].high) == pytest.approx((interval.low, interval.high), abs=1e-12)
+    monkeypatch.setattr(intervals, "_BATCH_NUMBERS", 100)
+    for name, again in estimate_means([sample]).items():
+        assert (again.low, again.high) == pytest.approx((found[name].low, found[name].high), abs=1e-12)
 
 
 def test_the_macro_average_weighs_sources_alike_and_draws_inside_each() -> None:

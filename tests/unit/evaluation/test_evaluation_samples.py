@@ -130,6 +130,8 @@ def test_a_missing_sample_takes_its_question_out_of_pass_at_k_and_is_never_wrong
     assert agent.failed == {"policy": 1} and agent.evaluated == 7
     assert (agent.overall["gen_acc"].mean, agent.overall["gen_acc"].n) == (0.5, 2)
     assert (agent.overall["pass@4"].mean, agent.overall["pass@4"].n) == (0.0, 1)
+    assert agent.overall["pass@4"].high == pytest.approx(0.793, abs=0.001), "Wilson's interval"
+    assert "0.000 [0.000, 0.793] n 1" in markdown(table_of(map(numbers_of, rows), ["s3"]))
 
 
 def test_intervals_are_over_questions_and_not_over_samples() -> None:

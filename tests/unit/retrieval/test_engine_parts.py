@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from retrieval_server.backends.engines.http_json import HttpJson, in_requests, url_without_key
 from retrieval_server.backends.engines.kind import EngineKind
 from retrieval_server.backends.engines.patience import patiently
-from retrieval_server.backends.engines.searching import fuse
 from retrieval_server.backends.engines.vocabulary import Vocabulary
+from retrieval_server.backends.ordering import fuse
 from retrieval_server.backends.pgvector.kind import _word
 from retrieval_server.batcher import Away, Batcher
 from retrieval_server.config import index_settings
@@ -60,7 +60,7 @@ def test_a_saved_vocabulary_is_the_same(tmp_path: Path) -> None:
 
 @given(lists=st.lists(HITS, min_size=1, max_size=3), constant=st.integers(0, 100), topk=st.integers(1, 20))
 def test_fusion_adds_reciprocal_ranks(lists: list[Any], constant: int, topk: int) -> None:
-    found = fuse(lists, rank_constant=constant, topk=topk)
+    found = fuse(lists, constant=constant)[:topk]
     wanted = {
         row: sum(1 / (constant + 1 + [one for one, _ in hits].index(row)) for hits in lists if row in dict(hits))
         for row in {row for hits in lists for row, _ in hits}

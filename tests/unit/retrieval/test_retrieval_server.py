@@ -222,20 +222,22 @@ def test_a_request_says_once_what_is_searched_for(body: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "texts", "wanted", "flat"),
+    ("body", "texts", "wanted", "form"),
     [
-        ({"queries": ["a"], "unknown": 1}, ["a"], None, False),
-        ({"queries": [], "topk": 0}, [], None, False),
-        ({"query": "a", "topk": 3, "return_scores": True}, ["a"], 3, False),
-        ({"query": ["a", "b"], "top_k": 2}, ["a", "b"], 2, False),
-        ({"query": "a", "top_k": 2, "topk": 2}, ["a"], 2, False),
-        ({"query": "a"}, ["a"], None, True),
-        ({"query": "a", "topk": 5}, ["a"], 5, True),
+        ({"queries": ["a"], "unknown": 1}, ["a"], None, "bare"),
+        ({"queries": [], "topk": 0}, [], None, "bare"),
+        ({"query": "a", "topk": 3, "return_scores": True}, ["a"], 3, "scored"),
+        ({"query": ["a", "b"], "top_k": 2}, ["a", "b"], 2, "bare"),
+        ({"query": "a", "top_k": 2, "topk": 2}, ["a"], 2, "bare"),
+        ({"query": "a"}, ["a"], None, "flat"),
+        ({"queries": ["a"], "topk_retrieval": 10, "topk_rerank": 3}, ["a"], 3, "bare"),
+        ({"query": "a", "return_stages": True}, ["a"], None, "staged"),
+        ({"query": "a", "topk": 5}, ["a"], 5, "flat"),
     ],
 )
-def test_every_clients_spelling_is_one_request(body: Any, texts: list[str], wanted: int | None, flat: bool) -> None:
+def test_every_clients_spelling_is_one_request(body: Any, texts: list[str], wanted: int | None, form: str) -> None:
     request = SearchRequest.model_validate(body)
-    assert (request.texts, request.wanted, request.flat) == (texts, wanted, flat)
+    assert (request.texts, request.wanted, request.form) == (texts, wanted, form)
     assert not request.return_scores or body["return_scores"]
 
 

@@ -1,0 +1,1 @@
+"""Two or more indexes of one corpus, whose rankings are fused."""

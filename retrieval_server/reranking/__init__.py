@@ -1,0 +1,1 @@
+"""Rerankers: models and services that score the best passages of an index again."""
