@@ -35,7 +35,7 @@ TRIED = (
         why="Agent Lightning 1.0.2 imports TaskRunner and create_rl_sampler from verl.trainer.main_ppo, where verl 0.9 "
         "does not have them, and fails once Ray has started; verl 0.9 has a new trainer (trainer.use_v1, the default) "
         "and deprecates the one that Agent Lightning extends; it refuses transformers from 5.11 on; "
-        "get_device_uuid, which our CPU backend replaces, is gone; the loss gspo gives other values",
+        "vllm_rollout has no get_device_uuid, which our CPU backend replaces, and the loss gspo averages over tokens",
     ),
 )
 
