@@ -107,16 +107,22 @@ def _handles_import(handler: ast.ExceptHandler) -> bool:
 
 
 def failures(report: str) -> tuple[int, str]:
-    """From pytest's JUnit report: how many tests failed, and the first failure in a line."""
+    """From pytest's JUnit report: how many tests failed, with their names and the reason of the first, in a line."""
     found = [
-        (case.get("name", ""), problem.get("message") or (problem.text or "").strip())
+        (case.get("name", ""), _reason(problem))
         for case in ElementTree.fromstring(report).iter("testcase")
         for problem in (*case.findall("failure"), *case.findall("error"))
     ]
     if not found:
         return 0, ""
-    name, message = found[0]
-    return len(found), f"{name}: {' '.join(message.split())[:300]}"
+    others = "".join(f"; {name}" for name, _ in found[1:10])
+    return len(found), f"{found[0][0]} ({found[0][1][:300]}){others}"
+
+
+def _reason(problem: ElementTree.Element) -> str:
+    """The last exception that pytest shows: of a test that runs a program, this is the program's."""
+    raised = re.findall(r"^E +(\w+(?:Error|Exception)\b.*)$", problem.text or "", re.MULTILINE)
+    return " ".join((raised[-1] if raised else problem.get("message") or problem.text or "").split())
 
 
 class Failed(Exception):
@@ -238,7 +244,7 @@ class Trial:
         failed, first = failures(report.read_text(encoding="utf-8"))
         last = found.stdout.strip().splitlines()[-1]
         if failed or found.returncode:
-            raise Failed(f"{last.strip('= ')}; first: {first}")
+            raise Failed(f"{last.strip('= ')}: {first}")
         return last.strip("= ")
 
     def versions(self) -> dict[str, str]:
@@ -249,14 +255,13 @@ class Trial:
 
 def pinned(requirements: str) -> dict[str, str]:
     """The exact versions in a list of requirements."""
-    return dict(
-        match.groups() for match in re.finditer(r"^([\w.-]+)(?:\[[^\]]*\])?==([^\s;]+)", requirements, re.MULTILINE)
-    )
+    found = re.finditer(r"^([\w.-]+)(?:\[[^\]]*\])?==([^\s;]+)", requirements, re.MULTILINE)
+    return {match[1]: match[2] for match in found}
 
 
 def main() -> None:
     """Try the versions on the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Try a set of versions in a fresh environment.")
     parser.add_argument("versions", nargs="*", metavar="PACKAGE==VERSION")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="make the environment here, and keep it")
     options = parser.parse_args()

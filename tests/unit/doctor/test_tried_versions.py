@@ -101,9 +101,12 @@ def test_imports_are_found_in_functions_but_not_where_code_has_another_way() -> 
 def test_the_first_failure_of_a_report_is_named() -> None:
     case = '<testcase name="{}">{}</testcase>'
     passed, failed = case.format("a", ""), case.format("b", '<failure message="assert 1\n == 2">…</failure>')
-    broken = case.format("c", '<error message="no fixture"/>')
+    broken = case.format(
+        "c", '<error message="assert 1 == 0">E    NameError: x\nE   KeyError: y\nE   assert 1 == 0</error>'
+    )
     assert try_versions.failures(f"<testsuites>{passed}</testsuites>") == (0, "")
-    assert try_versions.failures(f"<testsuites>{passed}{failed}{broken}</testsuites>") == (2, "b: assert 1 == 2")
+    assert try_versions.failures(f"<testsuites>{passed}{failed}{broken}</testsuites>") == (2, "b (assert 1 == 2); c")
+    assert try_versions.failures(f"<testsuites>{broken}</testsuites>") == (1, "c (KeyError: y)")
 
 
 def test_the_pinned_set_is_part_of_the_lock() -> None:
