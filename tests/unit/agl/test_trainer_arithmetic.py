@@ -181,6 +181,14 @@ def test_a_whole_batch_has_verls_own_advantages() -> None:
     assert COMPARED.groups_of_one == 0
 
 
+def test_rollouts_of_spare_questions_replace_those_without_a_gradient() -> None:
+    metrics, batch = updated(rows_of([[1.0] * 4, *MIXED[:5], [0.0] * 4]), estimator=ESTIMATOR, mini_batch=5)
+    assert metrics["training/n_sample_dropped/same_reward"] == 8
+    assert metrics["training/n_sample_dropped/random"] == 0
+    assert metrics["training/n_zero_adv_groups"] == 0
+    assert set(Counter(batch.non_tensor_batch["uid"]).values()) == {4}
+
+
 @pytest.mark.parametrize("name", sorted(name for name in ADV_ESTIMATOR_REGISTRY if name not in NOT_COMPARING))
 def test_the_doctor_knows_which_estimators_take_a_lone_reward(name: str) -> None:
     rewards = torch.tensor([[1.0], [0.0], [1.0], [0.0], [1.0]])

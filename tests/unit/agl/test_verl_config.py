@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from s3_agent.agl import cpu
 from s3_agent.agl.run_files import MODULES_VARIABLE, TRACKING
 from s3_agent.agl.verl_config import (
+    AGL_LOSS,
     ESTIMATOR,
     REFUSED,
     WITH_MODEL,
@@ -229,6 +230,44 @@ def test_with_cuda_nothing_of_the_cpu_backend_is_named(on_cuda: DictConfig) -> N
     assert not set(environment(settings(device="cuda"))) & set(cpu.ENVIRONMENT)
     assert environment(settings(device="cuda"))[MODULES_VARIABLE] == TRACKING
     assert on_cuda.actor_rollout_ref.model.external_lib == WITH_MODEL
+
+
+@pytest.mark.parametrize(
+    ("changes", "updates"),
+    [
+        ({"spare_questions": 2, "max_updates": None}, 1),
+        ({"spare_questions": 8, "questions_per_update": 2, "max_updates": None}, 4),
+        ({"spare_questions": 8, "questions_per_update": 2, "max_updates": 3}, 3),
+        ({"questions_per_update": 2, "max_updates": None}, None),
+    ],
+)
+def test_spare_questions_are_played_and_make_no_additional_update(changes: dict[str, Any], updates: int | None) -> None:
+    told = settings(questions_per_step=8, questions_per_update=changes.pop("questions_per_update", 8), **changes)
+    config = trainer_config(told, gateway_key=KEY)
+    assert config.data.train_batch_size == 8 + told.spare_questions == told.questions_played
+    assert config.agentlightning.max_ppo_update_times == updates
+    assert told.rollouts_per_step == (8 + told.spare_questions) * told.rollouts_per_question
+
+
+@pytest.mark.parametrize(
+    ("questions_per_update", "loss", "weight"), [(2, None, 0.05), (4, None, 0.1), (2, "vanilla", 0.2)]
+)
+def test_llds_weighs_the_same_for_any_number_of_updates(updated: int, loss: str | None, weight: float) -> None:
+    verl = {} if loss is None else {"actor_rollout_ref": {"actor": {"policy_loss": {"loss_mode": loss}}}}
+    given = {"questions_per_step": 8, "questions_per_update": updated, "max_updates": None, "verl": verl}
+    actor = composed(**given, llds={"weight": 0.2, "gate": "token"}).actor_rollout_ref.actor
+    from verl.utils.config import omega_conf_to_dataclass
+
+    from s3_agent.agl.losses import LldsLossConfig
+
+    made = omega_conf_to_dataclass(actor)
+    assert isinstance(made.policy_loss, LldsLossConfig)
+    assert made.policy_loss.llds_weight == pytest.approx(weight)
+    assert (made.policy_loss.llds_gate, made.policy_loss.loss_mode) == ("token", loss or AGL_LOSS)
+
+
+def test_without_llds_the_configuration_does_not_name_it(on_cpu: DictConfig, on_cuda: DictConfig) -> None:
+    assert "llds" not in OmegaConf.to_yaml(on_cpu) + OmegaConf.to_yaml(on_cuda)
 
 
 @pytest.mark.parametrize(("device", "ours"), [("cuda", [TRACKING]), ("cpu", [cpu.SHIM, TRACKING])])
