@@ -63,7 +63,7 @@ def limit(measuring: Measuring, encoder: Encoder, texts: list[str]) -> float:
         def run(parts: list[Any] = parts) -> None:
             with torch.inference_mode():
                 for part in parts:
-                    encoder._model(input_ids=part["input_ids"], attention_mask=part["attention_mask"])
+                    encoder._model.states(part["input_ids"], part["attention_mask"])
 
         best = max(best, rate(measuring, run, len(texts)))
     return best

@@ -132,7 +132,9 @@ class _OnnxModel:
         from transformers import AutoConfig
         from transformers.utils.hub import cached_file
 
+        assert settings.onnx is not None, "a model for ONNX Runtime is named"
         path = cached_file(settings.model, settings.onnx)
+        assert path is not None, "a missing file raises"
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = len(os.sched_getaffinity(0))
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

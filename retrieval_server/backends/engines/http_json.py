@@ -2,11 +2,13 @@
 
 import json
 import os
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import httpx
 
+from retrieval_server.backends.engines.store import Store
 from retrieval_server.errors import RetrievalError, Unavailable
 
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -64,6 +66,35 @@ class HttpJson:
     def close(self) -> None:
         """Close all connections."""
         self._client.close()
+
+
+class HttpStore(Store):
+    """An index that an engine holds at one path of its interface: PUT makes it, DELETE removes it."""
+
+    def __init__(self, http: HttpJson, path: str) -> None:
+        self._http, self._path = http, path
+
+    @abstractmethod
+    def _made(self) -> dict[str, Any]:
+        """The body of the PUT."""
+
+    def _call(self, method: str, path: str, body: Any = None, *, lines: bytes | None = None) -> Any:
+        return self._http.call(method, self._path + path, body, lines=lines)
+
+    def _is_there(self) -> bool:
+        return self._http.call("GET", self._path, absent={}) != {}
+
+    def close(self) -> None:
+        self._http.close()
+
+    def prepare(self, *, fresh: bool) -> bool:
+        there = self._is_there()
+        if there and fresh:
+            self._call("DELETE", "")
+            there = False
+        if not there:
+            self._call("PUT", "", self._made())
+        return there
 
 
 def url_without_key(url: str) -> str:

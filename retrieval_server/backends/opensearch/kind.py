@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from retrieval_server.backends.base import Hits
-from retrieval_server.backends.engines.http_json import HttpJson, in_requests, url_without_key
+from retrieval_server.backends.engines.http_json import HttpJson, HttpStore, in_requests, url_without_key
 from retrieval_server.backends.engines.kind import EngineKind
 from retrieval_server.backends.engines.settings import EngineSettings
 from retrieval_server.backends.engines.store import Batch, Shape, Store
@@ -42,11 +42,10 @@ class OpenSearchSettings(EngineSettings, frozen=True):
     _address = field_validator("url")(url_without_key)
 
 
-class _Index(Store):
+class _Index(HttpStore):
     def __init__(self, settings: OpenSearchSettings, shape: Shape) -> None:
         self._settings, self._shape = settings, shape
-        self._path = f"/{shape.name}"
-        self._http = HttpJson(
+        http = HttpJson(
             "OpenSearch",
             settings.url,
             key_variable=KEY_VARIABLE,
@@ -54,30 +53,13 @@ class _Index(Store):
             key_form="{}",
             timeout_s=settings.timeout_s,
         )
-
-    def _call(self, method: str, path: str, body: Any = None, *, lines: bytes | None = None) -> Any:
-        return self._http.call(method, self._path + path, body, lines=lines)
-
-    def _is_there(self) -> bool:
-        return self._http.call("GET", self._path, absent={}) != {}
+        super().__init__(http, f"/{shape.name}")
 
     def version(self) -> str:
         version = self._http.call("GET", "/")["version"]
         return f"{version.get('distribution', 'elasticsearch')} {version['number']}"
 
-    def close(self) -> None:
-        self._http.close()
-
     # filling
-
-    def prepare(self, *, fresh: bool) -> bool:
-        there = self._is_there()
-        if there and fresh:
-            self._call("DELETE", "")
-            there = False
-        if not there:
-            self._call("PUT", "", self._made())
-        return there
 
     def _made(self) -> dict[str, Any]:
         bm25 = {"type": "BM25", "k1": self._settings.k1, "b": self._settings.b}

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from retrieval_server.backends.base import Hits
-from retrieval_server.backends.engines.http_json import HttpJson, in_requests, url_without_key
+from retrieval_server.backends.engines.http_json import HttpJson, HttpStore, in_requests, url_without_key
 from retrieval_server.backends.engines.kind import EngineKind
 from retrieval_server.backends.engines.settings import EngineSettings
 from retrieval_server.backends.engines.store import Batch, Shape, Store
@@ -58,11 +58,10 @@ class QdrantSettings(EngineSettings, frozen=True):
     _address = field_validator("url")(url_without_key)
 
 
-class _Collection(Store):
+class _Collection(HttpStore):
     def __init__(self, settings: QdrantSettings, shape: Shape) -> None:
         self._settings, self._shape = settings, shape
-        self._path = f"/collections/{shape.name}"
-        self._http = HttpJson(
+        http = HttpJson(
             "Qdrant",
             settings.url,
             key_variable=KEY_VARIABLE,
@@ -70,29 +69,15 @@ class _Collection(Store):
             key_form="{}",
             timeout_s=settings.timeout_s,
         )
+        super().__init__(http, f"/collections/{shape.name}")
 
-    def _call(self, method: str, path: str, body: Any = None) -> Any:
-        return self._http.call(method, self._path + path, body)["result"]
-
-    def _is_there(self) -> bool:
-        return self._http.call("GET", self._path, absent={}) != {}
+    def _call(self, method: str, path: str, body: Any = None, *, lines: bytes | None = None) -> Any:
+        return super()._call(method, path, body, lines=lines)["result"]
 
     def version(self) -> str:
         return f"Qdrant {self._http.call('GET', '/').get('version', 'of an unknown version')}"
 
-    def close(self) -> None:
-        self._http.close()
-
     # filling
-
-    def prepare(self, *, fresh: bool) -> bool:
-        there = self._is_there()
-        if there and fresh:
-            self._call("DELETE", "")
-            there = False
-        if not there:
-            self._call("PUT", "", self._made())
-        return there
 
     def _made(self) -> dict[str, Any]:
         settings = self._settings

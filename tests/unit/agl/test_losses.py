@@ -86,12 +86,12 @@ def tensors(rows: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor, tor
     drops, masks = [], []
     for row in rows:
         values: list[float] = []
-        mask: list[bool] = []
+        written: list[bool] = []
         for action in row["actions"]:
             values += [*action, *[7.0] * row["read"]]
-            mask += [*[True] * len(action), *[False] * row["read"]]
+            written += [*[True] * len(action), *[False] * row["read"]]
         drops.append(values)
-        masks.append(mask)
+        masks.append(written)
     width = max(map(len, drops))
     old = torch.tensor([values + [0.0] * (width - len(values)) for values in drops])
     mask = torch.tensor([values + [False] * (width - len(values)) for values in masks])
@@ -118,7 +118,8 @@ def test_a_likelihood_that_does_not_fall_costs_nothing(rows: list[dict[str, Any]
 def test_without_llds_every_loss_keeps_value_and_gradient(mode: str) -> None:
     base = get_policy_loss_fn(mode).__wrapped__  # pyright: ignore[reportFunctionMemberAccess]
     found = []
-    for loss in (base, POLICY_LOSS_REGISTRY[mode]):
+    losses: list[Any] = [base, POLICY_LOSS_REGISTRY[mode]]
+    for loss in losses:
         new = torch.zeros(3, 6, requires_grad=True)
         value, metrics = loss(
             old_log_prob=DROPS, log_prob=new, advantages=ADVANTAGES, response_mask=MASK, config=actor(weight=0.0)

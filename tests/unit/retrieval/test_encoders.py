@@ -113,9 +113,11 @@ def test_an_older_indexs_identity_is_unchanged() -> None:
         '"passage_prefix": "passage: ", "max_tokens": 256}'
     )
     plain = EncoderSettings(model="m")
-    for change in ({"dimensions": 8}, {"end_token": END}, {"pooling": "last"}):
+    changes: list[dict[str, Any]] = [{"dimensions": 8}, {"end_token": END}, {"pooling": "last"}]
+    for change in changes:
         assert EncoderSettings(model="m", **change).identity() != plain.identity()
-    for place in ({"device": "cuda"}, {"dtype": "float16"}, {"onnx": "model.onnx"}):
+    places: list[dict[str, Any]] = [{"device": "cuda"}, {"dtype": "float16"}, {"onnx": "model.onnx"}]
+    for place in places:
         assert EncoderSettings(model="m", **place).identity() == plain.identity()
 
 
