@@ -37,11 +37,18 @@ TRIED = (
         "and deprecates the one that Agent Lightning extends; it refuses transformers from 5.11 on; "
         "vllm_rollout has no get_device_uuid, which our CPU backend replaces, and the loss gspo averages over tokens",
     ),
+    Tried(
+        package="verl",
+        since="0.9",
+        versions=("verl==0.9.1", "transformers==5.9.0"),
+        failed=("imports", "tests"),
+        why="as before, but the versions resolve (tokenizers 0.22.2 and huggingface-hub 1.33.0 with them)",
+    ),
 )
 
 
 def known_to_break(name: str, installed: str, pinned: Mapping[str, str]) -> Tried | None:
-    """The tried set that says why this version of a package does not work; None if none was tried or it is pinned."""
+    """The first tried set that says why this version of a package does not work; None if none does or it is pinned."""
     if installed.partition("+")[0] == pinned.get(name):
         return None
     return next((one for one in TRIED if one.package == name and _numbers(installed) >= _numbers(one.since)), None)
