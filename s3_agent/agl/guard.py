@@ -11,8 +11,9 @@ from typing import Any, Literal, TypeGuard
 
 from pydantic import BaseModel, ConfigDict, Field
 
-VALIDATION = ("s3/val/accuracy", "val/reward")
-"""What a validation is judged by: the accuracy, or the reward of a class that reports no accuracy."""
+VALIDATION = ("s3/val/accuracy", "s3/val/reward", "val/reward")
+"""What a validation is judged by: the accuracy, or the reward of a class that reports no accuracy. The trainer's own
+mean, in which failed rollouts count 0, is used only without an episode log."""
 _SETTLED = 3
 """Steps before a gradient norm is compared with the earlier ones."""
 
@@ -110,7 +111,8 @@ def _of_steps(guard: Guard, rows: Sequence[Row]) -> str | None:
 
     until = f"in the {guard.steps} steps until step {rows[-1]['step']}"
     invalid, at_limit = series("s3/train/invalid_actions"), series("s3/train/at_search_limit")
-    rewards, norms = series("training/reward"), series("actor/grad_norm")
+    logged = any(data.get("s3/train/reward") is not None for data in trained)  # the trainer's own counts failures as 0
+    rewards, norms = series("s3/train/reward" if logged else "training/reward"), series("actor/grad_norm")
     if guard.invalid_actions is not None and _above(invalid[-guard.steps :], guard.invalid_actions):
         return f"more than {guard.invalid_actions} of the responses held no action {until} ({invalid[-1]:.2f} at last)"
     if guard.searches_at_limit is not None and _above(at_limit[-guard.steps :], guard.searches_at_limit):

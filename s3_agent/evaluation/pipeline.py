@@ -33,6 +33,7 @@ _CONTEXT_CODE = (
     "s3_agent.clients.model_server",
     "s3_agent.clients.prompts",
     "s3_agent.fitting",
+    "s3_agent.guard",
     "s3_agent.tags",
 )
 _REPLY_CODE = ("s3_agent.clients.chat_model", "s3_agent.clients.model_server", "s3_agent.clients.replies")
@@ -41,7 +42,8 @@ _VERDICT_CODE = (
     "s3_agent.clients.judge",
     "s3_agent.clients.judge_forms",
     "s3_agent.clients.replies",
-    "s3_agent.rollout.scoring",
+    "s3_agent.guard",
+    "s3_agent.rewards.accuracy",
 )
 
 
@@ -94,7 +96,7 @@ class Pipeline:
         agents = [[one.id, one.settings.model_dump(mode="json"), self._contestant_key(one)] for one in contestants]
         prices = {model: price.model_dump() for model, price in self.conditions.prices.items()}
         asked = key_of_each(task.model_dump(mode="json") for task in tasks)
-        code = code_of("s3_agent.evaluation", "s3_agent.evidence")
+        code = code_of("s3_agent.evaluation", "s3_agent.evaluation.statistics", "s3_agent.evidence")
         return key_of(agents, asked, prices, self._context_key, self._judge_key, code)
 
     def _contestant_key(self, contestant: Contestant) -> str:

@@ -70,7 +70,7 @@ def results_of(path: Path) -> Iterator[EvaluatedTask]:
                     yield EvaluatedTask.model_validate_json(line)
                 except ValueError as cause:
                     raise ConfigError(
-                        f"{path}:{number} is not a result of an evaluation: {cause}",
+                        f"{path}:{number} is not a result of an evaluation: {str(cause).splitlines()[0]}",
                         remedy="run the evaluation again: it keeps what is finished and computes only the rest",
                     ) from cause
     except OSError as cause:

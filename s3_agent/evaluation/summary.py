@@ -138,7 +138,7 @@ def summarize(
         )
     last = passes[-1]
     if guard is not None and guard.stopped:
-        steps = guard.step
+        steps, metrics = guard.step, [row for row in metrics if row["step"] <= guard.step]
         validated = [row["step"] for row in metrics if validation_of(row) is not None]
         last = passes[validated.index(guard.best_step)]
     before, after = accuracies(passes[0]), accuracies(last)
@@ -152,7 +152,7 @@ def summarize(
     before, after = ({key: scores[key] for key in tasks} for scores in (before, after))
     naive = {key: task.rag_score for key, task in tasks.items() if task.rag_score is not None}
     # A reward of ours that checks no answer can not be compared with naive RAG's accuracy.
-    unanswered = any(passes[-1][key].accuracy is None and passes[-1][key].episode is not None for key in tasks)
+    unanswered = any(last[key].accuracy is None and last[key].episode is not None for key in tasks)
     if len(naive) < len(tasks) or unanswered:
         naive = {}
     naive_rag = _mean([*naive.values()]) if naive else None

@@ -17,10 +17,11 @@ BOUNDARIES = ("policy", "retriever", "generator", "judge", "worker", "timeout")
 def step_metrics(records: Sequence[EpisodeRecord]) -> dict[str, float]:
     """Means over the rollouts that succeeded, counts over all, by `s3/train/…` and `s3/val/…`.
 
-    `rag_baseline` is naive RAG's accuracy on the same questions, `invalid_actions` a share of all responses,
-    `answers_kept` the share of answers that were kept earlier, so that the generator was not asked again. `retries/…`
-    counts attempts that failed and were tried again, or given up, by the boundary at fault. `answers_untrained` counts
-    the policy's answers that are in no training row (`s3_agent.rollout.pool.recorded`), of agents other than ours.
+    `reward` is that of the rollouts that succeeded (the trainer's own mean counts the others as 0), `rag_baseline`
+    naive RAG's accuracy on the same questions, `invalid_actions` a share of all responses, `answers_kept` the share of
+    answers that were kept earlier, so that the generator was not asked again. `retries/…` counts attempts that failed
+    and were tried again, or given up, by the boundary at fault. `answers_untrained` counts the policy's answers that
+    are in no training row (`s3_agent.rollout.pool.recorded`), of agents other than ours.
     """
     metrics: dict[str, float] = {}
     for split, is_train in (("train", True), ("val", False)):
@@ -64,6 +65,7 @@ def _of(records: Sequence[EpisodeRecord]) -> dict[str, float]:
     turns = [turn for episode in episodes for turn in episode.turns]
     retries = Counter(failure.boundary for record in records for failure in record.failures)
     means = {
+        "reward": _mean(record.reward for record in ended),
         "accuracy": _mean(record.accuracy for record in ended),
         "gbr": _mean(record.gbr for record in ended),
         "rag_baseline": _mean(record.task.rag_score for record in ended if record.task is not None),

@@ -149,8 +149,9 @@ def _updated(run: Run, *, until: int) -> bool:
             row: dict[str, Any] = json.loads(line)
         except ValueError:  # the line is incomplete: the run was killed while writing it
             continue
-        gradient = row.get("actor/grad_norm", 0.0)
-        if row["step"] <= until and gradient > 0 and math.isfinite(gradient) and row.get("actor/lr", 1.0) > 0:
+        data = row["data"]
+        gradient, rate = data.get("actor/grad_norm") or 0.0, data.get("actor/lr", 1.0)
+        if row["step"] <= until and gradient > 0 and math.isfinite(gradient) and rate:
             return True
     return False
 

@@ -123,6 +123,15 @@ def _train(recipe: Recipe, run: Run, *, resumed: bool, changed: Sequence[str] = 
     require_external(recipe)
     prepared = prepare_tasks(recipe)
     train, validation = prepared.train, prepared.validation
+    if (
+        recipe.trainer.wandb_mode == "online"
+        and "wandb" in recipe.trainer.trackers
+        and any(task.protected for task in (*train, *validation))
+    ):
+        raise ConfigError(
+            "Agent Lightning would upload the texts of protected questions to Weights & Biases",
+            remedy="trainer.wandb_mode=offline, or another tracker",
+        )
     with ExitStack() as held:
         if resumed:
             held.enter_context(run.held())
@@ -156,7 +165,7 @@ def _train(recipe: Recipe, run: Run, *, resumed: bool, changed: Sequence[str] = 
         start_up: dict[str, float] = {}
         if done < recipe.trainer.steps:
             try:
-                start_up = _play(recipe, run, generation=generation)
+                start_up = _play(recipe, run, generation=generation, done=done)
             except RunStopped as stop:
                 guard = stop.report
                 _say(f"the guard stopped the run after step {guard.step}: {guard.reason}")
@@ -187,7 +196,7 @@ def _train(recipe: Recipe, run: Run, *, resumed: bool, changed: Sequence[str] = 
     return 0
 
 
-def _play(recipe: Recipe, run: Run, *, generation: int) -> dict[str, float]:
+def _play(recipe: Recipe, run: Run, *, generation: int, done: int) -> dict[str, float]:
     """Run all processes until the trainer is done; returns the seconds that each needed to become ready."""
     key = recipe.gateway.key or secrets.token_urlsafe(24)
     parts = [*service_parts(recipe, run), *training_parts(recipe, run, key=key, generation=generation)]
@@ -199,7 +208,7 @@ def _play(recipe: Recipe, run: Run, *, generation: int) -> dict[str, float]:
         looked = 0.0
 
         bound = CheckpointBound(run, keep=recipe.trainer.checkpoints_kept)
-        kept = KeptBest(run, recipe.trainer.guard)
+        kept = KeptBest(run, recipe.trainer.guard, after=done)
 
         def tick() -> None:
             nonlocal looked

@@ -66,7 +66,9 @@ class RagCache(BaseModel):
         try:
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as cause:
-            raise RagCacheError(f"the RAG cache {path} can not be read: {cause}", remedy=REBUILD) from cause
+            # The first line only: the others quote what the file holds.
+            reason = str(cause).splitlines()[0]
+            raise RagCacheError(f"the RAG cache {path} can not be read: {reason}", remedy=REBUILD) from cause
 
     @classmethod
     def load(cls, path: Path, *, expected: Fingerprint) -> Self:

@@ -70,7 +70,7 @@ class Retrieved:
     def first(self, query: str) -> tuple[Passage, ...]:
         """The first passages of a question in the file. Raises DataError for any other question."""
         if query not in self._found:
-            raise DataError(f"{self._path} has no passages for {query!r}", remedy="run the stage retrieve again")
+            raise DataError(f"{self._path} lacks the passages of a question", remedy="run the stage retrieve again")
         return self._found[query]
 
     async def retrieve(self, query: str, *, topk: int) -> tuple[Passage, ...]:

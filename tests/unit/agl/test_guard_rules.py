@@ -62,6 +62,12 @@ def test_steps_out_of_bounds_count_in_a_row(step: dict[str, Any], words: str) ->
     assert tripped(Guard(action="off"), rows(*[{}] * 5, step, step, step)) is None
 
 
+def test_failed_rollouts_are_no_fall_of_the_reward() -> None:
+    """The trainer counts them as 0; a retriever that is away for three steps is not a collapse."""
+    away = {"training/reward": 0.05, "s3/train/reward": 0.5}
+    assert tripped(Guard(), rows(*[{"s3/train/reward": 0.5}] * 3, away, away, away)) is None
+
+
 def test_searching_to_the_limit_is_a_rule_only_if_asked_for() -> None:
     steps = rows(*[{"s3/train/at_search_limit": 1.0}] * 5)
     assert tripped(Guard(), steps) is None

@@ -179,7 +179,7 @@ def test_what_no_trainer_loads_may_be_missing(run: Run, tmp_path: Path) -> None:
 
 
 def logged(run: Run, *rows: tuple[int, float, float]) -> None:
-    lines = [json.dumps({"step": s, "actor/grad_norm": norm, "actor/lr": rate}) for s, norm, rate in rows]
+    lines = [json.dumps({"step": s, "data": {"actor/grad_norm": norm, "actor/lr": rate}}) for s, norm, rate in rows]
     run.metrics.write_text("\n".join(lines) + '\n{"step": 3, "act')
 
 

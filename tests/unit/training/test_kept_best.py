@@ -1,5 +1,6 @@
 """A guarded run's folder: the best checkpoint survives the trainer's own deletions, and the run goes back to it."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from s3_agent.agl.guard import Guard
+from s3_agent.errors import LaunchError
 from s3_agent.processes.run_folder import Run
 from s3_agent.training.kept_best import KeptBest, RunStopped, go_back_to_best, read_report
 from s3_agent.training.resume import checkpoint_steps, exportable_step, latest_step
@@ -88,3 +90,43 @@ def test_the_best_is_kept_without_a_second_copy_on_the_disk(run: Run) -> None:
     logged(run, 3, 0.8)
     kept.look()
     assert [path.name for path in run.best.iterdir()] == ["global_step_3"]
+
+
+def test_a_resumed_run_is_not_judged_by_what_was_judged_before(run: Run) -> None:
+    collapse(run, Guard())
+    again = KeptBest(run, Guard(action="stop"), after=5)
+    again.look()
+    assert again.report is None
+    for step, accuracy in ((6, 0.66), (7, 0.3), (8, 0.3)):
+        logged(run, step, accuracy)
+        if step < 8:
+            again.look()
+    with pytest.raises(RunStopped) as stopped:
+        again.look()
+    assert stopped.value.report.best_step == 6, "step 2 validated better, and its checkpoint is gone"
+    go_back_to_best(run, 6)
+    assert latest_step(run) == 6
+
+
+def test_without_the_best_checkpoint_nothing_is_moved(run: Run) -> None:
+    collapse(run, Guard())
+    with pytest.raises(LaunchError, match="step 2 validated best"):
+        go_back_to_best(run, 2)
+    assert checkpoint_steps(run) == [4, 5] and latest_step(run) == 5
+
+
+def test_a_checkpoint_that_can_not_be_kept_does_not_end_the_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = KeptBest(run, Guard(action="stop"))
+    logged(run, 0, 0.5)
+    logged(run, 1, 0.6)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("s3_agent.training.kept_best.link_tree", full)
+        kept.look()
+    assert not run.best.exists() or not list(run.best.iterdir())
+    logged(run, 2, 0.7)
+    kept.look()
+    assert [path.name for path in run.best.iterdir()] == ["global_step_2"]
