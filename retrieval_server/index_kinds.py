@@ -46,6 +46,18 @@ class IndexSettings(BaseModel, frozen=True):
     def check_topk(self, topk: int) -> None:
         """Raise ValueError if the index can not return `topk` passages for a query."""
 
+    def most(self, limit: int) -> int:
+        """The largest number of passages up to `limit` that `check_topk` allows; it allows all smaller numbers."""
+        least = 1
+        while least < limit:
+            middle = (least + limit + 1) // 2
+            try:
+                self.check_topk(middle)
+                least = middle
+            except ValueError:
+                limit = middle - 1
+        return least
+
 
 @dataclass(frozen=True, slots=True)
 class IndexNeed:

@@ -43,10 +43,11 @@ def index_identity(recipe: Recipe) -> dict[str, Any]:
 
 
 def retriever_text(index: Mapping[str, Any]) -> str:
-    """The index, its search and its reranker in one line, including the format number and a stemmer's release: both
-    change its answers."""
+    """The index, its search and its reranker in one line, including format numbers and a stemmer's release, also of the
+    parts of a hybrid index: they change its answers."""
     made = {"backend": index["backend"], "format": index.get("format"), **index["settings"]}
-    more = {"stemmer_release": index.get("stemmer"), "rerank": index.get("rerank")}
+    names = {"stemmer_release": "stemmer", "parts_made_with": "parts_made_with", "rerank": "rerank"}
+    more = {name: index.get(key) for name, key in names.items()}
     return json.dumps(made | {name: value for name, value in more.items() if value is not None})
 
 

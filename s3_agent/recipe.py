@@ -437,6 +437,7 @@ class Recipe(_Section):
             index.check_topk(topk)
             if self.retriever.rerank is not None:
                 self.retriever.rerank.check_topk(topk)
+                index.check_topk(self.retriever.rerank.candidates)
         return self
 
     @model_validator(mode="after")

@@ -147,7 +147,7 @@ class Service:
         self._passages = opened.passages
         if isinstance(backend, StagedBackend):
             backend.observe_with(self._metrics.stage)
-            self.max_topk = min(self.max_topk, backend.most or self.max_topk)
+        self.max_topk = min(self.max_topk, getattr(backend, "most", None) or self.max_topk)
         if isinstance(backend, Reranked):
             self._reranker = backend
         self._batcher = self._searcher(backend)

@@ -33,6 +33,11 @@ class EngineBackend:
             self._analyzer = EnglishAnalyzer(stemmer=settings.stemmer, stopwords=settings.stopwords)
         self._most = min(most, passages)
 
+    @property
+    def most(self) -> int:
+        """The longest list that the engine gives with these settings."""
+        return self._settings.most(self._most)
+
     def cost(self, query: str) -> int:
         """Its approximate number of tokens, of four characters each."""
         longest = self._settings.encoder.max_tokens if self._settings.encoder else 1

@@ -19,6 +19,7 @@ class Web:
 
     def __init__(self, settings: WebSettings, store: Store) -> None:
         self._settings, self._store = settings, store
+        self.most = settings.results
         self._asking: Asking | None = None
         self._asked: dict[str, asyncio.Task[list[int]]] = {}
         self._numbers = count()

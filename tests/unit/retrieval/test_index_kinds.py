@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from retrieval_server.corpus import Corpus
 from retrieval_server.errors import RetrievalError
@@ -28,3 +30,15 @@ def test_a_kind_that_is_not_registered_is_neither_built_nor_converted(tmp_path: 
     with pytest.raises(RetrievalError, match="there is no index kind 'unheard-of'"):
         convert_index(corpus, tmp_path / "other", tmp_path / "index", settings)
     assert [path.name for path in tmp_path.iterdir()] == ["corpus.jsonl"]
+
+
+@given(st.integers(1, 2000), st.integers(1, 2000))
+def test_the_longest_list_is_the_largest_that_the_check_allows(depth: int, limit: int) -> None:
+    class Settings(IndexSettings):
+        kind: str = "some"
+
+        def check_topk(self, topk: int) -> None:
+            if topk > depth:
+                raise ValueError(topk)
+
+    assert Settings().most(limit) == min(depth, limit)
