@@ -102,10 +102,10 @@ def conditions_of(recipe: Recipe, generator: dict[str, Any]) -> Conditions:
 
 
 def _coverage(recipe: Recipe, conditions: Conditions, tasks: Sequence[Task], out: Path) -> Coverage:
-    """Which gold documents the corpus has. Another retriever's corpus is not ours to read."""
+    """Which gold documents the corpus has; unknown where the retriever does not search `data.corpus`."""
     if not any(task.evidence for task in tasks):
         return Coverage()
-    corpus = recipe.data.corpus if recipe.retriever.url is None else None
+    corpus = recipe.data.corpus if recipe.serves_corpus else None
     out.mkdir(parents=True, exist_ok=True)
     return kept_coverage(out, tasks, corpus, identity=conditions.index)
 
