@@ -31,7 +31,13 @@ from s3_agent.evaluation.players import contestants_of
 from s3_agent.evaluation.progress import EvaluationProgress
 from s3_agent.evaluation.records import EvaluatedTask, EvaluationSetting, read_json
 from s3_agent.evaluation.run import Unit, evaluate_all, read_kept, units_of
-from s3_agent.evaluation.services import policy_client, require_tokenizers, services_of, serving
+from s3_agent.evaluation.services import (
+    policy_client,
+    require_enough_passages,
+    require_tokenizers,
+    services_of,
+    serving,
+)
 from s3_agent.evaluation.stages import key_of, only_one
 from s3_agent.evaluation.table import EvaluationTable, Numbers, numbers_of, table_of
 from s3_agent.evaluation.views.table import markdown, terminal_tables
@@ -241,6 +247,7 @@ def evaluate_job(recipe: Recipe, request: EvaluationRequest) -> int:
         generator=generator,
         key=request.policy_key,
     )
+    require_enough_passages(recipe, contestants)
     contestants = with_samples(contestants, request.samples)
     out = request.out or recipe.runs / f"evaluation-{recipe.name}"
     _announce(tasks, of=len(all_tasks), out=out)

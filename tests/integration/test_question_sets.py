@@ -283,3 +283,25 @@ def test_with_web_search_the_corpus_of_a_set_is_neither_fetched_nor_measured(wor
     out = world.folder / "runs" / "evaluation-tour-browsecomp_plus"
     evidence = json.loads((out / "evaluation.json").read_text())["data"]["evidence"]
     assert (evidence["questions"], evidence["left_out"], evidence["in_corpus"]) == (ENCRYPTED, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("index", "told"),
+    [
+        (["rerank.style=cohere", "rerank.model=m", "rerank.url=http://127.0.0.1:1"], "`rerank.candidates` is 50"),
+        (
+            ["index.kind=hybrid", "index.parts.a.index.kind=bm25", "index.parts.b.index.kind=bm25", "index.depth=60"],
+            "`depth` is 60",
+        ),
+        (["index.kind=web", "index.provider=serper", "index.results=20"], "more than the 20 `results`"),
+    ],
+    ids=lambda value: value[0].partition("=")[2] if isinstance(value, list) else "",
+)
+def test_more_passages_than_the_retriever_returns_are_refused_before_anything_starts(
+    world: World, index: list[str], told: str
+) -> None:
+    overrides = [f"retriever.{one}" for one in index]
+    refused = failure(world.evaluate("nq", "--agents", "direct,rag,retriever", *overrides))
+    assert "the agent retriever asks for 100 passages at a time" in refused and told in refused
+    assert "`agents.retriever.limits`" in refused
+    assert not (world.folder / "runs").exists()
