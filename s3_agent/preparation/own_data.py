@@ -101,8 +101,8 @@ def import_own(
     """Write `corpus.jsonl`, `train.jsonl`, `validation.jsonl` and `recipe.yaml` into a folder; yields lines to print.
 
     With `qrels` the questions get their evidence, and may be TREC topics. The recipe is `base` with these data; it is
-    not written when `base` already names these files. With protected questions only the owner can enter the folder. Raises DataError, which names the faulty line, and then leaves
-    the existing files unchanged.
+    not written when `base` already names these files. Only the owner can enter a folder with protected questions.
+    Raises DataError, which names the faulty line, and then leaves the existing files unchanged.
     """
     blank: list[str] = []
     made = into / "corpus.jsonl"
