@@ -39,6 +39,10 @@ class EncoderBase(BaseModel, frozen=True):
         """The settings that vectors depend on, as JSON."""
         return self.model_dump(mode="json")
 
+    def place(self) -> dict[str, Any]:
+        """The settings that say where it is, as JSON, for the manifest. They may change; a key is never one of them."""
+        return {}
+
     def placed(self) -> tuple[str, int]:
         """The device that it computes on, and the bytes of a number there; 0: none of ours."""
         return "cpu", 0
@@ -98,6 +102,12 @@ ENCODERS: Registry[EncoderKind] = Registry(
 def open_encoder(settings: EncoderBase) -> Encoder:
     """The encoder of these settings. Raises RetrievalError."""
     return ENCODERS[settings.kind].load(settings)
+
+
+def encoder_place(encoder: EncoderBase | None) -> dict[str, Any]:
+    """An index's setting `encoder` with the place of it, for `IndexSettings.place`; nothing if it has no place."""
+    place = encoder and encoder.place()
+    return {"encoder": encoder.identity() | place} if encoder and place else {}
 
 
 def shortened(vectors: Any, settings: EncoderBase) -> Any:

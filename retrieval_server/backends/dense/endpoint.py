@@ -38,6 +38,9 @@ class EndpointSettings(EncoderBase, frozen=True):
         away = {"url", "key_variable", "encoding", "texts", "parallel", "timeout_s", "patience_s", "max_tokens"}
         return self.model_dump(mode="json", exclude=away)
 
+    def place(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", include={"url", "key_variable", "encoding"})
+
 
 class Endpoint:
     """The opened service. Its first answer tells the number of numbers in a vector."""

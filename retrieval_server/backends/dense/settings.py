@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from retrieval_server.backends.dense.encoders import AnyEncoderSettings, EncoderBase
+from retrieval_server.backends.dense.encoders import AnyEncoderSettings, EncoderBase, encoder_place
 from retrieval_server.index_kinds import IndexSettings
 
 _OF_VECTORS = (
@@ -107,3 +107,7 @@ class DenseSettings(IndexSettings, frozen=True):
         """The settings that answers depend on."""
         searched = self.model_dump(include={"engine", "probes", "ef_search", "candidates", "torch_dtype"}, mode="json")
         return self.identity() | searched
+
+    def place(self) -> dict[str, Any]:
+        """Where the encoder is, if it is a service."""
+        return encoder_place(self.encoder)
