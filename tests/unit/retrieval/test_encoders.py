@@ -294,6 +294,7 @@ def test_an_engines_manifest_says_where_its_encoder_is(name: str) -> None:
         ({"kind": "unheard-of", "model": "m"}, "there is no encoder 'unheard-of'"),
         ({"kind": "openai", "model": "m"}, "url"),
         ({"kind": "openai", "model": "m", "url": "ftp://h"}, "`url` is not http"),
+        ({"kind": "openai", "model": "m", "url": "http://h/v1", "max_tokens": 9}, "max_tokens(.|\n)*not permitted"),
         ({"model": "m", "pooling": "first"}, "pooling"),
         ({"model": "m", "dimensions": 0}, "dimensions"),
     ],
