@@ -13,7 +13,7 @@ from s3_agent.clients.http import bearer
 from s3_agent.errors import ConfigError
 from s3_agent.evaluation.contestants import Contestant
 from s3_agent.evaluation.players import contestant_of, trained_policy
-from s3_agent.evaluation.services import policy_client, require_tokenizers, serving
+from s3_agent.evaluation.services import policy_client, require_enough_passages, require_tokenizers, serving
 from s3_agent.evaluation.views.episode import episode_view
 from s3_agent.processes.requirements import require_vllm
 from s3_agent.processes.services import clients_of
@@ -82,6 +82,7 @@ def ask_job(
         key=policy_key,
         model=policy_name,
     )
+    require_enough_passages(recipe, [player])
     require_tokenizers(recipe, [player])
     task = Task(id="ask", question=question, golden_answers=(UNKNOWN,))
     with serving(recipe, [player], say=console.print) as (served, urls, stack):

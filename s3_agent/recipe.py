@@ -126,6 +126,14 @@ class RetrieverRecipe(_Section):
             raise ValueError(f"passages of `index.kind: {self.index.kind}` are not reranked: leave `rerank` out")
         return self
 
+    def check_topk(self, topk: int) -> None:
+        """Raise ValueError if our own server can not return `topk` passages for a query."""
+        if self.url is None:
+            self.index.check_topk(topk)
+            if self.rerank is not None:
+                self.rerank.check_topk(topk)
+                self.index.check_topk(self.rerank.candidates)
+
     @field_validator("index", mode="before")
     @classmethod
     def _default_kind(cls, index: Any) -> Any:
@@ -431,13 +439,7 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _enough_candidates(self) -> Self:
-        index, limits = self.retriever.index, self.agent.limits
-        if self.retriever.url is None:
-            topk = max(limits.topk, limits.initial_topk, self.data.retrieved_topk)
-            index.check_topk(topk)
-            if self.retriever.rerank is not None:
-                self.retriever.rerank.check_topk(topk)
-                index.check_topk(self.retriever.rerank.candidates)
+        self.retriever.check_topk(max(self.agent.most_topk, self.data.retrieved_topk))
         return self
 
     @model_validator(mode="after")

@@ -93,6 +93,12 @@ class AgentChoice(BaseModel):
         return METHODS[self.name]
 
     @property
+    def most_topk(self) -> int:
+        """The most passages that the agent asks for at a time; 0 for one that does not search."""
+        asked = self.method.uses & {"topk", "initial_topk"}
+        return max((getattr(self.limits, field) for field in asked), default=0)
+
+    @property
     def answer_prompt(self) -> AnswerPrompt:
         """How to ask the generator for the answer."""
         return replace(self.method.answer_prompt, layout=self.layout)

@@ -99,6 +99,8 @@ def own_questions(rows: Iterable[Placed], *, data_source: str, numbered: str = "
         kept = {key: row[key] for key in ("metadata", "supporting_facts_index") if row.get(key) is not None}
         if isinstance(row.get("hops"), int):
             kept["hops"] = row["hops"]
+        if row.get("protected"):
+            kept["protected"] = row["protected"]
         kept |= _evidence(row, question)
         yield (
             place,

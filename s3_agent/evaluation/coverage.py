@@ -24,7 +24,8 @@ FILE = "coverage.json"
 class Coverage(BaseModel):
     """How many questions have evidence, how many different documents it names, and how many of these the corpus has.
 
-    `found` is None if the corpus could not be read, because the retriever is not ours; then no question is left out.
+    `found` is None if there is no corpus to read, because the retriever is not ours or searches the web; then no
+    question is left out.
     `exact` are the titles that the corpus has as they are written, `left_out` the ids of the questions none of whose
     documents exist.
     """

@@ -31,7 +31,13 @@ from s3_agent.evaluation.players import contestants_of
 from s3_agent.evaluation.progress import EvaluationProgress
 from s3_agent.evaluation.records import EvaluatedTask, EvaluationSetting, read_json
 from s3_agent.evaluation.run import Unit, evaluate_all, read_kept, units_of
-from s3_agent.evaluation.services import policy_client, require_tokenizers, services_of, serving
+from s3_agent.evaluation.services import (
+    policy_client,
+    require_enough_passages,
+    require_tokenizers,
+    services_of,
+    serving,
+)
 from s3_agent.evaluation.stages import key_of, only_one
 from s3_agent.evaluation.table import EvaluationTable, Numbers, numbers_of, table_of
 from s3_agent.evaluation.views.table import markdown, terminal_tables
@@ -102,10 +108,10 @@ def conditions_of(recipe: Recipe, generator: dict[str, Any]) -> Conditions:
 
 
 def _coverage(recipe: Recipe, conditions: Conditions, tasks: Sequence[Task], out: Path) -> Coverage:
-    """Which gold documents the corpus has. Another retriever's corpus is not ours to read."""
+    """Which gold documents the corpus has; unknown where the retriever does not search `data.corpus`."""
     if not any(task.evidence for task in tasks):
         return Coverage()
-    corpus = recipe.data.corpus if recipe.retriever.url is None else None
+    corpus = recipe.data.corpus if recipe.serves_corpus else None
     out.mkdir(parents=True, exist_ok=True)
     return kept_coverage(out, tasks, corpus, identity=conditions.index)
 
@@ -241,6 +247,7 @@ def evaluate_job(recipe: Recipe, request: EvaluationRequest) -> int:
         generator=generator,
         key=request.policy_key,
     )
+    require_enough_passages(recipe, contestants)
     contestants = with_samples(contestants, request.samples)
     out = request.out or recipe.runs / f"evaluation-{recipe.name}"
     _announce(tasks, of=len(all_tasks), out=out)

@@ -9,6 +9,7 @@ import httpx
 from s3_agent.clients.make import make_policy
 from s3_agent.clients.policy import NoPolicy, Policy
 from s3_agent.clients.tokenizer import policy_tokenizer
+from s3_agent.errors import ConfigError
 from s3_agent.evaluation.contestants import Contestant, PolicyUnderTest
 from s3_agent.evaluation.pipeline import Services
 from s3_agent.processes.ports import reserve_port
@@ -65,6 +66,22 @@ def require_tokenizers(recipe: Recipe, contestants: Iterable[Contestant]) -> Non
             if policy.url is None:
                 require_vllm("serving a policy")
             policy_tokenizer(_tokenizer(one, policy, recipe), policy.template)
+
+
+def require_enough_passages(recipe: Recipe, contestants: Iterable[Contestant]) -> None:
+    """Raises ConfigError for an agent that asks for more passages than our own retriever returns: each of its searches
+    would fail.
+    """
+    for one in contestants:
+        topk = one.settings.most_topk
+        try:
+            recipe.retriever.check_topk(topk)
+        except ValueError as cause:
+            limits = "agent.limits" if one.name == recipe.agent.name else f"agents.{one.name}.limits"
+            raise ConfigError(
+                f"the agent {one.label} asks for {topk} passages at a time: {cause}",
+                remedy=f"change that setting in `retriever`, or lower `topk` or `initial_topk` in `{limits}`",
+            ) from cause
 
 
 def _tokenizer(one: Contestant, policy: PolicyUnderTest, recipe: Recipe) -> str:

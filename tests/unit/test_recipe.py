@@ -245,3 +245,13 @@ def test_a_policy_is_asked_for_one_whole_answer_a_call(field: str) -> None:
 def test_a_reward_by_evidence_needs_no_generator() -> None:
     assert load_recipe("cpu", []).asks_generator
     assert not load_recipe("cpu", ["agent.reward=evidence_recall"]).asks_generator
+
+
+def test_an_agent_asks_for_at_most_the_larger_of_the_limits_that_it_uses() -> None:
+    recipe = load_recipe("cpu", ["agent.limits.topk=5", "agent.limits.initial_topk=9"])
+    asked = {name: recipe.playing(name).most_topk for name in ("s3", "rag", "retriever", "direct")}
+    assert asked == {"s3": 9, "rag": 3, "retriever": 100, "direct": 0}
+    web = ["retriever.index.kind=web", "retriever.index.provider=serper", "retriever.index.results=12"]
+    with pytest.raises(ConfigError, match="15 passages a query are more than the 12 `results`"):
+        load_recipe("cpu", [*web, "agent.limits.topk=15"])
+    assert load_recipe("cpu", [*web, "agent.limits.topk=15", "retriever.url=http://127.0.0.1:1"])

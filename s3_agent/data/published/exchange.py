@@ -29,7 +29,7 @@ def read_published(
         rows, judged = [row for path in task_files for row in task_rows(path)], read_qrels(source)
         if not rows:
             raise DataError("no task file is given", remedy="name the questions of the qrels: --tasks FILE")
-        count = write_rows(target, with_qrels(rows, judged))
+        count = write_rows(target, with_qrels(rows, judged), private=any(row.get("protected") for row in rows))
         strangers = len(judged.keys() - {row["id"] for row in rows})
         yield f"{count} tasks in {target}; {strangers} questions of the qrels are none of them"
         return

@@ -1,5 +1,6 @@
 """Replies outlive a run where all that they depend on is known, and only there."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from s3_agent.clients.answers.cache import content_address
 from s3_agent.clients.chat_model import Message, ModelSettings
 from s3_agent.processes import serving
 from s3_agent.recipe import Recipe, load_recipe
+from s3_agent.types import Task
 
 ASKED: list[Message] = [{"role": "user", "content": "q"}]
 
@@ -18,8 +20,8 @@ def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "_weights", lambda recipe: {"of": recipe.generator.model})
 
 
-def settled(*overrides: str, folder: Path = Path("runs/x")) -> Recipe:
-    return serving.with_answer_cache(load_recipe("cpu", ["generator.dtype=float32", *overrides]), folder)
+def settled(*overrides: str, folder: Path = Path("runs/x"), tasks: Sequence[Task] = ()) -> Recipe:
+    return serving.with_answer_cache(load_recipe("cpu", ["generator.dtype=float32", *overrides]), folder, tasks)
 
 
 def test_a_generator_of_ours_keeps_its_replies_beside_what_was_prepared() -> None:
@@ -27,6 +29,15 @@ def test_a_generator_of_ours_keeps_its_replies_beside_what_was_prepared() -> Non
     assert recipe.generator.identity
     assert recipe.generator.cache == Path("elsewhere/answers").absolute()
     assert settled("prepared=elsewhere", folder=Path("runs/y")).generator.cache == recipe.generator.cache
+
+
+def test_replies_about_protected_tasks_stay_in_the_folder_of_the_run() -> None:
+    task = Task(id="1", question="q?", golden_answers=("a",))
+    marked = task.model_copy(update={"protected": "canary"})
+    assert settled("prepared=elsewhere", tasks=[task]).generator.cache == Path("elsewhere/answers").absolute()
+    recipe = settled("prepared=elsewhere", tasks=[task, marked])
+    assert recipe.generator.cache == Path("runs/x/answers").absolute() and recipe.generator.identity
+    assert recipe.judge.cache == Path("runs/x/verdicts").absolute()
 
 
 @pytest.mark.parametrize(

