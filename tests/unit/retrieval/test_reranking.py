@@ -326,3 +326,14 @@ def test_a_stage_inside_a_stage_reports_its_time() -> None:
     [[(_, score)]] = outer.search(["krone"], topk=1)
     assert seen == ["table", STAGE, "inner", STAGE]
     assert set(stages_of(score, "?")) == {"table", STAGE}
+
+
+@pytest.mark.parametrize("style", ["tei", "search_r1"])
+def test_two_addresses_are_one_reranker_only_if_the_model_is_named(style: str) -> None:
+    def answers(port: int, model: str) -> dict[str, Any]:
+        return rerank_settings.validate_python(
+            {"style": style, "url": f"http://host:{port}/rerank", "model": model}
+        ).answers()
+
+    assert answers(1, "") != answers(2, "")
+    assert answers(1, "a") == answers(2, "a") != answers(1, "b")
