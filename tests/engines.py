@@ -1,5 +1,6 @@
 """The engines that run in tests, each with what a test must do to it from outside."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -40,6 +41,10 @@ class Engine(Protocol):
         """Remove one passage."""
         ...
 
+    def remove(self, name: str) -> None:
+        """Remove the whole index."""
+        ...
+
 
 class PgvectorEngine:
     lexical = dense = True
@@ -64,6 +69,9 @@ class PgvectorEngine:
     def lose(self, name: str, row: int) -> None:
         self._server.run(f"delete from {self._table(name)} where number = %s", row)
 
+    def remove(self, name: str) -> None:
+        self._server.run(f"drop table {self._table(name)}")
+
 
 class QdrantEngine:
     lexical = dense = True
@@ -87,6 +95,9 @@ class QdrantEngine:
 
     def lose(self, name: str, row: int) -> None:
         self._shim.client.delete(self._collection(name), [row])
+
+    def remove(self, name: str) -> None:
+        self._shim.client.delete_collection(self._collection(name))
 
 
 class OpenSearchEngine:
@@ -113,6 +124,10 @@ class OpenSearchEngine:
         del self._index(name).documents[str(row)]
         self._index(name).refresh()
 
+    def remove(self, name: str) -> None:
+        [found] = [key for key in self._fake.indexes if key[:-13] == name]
+        del self._fake.indexes[found]
+
 
 class LanceDBEngine:
     """Files: what is taken away is their folder."""
@@ -136,17 +151,23 @@ class LanceDBEngine:
         self._folder.unlink()
         self._folder.with_name("away").rename(self._folder)
 
+    def _path(self, name: str) -> Path:
+        [path] = self._folder.glob(f"{name}_{'[0-9a-f]' * 12}.lance")
+        return path
+
     def _table(self, name: str) -> Any:
         import lancedb
 
-        [path] = self._folder.glob(f"{name}_{'[0-9a-f]' * 12}.lance")
-        return lancedb.connect(self._folder).open_table(path.stem)
+        return lancedb.connect(self._folder).open_table(self._path(name).stem)
 
     def change(self, name: str, row: int) -> None:
         self._table(name).update(where=f"number = {row}", values={"id": "changed"})
 
     def lose(self, name: str, row: int) -> None:
         self._table(name).delete(f"number = {row}")
+
+    def remove(self, name: str) -> None:
+        shutil.rmtree(self._path(name))
 
 
 @contextmanager

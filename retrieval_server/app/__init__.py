@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
@@ -77,7 +77,12 @@ def _checked(settings: ServerSettings, asked: SearchRequest) -> tuple[list[str],
         remedy = f"send at most {settings.max_queries} a request"
         raise Refused(413, "too_many_queries", f"{len(texts)} queries", remedy)
     cut = sum(len(text) > longest for text in texts)
-    return [text[:longest].encode("utf-8", "replace").decode() for text in texts], cut
+    return _cut(texts, longest), cut
+
+
+def _cut(texts: Sequence[str], longest: int) -> list[str]:
+    """At most `longest` characters of each, as text that every tokenizer accepts."""
+    return [text[:longest].encode("utf-8", "replace").decode() for text in texts]
 
 
 def _topk(wanted: int | None, *, default: int, most: int) -> int:
@@ -229,6 +234,7 @@ def create_app(
             what, most = f"{len(asked.queries)} queries with {given} documents", settings.max_queries
             raise Refused(413, "too_many_documents", what, f"send at most {most} of each in a request")
         topk = _topk(asked.rerank_topk, default=settings.topk, most=settings.max_topk)
+        asked.queries = _cut(asked.queries, settings.max_query_characters)
         return await answered(request, service.rerank(asked, topk=topk))
 
     return app

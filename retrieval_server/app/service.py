@@ -209,7 +209,7 @@ class Service:
 
         def work(stopped: Callable[[], bool]) -> bytes:
             texts = [[search_r1_text(contents) for contents in own] for own in asked.contents]
-            scores = [] if stopped() else reranker.scores(list(zip(asked.queries, texts, strict=True)))
+            scores = reranker.scores(list(zip(asked.queries, texts, strict=True)), stopped=stopped)
             result: list[Any] = []
             for own, scored in zip(texts, scores, strict=True):
                 best = sorted(zip(own, scored, strict=True), key=lambda one: -one[1])[:topk]

@@ -5,7 +5,7 @@ from typing import Any
 
 from retrieval_server.backends.base import Backend, Passages, WaitingBackend
 from retrieval_server.corpus import Corpus, Report, silent
-from retrieval_server.errors import RetrievalError
+from retrieval_server.errors import RetrievalError, Unavailable
 from retrieval_server.index_kinds import IndexSettings, default_settings, kind_of
 from retrieval_server.indexing.build import build_index
 from retrieval_server.indexing.manifest import (
@@ -53,10 +53,13 @@ def open_backend(
 ) -> tuple[Backend, dict[str, Any]]:
     """The opened index in `folder` and its manifest; with `build`, an index that is missing or does not match is built.
 
-    Without settings, those of the index's manifest are used; a new index is of the default kind. Raises RetrievalError.
+    Without settings, those of the index's manifest are used; a new index is of the default kind. Raises RetrievalError,
+    and Unavailable if a service behind the index is away: then nothing is built.
     """
     try:
         backend = load_index(corpus, folder, settings, report=report)
+    except Unavailable:
+        raise
     except RetrievalError:
         if not build or (settings is not None and kind_of(settings).foreign(settings) is not None):
             raise
@@ -77,9 +80,18 @@ def open_without_corpus(
 
 
 def _said(folder: Path) -> IndexSettings | None:
+    """The settings in the manifest; None if there is no manifest, or one of the default kind without valid settings.
+
+    Raises RetrievalError for any other manifest that can not be read: a default index must not replace it.
+    """
     if not (folder / MANIFEST).exists():
         return None
+    default = default_settings().kind
+    remedy = f"give the settings of this index with --backend, or remove {folder} for a new index of `kind: {default}`"
+    manifest = read_manifest(folder, remedy=remedy)
     try:
-        return said_settings(read_manifest(folder, remedy=""), folder, remedy="")
+        return said_settings(manifest, folder, remedy=remedy)
     except RetrievalError:
-        return None
+        if manifest.get("backend") == default:
+            return None
+        raise

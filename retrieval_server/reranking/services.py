@@ -21,6 +21,7 @@ class ServiceSettings(RerankSettings, frozen=True):
     """A reranker at `url`, the whole address of its route. Several requests are under way at a time."""
 
     url: str
+    model: str = ""
     key_variable: str | None = Field(default=None, description="environment variable with the service's key")
     timeout_s: float = Field(default=30.0, gt=0, description="seconds for one request")
     patience_s: float = Field(default=20.0, ge=0, description="seconds to ask again while it is away or overloaded")
@@ -30,7 +31,8 @@ class ServiceSettings(RerankSettings, frozen=True):
     _url = field_validator("url")(checked_url)
 
     def answers(self) -> dict[str, Any]:
-        away = {"url", "key_variable", "timeout_s", "patience_s", "parallel", "texts"}
+        """Without the address, unless no `model` says what runs there."""
+        away = {*(["url"] if self.model else []), "key_variable", "timeout_s", "patience_s", "parallel", "texts"}
         return self.model_dump(mode="json", exclude=away)
 
 
@@ -46,7 +48,6 @@ class TeiSettings(ServiceSettings, frozen=True):
     """`/rerank` of Text Embeddings Inference. `model` only describes what runs there."""
 
     style: Literal["tei"] = "tei"
-    model: str = ""
     texts: int = Field(default=32, ge=1, description="texts in a request at most (its --max-client-batch-size)")
     extra: dict[str, Any] = Field(default_factory=lambda: {"truncate": True}, description="more fields of a request")
 
@@ -55,7 +56,6 @@ class SearchR1Settings(ServiceSettings, frozen=True):
     """`/rerank` of Search-R1's rerank server. `model` only describes what runs there."""
 
     style: Literal["search_r1"] = "search_r1"
-    model: str = ""
     passage: str = '"{title}"\n{text}'
 
 

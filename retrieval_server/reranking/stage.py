@@ -4,15 +4,20 @@ The number of candidates is fixed, so the answer for `topk` 1 is the first of th
 search fails: an answer in the index's own order would look the same, and be another result.
 """
 
+import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import batched
 from typing import Any, ClassVar, Protocol
 
 from retrieval_server.backends.base import Backend, Hits, StagedBackend, StageScore, stages_of
+from retrieval_server.errors import RetrievalError
 from retrieval_server.rerankers import RERANKERS, Reranker, RerankSettings
 from retrieval_server.schemas import Document
 
 STAGE = "rerank"
+PIECE = 64  # documents of a client that are scored at a time, so that searches need not wait for all of them
 
 
 class Passages(Protocol):
@@ -33,7 +38,7 @@ class Reranked(StagedBackend):
         super().__init__({name: backend})
         self._backend, self._name = backend, name
         self._reranker, self._passages, self._settings = reranker, passages, settings
-        self._one_at_a_time = threading.Lock()
+        self._one_at_a_time, self._next = threading.Lock(), threading.Lock()
         self.most = settings.candidates
 
     def cost(self, query: str) -> int:
@@ -47,13 +52,44 @@ class Reranked(StagedBackend):
         texts = [[self._settings.passage_text(self._passages[row]) for row, _ in hits] for hits in found]
         asked = [(self._settings.query_text(query), own) for query, own in zip(queries, texts, strict=True)]
         with self.timed(STAGE):
-            scores = self.scores(asked)
+            scores = self._scores(asked)
         return [self._ordered(hits, own)[:topk] for hits, own in zip(found, scores, strict=True)]
 
-    def scores(self, asked: Sequence[tuple[str, Sequence[str]]]) -> list[list[float]]:
-        """The reranker's scores. Several threads may ask."""
-        with self._one_at_a_time:
-            return self._reranker.scores(asked)
+    def scores(
+        self, asked: Sequence[tuple[str, Sequence[str]]], *, stopped: Callable[[], bool] = lambda: False
+    ) -> list[list[float]]:
+        """The reranker's scores of a client's own documents. Several threads may ask, and searches go between.
+
+        Raises RetrievalError if the reranker fails, or once `stopped()`.
+        """
+        found: list[list[float]] = []
+        for query, texts in asked:
+            scored: list[float] = []
+            for some in batched(texts, PIECE):
+                if stopped():
+                    raise RetrievalError("nobody waits for these scores any more")
+                scored += self._scores([(query, some)])[0]
+            found.append(scored)
+        return found
+
+    def _scores(self, asked: Sequence[tuple[str, Sequence[str]]]) -> list[list[float]]:
+        with self._turn():
+            scores = self._reranker.scores(asked)
+        if not all(math.isfinite(score) for own in scores for score in own):
+            raise RetrievalError(
+                f"the reranker {self._settings.style} gave a score that is no finite number",
+                remedy="check the model; one in half precision may need float32",
+            )
+        return scores
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        with self._next:  # whoever waits comes before a thread that has just had its turn
+            self._one_at_a_time.acquire()
+        try:
+            yield
+        finally:
+            self._one_at_a_time.release()
 
     def _ordered(self, hits: Hits, scores: Sequence[float]) -> Hits:
         again: list[tuple[int, float]] = [

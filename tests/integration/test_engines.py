@@ -303,8 +303,24 @@ def test_what_the_engine_lost_or_changed_is_found(engine: Engine, corpus: Corpus
         RetrievalError, match=f"holds {PASSAGES - 1} passages of this index, the corpus .* has {PASSAGES}"
     ):
         load_index(corpus, tmp_path / "index", chosen)
+    engine.remove("spoiled")
     build_index(corpus, tmp_path / "index", chosen)
     verify_index(corpus, tmp_path / "index")
+
+
+def test_a_build_does_not_empty_the_index_that_another_folder_has_filled(
+    engine: Engine, corpus: Corpus, tmp_path: Path
+) -> None:
+    chosen = engine_settings(engine, "shared")
+    build_index(corpus, tmp_path / "first", chosen)
+    for folder in ("second", "second", "first"):
+        with pytest.raises(RetrievalError, match=rf"already \(shared_[0-9a-f]{{12}}, {PASSAGES} passages\)"):
+            build_index(corpus, tmp_path / folder, chosen)
+    verify_index(corpus, tmp_path / "first")
+    build_index(corpus, tmp_path / "second", engine_settings(engine, "beside"))
+    engine.remove("shared")
+    build_index(corpus, tmp_path / "first", chosen)
+    verify_index(corpus, tmp_path / "first")
 
 
 def test_an_index_that_is_not_there_is_named(engine: Engine, corpus: Corpus, tmp_path: Path) -> None:

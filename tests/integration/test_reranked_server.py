@@ -142,6 +142,11 @@ def test_search_r1s_client_reranks_what_it_retrieved(url: str) -> None:
     assert combined == [hits[:2] for hits in found]
 
 
+def test_a_query_to_rerank_for_is_cut_as_one_to_search_for(url: str, service: RerankService) -> None:
+    assert ask(url, "/rerank", queries=["a" * 10_000], documents=[[{"contents": "b"}]]).status_code == 200
+    assert service.asked[-1]["query"] == "a" * 8192
+
+
 @pytest.mark.parametrize(
     ("body", "status", "code"),
     [

@@ -13,6 +13,8 @@ from retrieval_server.errors import RetrievalError
 from retrieval_server.registry import Registry
 
 DEFAULT = "transformers"
+MOST_TOKENS = 256
+"""The tokens of a text at most, if nothing else is said."""
 
 
 class EncoderBase(BaseModel, frozen=True):
@@ -25,7 +27,6 @@ class EncoderBase(BaseModel, frozen=True):
     normalize: bool = True
     query_prefix: str = ""
     passage_prefix: str = ""
-    max_tokens: int = Field(default=256, ge=1)
     dimensions: int | None = Field(
         default=None, ge=1, description="numbers of a vector that are kept (Matryoshka models); default: all"
     )
@@ -38,6 +39,14 @@ class EncoderBase(BaseModel, frozen=True):
     def identity(self) -> dict[str, Any]:
         """The settings that vectors depend on, as JSON."""
         return self.model_dump(mode="json")
+
+    def place(self) -> dict[str, Any]:
+        """The settings that say where it is, as JSON, for the manifest. They may change; a key is never one of them."""
+        return {}
+
+    def longest(self) -> int:
+        """About the most tokens of a text that it encodes, for the cost of a query."""
+        return MOST_TOKENS
 
     def placed(self) -> tuple[str, int]:
         """The device that it computes on, and the bytes of a number there; 0: none of ours."""
@@ -98,6 +107,12 @@ ENCODERS: Registry[EncoderKind] = Registry(
 def open_encoder(settings: EncoderBase) -> Encoder:
     """The encoder of these settings. Raises RetrievalError."""
     return ENCODERS[settings.kind].load(settings)
+
+
+def encoder_place(encoder: EncoderBase | None) -> dict[str, Any]:
+    """An index's setting `encoder` with the place of it, for `IndexSettings.place`; nothing if it has no place."""
+    place = encoder and encoder.place()
+    return {"encoder": encoder.identity() | place} if encoder and place else {}
 
 
 def shortened(vectors: Any, settings: EncoderBase) -> Any:

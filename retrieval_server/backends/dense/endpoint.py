@@ -35,8 +35,11 @@ class EndpointSettings(EncoderBase, frozen=True):
     _url = field_validator("url")(checked_url)
 
     def identity(self) -> dict[str, Any]:
-        away = {"url", "key_variable", "encoding", "texts", "parallel", "timeout_s", "patience_s", "max_tokens"}
+        away = {"url", "key_variable", "encoding", "texts", "parallel", "timeout_s", "patience_s"}
         return self.model_dump(mode="json", exclude=away)
+
+    def place(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", include={"url", "key_variable", "encoding"})
 
 
 class Endpoint:

@@ -31,7 +31,7 @@ class Dense:
     def __init__(self, encoder: QueryEncoder, engine: Engine, settings: DenseSettings) -> None:
         self._encoder = encoder
         self._engine = engine
-        self._longest = settings.encoder.max_tokens
+        self._longest = settings.encoder.longest()
 
     def search(self, queries: Sequence[str], *, topk: int) -> list[Hits]:
         """For each query at most `topk` (row, score), best first."""

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from retrieval_server.backends.dense.encoders import AnyEncoderSettings, EncoderBase
+from retrieval_server.backends.dense.encoders import MOST_TOKENS, AnyEncoderSettings, EncoderBase, encoder_place
 from retrieval_server.index_kinds import IndexSettings
 
 _OF_VECTORS = (
@@ -24,6 +24,7 @@ class EncoderSettings(EncoderBase, frozen=True):
     kind: Literal["transformers"] = "transformers"
     pooling: Literal["mean", "cls", "last"] = "mean"
     end_token: str | None = None
+    max_tokens: int = Field(default=MOST_TOKENS, ge=1)
     device: str = "cpu"
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     onnx: str | None = None
@@ -37,6 +38,9 @@ class EncoderSettings(EncoderBase, frozen=True):
         """The settings that vectors depend on, without where and in which type the model is computed."""
         described = {name: getattr(self, name) for name in _OF_VECTORS}  # in this order: fingerprints hold it as text
         return {name: value for name, value in described.items() if value is not None}
+
+    def longest(self) -> int:
+        return self.max_tokens
 
     def placed(self) -> tuple[str, int]:
         """The device, and the bytes of a number on it."""
@@ -107,3 +111,7 @@ class DenseSettings(IndexSettings, frozen=True):
         """The settings that answers depend on."""
         searched = self.model_dump(include={"engine", "probes", "ef_search", "candidates", "torch_dtype"}, mode="json")
         return self.identity() | searched
+
+    def place(self) -> dict[str, Any]:
+        """Where the encoder is, if it is a service."""
+        return encoder_place(self.encoder)

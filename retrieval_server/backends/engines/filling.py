@@ -2,7 +2,8 @@
 
 The record gets a batch's line once the engine has kept the batch, so a killed build continues behind it. When all
 batches are there the engine's own count must be that of the corpus; the hashes of the batches then become a file of the
-index, which `index verify` compares with the engine.
+index, which `index verify` compares with the engine. Passages in the engine of which the folder has no record are never
+removed: they are another folder's index, and a server may be searching it.
 """
 
 import hashlib
@@ -63,11 +64,29 @@ def _batches(passages: int, size: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + size, passages)) for start in range(0, passages, size))
 
 
-def fill(store: Store, batch_of: BatchOf, written: Contents, *, passages: int, folder: Path, report: Report) -> None:
-    """Write all passages, and `written` with their hashes. Raises RetrievalError if the engine counts fewer or more."""
+def fill(
+    store: Store,
+    batch_of: BatchOf,
+    written: Contents,
+    *,
+    name: str,
+    passages: int,
+    folder: Path,
+    report: Report,
+) -> None:
+    """Write all passages, and `written` with their hashes.
+
+    Raises RetrievalError if the engine counts fewer or more, or holds passages that no build of this folder wrote.
+    """
     record = folder / RECORD
-    finished = _finished(record)
-    if not patiently(lambda: store.prepare(fresh=not finished), patience_s=PATIENCE_S):
+    ours, finished = record.exists(), _finished(record)
+    there = patiently(lambda: store.prepare(fresh=ours and not finished), patience_s=PATIENCE_S)
+    if there and not ours and (held := patiently(store.count, patience_s=PATIENCE_S)):
+        raise RetrievalError(
+            f"the engine holds this index already ({name}, {held} passages), and a server may be searching it",
+            remedy="give another `name`, or remove it from the engine first",
+        )
+    if not there:
         record.unlink(missing_ok=True)
         finished = {}
     hashes: list[str] = []
@@ -85,7 +104,7 @@ def fill(store: Store, batch_of: BatchOf, written: Contents, *, passages: int, f
     patiently(lambda: store.finish(report), patience_s=PATIENCE_S)
     held = patiently(store.count, patience_s=PATIENCE_S)
     if held != passages:
-        record.unlink()
+        record.write_text("", encoding="utf-8")  # the next build may empty what this one has written
         raise RetrievalError(
             f"the engine holds {held} passages, {passages} were written to it",
             remedy="build again: all passages are written again; if it repeats, see what else writes there",
@@ -108,7 +127,7 @@ def compare(store: Store, corpus: Corpus, written: Contents, *, sample: bool, re
     if held != len(corpus):
         raise RetrievalError(
             f"the engine holds {held} passages of this index, the corpus {corpus.path} has {len(corpus)}",
-            remedy="build the index again",
+            remedy="remove it from the engine and build the index again",
         )
     batches = list(enumerate(_batches(len(corpus), written.batch)))
     if sample:

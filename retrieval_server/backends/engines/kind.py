@@ -79,7 +79,7 @@ class EngineKind(IndexKind):
 
     def load(self, corpus: Corpus, folder: Path, settings: EngineSettings, *, report: Report) -> Backend:
         written = read_contents(folder)
-        store = self._connect(corpus, settings, folder, written.dimension)
+        store = self.connect(settings, self._shape(corpus, settings, folder, written.dimension))
         try:
             compare(store, corpus, written, sample=True, report=report)
             encoder = _encoder(settings, written.dimension, report)
@@ -91,7 +91,7 @@ class EngineKind(IndexKind):
     def verify(self, corpus: Corpus, folder: Path, settings: EngineSettings, *, report: Report) -> None:
         """Compare all that the engine holds with what was written."""
         written = read_contents(folder)
-        with closing(self._connect(corpus, settings, folder, written.dimension)) as store:
+        with closing(self.connect(settings, self._shape(corpus, settings, folder, written.dimension))) as store:
             compare(store, corpus, written, sample=False, report=report)
 
     def _fill(
@@ -117,13 +117,14 @@ class EngineKind(IndexKind):
                 terms=analyzer and analyzer.batch([passage.contents for passage in passages]),
             )
 
-        with closing(self._connect(corpus, settings, folder, dimension)) as store:
+        shape = self._shape(corpus, settings, folder, dimension)
+        with closing(self.connect(settings, shape)) as store:
             written = Contents(dimension=dimension, batch=settings.batch)
-            fill(store, batch_of, written, passages=len(corpus), folder=folder, report=report)
+            fill(store, batch_of, written, name=shape.name, passages=len(corpus), folder=folder, report=report)
             described = {"engine": store.version()}
         return described | ({"dimension": dimension, "metric": "inner_product"} if dimension else {})
 
-    def _connect(self, corpus: Corpus, settings: EngineSettings, folder: Path, dimension: int | None) -> Store:
+    def _shape(self, corpus: Corpus, settings: EngineSettings, folder: Path, dimension: int | None) -> Shape:
         filled_with = {
             "kind": settings.kind,
             "format": self.format,
@@ -133,13 +134,12 @@ class EngineKind(IndexKind):
             "made_with": self.made_with(settings),
         }
         digest = hashlib.sha256(json.dumps(filled_with, sort_keys=True).encode()).hexdigest()
-        shape = Shape(
+        return Shape(
             name=f"{settings.name}_{digest[:12]}",
             passages=len(corpus),
             dimension=dimension,
             vocabulary=Vocabulary.load(folder) if settings.lexical and self.weighs_terms else None,
         )
-        return self.connect(settings, shape)
 
 
 def _vocabulary(corpus: Corpus, analyzer: EnglishAnalyzer, report: Report) -> Vocabulary:

@@ -40,7 +40,7 @@ class EngineBackend:
 
     def cost(self, query: str) -> int:
         """Its approximate number of tokens, of four characters each."""
-        longest = self._settings.encoder.max_tokens if self._settings.encoder else 1
+        longest = self._settings.encoder.longest() if self._settings.encoder else 1
         return min(longest, 2 + len(query) // 4)
 
     def search(self, queries: Sequence[str], *, topk: int) -> list[Hits]:

@@ -4,7 +4,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from retrieval_server.backends.dense.encoders import AnyEncoderSettings
+from retrieval_server.backends.dense.encoders import AnyEncoderSettings, encoder_place
 from retrieval_server.index_kinds import IndexSettings
 
 _TERMS = ("k1", "b", "stemmer", "stopwords")
@@ -68,8 +68,8 @@ class EngineSettings(IndexSettings, frozen=True):
         return self.identity() | self.model_dump(mode="json", include={*self.searched_with, *fusion})
 
     def place(self) -> dict[str, Any]:
-        """Where the index is."""
-        return {"url": self.url, "name": self.name}
+        """Where the index is, and its encoder if that is a service."""
+        return {"url": self.url, "name": self.name, **encoder_place(self.encoder)}
 
     def check_topk(self, topk: int) -> None:
         """Raise ValueError if `topk` exceeds what the two fused lists hold."""

@@ -20,10 +20,11 @@ from benchmarks.untrained_encoder import save_untrained_bert
 from retrieval_server.backends.dense.encoders import open_encoder, shortened
 from retrieval_server.backends.dense.endpoint import EndpointSettings
 from retrieval_server.backends.dense.settings import DenseSettings, EncoderSettings
+from retrieval_server.config import index_settings
 from retrieval_server.corpus import Corpus
 from retrieval_server.errors import RetrievalError, Unavailable
 from retrieval_server.index_kinds import kind_of
-from retrieval_server.indexing import build_index, load_index
+from retrieval_server.indexing import MANIFEST, build_index, load_index, verify_index
 from tests.embedding_service import DIMENSION, embeddings, plain_vector, serving_embeddings
 from tests.rerank_services import Answer, RerankService
 from tests.served_corpus import free_port
@@ -254,12 +255,46 @@ def test_an_index_over_an_endpoint(service: RerankService, tmp_path: Path) -> No
         load_index(corpus, tmp_path / "index", DenseSettings.model_validate(other))
 
 
+@pytest.mark.parametrize("kind", ["dense", "hybrid"])
+def test_an_index_over_an_endpoint_is_verified_and_opened_from_its_manifest(
+    service: RerankService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setenv("ENCODER_KEY", "a secret")
+    rows = [{"id": str(row), "contents": f"text {row}"} for row in range(20)]
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    corpus = Corpus(tmp_path / "corpus.jsonl")
+    where = {"url": service.url, "key_variable": "ENCODER_KEY", "encoding": "float"}
+    values: dict[str, Any] = {"kind": "dense", "encoder": {"kind": "openai", "model": "m", **where}}
+    if kind == "hybrid":
+        values = {"kind": kind, "parts": {"words": {"index": {"kind": "bm25"}}, "vectors": {"index": values}}}
+    chosen = index_settings.validate_python(values)
+    build_index(corpus, tmp_path / "index", chosen)
+    wanted = load_index(corpus, tmp_path / "index", chosen).search(["text 7"], topk=3)
+    verify_index(corpus, tmp_path / "index")
+    service.asked.clear()
+    assert load_index(corpus, tmp_path / "index").search(["text 7"], topk=3) == wanted
+    assert {body["encoding_format"] for body in service.asked} == {"float"}
+    assert "a secret" not in (tmp_path / "index" / MANIFEST).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["pgvector", "qdrant", "lancedb"])
+def test_an_engines_manifest_says_where_its_encoder_is(name: str) -> None:
+    url = "postgresql://me@host/db" if name == "pgvector" else "http://host:1"
+    encoder = {"kind": "openai", "model": "m", "url": "http://h/v1", "key_variable": "K"}
+    chosen = index_settings.validate_python({"kind": name, "url": url, "encoder": encoder})
+    again = index_settings.validate_python({"kind": name, **chosen.identity(), **chosen.place()})
+    assert again == chosen
+    local = index_settings.validate_python({"kind": name, "url": url, "encoder": {"model": "m"}})
+    assert local.place() == {"url": url, "name": "passages"}
+
+
 @pytest.mark.parametrize(
     ("encoder", "message"),
     [
         ({"kind": "unheard-of", "model": "m"}, "there is no encoder 'unheard-of'"),
         ({"kind": "openai", "model": "m"}, "url"),
         ({"kind": "openai", "model": "m", "url": "ftp://h"}, "`url` is not http"),
+        ({"kind": "openai", "model": "m", "url": "http://h/v1", "max_tokens": 9}, "max_tokens(.|\n)*not permitted"),
         ({"model": "m", "pooling": "first"}, "pooling"),
         ({"model": "m", "dimensions": 0}, "dimensions"),
     ],

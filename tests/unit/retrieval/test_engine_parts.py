@@ -4,6 +4,7 @@ import asyncio
 import math
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,17 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retrieval_server.backends.engines.filling import RECORD, Contents, fill
 from retrieval_server.backends.engines.http_json import HttpJson, in_requests, url_without_key
 from retrieval_server.backends.engines.kind import EngineKind
 from retrieval_server.backends.engines.patience import patiently
+from retrieval_server.backends.engines.store import Batch
 from retrieval_server.backends.engines.vocabulary import Vocabulary
 from retrieval_server.backends.ordering import fuse
 from retrieval_server.backends.pgvector.kind import _word
 from retrieval_server.batcher import Away, Batcher
 from retrieval_server.config import index_settings
+from retrieval_server.corpus import silent
 from retrieval_server.errors import RetrievalError, Unavailable
 from retrieval_server.index_kinds import INDEX_KINDS
 from retrieval_server.metrics import Metrics
@@ -182,6 +186,59 @@ async def test_a_batch_is_not_halved_while_the_engine_is_away() -> None:
     await batcher.close()
     assert sum(searched) == 8 and all(type(outcome) is Away for outcome in outcomes)
     assert {str(outcome) for outcome in outcomes} == {"the engine is away"}
+
+
+class FakeMemoryStore:
+    """A fake of an engine: rows in a dictionary that outlives the store. `loses` rows when it is asked to count."""
+
+    def __init__(self, rows: dict[int, bytes] | None = None, loses: Sequence[int] = ()) -> None:
+        self.rows, self.loses, self.emptied = rows, loses, 0
+
+    def prepare(self, *, fresh: bool) -> bool:
+        self.emptied += fresh
+        there, self.rows = not fresh and self.rows is not None, {} if fresh else self.rows or {}
+        return there
+
+    def put(self, batch: Batch) -> None:
+        assert self.rows is not None
+        self.rows |= {batch.start + at: row for at, row in enumerate(self.canonical(batch))}
+
+    def canonical(self, batch: Batch) -> list[bytes]:
+        return [id_.encode() for id_ in batch.ids]
+
+    def finish(self, report: Any) -> None:
+        pass
+
+    def count(self) -> int:
+        return len({*(self.rows or ())} - {*self.loses})
+
+
+def filled(store: Any, folder: Path) -> None:
+    """Write five passages in batches of two."""
+    folder.mkdir(exist_ok=True)
+
+    def batch_of(start: int, end: int) -> Batch:
+        return Batch(start, [f"p{row}" for row in range(start, end)], None, None)
+
+    fill(store, batch_of, Contents(None, 2), name="p_0123", passages=5, folder=folder, report=silent)
+
+
+def test_what_a_folder_has_no_record_of_is_not_emptied(tmp_path: Path) -> None:
+    store = FakeMemoryStore()
+    filled(store, tmp_path / "first")
+    with pytest.raises(RetrievalError, match=r"already \(p_0123, 5 passages\)(.|\n)*another `name`, or remove it"):
+        filled(store, tmp_path / "second")
+    assert (store.count(), store.emptied) == (5, 0) and not (tmp_path / "second" / RECORD).exists()
+    filled(FakeMemoryStore({}), tmp_path / "second")  # an empty one is filled
+
+
+def test_a_build_whose_count_was_wrong_starts_again(tmp_path: Path) -> None:
+    store = FakeMemoryStore(loses=[3])
+    with pytest.raises(RetrievalError, match="holds 4 passages, 5 were written"):
+        filled(store, tmp_path / "index")
+    store.loses = ()
+    filled(store, tmp_path / "index")
+    assert (store.count(), store.emptied) == (5, 1)
 
 
 PAGE = Path(__file__).parents[3] / "docs/engines.md"

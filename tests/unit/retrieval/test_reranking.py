@@ -326,3 +326,45 @@ def test_a_stage_inside_a_stage_reports_its_time() -> None:
     [[(_, score)]] = outer.search(["krone"], topk=1)
     assert seen == ["table", STAGE, "inner", STAGE]
     assert set(stages_of(score, "?")) == {"table", STAGE}
+
+
+@pytest.mark.parametrize("style", ["tei", "search_r1"])
+def test_two_addresses_are_one_reranker_only_if_the_model_is_named(style: str) -> None:
+    def answers(port: int, model: str) -> dict[str, Any]:
+        return rerank_settings.validate_python(
+            {"style": style, "url": f"http://host:{port}/rerank", "model": model}
+        ).answers()
+
+    assert answers(1, "") != answers(2, "")
+    assert answers(1, "a") == answers(2, "a") != answers(1, "b")
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_no_finite_number_ends_the_search(bad: float) -> None:
+    class Broken:
+        def scores(self, asked: Sequence[tuple[str, Sequence[str]]]) -> list[list[float]]:
+            return [[bad for _ in texts] for _, texts in asked]
+
+    texts = ["river", "river bank"]
+    backend = Reranked(TableOfHits(texts), Broken(), documents(texts), RerankSettings(style="broken"), name="table")
+    for ask in (lambda: backend.search(["river"], topk=2), lambda: backend.scores([("river", texts)])):
+        with pytest.raises(RetrievalError, match="reranker broken gave a score that is no finite number"):
+            ask()
+
+
+def test_a_clients_documents_are_scored_in_pieces_until_it_leaves() -> None:
+    sizes: list[int] = []
+
+    class Watched(Plain):
+        def scores(self, asked: Sequence[tuple[str, Sequence[str]]]) -> list[list[float]]:
+            sizes.append(sum(len(texts) for _, texts in asked))
+            return super().scores(asked)
+
+    backend = Reranked(TableOfHits([]), Watched(), [], RerankSettings(style="plain"), name="table")
+    asked = [("river", ["river " * (number % 7 + 1) for number in range(150)]), ("old", ["old"])]
+    assert backend.scores(asked) == Plain().scores(asked)
+    assert sizes == [64, 64, 22, 1]
+    sizes.clear()
+    with pytest.raises(RetrievalError, match="nobody waits"):
+        backend.scores(asked, stopped=lambda: len(sizes) == 2)
+    assert sizes == [64, 64]

@@ -23,7 +23,8 @@ from retrieval_server.backends.lucene.index import Lucene
 from retrieval_server.backends.lucene.settings import LuceneSettings
 from retrieval_server.config import ServerSettings
 from retrieval_server.corpus import Corpus
-from retrieval_server.errors import QueryError, RetrievalError
+from retrieval_server.errors import QueryError, RetrievalError, Unavailable
+from retrieval_server.index_kinds import kind_of
 from retrieval_server.indexing import MANIFEST, build_index, load_index, open_backend
 from retrieval_server.schemas import SearchRequest
 
@@ -186,6 +187,37 @@ def test_a_damaged_index_is_refused_and_mended_by_a_build(corpus: Corpus, tmp_pa
     with pytest.raises(RetrievalError, match="--build"):
         load_index(corpus, folder, BM25)
     assert open_backend(corpus, folder, BM25, build=True)[0].search(["Oslo"], topk=1)[0][0][0] == 2
+
+
+def test_a_service_that_is_away_at_the_start_leads_to_no_build(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_index(corpus, tmp_path / "index", BM25)
+
+    def away(*given: Any, **more: Any) -> Any:
+        raise Unavailable("the engine does not answer")
+
+    monkeypatch.setattr(type(kind_of(BM25)), "load", away)
+    built: list[Any] = []
+    monkeypatch.setattr("retrieval_server.indexing.opening.build_index", lambda *given, **more: built.append(given))
+    with pytest.raises(Unavailable, match="does not answer"):
+        open_backend(corpus, tmp_path / "index", BM25, build=True)
+    assert not built
+
+
+@pytest.mark.parametrize(
+    "manifest", [{"backend": "dense", "settings": {"of": "another release"}}, {"backend": "dense"}, {}, []]
+)
+def test_no_default_index_replaces_one_whose_settings_can_not_be_read(
+    corpus: Corpus, tmp_path: Path, manifest: Any
+) -> None:
+    folder = tmp_path / "index"
+    folder.mkdir()
+    (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    (folder / "vectors.npy").write_bytes(b"hours of work")
+    with pytest.raises(RetrievalError, match=r"What to do: give the settings of this index with --backend"):
+        open_backend(corpus, folder, build=True)
+    assert (folder / "vectors.npy").exists()
 
 
 @pytest.mark.parametrize("contents", ["", "the", "?!"])
