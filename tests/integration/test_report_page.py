@@ -144,6 +144,7 @@ def test_evidence_and_samples_are_shown(browser: Browser, tmp_path: Path) -> Non
     expect(opened.page.locator(".detail")).to_contain_text("Evidence: Town 0 · Town 1")
     expect(opened.page.locator("article .who")).to_contain_text("(1 of 4)")
     opened.page.get_by_label("Search text").fill("town 1?")
+    expect(opened.page.locator(".detail")).to_contain_text("Evidence: Town 1 · Town 2")
     marked = opened.page.locator(".passage:has(.why:text-is('evidence'))").all_inner_texts()
     assert all("Town 1" in text or "Town 2" in text for text in marked)
     assert not opened.complaints
