@@ -284,3 +284,16 @@ def test_a_service_on_this_machine_is_not_asked_through_a_proxy(
     else:
         service_with_key(kind, f"http://{host}:1")
     assert made == [asks_proxy]
+
+
+def test_tools_in_front_of_a_server_refuse_what_is_no_key(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from retrieval_server.mcp.command import main
+
+    monkeypatch.setenv("RETRIEVAL_SERVER_KEY", "se\ncret-key")
+    monkeypatch.setattr("asyncio.run", lambda coroutine: coroutine.close())
+    with pytest.raises(SystemExit):
+        main(["--url", "http://127.0.0.1:1"])
+    told = capsys.readouterr().err
+    assert "RETRIEVAL_SERVER_KEY holds no key" in told and "cret-key" not in told
