@@ -15,7 +15,7 @@ from retrieval_server.passages import read_id, read_passage
 from s3_agent.data.files.whole import write_whole
 from s3_agent.data.tasks import iterate_jsonl
 from s3_agent.evaluation.stages import key_of
-from s3_agent.evidence import plain_title
+from s3_agent.evidence import GoldDocuments, plain_title
 from s3_agent.types import Evidence, Task
 
 FILE = "coverage.json"
@@ -37,6 +37,12 @@ class Coverage(BaseModel):
     found: int | None = None
     exact: frozenset[str] = frozenset()
     left_out: frozenset[str] = frozenset()
+
+    def gold(self, task: Task) -> GoldDocuments | None:
+        """The gold documents of a task; None if they are unknown, or if the corpus has none of them."""
+        if task.evidence is None or task.id in self.left_out:
+            return None
+        return GoldDocuments(task.evidence, exact=self.exact)
 
     def report(self) -> dict[str, Any]:
         """The form in which a table reports it."""

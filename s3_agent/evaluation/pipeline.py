@@ -23,7 +23,6 @@ from s3_agent.evaluation.evidence import evidence_at_the_end, evidence_by_turn
 from s3_agent.evaluation.records import EvaluatedTask
 from s3_agent.evaluation.scores import cost_of, counts_of, holds_answer, recall_by_turn
 from s3_agent.evaluation.stages import Made, Stage, code_of, key_of, key_of_each
-from s3_agent.evidence import GoldDocuments
 from s3_agent.recipe import Price
 from s3_agent.rewards.accuracy import check_answer
 from s3_agent.types import Episode, Passage, StopReason, Task
@@ -105,13 +104,6 @@ class Pipeline:
             self._contestants[contestant.id] = key
         return self._contestants[contestant.id]
 
-    def _gold(self, task: Task) -> GoldDocuments | None:
-        """The gold documents of a task; None if they are unknown, or if the corpus has none of them."""
-        coverage = self.conditions.coverage
-        if task.evidence is None or task.id in coverage.left_out:
-            return None
-        return GoldDocuments(task.evidence, exact=coverage.exact)
-
     async def evaluate(
         self, contestant: Contestant, task: Task, services: Services, *, ask: bool = True
     ) -> EvaluatedTask:
@@ -187,7 +179,7 @@ class Pipeline:
         models = {"policy": contestant.policy.model} if contestant.policy else {}
         if settings.asks_generator:
             models["generator"] = self.conditions.generator_model
-        gold = self._gold(task)
+        gold = self.conditions.coverage.gold(task)
         return EvaluatedTask(
             agent=contestant.label,
             task=task,

@@ -64,6 +64,8 @@ class DataStages:
             def check(_: Report) -> dict[str, Any]:
                 found = {"train": load_tasks(train), "validation": load_tasks(validation)}
                 _refuse_shared(found["train"], found["validation"])
+                if any(task.protected for tasks in found.values() for task in tasks):
+                    keep_private(self.ledger.folder)
                 return {name: len(tasks) for name, tasks in found.items()}
 
             return Stage(

@@ -100,9 +100,9 @@ def written_whole(path: Path, *, private: bool = False) -> Iterator[Callable[[by
             file.close()
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file atomically. Raises DataError."""
-    with written_whole(path) as write:
+def write_whole(path: Path, text: str, *, private: bool = False) -> None:
+    """Write a small file atomically. Only the owner can read a `private` file. Raises DataError."""
+    with written_whole(path, private=private) as write:
         write(text.encode())
 
 

@@ -96,8 +96,12 @@ class RagCache(BaseModel):
         return self.fingerprint.differences(expected)
 
     def save(self, path: Path) -> None:
-        """Write the cache; an interrupted write leaves the old file. Raises DataError if the disk is full."""
-        write_whole(path, self.model_dump_json(indent=1))
+        """Write the cache, with protected answers for its owner alone; an interrupted write leaves the old file.
+
+        Raises DataError if the disk is full.
+        """
+        private = any(answer.protected for answer in self.answers.values())
+        write_whole(path, self.model_dump_json(indent=1), private=private)
 
     def missing(self, tasks: Sequence[Task]) -> list[Task]:
         """The tasks without an answer here, or with one that was scored with other golden answers."""

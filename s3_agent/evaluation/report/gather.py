@@ -12,6 +12,7 @@ from typing import Any
 from s3_agent.agl.guard import GuardReport
 from s3_agent.data.tasks import read_jsonl
 from s3_agent.errors import ConfigError
+from s3_agent.evaluation.coverage import Coverage, read_coverage
 from s3_agent.evaluation.records import EvaluationSetting, read_json, results_of
 from s3_agent.evaluation.report.anchors import anchor_of
 from s3_agent.evaluation.report.packed import Packed
@@ -118,8 +119,9 @@ class Episodes:
         step: int | None = None,
         failure: tuple[str, str] | None = None,
         evidence: Mapping[str, float] | None = None,
+        gold: GoldDocuments | None = None,
     ) -> None:
-        """Add one trajectory; fields that it lacks are left out of the row."""
+        """Add one trajectory; fields that it lacks are left out of the row. Passages of `gold` documents are marked."""
         if withheld := self._withholds(task):
             answer = answer and WITHHELD
             failure = failure and (failure[0], WITHHELD)  # a server's message may quote what it was sent
@@ -155,11 +157,10 @@ class Episodes:
                 }
                 for turn in episode.turns
             ]
-        if episode is not None and task.evidence:
-            documents = GoldDocuments(task.evidence)
+        if episode is not None and gold is not None:
             found = (passage for turn in episode.turns for passage in turn.passages or ())
             read = (*episode.initial_passages, *found, *episode.selected, *shown)
-            row["gold"] = sorted({*self._numbers(one for one in read if documents.document(one) in documents.names)})
+            row["gold"] = sorted({*self._numbers(one for one in read if gold.document(one) in gold.names)})
         self.rows.append({name: value for name, value in row.items() if value not in (None, [], {})})
 
 
@@ -190,6 +191,10 @@ def _numbers_only(episode: Episode) -> Episode:
     )
 
 
+def _outcome(score: float | None) -> Outcome:
+    return "unscored" if score is None else "right" if score > 0.5 else "wrong"
+
+
 def _evaluation(folder: Path, name: str, episodes: Episodes) -> dict[str, Any]:
     try:
         setting = EvaluationSetting.model_validate_json((folder / "evaluation.json").read_text(encoding="utf-8"))
@@ -197,6 +202,7 @@ def _evaluation(folder: Path, name: str, episodes: Episodes) -> dict[str, Any]:
         raise ConfigError(f"{folder}/evaluation.json can not be read: {cause}", remedy="run the evaluation") from cause
     groups = {agent: episodes.group(folder=name, agent=agent, kind="evaluation") for agent in setting.agents}
     numbers: list[Numbers] = []
+    known = read_coverage(folder)
     for result in results_of(folder / "results.jsonl"):
         if result.agent not in groups:
             raise ConfigError(
@@ -205,11 +211,10 @@ def _evaluation(folder: Path, name: str, episodes: Episodes) -> dict[str, Any]:
             )
         numbers.append(numbers_of(result))
         score = result.scores.get("gen_acc")
-        scored = "unscored" if score is None else "right" if score > 0.5 else "wrong"
         episodes.add(
             groups[result.agent],
             result.task,
-            outcome="failed" if result.state == "failed" else scored,
+            outcome="failed" if result.state == "failed" else _outcome(score),
             episode=result.episode,
             answer=result.answer,
             scores=result.scores,
@@ -218,6 +223,7 @@ def _evaluation(folder: Path, name: str, episodes: Episodes) -> dict[str, Any]:
             shown=result.shown,
             failure=None if result.failure is None else (result.failure.boundary, result.failure.message),
             evidence=result.evidence,
+            gold=known.gold(result.task),
         )
     coverage = setting.data.get("evidence") or {}
     table = table_of(numbers, list(setting.agents), coverage=coverage if coverage.get("questions") else None)
@@ -250,14 +256,15 @@ def _run(folder: Path, name: str, episodes: Episodes) -> dict[str, Any]:
         if phase not in groups:
             kind = "training" if phase == "training" else "validation"
             groups[phase] = episodes.group(folder=name, agent=phase, kind=kind)
-        score = record.accuracy if record.accuracy is not None else record.reward
         failed = record.state == "failed"
         boundary = record.boundary or (record.failures[-1].boundary if record.failures else "rollout")
         episode = record.episode
+        # An episode of ours without an accuracy has a reward of another kind: nobody checked its answer.
+        score = record.reward if episode is None and record.accuracy is None else record.accuracy
         episodes.add(
             groups[phase],
             record.task,
-            outcome="failed" if failed else "right" if (score or 0.0) > 0.5 else "wrong",
+            outcome="failed" if failed else _outcome(score),
             episode=episode,
             answer=record.answer,
             scores=record.metrics,
@@ -265,6 +272,7 @@ def _run(folder: Path, name: str, episodes: Episodes) -> dict[str, Any]:
             recall=() if episode is None else recall_by_turn(episode, record.task.golden_answers),
             reward=record.reward,
             failure=(boundary, record.error or "") if failed else None,
+            gold=Coverage().gold(record.task),
         )
     return {"name": name, "summary": summary, "steps": steps, "signs": signs_of(steps, guard)}
 

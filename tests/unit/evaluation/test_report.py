@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -12,11 +13,13 @@ from hypothesis import strategies as st
 
 from s3_agent.agl.guard import GuardReport
 from s3_agent.errors import ConfigError
+from s3_agent.evaluation.coverage import kept_coverage
 from s3_agent.evaluation.report import packed
 from s3_agent.evaluation.report.anchors import anchor_of
 from s3_agent.evaluation.report.gather import gather
 from s3_agent.evaluation.report.render import write_report
 from s3_agent.evaluation.report.signs import markdown_of, signs_of
+from s3_agent.types import Task
 from tests.evaluated import protect, write_collapse, write_evaluation, write_run
 
 WIKI18 = 21_015_324
@@ -209,3 +212,57 @@ def test_of_protected_tasks_a_report_has_only_ids_and_numbers(tmp_path: Path) ->
 
 def test_a_report_of_other_tasks_withholds_nothing(tmp_path: Path) -> None:
     assert gather([write_evaluation(tmp_path / "evaluation")])["withheld"] == ""
+
+
+def test_what_is_rewarded_by_evidence_is_neither_right_nor_wrong(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    path = folder / "episodes.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    path.write_text("".join(json.dumps({**row, "accuracy": None}) + "\n" for row in rows), encoding="utf-8")
+    counted = Counter(row["outcome"] for row in gather([folder])["episodes"])
+    assert counted == {"unscored": len(rows) - 1, "failed": 1}
+    bare = [{**row, "accuracy": None, "episode": None} for row in rows]  # of a user's class: only its reward is known
+    path.write_text("".join(json.dumps(row) + "\n" for row in bare), encoding="utf-8")
+    assert Counter(row["outcome"] for row in gather([folder])["episodes"]).keys() == {"right", "wrong", "failed"}
+
+
+def test_gold_passages_are_those_that_the_measures_count(tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path / "evaluation", questions=3, agents=("s3",), evidence=True)
+    path = folder / "results.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for row in rows:
+        row["episode"]["initial_passages"] = [
+            {
+                "id": "x",
+                "title": f"TOWN {row['task']['id'][1:]}",
+                "text": "Another document, whose title is in capitals.",
+            },
+            {"id": "y", "title": f"Town {row['task']['id'][1:]}", "text": "The document."},
+        ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    def marked() -> list[set[str]]:
+        report = gather([folder])
+        titles = [title for title, _ in report["passages"]]
+        return [{titles[number] for number in row.get("gold", [])} for row in report["episodes"]]
+
+    assert all({f"TOWN {number}", f"Town {number}"} <= titles for number, titles in enumerate(marked()))
+    tasks = [Task.model_validate(row["task"]) for row in rows]
+    corpus = tmp_path / "corpus.jsonl"
+    towns = [{"id": str(number), "title": f"Town {number}", "text": "A town."} for number in range(1, 3)]
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in towns))
+    assert kept_coverage(folder, tasks, corpus, identity={}).exact == {"Town 1", "Town 2"}
+    found = marked()
+    assert "TOWN 0" in found[0] and "TOWN 1" not in found[1] and "TOWN 2" not in found[2]
+    assert all(f"Town {number}" in titles for number, titles in enumerate(found))
+
+
+def test_a_question_that_the_measures_leave_out_has_no_gold_passages(tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path / "evaluation", questions=9, evidence=True)
+    assert any("gold" in row for row in gather([folder])["episodes"])
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text(json.dumps({"id": "0", "title": "Elsewhere", "text": "Nothing."}) + "\n")
+    kept = (json.loads(line)["task"] for line in (folder / "results.jsonl").read_text(encoding="utf-8").splitlines())
+    tasks = {row["id"]: Task.model_validate(row) for row in kept}
+    assert len(kept_coverage(folder, [*tasks.values()], corpus, identity={}).left_out) == 9
+    assert not any("gold" in row for row in gather([folder])["episodes"])
