@@ -1,20 +1,25 @@
-"""Calls a model's service over HTTP: its key, its errors, and repeated calls while it is away.
+"""Asks services over HTTP: their keys, the environment's proxy, their errors, and calls repeated while one is away.
 
-Rerankers and encoders that run elsewhere use it, in the thread that searches.
+Every client of a service has its key and its connections from here. `ModelService` is for rerankers and encoders that
+run elsewhere, in the thread that searches.
 """
 
 import json
 import os
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import httpx
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from retrieval_server.errors import RetrievalError, Unavailable
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+HIDDEN = "[key]"
+SHOWN = 300  # characters of an answer in an error
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
-_SHOWN = 300
+_KEY_REFUSED = frozenset({401, 403})
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 2.0
 
 
@@ -31,6 +36,45 @@ def checked_url(url: str) -> str:
     return url.rstrip("/")
 
 
+class Key:
+    """The key in an environment variable, without the white space around it; it may be empty. Its own text never
+    shows it."""
+
+    def __init__(self, variable: str, environment: Mapping[str, str] = os.environ, *, scheme: bool = False) -> None:
+        """With `scheme`, the value is a scheme, one space and the key. Raises RetrievalError for what is no key."""
+        self.variable = variable
+        self.value = environment.get(variable, "").strip()
+        if not (self.value.isascii() and self.value.isprintable()) or self.value.count(" ") > int(scheme):
+            # httpx would name the whole value in its error.
+            raise RetrievalError(
+                f"{variable} holds no key: there are spaces or special characters in it", remedy="copy the key again"
+            )
+        spellings: set[str] = set()
+        for part in {self.value, self.value.rpartition(" ")[2]} - {""}:
+            spellings |= {part, quote(part), quote(part, safe=""), quote_plus(part), json.dumps(part)[1:-1]}
+        self._spellings = sorted(spellings, key=len, reverse=True)
+
+    def hide(self, text: str) -> str:
+        """The text without the key, in whichever spelling."""
+        for spelling in self._spellings:
+            text = text.replace(spelling, HIDDEN)
+        return text
+
+
+def client_options(url: str, *, headers: Mapping[str, str], timeout_s: float) -> dict[str, Any]:
+    """The options of an httpx client of the service at `url`. One on this machine is not asked through a proxy."""
+    return {"headers": headers, "timeout": timeout_s, "trust_env": httpx.URL(url).host not in LOOPBACK}
+
+
+def refusal(reason: str, status: int, *, key: str, log: str) -> RetrievalError:
+    """The error for an answer of 400 or more: Unavailable if the status passes. `key`: the remedy if the key is
+    refused; `log`: whose log to read."""
+    remedy = f"see the message and {log}"
+    if status in _PASSING:
+        return Unavailable(reason, remedy=remedy)
+    return RetrievalError(reason, remedy=key if status in _KEY_REFUSED else remedy)
+
+
 class ModelService:
     """A service at `url`. Its key, if it has one, is read from the environment variable `key_variable`.
 
@@ -43,16 +87,13 @@ class ModelService:
         self._url = url
         self._key_variable = key_variable
         self._patience_s = patience_s
-        headers: dict[str, str] = {}
-        if key_variable is not None:
-            key = os.environ.get(key_variable, "").strip()
-            if not key:
-                raise RetrievalError(
-                    f"the key of {self._what} is missing: {key_variable} is not set", remedy=f"export {key_variable}=…"
-                )
-            headers["authorization"] = f"Bearer {key}"
-        local = httpx.URL(url).host in ("127.0.0.1", "localhost", "::1")
-        self._client = httpx.Client(timeout=timeout_s, headers=headers, trust_env=not local)
+        self._key = None if key_variable is None else Key(key_variable)
+        if self._key is not None and not self._key.value:
+            raise RetrievalError(
+                f"the key of {self._what} is missing: {key_variable} is not set", remedy=f"export {key_variable}=…"
+            )
+        headers = {"authorization": f"Bearer {self._key.value}"} if self._key else {}
+        self._client = httpx.Client(**client_options(url, headers=headers, timeout_s=timeout_s))
 
     def post(self, body: Mapping[str, Any]) -> Any:
         """The answer's JSON. Raises Unavailable if the service is still away or overloaded after `patience_s`, and
@@ -70,24 +111,25 @@ class ModelService:
     def unknown_form(self, answer: Any, wanted: str) -> RetrievalError:
         """The error for an answer that has not the form `wanted`."""
         return RetrievalError(
-            f"{self._what} answered in an unknown form: {str(answer)[:_SHOWN]}", remedy=f"it must answer {wanted}"
+            f"{self._what} answered in an unknown form: {self._hidden(str(answer))[:SHOWN]}",
+            remedy=f"it must answer {wanted}",
         )
+
+    def _hidden(self, text: str) -> str:
+        return self._key.hide(text) if self._key else text
 
     def _once(self, content: bytes) -> Any:
         try:
             response = self._client.post(self._url, content=content, headers={"content-type": "application/json"})
         except httpx.HTTPError as cause:
             raise Unavailable(
-                f"{self._what} does not answer: {type(cause).__name__} {cause}", remedy="start it, or correct `url`"
-            ) from cause
+                f"{self._what} does not answer: {type(cause).__name__} {self._hidden(str(cause))}",
+                remedy="start it, or correct `url`",
+            ) from None
         if response.status_code >= 400:
-            reason = f"{self._what} answered with {response.status_code}: {response.text[:_SHOWN]}"
-            if response.status_code in _PASSING:
-                raise Unavailable(reason, remedy="see the message and the service's log")
+            reason = f"{self._what} answered with {response.status_code}: {self._hidden(response.text)[:SHOWN]}"
             key = f"set the environment variable {self._key_variable or '… (name it in `key_variable`)'} to its key"
-            raise RetrievalError(
-                reason, remedy=key if response.status_code in (401, 403) else "see the message and the service's log"
-            )
+            raise refusal(reason, response.status_code, key=key, log="the service's log")
         try:
             return response.json()
         except ValueError as cause:

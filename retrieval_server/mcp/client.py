@@ -7,16 +7,15 @@ import httpx
 from mcp.server.mcpserver.exceptions import ToolError
 
 from retrieval_server.schemas import Document, GrepRequest, GrepResponse, Hit
+from retrieval_server.services import client_options
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 TIMEOUT_S = 120.0
 
 
 def http_client(url: str, key: str | None) -> httpx.AsyncClient:
     """A client of the server at `url`. A server on this machine is not asked through the environment's proxy."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    direct = httpx.URL(url).host in LOOPBACK
-    return httpx.AsyncClient(base_url=url, headers=headers, timeout=TIMEOUT_S, trust_env=not direct)
+    return httpx.AsyncClient(base_url=url, **client_options(url, headers=headers, timeout_s=TIMEOUT_S))
 
 
 class Routes:

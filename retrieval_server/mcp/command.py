@@ -5,11 +5,12 @@ It loads no index, so that an assistant can start it in a second. Nothing but th
 
 import argparse
 import asyncio
-import os
 import sys
 from collections.abc import Sequence
 
+from retrieval_server.errors import RetrievalError
 from retrieval_server.schemas import KEY_VARIABLE, TEXT_CHARACTERS
+from retrieval_server.services import Key
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -35,9 +36,13 @@ def main(arguments: Sequence[str]) -> int:
         parser.error(f"--url: {options.url!r} is not an http address")
     if options.characters < 1:
         parser.error("--characters: give at least 1")
+    try:
+        key = Key(KEY_VARIABLE).value or None
+    except RetrievalError as error:
+        parser.error(str(error))
 
     async def serve() -> None:
-        async with http_client(options.url, os.environ.get(KEY_VARIABLE)) as http:
+        async with http_client(options.url, key) as http:
             server = make_server(Routes(http), characters=options.characters, dialect=options.dialect)
             await server.run_stdio_async()
 

@@ -21,7 +21,7 @@ class ServiceSettings(RerankSettings, frozen=True):
     """A reranker at `url`, the whole address of its route. Several requests are under way at a time."""
 
     url: str
-    model: str = ""
+    model: str
     key_variable: str | None = Field(default=None, description="environment variable with the service's key")
     timeout_s: float = Field(default=30.0, gt=0, description="seconds for one request")
     patience_s: float = Field(default=20.0, ge=0, description="seconds to ask again while it is away or overloaded")
@@ -40,7 +40,6 @@ class CohereSettings(ServiceSettings, frozen=True):
     """`/rerank`, `/v1/rerank` or `/v2/rerank` of vLLM, Cohere or Jina. `extra` is added to each request."""
 
     style: Literal["cohere"] = "cohere"
-    model: str
     extra: dict[str, Any] = Field(default_factory=dict, description="more fields of a request")
 
 
@@ -48,6 +47,7 @@ class TeiSettings(ServiceSettings, frozen=True):
     """`/rerank` of Text Embeddings Inference. `model` only describes what runs there."""
 
     style: Literal["tei"] = "tei"
+    model: str = ""
     texts: int = Field(default=32, ge=1, description="texts in a request at most (its --max-client-batch-size)")
     extra: dict[str, Any] = Field(default_factory=lambda: {"truncate": True}, description="more fields of a request")
 
@@ -56,6 +56,7 @@ class SearchR1Settings(ServiceSettings, frozen=True):
     """`/rerank` of Search-R1's rerank server. `model` only describes what runs there."""
 
     style: Literal["search_r1"] = "search_r1"
+    model: str = ""
     passage: str = '"{title}"\n{text}'
 
 

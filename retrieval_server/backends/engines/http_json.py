@@ -1,7 +1,6 @@
 """Calls an engine's JSON interface over HTTP, with its key and its errors."""
 
 import json
-import os
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -10,9 +9,8 @@ import httpx
 
 from retrieval_server.backends.engines.store import Store
 from retrieval_server.errors import RetrievalError, Unavailable
+from retrieval_server.services import SHOWN, Key, client_options, refusal
 
-_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
-_SHOWN = 300
 MOST_BYTES = 16 << 20  # of a request that writes; Qdrant accepts 32 MB
 
 
@@ -20,11 +18,11 @@ class HttpJson:
     """A client of the engine at `url`. The key is read from the environment variable `key_variable`, if it has one."""
 
     def __init__(self, engine: str, url: str, *, key_variable: str, key_header: str, key_form: str, timeout_s: float):
-        key = os.environ.get(key_variable)
+        self._key = Key(key_variable, scheme=key_header == "authorization")
         self._engine = f"{engine} at {url}"
-        self._key_variable = key_variable
+        headers = {key_header: key_form.format(self._key.value)} if self._key.value else {}
         self._client = httpx.Client(
-            base_url=url.rstrip("/"), timeout=timeout_s, headers={key_header: key_form.format(key)} if key else {}
+            base_url=url.rstrip("/"), **client_options(url, headers=headers, timeout_s=timeout_s)
         )
 
     def call(self, method: str, path: str, body: Any = None, *, lines: bytes | None = None, absent: Any = None) -> Any:
@@ -38,9 +36,9 @@ class HttpJson:
             response = self._client.request(method, path, content=content, headers=form if content else None)
         except httpx.HTTPError as cause:
             raise Unavailable(
-                f"{self._engine} does not answer: {type(cause).__name__} {cause}",
+                f"{self._engine} does not answer: {type(cause).__name__} {self._key.hide(str(cause))}",
                 remedy="start it, or correct `url`; see the message",
-            ) from cause
+            ) from None
         if response.status_code == 404 and absent is not None:
             return absent
         if response.status_code >= 400:
@@ -49,19 +47,15 @@ class HttpJson:
             return response.json()
         except ValueError as cause:
             raise RetrievalError(
-                f"{self._engine} answered {method} {path} with no JSON: {response.text[:_SHOWN]!r}",
+                f"{self._engine} answered {method} {path} with no JSON: {self._key.hide(response.text)[:SHOWN]!r}",
                 remedy="give `url` the engine's address",
             ) from cause
 
     def _refused(self, method: str, path: str, response: httpx.Response) -> RetrievalError:
-        reason = f"{self._engine} answered {method} {path} with {response.status_code}: {response.text[:_SHOWN]}"
-        if response.status_code in (401, 403):
-            return RetrievalError(
-                reason, remedy=f"set the environment variable {self._key_variable} to the engine's key"
-            )
-        if response.status_code in _PASSING:
-            return Unavailable(reason, remedy="see the message and the engine's log")
-        return RetrievalError(reason, remedy="see the message and the engine's log")
+        text = self._key.hide(response.text)[:SHOWN]
+        reason = f"{self._engine} answered {method} {path} with {response.status_code}: {text}"
+        key = f"set the environment variable {self._key.variable} to the engine's key"
+        return refusal(reason, response.status_code, key=key, log="the engine's log")
 
     def close(self) -> None:
         """Close all connections."""
@@ -95,16 +89,6 @@ class HttpStore(Store):
         if not there:
             self._call("PUT", "", self._made())
         return there
-
-
-def url_without_key(url: str) -> str:
-    """The address unchanged. Raises ValueError if it is none of HTTP, or carries a user or a password."""
-    parts = httpx.URL(url)
-    if parts.scheme not in ("http", "https") or not parts.host:
-        raise ValueError("`url` is not http://HOST:PORT or https://HOST")
-    if parts.userinfo:
-        raise ValueError("`url` has a user or a password: leave it out, and set the key in the environment")
-    return url
 
 
 def in_requests(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:

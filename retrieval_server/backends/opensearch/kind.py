@@ -14,12 +14,13 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from retrieval_server.backends.base import Hits
-from retrieval_server.backends.engines.http_json import HttpJson, HttpStore, in_requests, url_without_key
+from retrieval_server.backends.engines.http_json import HttpJson, HttpStore, in_requests
 from retrieval_server.backends.engines.kind import EngineKind
 from retrieval_server.backends.engines.settings import EngineSettings
 from retrieval_server.backends.engines.store import Batch, Shape, Store
 from retrieval_server.corpus import Report
 from retrieval_server.errors import QueryError, RetrievalError, Unavailable
+from retrieval_server.services import checked_url
 
 KEY_VARIABLE = "OPENSEARCH_AUTHORIZATION"
 MOST = 10_000  # index.max_result_window
@@ -39,7 +40,7 @@ class OpenSearchSettings(EngineSettings, frozen=True):
 
     built_with: ClassVar = ("shards",)
 
-    _address = field_validator("url")(url_without_key)
+    _address = field_validator("url")(checked_url)
 
 
 class _Index(HttpStore):

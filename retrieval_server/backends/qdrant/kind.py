@@ -13,13 +13,14 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from retrieval_server.backends.base import Hits
-from retrieval_server.backends.engines.http_json import HttpJson, HttpStore, in_requests, url_without_key
+from retrieval_server.backends.engines.http_json import HttpJson, HttpStore, in_requests
 from retrieval_server.backends.engines.kind import EngineKind
 from retrieval_server.backends.engines.settings import EngineSettings
 from retrieval_server.backends.engines.store import Batch, Shape, Store
 from retrieval_server.backends.engines.vocabulary import Sparse
 from retrieval_server.corpus import Report
 from retrieval_server.errors import RetrievalError
+from retrieval_server.services import checked_url
 
 KEY_VARIABLE = "QDRANT_API_KEY"
 _LOOK_S = 1.0
@@ -55,7 +56,7 @@ class QdrantSettings(EngineSettings, frozen=True):
     )
     searched_with: ClassVar = ("ef_search", "rescore", "oversampling")
 
-    _address = field_validator("url")(url_without_key)
+    _address = field_validator("url")(checked_url)
 
 
 class _Collection(HttpStore):

@@ -12,46 +12,30 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import quote, quote_plus
 
 import httpx
 
+from retrieval_server import services
 from retrieval_server.backends.web.settings import WebSettings
 from retrieval_server.backends.web.store import Store
 from retrieval_server.errors import RetrievalError, SearchRefused, Unavailable
 
-HIDDEN = "[key]"
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 30.0
 _AGAIN = frozenset({408, 425, 429})
 _KEY_REFUSED = frozenset({401, 403})
 
 
-class Key:
-    """A provider's key. Its own text never shows it."""
+class Key(services.Key):
+    """A provider's key, which must be there."""
 
     def __init__(self, variable: str, environment: Mapping[str, str] = os.environ) -> None:
-        self.variable = variable
-        self.value = environment.get(variable, "").strip()
+        super().__init__(variable, environment)
         if not self.value:
             raise RetrievalError(
                 f"the key for web search is missing: {variable} is not set",
                 remedy=f"export {variable}=…, or replay recorded answers (`mode: replay`), which needs no key",
             )
-        if not (self.value.isascii() and self.value.isprintable()) or " " in self.value:
-            # httpx would name the whole value in its error.
-            raise RetrievalError(
-                f"{variable} holds no key: there are spaces or special characters in it", remedy="copy the key again"
-            )
-        spellings = {self.value, quote(self.value), quote(self.value, safe=""), quote_plus(self.value)}
-        spellings |= {json.dumps(self.value)[1:-1]}
-        self._spellings = sorted(spellings, key=len, reverse=True)
-
-    def hide(self, text: str) -> str:
-        """The text without the key, in whichever spelling."""
-        for spelling in self._spellings:
-            text = text.replace(spelling, HIDDEN)
-        return text
 
 
 class Pace:

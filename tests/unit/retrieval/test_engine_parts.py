@@ -4,7 +4,7 @@ import asyncio
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retrieval_server.backends.engines.filling import RECORD, Contents, fill
-from retrieval_server.backends.engines.http_json import HttpJson, in_requests, url_without_key
+from retrieval_server.backends.engines.http_json import HttpJson, in_requests
 from retrieval_server.backends.engines.kind import EngineKind
 from retrieval_server.backends.engines.patience import patiently
 from retrieval_server.backends.engines.store import Batch
@@ -27,7 +27,9 @@ from retrieval_server.config import index_settings
 from retrieval_server.corpus import silent
 from retrieval_server.errors import RetrievalError, Unavailable
 from retrieval_server.index_kinds import INDEX_KINDS
+from retrieval_server.mcp.client import http_client
 from retrieval_server.metrics import Metrics
+from retrieval_server.services import ModelService, checked_url
 
 PASSAGES = st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=12), min_size=1, max_size=12)
 HITS = st.lists(st.tuples(st.integers(0, 30), st.floats(0, 1)), max_size=12, unique_by=lambda hit: hit[0])
@@ -99,7 +101,7 @@ def test_requests_hold_all_rows_in_order_and_at_most_so_many_bytes(lengths: list
 @pytest.mark.parametrize("url", ["localhost:6333", "ftp://host", "http://me:secret@host", "http://me@host"])
 def test_an_address_is_http_and_carries_no_key(url: str) -> None:
     with pytest.raises(ValueError, match="`url`"):
-        url_without_key(url)
+        checked_url(url)
 
 
 def answering(
@@ -281,3 +283,73 @@ def test_more_passages_than_a_graph_returns_are_refused(values: dict[str, Any], 
     with pytest.raises(ValueError, match=f"`{names}` is 20, below the"):
         settings.check_topk(topk)
     index_settings.validate_python({**given, "layout": "exact", "fused": 50}).check_topk(topk)
+
+
+OF_AN_ENGINE: dict[str, Any] = {"key_variable": "ENGINE_KEY", "key_header": "authorization", "key_form": "{}"}
+
+
+def service_with_key(kind: str, url: str) -> Callable[[], Any]:
+    """A call through a new client whose key is in ENGINE_KEY."""
+    if kind == "engine":
+        client = HttpJson("Engine", url, timeout_s=1.0, **OF_AN_ENGINE)
+        return lambda: client.call("GET", "/x")
+    service = ModelService("the model", url, key_variable="ENGINE_KEY", timeout_s=1.0, patience_s=0)
+    return lambda: service.post({})
+
+
+@pytest.mark.parametrize("kind", ["engine", "model"])
+@pytest.mark.parametrize("value", ["se\ncret-key", "geheimschlüssel", "one two three"])
+def test_what_is_no_key_is_refused_without_showing_it(kind: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENGINE_KEY", value)
+    with pytest.raises(RetrievalError, match="ENGINE_KEY holds no key") as caught:
+        service_with_key(kind, "http://engine:1")
+    assert value not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["engine", "model"])
+@pytest.mark.parametrize("status", [200, 400, 503, None])
+def test_no_error_shows_the_key(kind: str, status: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        seen.append(request.headers["authorization"])
+        if status is None:
+            raise httpx.LocalProtocolError(f"illegal header {seen[0]}")
+        return httpx.Response(status, text=f"you sent {seen[0]}")
+
+    real = httpx.Client
+    monkeypatch.setattr(httpx, "Client", lambda **given: real(transport=httpx.MockTransport(handle), **given))
+    monkeypatch.setenv("ENGINE_KEY", "ApiKey secret-key\n" if kind == "engine" else " secret-key\n")
+    with pytest.raises(RetrievalError) as caught:
+        service_with_key(kind, "http://engine:1")()
+    assert seen == ["ApiKey secret-key" if kind == "engine" else "Bearer secret-key"]
+    assert "secret-key" not in str(caught.value) and "[key]" in str(caught.value)
+
+
+@pytest.mark.parametrize(("host", "asks_proxy"), [("127.0.0.1", False), ("localhost", False), ("engine", True)])
+@pytest.mark.parametrize("kind", ["engine", "model", "mcp"])
+def test_a_service_on_this_machine_is_not_asked_through_a_proxy(
+    kind: str, host: str, asks_proxy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    for name in ("Client", "AsyncClient"):
+        monkeypatch.setattr(httpx, name, lambda **given: made.append(given.get("trust_env", True)))
+    monkeypatch.setenv("ENGINE_KEY", "k")
+    if kind == "mcp":
+        http_client(f"http://{host}:1", None)
+    else:
+        service_with_key(kind, f"http://{host}:1")
+    assert made == [asks_proxy]
+
+
+def test_tools_in_front_of_a_server_refuse_what_is_no_key(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from retrieval_server.mcp.command import main
+
+    monkeypatch.setenv("RETRIEVAL_SERVER_KEY", "se\ncret-key")
+    monkeypatch.setattr("asyncio.run", lambda coroutine: coroutine.close())
+    with pytest.raises(SystemExit):
+        main(["--url", "http://127.0.0.1:1"])
+    told = capsys.readouterr().err
+    assert "RETRIEVAL_SERVER_KEY holds no key" in told and "cret-key" not in told

@@ -34,7 +34,7 @@ def test_a_kind_that_is_not_registered_is_neither_built_nor_converted(tmp_path: 
 
 @given(st.integers(1, 2000), st.integers(1, 2000))
 def test_the_longest_list_is_the_largest_that_the_check_allows(depth: int, limit: int) -> None:
-    class Settings(IndexSettings):
+    class Settings(IndexSettings, frozen=True):
         kind: str = "some"
 
         def check_topk(self, topk: int) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from retrieval_server.backends.web.asking import HIDDEN, Key, Pace, retry_after_s
+from retrieval_server.backends.web.asking import Key, Pace, retry_after_s
 from retrieval_server.backends.web.providers import PROVIDERS
 from retrieval_server.backends.web.providers.base import Found, documents, plain
 from retrieval_server.backends.web.settings import WebSettings
@@ -21,6 +21,7 @@ from retrieval_server.errors import RetrievalError
 from retrieval_server.index_kinds import kind_of
 from retrieval_server.passages import read_passage
 from retrieval_server.schemas import Document
+from retrieval_server.services import HIDDEN
 
 PAGE = Document(id="https://a.org/", title="A", text="about a", contents='"A"\nabout a')
 
