@@ -249,9 +249,7 @@ def test_spare_questions_are_played_and_make_no_additional_update(changes: dict[
     assert told.rollouts_per_step == (8 + told.spare_questions) * told.rollouts_per_question
 
 
-@pytest.mark.parametrize(
-    ("questions_per_update", "loss", "weight"), [(2, None, 0.05), (4, None, 0.1), (2, "vanilla", 0.2)]
-)
+@pytest.mark.parametrize(("updated", "loss", "weight"), [(2, None, 0.05), (4, None, 0.1), (2, "vanilla", 0.2)])
 def test_llds_weighs_the_same_for_any_number_of_updates(updated: int, loss: str | None, weight: float) -> None:
     verl = {} if loss is None else {"actor_rollout_ref": {"actor": {"policy_loss": {"loss_mode": loss}}}}
     given = {"questions_per_step": 8, "questions_per_update": updated, "max_updates": None, "verl": verl}
