@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 
 from s3_agent.testing.servers import serve
 
-KEY = "a key of Qdrant"
+KEY = "a-key-of-qdrant"
 
 
 class QdrantLocalShim:

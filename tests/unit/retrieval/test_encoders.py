@@ -259,7 +259,7 @@ def test_an_index_over_an_endpoint(service: RerankService, tmp_path: Path) -> No
 def test_an_index_over_an_endpoint_is_verified_and_opened_from_its_manifest(
     service: RerankService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setenv("ENCODER_KEY", "a secret")
+    monkeypatch.setenv("ENCODER_KEY", "a-secret")
     rows = [{"id": str(row), "contents": f"text {row}"} for row in range(20)]
     (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     corpus = Corpus(tmp_path / "corpus.jsonl")
@@ -274,7 +274,7 @@ def test_an_index_over_an_endpoint_is_verified_and_opened_from_its_manifest(
     service.asked.clear()
     assert load_index(corpus, tmp_path / "index").search(["text 7"], topk=3) == wanted
     assert {body["encoding_format"] for body in service.asked} == {"float"}
-    assert "a secret" not in (tmp_path / "index" / MANIFEST).read_text(encoding="utf-8")
+    assert "a-secret" not in (tmp_path / "index" / MANIFEST).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ["pgvector", "qdrant", "lancedb"])
