@@ -11,12 +11,16 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from benchmarks.untrained_encoder import save_untrained_bert
+
+pytest.importorskip("torch")
+
+import torch
+
 from retrieval_server.backends.dense.encoders import open_encoder, shortened
 from retrieval_server.backends.dense.endpoint import EndpointSettings
 from retrieval_server.backends.dense.settings import DenseSettings, EncoderSettings

@@ -13,6 +13,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from benchmarks.untrained_encoder import save_untrained_bert
+
+pytest.importorskip("torch")
+
 from retrieval_server.backends.base import stages_of
 from retrieval_server.backends.bm25.kind import Bm25Kind
 from retrieval_server.backends.bm25.settings import Bm25Settings

@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+pytest.importorskip("torch")
+
 from retrieval_server.backends.base import StagedBackend, stages_of
 from retrieval_server.config import ServerSettings, rerank_settings
 from retrieval_server.errors import RetrievalError, Unavailable
