@@ -17,7 +17,12 @@ async def _loop() -> str:
 def test_uvloop_runs_it_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert event_loop.run(_loop()) == ("uvloop" if importlib.util.find_spec("uvloop") else "asyncio")
     monkeypatch.setattr(event_loop, "find_spec", lambda _: None)
-    assert event_loop.run(_loop()) == "asyncio"
+    before = asyncio.get_event_loop_policy()
+    asyncio.set_event_loop_policy(None)  # an older uvicorn sets that of uvloop for the whole process
+    try:
+        assert event_loop.run(_loop()) == "asyncio"
+    finally:
+        asyncio.set_event_loop_policy(before)
 
 
 def test_a_signal_whose_handler_raises_ends_it() -> None:

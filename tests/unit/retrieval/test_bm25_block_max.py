@@ -84,6 +84,11 @@ def ranks_as(hits: Hits, scores: dict[int, float], topk: int) -> None:
     assert hits == sorted(hits, key=lambda hit: (-hit[1], hit[0]))
 
 
+# With numpy 1, bm25s computes a part of its weights in single precision.
+bit_for_bit = pytest.mark.skipif(np.__version__.startswith("1."), reason="bm25s rounds differently with numpy 1")
+
+
+@bit_for_bit
 @given(
     texts=st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=12), min_size=1, max_size=40),
     queries=st.lists(st.lists(st.sampled_from("abcdefghz"), max_size=6), min_size=1, max_size=5),
@@ -119,6 +124,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[BlockMax, Bm25]:
     return opened(corpus), Bm25.build(corpus, Bm25Settings())
 
 
+@bit_for_bit
 @pytest.mark.parametrize("topk", [1, 3, 10, 200, 20_000])
 def test_every_hit_of_a_pruned_search_is_that_of_bm25s(both: tuple[BlockMax, Bm25], topk: int) -> None:
     ours, theirs = both
@@ -133,12 +139,14 @@ def test_a_shorter_list_begins_a_longer_one_alone_and_in_a_batch(both: tuple[Blo
     assert [ours.search([query], topk=7)[0] for query in queries] == [hits[:7] for hits in longer]
 
 
+@bit_for_bit
 def test_a_query_of_many_words_is_searched_without_pruning(both: tuple[BlockMax, Bm25]) -> None:
     ours, theirs = both
     query = " ".join(f"w{number}" for number in range(2 * MOST_TERMS))
     assert ours.search([query], topk=10) == theirs.search([query], topk=10)
 
 
+@bit_for_bit
 def test_boolean_queries_find_what_bm25s_finds(tmp_path: Path) -> None:
     corpus = corpus_of(tmp_path, some_texts(500, words=30))
     chosen = Bm25Settings(boolean=True)
@@ -260,6 +268,7 @@ build_index(Corpus(corpus), folder, Bm25Settings(engine="block_max"), report=rep
 """
 
 
+@bit_for_bit
 def test_a_killed_build_continues_to_the_same_bytes(tmp_path: Path) -> None:
     corpus = corpus_of(tmp_path, some_texts(1000, words=200))
 
