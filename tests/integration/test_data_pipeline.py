@@ -196,12 +196,12 @@ def test_ten_kills_change_nothing(world: World, tmp_path: Path) -> None:
         if process.exitcode == -signal.SIGKILL:
             kills += 1
             landed.append(sorted(manifests(folder / "data")))
-        if kills == 10:
+        if kills >= 10 and len({len(done) for done in landed}) > 2:
             break
         if process.exitcode == 0:
             assert manifests(folder / "data") == manifests(tmp_path / "whole/data")
             folder = tmp_path / f"killed{number}"
-    assert kills == 10, landed
+    assert kills >= 10, landed
     assert len({len(done) for done in landed}) > 2, f"kills must come in different stages, these came after {landed}"
     last = start(folder, None)
     last.join()

@@ -317,7 +317,7 @@ def test_its_index_is_built_verified_and_served(site: Path, tmp_path: Path) -> N
         ("kind: wrods\n", ("there is no index kind 'wrods'", "do you mean words?")),
         ("kind: words\nshortest: 0\n", ("shortest", "greater than or equal to 1")),
         ("kind: words\nk1: 1\n", ("k1", "Extra inputs are not permitted")),
-        ("shortest: 2\n", ("`kind` is missing", "bm25, dense, lucene, words")),
+        ("shortest: 2\n", ("`kind` is missing", "bm25, dense, hybrid, lucene, pgvector", "web, words")),
     ],
 )
 def test_wrong_settings_of_an_index_are_refused_before_anything_is_written(

@@ -36,7 +36,7 @@ class EngineBackend:
     @property
     def most(self) -> int:
         """The longest list that the engine gives with these settings."""
-        return self._settings.most(self._most)
+        return self._settings.most(MOST)
 
     def cost(self, query: str) -> int:
         """Its approximate number of tokens, of four characters each."""
