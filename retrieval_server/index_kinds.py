@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny
 
 from retrieval_server.errors import RetrievalError
-from retrieval_server.registry import Registry
+from retrieval_server.registry import Registry, settings_of
 
 if TYPE_CHECKING:
     from retrieval_server.backends.base import Backend, Passages, WaitingBackend
@@ -194,15 +194,7 @@ def default_settings() -> IndexSettings:
 
 
 def _registered(values: Any) -> Any:
-    if not isinstance(values, dict):
-        return values
-    if "kind" not in values:
-        raise ValueError(f"`kind` is missing: name one of {', '.join(INDEX_KINDS)}")
-    try:
-        kind = INDEX_KINDS[str(values["kind"])]
-    except RetrievalError as cause:
-        raise ValueError(str(cause)) from cause
-    return kind.settings.model_validate(values)
+    return settings_of(INDEX_KINDS, values, field="kind")
 
 
 AnyIndexSettings = Annotated[SerializeAsAny[IndexSettings], BeforeValidator(_registered)]

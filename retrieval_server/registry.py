@@ -14,6 +14,8 @@ from functools import cached_property
 from importlib.metadata import entry_points
 from typing import Any
 
+from retrieval_server.errors import RetrievalError
+
 OURS = "s3-agent"
 
 
@@ -120,3 +122,20 @@ class Registry[T](Mapping[str, T]):
                 remedy=f"its entry point must name a {self._kind.__module__}.{self._kind.__qualname__}",
             )
         return value
+
+
+def settings_of(registry: Registry[Any], values: Any, *, field: str, default: str | None = None) -> Any:
+    """The settings of the variant that `values[field]` names, checked by the variant's class `settings`.
+
+    For a pydantic validator that comes before: what is no dict is returned unchanged. Without the field, the variant
+    is `default`. Raises ValueError.
+    """
+    if not isinstance(values, dict):
+        return values
+    if field not in values and default is None:
+        raise ValueError(f"`{field}` is missing: name one of {', '.join(registry)}")
+    try:
+        variant = registry[str(values.get(field, default))]
+    except RetrievalError as cause:
+        raise ValueError(str(cause)) from cause
+    return variant.settings.model_validate(values)

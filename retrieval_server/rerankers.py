@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Protocol, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
 
 from retrieval_server.errors import RetrievalError
-from retrieval_server.registry import Registry
+from retrieval_server.registry import Registry, settings_of
 from retrieval_server.schemas import Document
 
 _SLOTS = re.compile(r"\{title\}|\{text\}")
@@ -116,15 +116,7 @@ RERANKERS: Registry[RerankStyle] = Registry(
 
 
 def _registered(values: Any) -> Any:
-    if not isinstance(values, dict):
-        return values
-    if "style" not in values:
-        raise ValueError(f"`style` is missing: name one of {', '.join(RERANKERS)}")
-    try:
-        style = RERANKERS[str(values["style"])]
-    except RetrievalError as cause:
-        raise ValueError(str(cause)) from cause
-    return style.settings.model_validate(values)
+    return settings_of(RERANKERS, values, field="style")
 
 
 AnyRerankSettings = Annotated[SerializeAsAny[RerankSettings], BeforeValidator(_registered)]

@@ -9,13 +9,13 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from s3_agent.testing.servers import serve
+from tests.restartable import Restartable
 
 AUTHORIZATION = "ApiKey a-key-of-the-fake"
 MOST_TERMS = 1024
@@ -49,29 +49,18 @@ class _FakeIndex:
         return [{"_id": row, "_score": score} for row, score in scores.most_common(size)]
 
 
-class FakeOpenSearch:
+class FakeOpenSearch(Restartable):
     """The fake on a port of its own. `stop` and `start` take it away and bring it back, with its indexes."""
 
     def __init__(self) -> None:
         self.indexes: dict[str, _FakeIndex] = {}
-        self._app = _app(self.indexes)
-        self._serving = ExitStack()
-        self.url = self._serving.enter_context(serve(self._app))
-
-    def stop(self) -> None:
-        self._serving.close()
-
-    def start(self) -> None:
-        self._serving.enter_context(serve(self._app, port=int(self.url.rpartition(":")[2])))
+        super().__init__(_app(self.indexes))
 
 
 @contextmanager
 def running_fake_opensearch() -> Iterator[FakeOpenSearch]:
-    fake = FakeOpenSearch()
-    try:
+    with FakeOpenSearch().running() as fake:
         yield fake
-    finally:
-        fake.stop()
 
 
 def _app(indexes: dict[str, _FakeIndex]) -> FastAPI:

@@ -6,42 +6,31 @@ ignores the settings of graphs and quantization, shards and replicas.
 
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from s3_agent.testing.servers import serve
+from tests.restartable import Restartable
 
 KEY = "a-key-of-qdrant"
 
 
-class QdrantLocalShim:
+class QdrantLocalShim(Restartable):
     """The shim on a port of its own. `stop` and `start` take it away and bring it back, with its collections."""
 
     def __init__(self) -> None:
         from qdrant_client import QdrantClient
 
         self.client = QdrantClient(":memory:")
-        self._app = _app(self.client)
-        self._serving = ExitStack()
-        self.url = self._serving.enter_context(serve(self._app))
-
-    def stop(self) -> None:
-        self._serving.close()
-
-    def start(self) -> None:
-        self._serving.enter_context(serve(self._app, port=int(self.url.rpartition(":")[2])))
+        super().__init__(_app(self.client))
 
 
 @contextmanager
 def running_qdrant_local_shim() -> Iterator[QdrantLocalShim]:
-    shim = QdrantLocalShim()
-    try:
+    with QdrantLocalShim().running() as shim:
         yield shim
-    finally:
-        shim.stop()
 
 
 def _app(client: Any) -> FastAPI:

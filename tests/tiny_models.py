@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,20 +25,26 @@ def _bert_tokenizer(folder: Path, words: Sequence[str]) -> int:
     return len(vocabulary)
 
 
-def save_cross_encoder(folder: Path, *, words: Sequence[str] = WORDS, labels: int = 1) -> None:
-    """A BERT classifier of 2 layers and 32 dimensions. It reads `[CLS] query [SEP] passage [SEP]`."""
-    from transformers import BertConfig, BertForSequenceClassification
+def _bert(folder: Path, words: Sequence[str]) -> Any:
+    """The configuration of a BERT of 2 layers and 32 dimensions for the tokenizer of these words, saved in `folder`."""
+    from transformers import BertConfig
 
-    torch.manual_seed(0)
-    size = _bert_tokenizer(folder, words)
-    config = BertConfig(
-        vocab_size=size,
+    return BertConfig(
+        vocab_size=_bert_tokenizer(folder, words),
         hidden_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=64,
         initializer_range=0.5,
     )
+
+
+def save_cross_encoder(folder: Path, *, words: Sequence[str] = WORDS, labels: int = 1) -> None:
+    """A BERT classifier of 2 layers and 32 dimensions. It reads `[CLS] query [SEP] passage [SEP]`."""
+    from transformers import BertForSequenceClassification
+
+    torch.manual_seed(0)
+    config = _bert(folder, words)
     config.num_labels = labels
     BertForSequenceClassification(config).save_pretrained(folder)
 
@@ -49,20 +56,12 @@ def save_colbert(folder: Path, *, words: Sequence[str] = WORDS) -> None:
     from sentence_transformers.base.modules.transformer import Transformer
     from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
     from sentence_transformers.sentence_transformer.modules import Normalize
-    from transformers import BertConfig, BertModel
+    from transformers import BertModel
 
     torch.manual_seed(0)
     base = folder / "base"
     base.mkdir(parents=True)
-    size = _bert_tokenizer(base, words)
-    config = BertConfig(
-        vocab_size=size,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        initializer_range=0.5,
-    )
+    config = _bert(base, words)
     BertModel(config).save_pretrained(base)
     projection = Dense(
         in_features=32,

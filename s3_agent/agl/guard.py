@@ -122,10 +122,10 @@ def _of_steps(guard: Guard, rows: Sequence[Row]) -> str | None:
         floor = guard.reward_share * best
         if all(reward is not None and reward < floor for reward in rewards[-guard.steps :]):
             return f"the reward was below {guard.reward_share} of the best step's ({best:.3f}) {until}"
-    usual = [norm for norm in norms[: -guard.steps] if _is_finite(norm)]
+    usual = [norm for norm in norms[: -guard.steps] if is_finite(norm)]
     if guard.gradient_norm is not None:
         limit = guard.gradient_norm * median(usual) if len(usual) >= _SETTLED else inf
-        if all(not _is_finite(norm) or norm > limit > 0 for norm in norms[-guard.steps :]):
+        if all(not is_finite(norm) or norm > limit > 0 for norm in norms[-guard.steps :]):
             return f"the gradient norm was not finite, or above {guard.gradient_norm} times its median, {until}"
     return None
 
@@ -134,6 +134,6 @@ def _above(values: Sequence[float | None], limit: float) -> bool:
     return all(value is not None and value > limit for value in values)
 
 
-def _is_finite(value: float | None) -> TypeGuard[float]:
+def is_finite(value: float | None) -> TypeGuard[float]:
     """The trainer's log has null for a metric that was not a number."""
     return value is not None and isfinite(value)

@@ -85,7 +85,7 @@ def movement(
     Sums and counts, because verl averages over micro batches and needs the same keys from each: their ratios are means
     over all tokens (`s3_agent.rollout.step_metrics.likelihood_metrics`).
     """
-    mask, sums = response_mask.bool(), {}
+    mask, found = response_mask.bool(), dict[str, torch.Tensor]()
     old, change, first = old_log_prob.detach(), (log_prob - old_log_prob).detach(), action_numbers(mask) == 0
     for name, chosen in (("correct", mask & (advantages > 0)), ("incorrect", mask & (advantages < 0))):
         for kind, values, where in (
@@ -93,9 +93,9 @@ def movement(
             ("first_log_prob", old, chosen & first),
             ("log_prob_change", change, chosen),
         ):
-            sums[f"{SUMS}{kind}/{name}"] = values[where].sum().item()
-            sums[f"{COUNTS}{kind}/{name}"] = float(where.sum().item())
-    return sums
+            found[f"{SUMS}{kind}/{name}"] = torch.where(where, values, 0.0).sum().double()
+            found[f"{COUNTS}{kind}/{name}"] = where.sum().double()
+    return dict(zip(found, torch.stack([*found.values()]).tolist(), strict=True))  # one transfer from the GPU
 
 
 def watched(base: Loss) -> Loss:

@@ -7,12 +7,11 @@ Rewards are averaged over the episodes, because the trainer's own means count a 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import batched
-from math import isfinite
 from typing import Any
 
 from pydantic import BaseModel
 
-from s3_agent.agl.guard import GuardReport, validation_of
+from s3_agent.agl.guard import GuardReport, is_finite, validation_of
 from s3_agent.errors import S3AgentError
 from s3_agent.evaluation.statistics.intervals import difference_of
 from s3_agent.rollout.episode_log import EpisodeRecord
@@ -78,12 +77,7 @@ def training_rows(metrics: Sequence[MetricRow]) -> list[dict[str, Any]]:
 def logprob_gap(metrics: Sequence[MetricRow], *, after_step: int = 0) -> float | None:
     """The largest mean difference of a step between the policy server's and the trainer's log-probs, in nats."""
     gaps = (row["data"].get("rollout_corr/log_ppl_abs_diff") for row in metrics if row["step"] > after_step)
-    return max(filter(_is_finite, gaps), default=None)
-
-
-def _is_finite(value: float | None) -> bool:
-    """The trainer's log has null for a metric that was not a number."""
-    return value is not None and isfinite(value)
+    return max(filter(is_finite, gaps), default=None)
 
 
 def validation_passes(records: Sequence[EpisodeRecord]) -> list[dict[str, EpisodeRecord]]:
@@ -187,8 +181,8 @@ def summarize(
         dropped_rows=int(sum(value for row in trained for key, value in row.items() if "n_sample_dropped/" in key)),
         truncated_rows=int(sum(row["training/n_truncated_sample"] for row in trained)),
         skipped_steps=steps - len(trained),
-        nonfinite_steps=sum(not _is_finite(row["actor/grad_norm"]) for row in trained),
-        grad_norm_max=max(filter(_is_finite, (row["actor/grad_norm"] for row in trained)), default=0.0),
+        nonfinite_steps=sum(not is_finite(row["actor/grad_norm"]) for row in trained),
+        grad_norm_max=max(filter(is_finite, (row["actor/grad_norm"] for row in trained)), default=0.0),
         logprob_gap_max=logprob_gap(metrics),
         reward_curve=reward_curve(records, rollouts_per_step=rollouts_per_step),
         trainer_reward_curve=[row["training/reward"] for row in trained],

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Protocol
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
 
 from retrieval_server.errors import RetrievalError
-from retrieval_server.registry import Registry
+from retrieval_server.registry import Registry, settings_of
 
 DEFAULT = "transformers"
 MOST_TOKENS = 256
@@ -138,13 +138,7 @@ def shortened(vectors: Any, settings: EncoderBase) -> Any:
 
 
 def _registered(values: Any) -> Any:
-    if not isinstance(values, dict):
-        return values
-    try:
-        kind = ENCODERS[str(values.get("kind", DEFAULT))]
-    except RetrievalError as cause:
-        raise ValueError(str(cause)) from cause
-    return kind.settings.model_validate(values)
+    return settings_of(ENCODERS, values, field="kind", default=DEFAULT)
 
 
 AnyEncoderSettings = Annotated[SerializeAsAny[EncoderBase], BeforeValidator(_registered)]

@@ -3,10 +3,9 @@ report. The likelihood of correct responses falls first and the reward last, so 
 """
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
 from typing import Any
 
-from s3_agent.agl.guard import VALIDATION, GuardReport
+from s3_agent.agl.guard import VALIDATION, GuardReport, is_finite
 
 SIGNS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "log-prob, nats": {"correct": ("actor/log_prob/correct",), "incorrect": ("actor/log_prob/incorrect",)},
@@ -38,7 +37,7 @@ def signs_of(steps: Steps, guard: GuardReport | None) -> dict[str, Any]:
 
 def _points(steps: Steps, metrics: Sequence[str]) -> list[list[float]]:
     found = ((row["step"], next((row[name] for name in metrics if row.get(name) is not None), None)) for row in steps)
-    return [[step, value] for step, value in found if value is not None and isfinite(value)]
+    return [[step, value] for step, value in found if is_finite(value)]
 
 
 def markdown_of(signs: Mapping[str, Any]) -> str:

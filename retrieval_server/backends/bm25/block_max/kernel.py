@@ -106,19 +106,8 @@ def _offer(scores: Any, rows: Any, size: Any, score: Any, row: Any) -> Any:
 
 
 @compiled
-def _block_of(lasts: Any, low: Any, high: Any, row: Any) -> Any:
-    """The first block from `low` to `high` whose last row is at least `row`; `high` if there is none."""
-    while low < high:
-        middle = (low + high) >> 1
-        if lasts[middle] < row:
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
-@compiled
 def _find(rows: Any, low: Any, high: Any, row: Any) -> Any:
+    """The first place from `low` to `high` that holds at least `row`; `high` if there is none."""
     while low < high:
         middle = (low + high) >> 1
         if rows[middle] < row:
@@ -240,7 +229,7 @@ def search(index: Any, query: Any, passages: Any, scores: Any, rows: Any) -> Any
                     sums[place] += value * count
                 continue
             end = first + (df + BLOCK - 1) // BLOCK
-            for block in range(_block_of(lasts, first, end, low), end):
+            for block in range(_find(lasts, first, end, low), end):
                 previous = np.int64(lasts[block - 1]) if block > first else -1
                 if previous >= high - 1:
                     break
@@ -265,7 +254,7 @@ def search(index: Any, query: Any, passages: Any, scores: Any, rows: Any) -> Any
         for at in range(looked_up):
             term = order[at]
             end = firsts[term] + (counts[term] + BLOCK - 1) // BLOCK
-            cursors[term] = _block_of(lasts, firsts[term], end, low)
+            cursors[term] = _find(lasts, firsts[term], end, low)
         if looked_up and seen < width >> 3:
             touched[:seen].sort()
         dense = looked_up > 0 and seen >= width >> 3
