@@ -342,14 +342,17 @@ def test_a_service_on_this_machine_is_not_asked_through_a_proxy(
     assert made == [asks_proxy]
 
 
-def test_tools_in_front_of_a_server_refuse_what_is_no_key(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("command", ["mcp", "serve"])
+def test_a_server_and_the_tools_in_front_of_it_refuse_what_is_no_key(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
-    from retrieval_server.mcp.command import main
+    from retrieval_server.app.command import main as serve
+    from retrieval_server.mcp.command import main as mcp
 
     monkeypatch.setenv("RETRIEVAL_SERVER_KEY", "se\ncret-key")
     monkeypatch.setattr("asyncio.run", lambda coroutine: coroutine.close())
+    monkeypatch.setattr("sys.argv", ["retrieval_server", "--index", "none"])
     with pytest.raises(SystemExit):
-        main(["--url", "http://127.0.0.1:1"])
+        serve() if command == "serve" else mcp(["--url", "http://127.0.0.1:1"])
     told = capsys.readouterr().err
     assert "RETRIEVAL_SERVER_KEY holds no key" in told and "cret-key" not in told
