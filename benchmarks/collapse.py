@@ -48,7 +48,7 @@ from s3_agent.training.side_by_side import (  # noqa: E402
     train_side_by_side,
 )
 
-LEARNING_RATE = 1e-3
+LEARNING_RATE = 1.5e-3
 UNSTABLE = [f"trainer.learning_rate={LEARNING_RATE}", "trainer.questions_per_update=4"]
 GUARD = ["trainer.guard.action=stop", "trainer.validate_every=2", "trainer.checkpoint_every=2"]
 LLDS = ["trainer.llds.weight=0.2"]
