@@ -219,7 +219,7 @@ def test_a_collapse_is_one_chart_with_the_guards_step_through_all_panels(browser
         ]
         for at in range(5)
     ]
-    assert len(places[0]) == 2 and places[0][0] != places[0][1] and places.count(places[0]) == 4
+    assert len(places[0]) == 2 and places[0][0] != places[0][1] and places.count(places[0]) == 5
     expect(figures.first).to_contain_text("guard")
     assert not opened.complaints
 
