@@ -4,8 +4,9 @@
                                             [SECTION.FIELD=VALUE ...]
 
 Every run is a whole training with the recipe `cpu`, at twice its learning rate, with half of its questions a step and
-four updates a step; the variants add the switches of docs/stability.md. 100 of the training questions are held back, and runs validate on them alone, which
-is what the guard sees. The policy that a run keeps is then evaluated on the embedded held-out questions, greedily.
+four updates a step; the variants add the switches of docs/stability.md. 100 of the training questions are held back,
+and runs validate on them alone, which is what the guard sees. The policy that a run keeps is then evaluated on the
+embedded held-out questions, greedily.
 Finished runs are kept: after a stop, the same command continues with the others.
 
 `before` is the accuracy of the policy that every run starts with. A run has collapsed if its policy is below it.
