@@ -3,11 +3,11 @@
     .venv/bin/python benchmarks/collapse.py [--variants plain,guard] [--seeds 0,1,2,3,4] [--at-once 2] [--out FOLDER]
                                             [SECTION.FIELD=VALUE ...]
 
-Every run is a whole training with the recipe `cpu`, at four times its learning rate, with half of its questions a step and
-four updates a step; the variants add the switches of docs/stability.md. 100 of the training questions are held back,
-and runs validate on them alone, which is what the guard sees. The policy that a run keeps is then evaluated on the
-embedded held-out questions, greedily.
-Finished runs are kept: after a stop, the same command continues with the others.
+Every run is a whole training with the recipe `cpu`, at four times its learning rate, with half of its questions a step
+and four updates a step; the variants add the switches of docs/stability.md. 100 of the training questions are held
+back, and runs validate on them alone, which is what the guard sees. The policy that a run keeps is then evaluated on
+the embedded held-out questions, greedily. Finished runs are kept: after a stop, the same command continues with the
+others.
 
 `before` is the accuracy of the policy that every run starts with. A run has collapsed if its policy is below it.
 `collapsed_share` is the share of such runs, `mean_accuracy` the mean of the others (`mean_of_all`: of all runs).
