@@ -43,12 +43,17 @@ def _peak(tracker: Any) -> int:
     return snapshot["Total"]
 
 
-def _with_gradients(model: Any) -> None:
-    """The state before any micro batch except an update's first: weights and gradients exist already."""
+def _with_gradients(model: Any) -> int:
+    """The state before any micro batch except an update's first: weights and gradients exist already. Their bytes."""
     import torch
 
+    size = 0
     for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
+        size += parameter.nbytes
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+            size += parameter.nbytes
+    return size
 
 
 def twin(rows: int, *overrides: str) -> dict[str, Any]:
@@ -127,6 +132,7 @@ def large(recipe: str, model: str) -> dict[str, Any]:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.distributed._tools.mem_tracker import MemTracker
+    from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, Qwen2Config
     from verl.models.transformers.dense_common import forward_with_torch_backend
 
@@ -137,8 +143,13 @@ def large(recipe: str, model: str) -> dict[str, Any]:
     with FakeTensorMode():
         policy: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).train()
         policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if training.lora_rank:
+            policy.enable_input_require_grads()
+            adapters = LoraConfig(r=training.lora_rank, target_modules="all-linear", task_type="CAUSAL_LM")
+            # In a run FSDP computes with adapters in bfloat16 as well.
+            policy = get_peft_model(policy, adapters, autocast_adapter_dtype=False).base_model.model
         ids: Any = torch.zeros((1, tokens), dtype=torch.long)
-        _with_gradients(policy)
+        held = _with_gradients(policy)  # in bf16; sharded and fp32 in a run, so they are left out here
         tracker = MemTracker()
         tracker.track_external(policy)
         with tracker:
@@ -147,7 +158,6 @@ def large(recipe: str, model: str) -> dict[str, Any]:
             )
             (made.log_probs.sum() - (0 * made.entropy.sum() if training.entropy else 0)).backward()
             peak = _peak(tracker)
-    held = 2 * 2 * shape.parameters  # bf16 weights and gradients: sharded and fp32 in a run, so they are left out here
     return {"tokens": tokens, "activations_peak": _beside(activations(shape, training).peak, peak - held)}
 
 
