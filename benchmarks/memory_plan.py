@@ -12,6 +12,7 @@ allocations inside a kernel, the allocator's fragmentation, or FSDP's gathering 
 import json
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import typer
 
@@ -132,7 +133,6 @@ def large(recipe: str, model: str) -> dict[str, Any]:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.distributed._tools.mem_tracker import MemTracker
-    from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, Qwen2Config
     from verl.models.transformers.dense_common import forward_with_torch_backend
 
@@ -144,10 +144,7 @@ def large(recipe: str, model: str) -> dict[str, Any]:
         policy: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).train()
         policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if training.lora_rank:
-            policy.enable_input_require_grads()
-            adapters = LoraConfig(r=training.lora_rank, target_modules="all-linear", task_type="CAUSAL_LM")
-            # In a run FSDP computes with adapters in bfloat16 as well.
-            policy = get_peft_model(policy, adapters, autocast_adapter_dtype=False).base_model.model
+            policy = _with_adapters(policy, training.lora_rank)
         ids: Any = torch.zeros((1, tokens), dtype=torch.long)
         held = _with_gradients(policy)  # in bf16; sharded and fp32 in a run, so they are left out here
         tracker = MemTracker()
@@ -159,6 +156,22 @@ def large(recipe: str, model: str) -> dict[str, Any]:
             (made.log_probs.sum() - (0 * made.entropy.sum() if training.entropy else 0)).backward()
             peak = _peak(tracker)
     return {"tokens": tokens, "activations_peak": _beside(activations(shape, training).peak, peak - held)}
+
+
+def _with_adapters(policy: Any, rank: int) -> Any:
+    """The policy with LoRA at all linear layers, in bfloat16, in which FSDP computes with them in a run."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    policy.enable_input_require_grads()
+    adapters = LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    # Tensors without data can not be moved.
+    with patch.object(torch.nn.Module, "to", lambda module, *_, **__: module):
+        made = get_peft_model(policy, adapters, autocast_adapter_dtype=False).base_model.model
+    torch.set_default_dtype(usual)
+    return made
 
 
 def _config(shape: ModelShape) -> dict[str, Any]:
