@@ -9,13 +9,13 @@ UNTRAINED = frozenset({"embed_tokens", "lm_head"})
 class Lora(BaseModel):
     """Adapters beside frozen weights: each trained matrix W becomes W + alpha / rank · B·A.
 
-    B and A have `rank` columns and rows. `targets` are names of modules (`q_proj`); None: all linear layers except the
-    output layer.
+    B has `rank` columns, and A as many rows; vLLM serves adapters of at most 512. `targets` are names of modules, such
+    as `q_proj`; None: all linear layers except the output layer.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rank: int = Field(default=32, ge=1)
+    rank: int = Field(default=32, ge=1, le=512)
     alpha: int = Field(default=64, ge=1)
     targets: tuple[str, ...] | None = Field(default=None, min_length=1)
 

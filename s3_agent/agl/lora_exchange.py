@@ -2,8 +2,8 @@
 
 verl 0.8's merged exchange (`lora.merge`) sends the weights without the adapters: it reads the merged weights only after
 it has restored the original ones. Without `lora.merge`, the server gets the adapters as a second model, but Agent
-Lightning's gateway asks for the first one, which is not trained. This module replaces the merged exchange. It changes no
-weight of the trainer and needs no copy of them.
+Lightning's gateway asks for the first one, which is not trained. This module replaces the merged exchange. It changes
+no weight of the trainer and copies none; weights that are offloaded reach the GPU one at a time.
 
 verl loads this module with the model (`s3_agent.agl.with_model`). Without LoRA, nothing changes.
 """
@@ -49,13 +49,8 @@ def exchanged(self: Any, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]
     """verl's `get_per_tensor_param`: the weights for the policy server, and no adapter."""
     if not (self._is_lora and self.model_config.lora.get("merge")):
         return _exchanged(self, *args, **kwargs)
-    if not self._uses_fsdp2_cpu_offload_policy:
-        fsdp.load_fsdp_model_to_gpu(self.module)
-    state = self.module.state_dict()
-    if self._is_offload_param:
-        fsdp.offload_fsdp_model_to_cpu(self.module)
     config = self.module.peft_config["default"]
-    return merged(state, config.lora_alpha / config.r), None
+    return merged(self.module.state_dict(), config.lora_alpha / config.r), None
 
 
 def adapted(self: Any, module: Any) -> Any:

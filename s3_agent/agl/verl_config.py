@@ -89,12 +89,13 @@ class TrainerRecipe(BaseModel):
     A step plays `questions_per_step` x `rollouts_per_question` rollouts and makes one optimizer update for every
     `questions_per_update` questions (None: one update for all), at most `max_updates`. `kl_loss` is the weight of the
     distance to the reference policy, relative to the policy's loss, for any number of updates per step; 0: no such
-    loss. `lora` trains adapters instead of all weights. `llds` keeps correct responses likely. `spare_questions` more are played at each step: their rollouts replace
-    those without a gradient, which are those of a question whose rollouts all got the same reward. `guard` recognises a
-    run that loses what it learned. `tokens_per_gpu` packs rows into micro batches of that many tokens; without it, a
-    micro batch is `micro_batch` rows. `offload` keeps parameters and optimizer in host memory while they are not used.
-    With `fused_log_probs`, the logits of a whole micro batch are never in memory at once. The policy server takes the
-    share `rollout_memory` of each GPU's memory, and `tensor_parallel` GPUs form one server.
+    loss. `lora` trains adapters instead of all weights. `llds` keeps correct responses likely. `spare_questions` more
+    are played at each step: their rollouts replace those without a gradient, which are those of a question whose
+    rollouts all got the same reward. `guard` recognises a run that loses what it learned. `tokens_per_gpu` packs rows
+    into micro batches of that many tokens; without it, a micro batch is `micro_batch` rows. `offload` keeps parameters
+    and optimizer in host memory while they are not used. With `fused_log_probs`, the logits of a whole micro batch are
+    never in memory at once. The policy server takes the share `rollout_memory` of each GPU's memory, and
+    `tensor_parallel` GPUs form one server.
 
     Checkpoints are made every `checkpoint_every` steps, validations every `validate_every` steps, and both after the
     last step. `checkpoints_kept=None` keeps all. `checkpoint_policy` also writes the policy into each checkpoint as a
@@ -460,7 +461,7 @@ def _loss_divisor(config: DictConfig) -> int:
 
 
 def _lora(lora: Lora, seed: int) -> dict[str, Any]:
-    """The frozen weights are held in bfloat16; PEFT holds adapters in float32. verl's reference has them switched off."""
+    """Frozen weights are held in bfloat16, and PEFT holds adapters in float32; verl's reference switches them off."""
     return {
         "actor_rollout_ref": {
             "model": {

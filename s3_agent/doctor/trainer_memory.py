@@ -105,7 +105,8 @@ def training_phases(shape: ModelShape, training: Training, *, total: int) -> tup
     largest = max(shape.embedding, shape.hidden * shape.intermediate)
     sync = [
         Item("vLLM's weights", served),
-        weights,
+        # verl loads all of them; `s3_agent.agl.lora_exchange` takes them from where they are.
+        *([] if training.lora_rank and training.param_offload else [weights]),
         *([] if training.optimizer_offload else [optimizer]),
         Item("two buckets of weights", 2 * training.bucket),
         Item("the largest matrix, gathered", largest * (WIDTH[training.model_dtype] + 2)),

@@ -34,7 +34,6 @@ from s3_agent.training.resume import (
 )
 from s3_agent.training.weights import changes, is_tied, require_same_names, start_folder, tensors
 
-
 ADAPTER = "lora_adapter"
 """The folder of the adapters in a policy's folder, as verl's merger names it."""
 

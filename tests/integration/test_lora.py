@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from s3_agent.embedded import NANO_POLICY
+from s3_agent.errors import S3AgentError
 from s3_agent.processes.run_folder import Run
 from s3_agent.training.export import export_policy
 from s3_agent.training.resume import is_whole
@@ -41,7 +42,10 @@ def told(run: Run, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, A
     command = [sys.executable, "-W", "ignore", str(RANKS)]
     started = [
         subprocess.Popen(
-            [*command, str(rank), "2", str(store), str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*command, str(rank), "2", str(store), str(folder)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for rank in range(2)
     ]
@@ -114,7 +118,7 @@ def test_a_checkpoint_without_its_scale_is_not_exported(run: Run, exported: Path
     meta = run.checkpoints / "global_step_1" / "actor" / "lora_train_meta.json"
     aside = meta.rename(tmp_path / "meta.json")
     try:
-        with pytest.raises(Exception, match=r"lora_train_meta\.json"):
+        with pytest.raises(S3AgentError, match=r"lora_train_meta\.json"):
             export_policy(run, tmp_path / "out")
     finally:
         aside.rename(meta)
