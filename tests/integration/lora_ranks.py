@@ -30,7 +30,8 @@ def made() -> Any:
     how = FSDPEngineConfig(
         strategy="fsdp2", model_dtype="bf16", param_offload=True, mixed_precision=FULL, use_torch_compile=False
     )
-    engine = FSDPEngineWithLMHead(model, how, FSDPOptimizerConfig(lr=0.01, total_training_steps=2), CheckpointConfig())
+    make: Any = FSDPEngineWithLMHead
+    engine = make(model, how, FSDPOptimizerConfig(lr=0.01, total_training_steps=2), CheckpointConfig())
     engine.initialize()
     return engine
 
