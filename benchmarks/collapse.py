@@ -3,10 +3,11 @@
     .venv/bin/python benchmarks/collapse.py [--variants plain,guard] [--seeds 0,1,2,3,4] [--at-once 2] [--out FOLDER]
                                             [SECTION.FIELD=VALUE ...]
 
-Every run is a whole training with the recipe `cpu`, at `LEARNING_RATE` and with four updates a step; the variants add
-the switches of docs/stability.md. 100 of the training questions are held back, and runs validate on them alone, which
-is what the guard sees. The policy that a run keeps is then evaluated on the embedded held-out questions, greedily.
-Finished runs are kept: after a stop, the same command continues with the others.
+Every run is a whole training with the recipe `cpu`, at four times its learning rate, with half of its questions a step
+and four updates a step; the variants add the switches of docs/stability.md. 100 of the training questions are held
+back, and runs validate on them alone, which is what the guard sees. The policy that a run keeps is then evaluated on
+the embedded held-out questions, greedily. Finished runs are kept: after a stop, the same command continues with the
+others.
 
 `before` is the accuracy of the policy that every run starts with. A run has collapsed if its policy is below it.
 `collapsed_share` is the share of such runs, `mean_accuracy` the mean of the others (`mean_of_all`: of all runs).
@@ -48,11 +49,15 @@ from s3_agent.training.side_by_side import (  # noqa: E402
     train_side_by_side,
 )
 
-LEARNING_RATE = 1e-3
-UNSTABLE = [f"trainer.learning_rate={LEARNING_RATE}", "trainer.questions_per_update=4"]
+LEARNING_RATE = 2e-3
+UNSTABLE = [
+    f"trainer.learning_rate={LEARNING_RATE}",
+    "trainer.questions_per_step=8",
+    "trainer.questions_per_update=2",
+]
 GUARD = ["trainer.guard.action=stop", "trainer.validate_every=2", "trainer.checkpoint_every=2"]
 LLDS = ["trainer.llds.weight=0.2"]
-REFILL = ["trainer.spare_questions=4"]
+REFILL = ["trainer.spare_questions=2"]
 VARIANTS = {
     "plain": [],
     "guard": GUARD,
