@@ -1,7 +1,9 @@
-"""Checks LoRA's settings: whether the policy has the modules, and whether updates are large enough to be served."""
+"""Checks LoRA's settings: whether the policy has the modules, and whether the policy server gets what is trained."""
 
 from collections.abc import Iterator
 
+from s3_agent.agl import cpu
+from s3_agent.agl.verl_config import WITH_MODEL
 from s3_agent.doctor.case import Case
 from s3_agent.doctor.findings import Finding, error, warning
 
@@ -22,6 +24,13 @@ def check_lora(case: Case) -> Iterator[Finding]:
             what=f"the policy ({shape.source}) has no modules {', '.join(unknown)}, which trainer.lora.targets names",
             why="PEFT ignores names that no module has, and fails only if none has any",
             fix=f"name some of {', '.join(sorted(MODULES))}, or leave trainer.lora.targets out for all of them",
+        )
+    if (training := case.training) and training.external_lib != (WITH_MODEL if case.cuda else cpu.ENGINE):
+        yield error(
+            "lora.exchange",
+            what=f"trainer.lora is set, and model.external_lib is {training.external_lib} instead of {WITH_MODEL}",
+            why="verl 0.8 alone sends the policy server the untrained weights, at every step and without an error",
+            fix="take external_lib out of trainer.verl",
         )
     rate = case.recipe.trainer.learning_rate * lora.alpha / lora.rank
     if rate < SMALLEST_RATE:

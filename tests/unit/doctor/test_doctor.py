@@ -182,6 +182,7 @@ PLANTS: list[tuple[str, Callable[[], Case]]] = [
     ("memory.generator-cache", with_recipe("generator.serve=[--max-model-len,'8192',--gpu-memory-utilization,'0.25']")),
     ("memory.longest-row", with_recipe(name="search_r1_8x40gb")),
     ("lora.targets", with_recipe("trainer.lora={targets: [q_proj, c_attn]}", "trainer.learning_rate=3e-5")),
+    ("lora.exchange", with_recipe("trainer.lora={}", f"{VERL}.model.external_lib=mine", name="s3_3b_8x40gb")),
     ("lora.learning-rate", with_recipe("trainer.lora={}")),
     ("memory.ram", with_host(ram_free=64 * GIB)),
     ("disk.full", lambda: disk_of(100 * GIB)),
