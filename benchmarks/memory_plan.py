@@ -5,13 +5,16 @@
 `twin`: the CPU twin's trainer, the embedded nano policy in fp32 with verl's own code around the model (inputs, entropy,
 log-probs), one micro batch of `--rows` of the longest rows of the recipe `cpu`, backward and AdamW; every tensor is
 real. `--large` traces a 3B and a 7B policy in bfloat16 with gradient checkpointing and verl's fused log-probs, as the
-GPU recipes have them: the same operations over tensors without data, which need no memory and no GPU. Neither measures
-allocations inside a kernel, the allocator's fragmentation, or FSDP's gathering and buffers.
+GPU recipes have them, and once with LoRA: the same operations over tensors without data, which need no memory and no
+GPU. Neither measures allocations inside a kernel, the allocator's fragmentation, or FSDP's gathering and buffers.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock, patch
 
 import typer
 
@@ -43,12 +46,17 @@ def _peak(tracker: Any) -> int:
     return snapshot["Total"]
 
 
-def _with_gradients(model: Any) -> None:
-    """The state before any micro batch except an update's first: weights and gradients exist already."""
+def _with_gradients(model: Any) -> int:
+    """The state before any micro batch except an update's first: weights and gradients exist already. Their bytes."""
     import torch
 
+    size = 0
     for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
+        size += parameter.nbytes
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+            size += parameter.nbytes
+    return size
 
 
 def twin(rows: int, *overrides: str) -> dict[str, Any]:
@@ -137,18 +145,48 @@ def large(recipe: str, model: str) -> dict[str, Any]:
     with FakeTensorMode():
         policy: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).train()
         policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if training.lora_rank:
+            policy = _with_adapters(policy, training.lora_rank)
         ids: Any = torch.zeros((1, tokens), dtype=torch.long)
-        _with_gradients(policy)
+        held = _with_gradients(policy)  # in bf16; sharded and fp32 in a run, so they are left out here
         tracker = MemTracker()
         tracker.track_external(policy)
-        with tracker:
+        with _hooks_on_trained_tensors(), tracker:
             made: Any = forward_with_torch_backend(
                 policy, input_ids=ids, temperature=1.0, return_dict=True, use_cache=False
             )
             (made.log_probs.sum() - (0 * made.entropy.sum() if training.entropy else 0)).backward()
             peak = _peak(tracker)
-    held = 2 * 2 * shape.parameters  # bf16 weights and gradients: sharded and fp32 in a run, so they are left out here
     return {"tokens": tokens, "activations_peak": _beside(activations(shape, training).peak, peak - held)}
+
+
+@contextmanager
+def _hooks_on_trained_tensors() -> Iterator[None]:
+    """The tracker asks for hooks on the gradients of frozen weights, which torch refuses."""
+    import torch
+
+    def only_trained(register: Any) -> Any:
+        return lambda tensor, hook: register(tensor, hook) if tensor.requires_grad else Mock()
+
+    names = ("register_hook", "register_post_accumulate_grad_hook")
+    with patch.multiple(torch.Tensor, **{name: only_trained(getattr(torch.Tensor, name)) for name in names}):
+        yield
+
+
+def _with_adapters(policy: Any, rank: int) -> Any:
+    """The policy with LoRA at all linear layers, in bfloat16, in which FSDP computes with them in a run."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    policy.enable_input_require_grads()
+    adapters = LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    # Tensors without data can not be moved.
+    with patch.object(torch.nn.Module, "to", lambda module, *_, **__: module):
+        made = get_peft_model(policy, adapters, autocast_adapter_dtype=False).base_model.model
+    torch.set_default_dtype(usual)
+    return made
 
 
 def _config(shape: ModelShape) -> dict[str, Any]:
@@ -170,6 +208,7 @@ def main(*, rows: int = 2, with_large: bool = typer.Option(False, "--large")) ->
     if with_large:
         found["s3_8x40gb"] = large("s3_8x40gb", "Qwen/Qwen2.5-7B-Instruct")
         found["s3_3b_8x40gb"] = large("s3_3b_8x40gb", "Qwen/Qwen2.5-3B-Instruct")
+        found["s3_lora_1x24gb"] = large("s3_lora_1x24gb", "Qwen/Qwen2.5-3B-Instruct")
     typer.echo(json.dumps(found, indent=1))
 
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from s3_agent.agl import cpu
 from s3_agent.agl.guard import Guard
 from s3_agent.agl.llds import Llds
+from s3_agent.agl.lora import Lora
 from s3_agent.agl.run_files import MODULES_VARIABLE, SEED_VARIABLE, TRACKING
 from s3_agent.errors import ConfigError, nearest
 from s3_agent.names import literal
@@ -59,12 +60,15 @@ REFUSED = {
     "trainer.logger": "set trainer.trackers",
     **dict.fromkeys(
         (
-            "actor_rollout_ref.model.lora_rank",
-            "actor_rollout_ref.model.lora_adapter_path",
             "actor_rollout_ref.model.lora",
+            "actor_rollout_ref.model.lora_rank",
+            "actor_rollout_ref.model.lora_alpha",
+            "actor_rollout_ref.model.lora_adapter_path",
+            "actor_rollout_ref.model.target_modules",
+            "actor_rollout_ref.model.target_parameters",
+            "actor_rollout_ref.model.exclude_modules",
         ),
-        "LoRA does not work end to end yet (the weights do not reach the policy server, or not the exported policy): "
-        "leave it out, and train all weights",
+        "verl's own exchange does not send the trained weights to the policy server: set trainer.lora",
     ),
 }
 """Keys of `trainer.verl` that a recipe can not set, with what to do instead."""
@@ -85,12 +89,13 @@ class TrainerRecipe(BaseModel):
     A step plays `questions_per_step` x `rollouts_per_question` rollouts and makes one optimizer update for every
     `questions_per_update` questions (None: one update for all), at most `max_updates`. `kl_loss` is the weight of the
     distance to the reference policy, relative to the policy's loss, for any number of updates per step; 0: no such
-    loss. `llds` keeps correct responses likely. `spare_questions` more are played at each step: their rollouts replace
-    those without a gradient, which are those of a question whose rollouts all got the same reward. `guard` recognises a
-    run that loses what it learned. `tokens_per_gpu` packs rows into micro batches of that many tokens; without it, a
-    micro batch is `micro_batch` rows. `offload` keeps parameters and optimizer in host memory while they are not used.
-    With `fused_log_probs`, the logits of a whole micro batch are never in memory at once. The policy server takes the
-    share `rollout_memory` of each GPU's memory, and `tensor_parallel` GPUs form one server.
+    loss. `lora` trains adapters instead of all weights. `llds` keeps correct responses likely. `spare_questions` more
+    are played at each step: their rollouts replace those without a gradient, which are those of a question whose
+    rollouts all got the same reward. `guard` recognises a run that loses what it learned. `tokens_per_gpu` packs rows
+    into micro batches of that many tokens; without it, a micro batch is `micro_batch` rows. `offload` keeps parameters
+    and optimizer in host memory while they are not used. With `fused_log_probs`, the logits of a whole micro batch are
+    never in memory at once. The policy server takes the share `rollout_memory` of each GPU's memory, and
+    `tensor_parallel` GPUs form one server.
 
     Checkpoints are made every `checkpoint_every` steps, validations every `validate_every` steps, and both after the
     last step. `checkpoints_kept=None` keeps all. `checkpoint_policy` also writes the policy into each checkpoint as a
@@ -114,6 +119,7 @@ class TrainerRecipe(BaseModel):
     max_updates: int | None = Field(default=None, ge=1)
     learning_rate: float = Field(default=1e-6, ge=0)
     kl_loss: float = Field(default=0.0, ge=0)
+    lora: Lora | None = None
     llds: Llds | None = None
     spare_questions: int = Field(default=0, ge=0)
     guard: Guard = Guard()
@@ -167,6 +173,20 @@ class TrainerRecipe(BaseModel):
         path = "actor_rollout_ref.rollout.enforce_eager"
         if self.device == "cpu" and OmegaConf.select(OmegaConf.create(literal(self.verl)), path) is False:
             raise ValueError(f"verl.{path}=false: on a CPU the policy server can not compile; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _lora_is_exported(self) -> Self:
+        if self.lora is None:
+            return self
+        if self.checkpoint_policy:
+            raise ValueError(
+                "lora: the copy of the policy that verl writes into a checkpoint has its adapters apart, and no server "
+                "loads it: set checkpoint_policy=false; the policy is exported from the shards"
+            )
+        path = "actor_rollout_ref.actor.strategy"
+        if OmegaConf.select(OmegaConf.create(literal(self.verl)), path, default="fsdp2") != "fsdp2":
+            raise ValueError(f"lora needs FSDP2: take verl.{path} out")
         return self
 
     @model_validator(mode="after")
@@ -440,6 +460,21 @@ def _loss_divisor(config: DictConfig) -> int:
     return updates_per_step(config) if loss.endswith(AGL_LOSS) else 1
 
 
+def _lora(lora: Lora, seed: int) -> dict[str, Any]:
+    """Frozen weights are held in bfloat16, and PEFT holds adapters in float32; verl's reference switches them off."""
+    return {
+        "actor_rollout_ref": {
+            "model": {
+                "lora_rank": lora.rank,
+                "lora_alpha": lora.alpha,
+                "target_modules": "all-linear" if lora.targets is None else list(lora.targets),
+                "lora": {"merge": True},
+            },
+            "actor": {"fsdp_config": {"model_dtype": "bf16", "seed": seed}},
+        }
+    }
+
+
 def _llds(llds: Llds, config: DictConfig) -> dict[str, Any]:
     """The settings of `s3_agent.agl.losses`; the weight is divided as that of the distance to the reference."""
     return {
@@ -455,6 +490,8 @@ def _layers(settings: TrainerSettings, gateway_key: str) -> list[Any]:
     layers: list[Any] = [literal(_common(settings, gateway_key))]
     if settings.device == "cpu":
         layers.append(_on_cpu())
+    if settings.lora is not None:
+        layers.append(literal(_lora(settings.lora, settings.seed)))
     if settings.ray_address:
         elsewhere = {"address": settings.ray_address, "num_cpus": None, "num_gpus": None}
         layers.append({"ray_kwargs": {"ray_init": elsewhere}})

@@ -1,5 +1,6 @@
 """What verl loads with the model (`model.external_lib`, one module) in the processes that train it: the fused forward's
-correction, and the policy losses."""
+correction, the merged weights of LoRA, and the policy losses."""
 
 import s3_agent.agl.fused_head
+import s3_agent.agl.lora_exchange
 import s3_agent.agl.losses  # noqa: F401

@@ -38,6 +38,12 @@ def layer_bytes(shape: ModelShape, tokens: int, *, width: int) -> int:
     return tokens * (norms + attention + mlp)
 
 
+def layer_adapters(shape: ModelShape, rank: int) -> int:
+    """The parameters of LoRA's adapters at every matrix of one decoder layer."""
+    query, kv, hidden = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.hidden
+    return rank * (2 * (hidden + query) + 2 * (hidden + kv) + 3 * (hidden + shape.intermediate))
+
+
 def backward_bytes(shape: ModelShape, tokens: int, *, width: int) -> int:
     """The gradients that exist at the same time in the backward pass of one layer; those of the MLP are the largest."""
     return tokens * width * (3 * shape.intermediate + 2 * shape.hidden)
@@ -55,7 +61,8 @@ def logits_bytes(shape: ModelShape, tokens: int, training: Training, *, width: i
         # the gradient and its factors.
         copies = 3 if not backward else 7 if training.entropy else 5
         chunk = FUSED_CHUNK * vocab * 4 * copies
-        return chunk + (2 * shape.embedding * width if backward else 0)
+        # The sum of the output layer's gradients, and that of one chunk; LoRA has no sum, but verl computes the other.
+        return chunk + ((1 if training.lora_rank else 2) * shape.embedding * width if backward else 0)
     one = tokens * vocab
     if not backward:
         return one * width + (_entropy(one, training, backward=False) if training.entropy else 0)
@@ -87,7 +94,7 @@ def activations(shape: ModelShape, training: Training) -> Activations:
         kept, layer = shape.layers * one_layer, backward
     last = tokens * shape.hidden * (4 + 2 * width)  # the last norm
     # With tied weights the output layer's gradient is kept until the embedding's, which comes last, is added to it.
-    waiting = width * shape.embedding if shape.tied else 0
+    waiting = width * shape.embedding if shape.tied and not training.lora_rank else 0
     return Activations(
         kept=kept + last + waiting,
         layer=layer,

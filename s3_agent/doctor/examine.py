@@ -12,6 +12,7 @@ from s3_agent.doctor.checks.gpus import check_gpus
 from s3_agent.doctor.checks.host import check_host
 from s3_agent.doctor.checks.lengths import check_lengths
 from s3_agent.doctor.checks.limits import check_limits
+from s3_agent.doctor.checks.lora import check_lora
 from s3_agent.doctor.checks.memory import check_caches, check_gpu_memory, check_ram
 from s3_agent.doctor.checks.output_layer import check_output_layer
 from s3_agent.doctor.checks.ports import check_ports
@@ -42,6 +43,7 @@ CHECKS: tuple[Check, ...] = (
     check_retrievers,
     check_batch,
     check_output_layer,
+    check_lora,
     check_lengths,
 )
 

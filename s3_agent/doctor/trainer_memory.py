@@ -5,7 +5,7 @@ offloading, all of the trainer's state is on the GPU while rows are trained: off
 sampling phase (verl's `BaseEngineCtx`).
 """
 
-from s3_agent.doctor.activations import WIDTH, activations, logits_bytes
+from s3_agent.doctor.activations import WIDTH, activations, layer_adapters, logits_bytes
 from s3_agent.doctor.memory import COLLECTIVES, CONTEXT, GRAPHS, Item, Phase, with_fragments
 from s3_agent.doctor.training import Training
 from s3_agent.machine.description import GIB
@@ -24,19 +24,15 @@ SYNC_CHANGE = (
 
 
 def state_bytes(shape: ModelShape, training: Training) -> dict[str, int]:
-    """Bytes of the sharded state on one rank: weights, gradients, Adam's moments."""
+    """Bytes of the sharded state on one rank: weights, gradients, Adam's moments.
+
+    With LoRA only the adapters, which are in fp32, have gradients and moments.
+    """
     weights = -(-shape.parameters * WIDTH[training.model_dtype] // training.shards)
     if training.lora_rank:
-        adapters = 4 * _lora_parameters(shape, training.lora_rank) // training.shards
+        adapters = 4 * shape.layers * layer_adapters(shape, training.lora_rank) // training.shards
         return {"weights": weights + adapters, "gradients": adapters, "optimizer": 2 * adapters}
     return {"weights": weights, "gradients": weights, "optimizer": 2 * weights}
-
-
-def _lora_parameters(shape: ModelShape, rank: int) -> int:
-    """The parameters of LoRA adapters at every matrix of every layer."""
-    query, kv, hidden = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.hidden
-    edges = 2 * (hidden + query) + 2 * (hidden + kv) + 3 * (hidden + shape.intermediate)
-    return shape.layers * rank * edges
 
 
 def _gathered(shape: ModelShape, training: Training, *, gradients: bool) -> int:
@@ -44,15 +40,15 @@ def _gathered(shape: ModelShape, training: Training, *, gradients: bool) -> int:
 
     With `gradients`, add the gradients of one layer, in the compute type and, for the reduction, in fp32. If log-probs
     are fused and the output layer is not tied, also add the output layer's gradient, which is kept until the end
-    (`s3_agent.agl.fused_head`); the activations include that of a tied one. A single rank gathers as well if it
-    computes in another type than it stores.
+    (`s3_agent.agl.fused_head`); the activations include that of a tied one. A single rank gathers as well: FSDP2 copies
+    the weights. With LoRA only a layer's adapters have gradients.
     """
-    if training.shards == 1 and training.compute_dtype == training.model_dtype:
-        return 0
     width = WIDTH[training.compute_dtype]
     weights = width * (2 * shape.layer + shape.embedding)
     if not gradients:
         return weights
+    if training.lora_rank:
+        return weights + (width + 4) * layer_adapters(shape, training.lora_rank)
     waiting = width * shape.embedding if training.fused and not shape.tied else 0
     return weights + (width + 4) * max(shape.layer, shape.embedding) + waiting
 
@@ -93,7 +89,7 @@ def training_phases(shape: ModelShape, training: Training, *, total: int) -> tup
         Item("activations", used.kept),
         Item("logits or one layer", used.peak - used.kept),
     ]
-    step = [weights, gradients, optimizer, Item("Adam's temporaries", state["weights"])]
+    step = [weights, gradients, optimizer, Item("Adam's temporaries", state["gradients"])]
     log_probs = [
         weights,
         *([] if training.optimizer_offload else [optimizer]),
@@ -109,7 +105,8 @@ def training_phases(shape: ModelShape, training: Training, *, total: int) -> tup
     largest = max(shape.embedding, shape.hidden * shape.intermediate)
     sync = [
         Item("vLLM's weights", served),
-        weights,
+        # verl loads all of them; `s3_agent.agl.lora_exchange` takes them from where they are.
+        *([] if training.lora_rank and training.param_offload else [weights]),
         *([] if training.optimizer_offload else [optimizer]),
         Item("two buckets of weights", 2 * training.bucket),
         Item("the largest matrix, gathered", largest * (WIDTH[training.model_dtype] + 2)),

@@ -77,6 +77,7 @@ _LLAMA_3B = ModelShape(3072, 28, 24, 8, 128, 8192, 128256, tied=True, positions=
 PUBLISHED = {
     "Qwen/Qwen2.5-3B": _QWEN_3B,
     "Qwen/Qwen2.5-3B-Instruct": _QWEN_3B,
+    "Qwen/Qwen2.5-3B-Instruct-GPTQ-Int4": replace(_QWEN_3B, bits=4),
     "Qwen/Qwen2.5-7B": replace(_QWEN_7B, positions=131072),
     "Qwen/Qwen2.5-7B-Instruct": _QWEN_7B,
     "Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4": replace(_QWEN_7B, bits=4),

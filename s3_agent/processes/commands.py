@@ -194,6 +194,5 @@ def trainer_command(settings: Path, train: Path, validation: Path, metrics: Path
 
 
 def merge_command(shards: Path, target: Path) -> list[str]:
-    """The command of verl's own merger, which merges a checkpoint's shards into a Hugging Face folder, in bfloat16."""
-    places = ["--local_dir", str(shards), "--target_dir", str(target)]
-    return [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp", *places]
+    """The command of verl's merger, which merges a checkpoint's shards into a Hugging Face folder, in bfloat16."""
+    return [sys.executable, "-m", "s3_agent.agl.merge_shards", str(shards), str(target)]

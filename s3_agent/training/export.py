@@ -2,8 +2,9 @@
 
 Called at the end of a run and by `s3-agent export-policy`. If the recipe asks verl to write a copy with each
 checkpoint, the export is that copy (float32). Otherwise verl's own merger makes it from the checkpoint's shards
-(bfloat16, the precision that the policy server uses). The folder gets its final name only after its weights were
-compared with those of the starting model.
+(bfloat16, the precision that the policy server uses). A policy trained with LoRA has its adapters added, and they are
+also beside it in PEFT's format (`lora_adapter`). The folder gets its final name only after its weights were compared
+with those of the starting model.
 """
 
 import json
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from s3_agent.data.files.whole import follow_umask
+from s3_agent.data.files.whole import follow_umask, write_whole
 from s3_agent.errors import ConfigError, S3AgentError
 from s3_agent.machine.inherited import inherited
 from s3_agent.processes import commands
@@ -32,6 +33,9 @@ from s3_agent.training.resume import (
     step_folder,
 )
 from s3_agent.training.weights import changes, is_tied, require_same_names, start_folder, tensors
+
+ADAPTER = "lora_adapter"
+"""The folder of the adapters in a policy's folder, as verl's merger names it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,7 @@ def export_policy(run: Run, target: Path, *, step: int | None = None) -> Exporte
         start = start_folder(model) if model else None
         note = _compared(run, partial, start, model, step=wanted)
         make_portable(partial, start)
+        _name_base(partial / ADAPTER, model)
         follow_umask(partial)
         partial.replace(target)
     except BaseException:
@@ -124,6 +129,15 @@ def _started_with(run: Run) -> str | None:
         return None
 
 
+def _name_base(adapter: Path, model: str | None) -> None:
+    """Write into an adapter's configuration, if there is one, the model that it was trained on."""
+    path = adapter / "adapter_config.json"
+    if model and path.exists():
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        config |= {"base_model_name_or_path": model, "target_modules": sorted(config["target_modules"])}
+        write_whole(path, json.dumps(config, indent=2) + "\n")
+
+
 def _compared(run: Run, folder: Path, start: Path | None, model: str | None, *, step: int) -> str:
     """A note on the weights in `folder`, compared with the starting model. Raises S3AgentError for wrong ones."""
     after = tensors(folder)
@@ -138,7 +152,7 @@ def _compared(run: Run, folder: Path, start: Path | None, model: str | None, *, 
         raise S3AgentError(
             f"the policy of step {step} in {run.checkpoints} still has the weights of the starting model, although "
             "its steps had gradients: the trained weights are not in it",
-            remedy="read logs/trainer.log; with LoRA the trained weights are stored separately from the model's",
+            remedy="read logs/trainer.log; if a trainer of your own uses LoRA, its adapters are apart from the weights",
         )
     return "all weights equal those of the starting model: no step had a gradient"
 

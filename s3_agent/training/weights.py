@@ -94,8 +94,8 @@ def require_same_names(before: Mapping[str, Tensor], after: Mapping[str, Tensor]
     if wrong:
         raise ConfigError(
             f"the weights in {folder} are not those of the model that the run started from: {'; '.join(wrong)}",
-            remedy="the checkpoint is of another model, or its weights are wrapped (LoRA): a server would ignore "
-            "tensors that it does not know; export a run that trains all weights",
+            remedy="the checkpoint is of another model, or a trainer of your own wrapped its weights (LoRA): a server "
+            "would ignore tensors that it does not know; train with trainer.lora or all weights",
         )
 
 

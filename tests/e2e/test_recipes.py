@@ -26,7 +26,7 @@ from tests.e2e.conftest import LARGEST_GAP, ROOT, Services
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
-RECIPES = ("s3_8x40gb", "s3_3b_8x40gb", "s3_1x80gb", "search_r1_8x40gb")
+RECIPES = ("s3_8x40gb", "s3_3b_8x40gb", "s3_1x80gb", "s3_lora_1x24gb", "s3_lora_1x80gb", "search_r1_8x40gb")
 KILLED_STEPS = 3
 
 

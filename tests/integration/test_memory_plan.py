@@ -58,7 +58,12 @@ def test_fused_log_probs_need_what_the_plan_says(entropy: bool, backward: bool) 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    ("recipe", "model"), [("s3_8x40gb", "Qwen/Qwen2.5-7B-Instruct"), ("s3_3b_8x40gb", "Qwen/Qwen2.5-3B-Instruct")]
+    ("recipe", "model"),
+    [
+        ("s3_8x40gb", "Qwen/Qwen2.5-7B-Instruct"),
+        ("s3_3b_8x40gb", "Qwen/Qwen2.5-3B-Instruct"),
+        ("s3_lora_1x24gb", "Qwen/Qwen2.5-3B-Instruct"),
+    ],
 )
 def test_a_gpu_recipes_activations_are_what_the_plan_says(recipe: str, model: str) -> None:
     assert large(recipe, model)["activations_peak"]["ratio"] == pytest.approx(1.0, abs=0.15)

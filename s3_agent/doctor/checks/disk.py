@@ -9,15 +9,18 @@ from s3_agent.doctor.activations import WIDTH
 from s3_agent.doctor.case import Case
 from s3_agent.doctor.findings import Finding, error
 from s3_agent.doctor.memory import gib
+from s3_agent.doctor.trainer_memory import state_bytes
 
 
 def checkpoint_bytes(case: Case) -> int:
-    """Bytes of one checkpoint: master weights, Adam's moments and, with `checkpoint_policy`, a Hugging Face folder."""
-    assert case.training is not None
+    """Bytes of one checkpoint: weights, Adam's moments and, with `checkpoint_policy`, a Hugging Face folder."""
+    training = case.training
+    assert training is not None
     if (shape := case.shape("policy")) is None:
         return 0
-    copies = 4 if case.recipe.trainer.checkpoint_policy else 3
-    return copies * shape.parameters * WIDTH[case.training.model_dtype]
+    state = state_bytes(shape, training)
+    copy = shape.parameters * WIDTH[training.model_dtype] if case.recipe.trainer.checkpoint_policy else 0
+    return training.shards * (state["weights"] + state["optimizer"]) + copy
 
 
 def checkpoints(case: Case) -> int:

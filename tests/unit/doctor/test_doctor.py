@@ -181,6 +181,9 @@ PLANTS: list[tuple[str, Callable[[], Case]]] = [
     ("memory.retriever", with_recipe("retriever.index.torch_dtype=float32")),
     ("memory.generator-cache", with_recipe("generator.serve=[--max-model-len,'8192',--gpu-memory-utilization,'0.25']")),
     ("memory.longest-row", with_recipe(name="search_r1_8x40gb")),
+    ("lora.targets", with_recipe("trainer.lora={targets: [q_proj, c_attn]}", "trainer.learning_rate=3e-5")),
+    ("lora.exchange", with_recipe("trainer.lora={}", f"{VERL}.model.external_lib=mine", name="s3_3b_8x40gb")),
+    ("lora.learning-rate", with_recipe("trainer.lora={}")),
     ("memory.ram", with_host(ram_free=64 * GIB)),
     ("disk.full", lambda: disk_of(100 * GIB)),
     ("ports.busy", with_host(listening={8000: "python (pid 7)"})),
@@ -366,9 +369,10 @@ def test_nothing_is_found_where_nothing_is_wrong(name: str) -> None:
     assert as_text(examine(sound(name))) == ""
 
 
-def test_one_80_gb_card_is_enough_for_its_recipe() -> None:
-    card = replace(A100, total=81920 * MIB, free=81900 * MIB)
-    assert as_text(examine(sound("s3_1x80gb", gpus=1, card=card))) == ""
+@pytest.mark.parametrize(("name", "size"), [("s3_1x80gb", 80), ("s3_lora_1x80gb", 80), ("s3_lora_1x24gb", 24)])
+def test_one_card_is_enough_for_its_recipe(name: str, size: int) -> None:
+    card = replace(A100, total=size * GIB, free=size * GIB - 20 * MIB)
+    assert as_text(examine(sound(name, gpus=1, card=card))) == ""
 
 
 @pytest.mark.parametrize(

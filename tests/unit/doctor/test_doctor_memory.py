@@ -10,6 +10,7 @@ from retrieval_server.backends.dense.settings import DenseSettings, EncoderSetti
 from s3_agent.agl.verl_config import settings_alone
 from s3_agent.doctor.checks.memory import plans
 from s3_agent.doctor.memory import as_rows, as_text
+from s3_agent.doctor.trainer_memory import state_bytes
 from s3_agent.doctor.training import read_training
 from s3_agent.machine.description import GIB, described
 from s3_agent.machine.model_files import PUBLISHED, from_config
@@ -67,6 +68,28 @@ def test_parameters_are_those_of_transformers_models(kind: str, tied: bool) -> N
     assert shape.parameters == model.num_parameters()
 
 
+def test_adapters_are_those_of_peft() -> None:
+    """The number of their parameters, and that only they have gradients and moments."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    case = training("s3_lora_1x24gb")
+    sizes: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 96, "vocab_size": 320}
+    config = AutoConfig.for_model("qwen2", **sizes, num_attention_heads=4, num_key_value_heads=2)
+    with torch.device("meta"):
+        adapters = LoraConfig(r=case.lora_rank, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = get_peft_model(AutoModelForCausalLM.from_config(config), adapters)
+    trained, _ = model.get_nb_trainable_parameters()
+    shape = from_config(config.to_dict(), source="test")
+    assert shape is not None
+    assert state_bytes(shape, case) == {
+        "weights": 2 * shape.parameters + 4 * trained,
+        "gradients": 4 * trained,
+        "optimizer": 8 * trained,
+    }
+
+
 def test_models_of_another_kind_have_no_shape() -> None:
     assert from_config({"model_type": "mixtral"}, source="test") is None
 
@@ -94,6 +117,8 @@ def test_the_plan_is_told_by_gpu_and_as_rows() -> None:
     assert all(row["fits"] and row["peak"] == max(phase["size"] for phase in row["phases"]) for row in as_rows(found))
 
 
-@pytest.mark.parametrize("name", ["cpu", "s3_8x40gb", "s3_3b_8x40gb", "s3_1x80gb", "search_r1_8x40gb"])
+@pytest.mark.parametrize(
+    "name", ["cpu", "s3_8x40gb", "s3_3b_8x40gb", "s3_1x80gb", "s3_lora_1x24gb", "s3_lora_1x80gb", "search_r1_8x40gb"]
+)
 def test_without_verl_the_same_is_read_from_the_settings_alone(name: str) -> None:
     assert read_training(settings_alone(settings(name))) == training(name)
