@@ -26,7 +26,7 @@ FREE = (
     "policy.parameters",
     *(f"trainer.{field}" for field in ("steps", "checkpoint_every", "checkpoints_kept", "checkpoint_policy")),
     *(f"trainer.{field}" for field in ("validate_every", "trackers", "wandb_mode", "rollout_timeout_s")),
-    *(f"trainer.{field}" for field in ("gpus", "micro_batch", "tokens_per_gpu", "threads", "offload")),
+    *(f"trainer.{field}" for field in ("gpus", "nodes", "micro_batch", "tokens_per_gpu", "threads", "offload")),
     *(f"trainer.{field}" for field in ("fused_log_probs", "rollout_memory", "tensor_parallel")),
 )
 """Fields and sections of a recipe that may change when a run is resumed, without permission."""
