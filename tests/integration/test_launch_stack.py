@@ -126,6 +126,30 @@ def test_parts_that_need_nothing_start_together(tmp_path: Path, run_id: str) -> 
         assert stack.starting == []
 
 
+def test_a_part_is_stopped_after_those_that_need_it(tmp_path: Path, run_id: str) -> None:
+    needed = server(tmp_path, "needed")
+    asks = """
+import signal, sys, time, urllib.request
+def ends(*_):
+    time.sleep(1.0)
+    print(urllib.request.urlopen(sys.argv[1]).status, flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, ends)
+print("ready", flush=True)
+while True:
+    time.sleep(0.1)
+"""
+    user = script(tmp_path, "user", asks, needed.ready_url or "", needs=("needed",))
+    with Stack([needed, user], run_id=run_id) as stack:
+        stack.run()
+        deadline = time.monotonic() + 20
+        while not (user.log.exists() and "ready" in user.log.read_text()):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert stack.stop() == 0
+    assert user.log.read_text().split() == ["ready", "200"], "what it needs still answered"
+
+
 def test_not_ready_in_time_names_part_log_and_remedy(tmp_path: Path, run_id: str) -> None:
     part = server(tmp_path, "generator", delay=60.0, ready_within_s=1.0, remedy="give it memory")
     with pytest.raises(LaunchError) as caught, Stack([part], run_id=run_id) as stack:

@@ -108,7 +108,13 @@ def test_a_setting_that_verl_does_not_have_is_found() -> None:
 
 @pytest.mark.parametrize(
     ("name", "machine"),
-    [("s3_8x40gb", "8x40gb"), ("s3_3b_8x40gb", "8x40gb"), ("search_r1_8x40gb", "8x40gb"), ("s3_1x80gb", "1x80gb")],
+    [
+        *(
+            (name, "8x40gb")
+            for name in ("s3_8x40gb", "s3_3b_8x40gb", "s3_async_8x40gb", "s3_2x8x40gb", "search_r1_8x40gb")
+        ),
+        ("s3_1x80gb", "1x80gb"),
+    ],
 )
 def test_a_dry_run_without_gpus_plans_for_the_cards_that_a_recipe_was_made_for(name: str, machine: str) -> None:
     assert f"planned for {machine}, the smallest" in str(dry_run_extra(load_recipe(name))[0])
