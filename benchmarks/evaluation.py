@@ -7,8 +7,9 @@ alternate; the best of each counts.
 
 `share_of_bare_client` compares with httpx, as one would use it; an evaluation sends through aiohttp, which is several
 times faster, and `share_of_bare_aiohttp` compares with aiohttp alone. `over_before` is the rate over that of another
-working tree (`--before`), which runs in the same rounds; `same_results` says whether both wrote the same results, times
-aside. `cpu_ms` is processor time per question. `others_share` is the share of the machine that other programs took.
+working tree (`--before`), which runs in the same rounds; `same_results` says whether both wrote the same texts,
+answers, scores and counts. `cpu_ms` is processor time per question. `others_share` is the share of the machine that
+other programs took.
 
 With `--memory N`, the whole command is then run on N questions in a process of its own, which reports its memory at a
 quarter of them and at the end (`rss_mb`), and after the table is made.
@@ -200,7 +201,11 @@ for _ in sys.stdin:
         seconds = run(it.evaluated(recipe, Path(folder), tasks))
         cpu = time.process_time() - cpu
         rows = sorted(({**json.loads(line), "timings": None} for line in open(Path(folder) / "results.jsonl")), key=str)
-        known = [[row[name] for name in ("agent", "episode", "answer", "scores", "counts", "shown")] for row in rows]
+        known = [[row[name] for name in ("agent", "answer", "scores", "counts", "shown")] for row in rows]
+        known += [
+            [row["episode"]["prompt"], [turn["response"] + turn["observation"] for turn in row["episode"]["turns"]]]
+            for row in rows
+        ]
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
     print(json.dumps([seconds, cpu, digest]), flush=True)
 """

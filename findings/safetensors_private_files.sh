@@ -9,7 +9,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 "${PYTHON:-python3.12}" -m venv "$folder/venv"
-if command -v uv >/dev/null; then install=(uv pip install --quiet --python "$folder/venv/bin/python")
+if command -v uv >/dev/null; then install=(uv pip install --quiet --no-config --python "$folder/venv/bin/python")
 else install=("$folder/venv/bin/pip" install --quiet); fi
 umask 022
 for pair in 0.7.0:644 0.8.0:600; do

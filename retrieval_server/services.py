@@ -14,8 +14,8 @@ import httpx
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from retrieval_server.errors import RetrievalError, Unavailable
+from retrieval_server.proxies import proxy_of
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 HIDDEN = "[key]"
 SHOWN = 300  # characters of an answer in an error
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -61,9 +61,17 @@ class Key:
         return text
 
 
-def client_options(url: str, *, headers: Mapping[str, str], timeout_s: float) -> dict[str, Any]:
-    """The options of an httpx client of the service at `url`. One on this machine is not asked through a proxy."""
-    return {"headers": headers, "timeout": timeout_s, "trust_env": httpx.URL(url).host not in LOOPBACK}
+def client(url: str, *, headers: Mapping[str, str], timeout_s: float) -> httpx.Client:
+    """A client of the service at `url`; paths are relative to it. It uses the environment's proxy, but not for this
+    machine."""
+    transport = httpx.HTTPTransport(proxy=proxy_of(url))
+    return httpx.Client(base_url=url, transport=transport, headers=headers, timeout=timeout_s)
+
+
+def async_client(url: str, *, headers: Mapping[str, str], timeout_s: float) -> httpx.AsyncClient:
+    """The same for asynchronous code."""
+    transport = httpx.AsyncHTTPTransport(proxy=proxy_of(url))
+    return httpx.AsyncClient(base_url=url, transport=transport, headers=headers, timeout=timeout_s)
 
 
 def refusal(reason: str, status: int, *, key: str, log: str) -> RetrievalError:
@@ -93,7 +101,7 @@ class ModelService:
                 f"the key of {self._what} is missing: {key_variable} is not set", remedy=f"export {key_variable}=…"
             )
         headers = {"authorization": f"Bearer {self._key.value}"} if self._key else {}
-        self._client = httpx.Client(**client_options(url, headers=headers, timeout_s=timeout_s))
+        self._client = client(url, headers=headers, timeout_s=timeout_s)
 
     def post(self, body: Mapping[str, Any]) -> Any:
         """The answer's JSON. Raises Unavailable if the service is still away or overloaded after `patience_s`, and

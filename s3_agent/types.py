@@ -14,6 +14,8 @@ from retrieval_server.passages import whole_text
 from s3_agent.errors import ConfigError
 
 SCHEMA_VERSION = 1
+UNKNOWN_SOURCE = "unknown"
+"""The data source of tasks that name none."""
 _PROBLEMS = {
     "missing": "it lacks `{}`",
     "string_type": "`{}` is not a text",
@@ -103,7 +105,7 @@ class Task(_Frozen):
     id: str
     question: str = Field(pattern=r"\S")
     golden_answers: tuple[str, ...]
-    data_source: str = "unknown"
+    data_source: str = UNKNOWN_SOURCE
     hops: int | None = None
     rag_score: float | None = Field(default=None, allow_inf_nan=False)
     initial_passages: tuple[Passage, ...] | None = None

@@ -150,6 +150,7 @@ def write_collapse(folder: Path, *, steps: int = 40, stopped: bool = True) -> Pa
                 "training/reward": round(0.3 + 0.01 * min(step, 20) - 0.45 * late, 4),
                 "actor/log_prob/correct": -0.1 - 0.02 * max(0, step - 10),
                 "actor/log_prob/incorrect": None if step == 7 else -0.15 - 0.03 * max(0, step - 10),
+                "actor/sampled_entropy": 0.4 - 0.01 * step,
                 "s3/train/searches": 1.2 + late,
                 "s3/train/invalid_actions": 0.6 * late,
             }

@@ -1,7 +1,6 @@
 """The command `python -m retrieval_server --corpus corpus.jsonl --index folder`: serves one corpus."""
 
 import argparse
-import os
 import socket
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from retrieval_server.app.mcp_routes import require_mcp
 from retrieval_server.config import HttpSettings, ServerSettings, read_index_settings, read_rerank_settings
 from retrieval_server.errors import RetrievalError
 from retrieval_server.schemas import KEY_VARIABLE
+from retrieval_server.services import Key
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,6 +50,7 @@ def main() -> int:
     options = vars(parser.parse_args())
     build = options.pop("build")
     try:
+        key = Key(KEY_VARIABLE).value or None
         options["backend"] = options["backend"] and read_index_settings(options["backend"])
         options["rerank"] = options["rerank"] and read_rerank_settings(options["rerank"])
         settings = ServerSettings(**options)
@@ -72,7 +73,7 @@ def main() -> int:
             failed.append(True)
             server.should_exit = True  # uvicorn would raise a signal again, before our exit code
 
-        app = create_app(settings, build=build, key=os.environ.get(KEY_VARIABLE) or None, on_failure=stop)
+        app = create_app(settings, build=build, key=key, on_failure=stop)
         server = http_server(app, settings)
         server.run(sockets=[listening])
     return 1 if failed else 0

@@ -7,15 +7,15 @@ import httpx
 from mcp.server.mcpserver.exceptions import ToolError
 
 from retrieval_server.schemas import Document, GrepRequest, GrepResponse, Hit
-from retrieval_server.services import client_options
+from retrieval_server.services import async_client
 
 TIMEOUT_S = 120.0
 
 
 def http_client(url: str, key: str | None) -> httpx.AsyncClient:
-    """A client of the server at `url`. A server on this machine is not asked through the environment's proxy."""
+    """A client of the server at `url`."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return httpx.AsyncClient(base_url=url, **client_options(url, headers=headers, timeout_s=TIMEOUT_S))
+    return async_client(url, headers=headers, timeout_s=TIMEOUT_S)
 
 
 class Routes:

@@ -19,6 +19,7 @@ from agentlightning.server.app import create_app
 from fastapi import FastAPI
 from omegaconf import DictConfig
 
+from retrieval_server.proxies import spare_loopback
 from s3_agent.clients.connections import async_client
 from s3_agent.clients.gateway_limit import LIMIT_PATH, POLICY_CALLS
 from s3_agent.errors import ConfigError, LaunchError
@@ -65,7 +66,8 @@ def gateway_app(config: DictConfig) -> FastAPI:
 
 @hydra.main(version_base=None, config_path="pkg://agentlightning.config", config_name="server")
 def main(config: DictConfig) -> None:
-    """Serve until stopped, as `agl-server` does."""
+    """Serve until stopped, as `agl-server` does, with an environment in which its HTTP clients can be created."""
+    spare_loopback()
     uvicorn.run(gateway_app(config), host=str(config.host), port=int(config.port), timeout_keep_alive=120)
 
 

@@ -81,12 +81,16 @@ def movement(
 ) -> dict[str, float]:
     """Sums over the tokens of a micro batch, in nats, for responses of a positive (`correct`) and of a negative
     advantage (`incorrect`): log-probs before the step, those of the first action, how they changed since, and counts.
+    `sampled_entropy` is over all responses: the mean of -log-prob over tokens that were drawn estimates the entropy
+    without bias.
 
     Sums and counts, because verl averages over micro batches and needs the same keys from each: their ratios are means
     over all tokens (`s3_agent.rollout.step_metrics.likelihood_metrics`).
     """
     mask, found = response_mask.bool(), dict[str, torch.Tensor]()
     old, change, first = old_log_prob.detach(), (log_prob - old_log_prob).detach(), action_numbers(mask) == 0
+    found[f"{SUMS}sampled_entropy"] = torch.where(mask, -old, 0.0).sum().double()
+    found[f"{COUNTS}sampled_entropy"] = mask.sum().double()
     for name, chosen in (("correct", mask & (advantages > 0)), ("incorrect", mask & (advantages < 0))):
         for kind, values, where in (
             ("log_prob", old, chosen),

@@ -13,9 +13,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from retrieval_server.proxies import NO_PROXY
 from s3_agent.agl.run_files import run_environment
 from s3_agent.agl.verl_config import TrainerSettings, environment, trainer_config
-from s3_agent.clients.connections import NO_PROXY
 from s3_agent.data.tasks import read_jsonl
 from s3_agent.preloaded import VARIABLE as PRELOADED
 

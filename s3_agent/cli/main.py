@@ -13,11 +13,11 @@ from typing import Annotated, NoReturn
 import typer
 
 from retrieval_server.indexing.command import app as index_app
+from retrieval_server.proxies import spare_loopback
 from s3_agent.cli import evaluation as evaluation_command
 from s3_agent.cli.data import app as data_app
 from s3_agent.cli.data import prepare
 from s3_agent.cli.evaluation import PolicyKey, PolicyKeyFile
-from s3_agent.clients.connections import sparing_loopback
 from s3_agent.errors import S3AgentError
 from s3_agent.guard import printable
 from s3_agent.logs import set_up_log
@@ -68,10 +68,7 @@ def _set_up(
     from s3_agent.processes.keys import shown_keys
 
     if context.invoked_subcommand != "doctor":  # it reads the environment of the shell
-        spared = sparing_loopback(os.environ)  # for libraries that create their own clients
-        for name in os.environ.keys() - spared.keys():
-            del os.environ[name]
-        os.environ.update(spared)
+        spare_loopback()
     if shown := shown_keys(sys.argv[1:]):
         names = ", ".join(shown)
         typer.secho(

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, Self
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from s3_agent.clients.connections import is_loopback
+from retrieval_server.proxies import is_loopback
 from s3_agent.clients.http import PATIENCE_S, call_json
 from s3_agent.clients.model_server import ModelServer
 from s3_agent.clients.replies import content_of, most_tokens, require_answer, was_cut, written_tokens

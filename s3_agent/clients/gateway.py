@@ -14,7 +14,7 @@ import aiohttp
 from pydantic import BaseModel, Field, ValidationError
 from yarl import URL
 
-from s3_agent.clients.connections import proxy_of
+from retrieval_server.proxies import proxy_of
 from s3_agent.clients.gateway_limit import LIMIT_PATH, GatewayLimit, gateway_limit
 from s3_agent.clients.http import bearer, passes, retry_after_s, retry_wait_s
 from s3_agent.errors import GatewayError

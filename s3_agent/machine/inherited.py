@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from s3_agent.clients.connections import sparing_loopback
+from retrieval_server.proxies import sparing_loopback
 
 LEFT_OUT = {
     "RAY_ADDRESS": "a run joins the Ray that its recipe names, or else starts its own",

@@ -6,9 +6,9 @@ from types import MappingProxyType
 from typing import Any
 
 from retrieval_server.index_kinds import kind_of
+from retrieval_server.proxies import DIRECT
 from s3_agent.agl import cpu
 from s3_agent.agl.train import KEY_VARIABLE
-from s3_agent.clients.connections import DIRECT
 from s3_agent.processes import commands
 from s3_agent.processes.gpus import gpu_environment, shared_with
 from s3_agent.processes.requirements import OTHER_PYTHON

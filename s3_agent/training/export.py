@@ -111,6 +111,8 @@ def keep_start(run: Run) -> Exported:
         )
     shutil.rmtree(run.policy, ignore_errors=True)
     _copy(start, run.policy)
+    make_portable(run.policy, start)
+    follow_umask(run.policy)
     return Exported(0, "no step validated better than the policy that the run started from: that one is kept")
 
 

@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,8 @@ def step_folder(run: Run, step: int) -> Path:
     return run.checkpoints / f"{STEP_FOLDER}{step}"
 
 
-def has_whole_actor(folder: Path) -> bool | None:
-    """Whether the model, optimizer and state files of every rank in a checkpoint are complete.
+def has_whole_actor(folder: Path, kinds: Sequence[str] = _KINDS) -> bool | None:
+    """Whether the files of these kinds of every rank in a checkpoint are complete.
 
     torch saves a zip archive and writes its directory last, so an incomplete file has no directory. None when the actor
     has no such files: another of verl's engines wrote it, and its state can not be checked here.
@@ -53,13 +53,12 @@ def has_whole_actor(folder: Path) -> bool | None:
     world = 0
     for path in (folder / "actor").glob("*.pt"):
         if named := _SHARD.fullmatch(path.name):
-            if not zipfile.is_zipfile(path):
-                return False
             world = max(world, int(named["world"]))
-            shards[named["kind"]].add(int(named["rank"]))
+            if zipfile.is_zipfile(path):
+                shards[named["kind"]].add(int(named["rank"]))
     if not world:
         return None
-    return all(ranks == set(range(world)) for ranks in shards.values())
+    return all(shards[kind] == set(range(world)) for kind in kinds)
 
 
 def is_whole(folder: Path) -> bool:
@@ -68,8 +67,8 @@ def is_whole(folder: Path) -> bool:
 
 
 def holds_policy(folder: Path) -> bool:
-    """Whether a checkpoint has a policy that is not known to be incomplete."""
-    if (whole := has_whole_actor(folder)) is None:
+    """Whether a checkpoint has a policy that is not known to be incomplete, with or without its optimizer."""
+    if (whole := has_whole_actor(folder, kinds=("model",))) is None:
         return any(path.is_file() for path in folder.rglob("*"))
     return whole
 

@@ -175,6 +175,9 @@ def test_a_run_that_is_killed_in_step_3_goes_on_as_if_it_had_not_been(tmp_path: 
     assert (run.folder / "generation-0" / "logs" / "gateway.log").exists() and (run.logs / "gateway.log").exists()
     summary = json.loads(run.summary.read_text())
     assert (summary["steps"], summary["skipped_steps"], summary["lost_rollouts"]) == (KILLED_STEPS, 0, 0)
+    # The trainer has its rewards from the gateway alone, the summary from the episodes.
+    assert summary["reward_curve"] == pytest.approx(summary["trainer_reward_curve"], abs=1e-6)
+    assert len(summary["reward_curve"]) == KILLED_STEPS and summary["rollouts"] == len(after)
 
 
 def test_vllm_and_ask_take_an_exported_policy(trained: Run, services: Services, tmp_path: Path) -> None:

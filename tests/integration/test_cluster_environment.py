@@ -12,11 +12,15 @@ from unittest import mock
 import httpx
 import pytest
 
+from s3_agent.clients.connections import get
 from s3_agent.processes import stack as stack_module
+from s3_agent.processes.commands import gateway_command
 from s3_agent.processes.parts import training_parts
+from s3_agent.processes.ports import reserve_port
 from s3_agent.processes.run_folder import Run
 from s3_agent.processes.stack import Part, Stack, own_processes
 from s3_agent.recipe import load_recipe
+from tests.pool_harness import until
 from tests.unit.clients.test_connections import FakeServer
 
 ASKS = """
@@ -108,6 +112,27 @@ def test_the_gateway_starts_in_a_clusters_environment(
     with Stack([part for part in parts if part.name == "gateway"], run_id=run_id) as stack:
         stack.run()
         assert stack.starting == []
+
+
+def is_up(url: str) -> bool:
+    try:
+        return get(url, timeout=10.0).is_success
+    except httpx.TransportError:
+        return False
+
+
+def test_a_gateway_that_is_started_by_hand_starts_in_it_too(tmp_path: Path) -> None:
+    pytest.importorskip("agentlightning")
+    port = reserve_port("gateway", 0)
+    environment = {**os.environ, "AGL_KEY": "key", "all_proxy": "socks5://127.0.0.1:9", "no_proxy": "[::1],fd00::/8"}
+    command = gateway_command(load_recipe("cpu"), port=port, folder=tmp_path)
+    log = tmp_path / "log"
+    with log.open("wb") as output, subprocess.Popen(command, env=environment, stdout=output, stderr=output) as process:
+        try:
+            until(lambda: process.poll() is not None or is_up(f"http://127.0.0.1:{port}/healthz"), within_s=120.0)
+            assert process.poll() is None, log.read_text()
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize(

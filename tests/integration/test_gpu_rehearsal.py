@@ -49,6 +49,17 @@ def findings(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return lines
 
 
+def test_parts_that_hang_end_within_the_time_of_all(tmp_path: Path) -> None:
+    hangs = tmp_path / "python"
+    hangs.write_text("#!/bin/sh\nexec sleep 600\n")
+    hangs.chmod(0o755)
+    environment = {**os.environ, "PYTHON": str(hangs), "GPU_SECONDS": "16"}
+    done = subprocess.run(["bash", str(ROOT / "tests/gpu/run.sh")], env=environment, capture_output=True, timeout=120)
+    ended = [(line["part"], line["code"]) for line in map(json.loads, done.stdout.splitlines())]
+    assert done.returncode == 1 and ended[0] == ("card", "124")
+    assert len(ended) == 9 and {code for _, code in ended[1:]} == {"skipped"}
+
+
 @pytest.mark.timeout(600)
 def test_every_part_ends_and_says_everything(findings: list[dict[str, Any]]) -> None:
     ended = {(line["part"], line["options"]): line["code"] for line in findings if line["name"] == "ended"}

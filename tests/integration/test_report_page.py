@@ -207,19 +207,19 @@ def test_a_collapse_is_one_chart_with_the_guards_step_through_all_panels(browser
     signs = opened.page.locator(".signs")
     expect(signs.locator(".note")).to_contain_text("The guard tripped after step 40: validation fell.")
     expect(signs.locator(".legend span")).to_have_text(
-        ["correct", "incorrect", "searches", "invalid actions", "reward", "validation"]
+        ["correct", "incorrect", "entropy", "searches", "invalid actions", "reward", "validation"]
     )
     figures = signs.locator("figure svg")
-    expect(figures).to_have_count(4)
-    assert [figures.nth(at).locator("g[aria-label=line] path").count() for at in range(4)] == [2, 1, 1, 2]
+    expect(figures).to_have_count(5)
+    assert [figures.nth(at).locator("g[aria-label=line] path").count() for at in range(5)] == [2, 1, 1, 1, 2]
     places = [
         [
             line.get_attribute("x1") or line.get_attribute("transform")
             for line in figures.nth(at).locator("g[aria-label=rule] line").all()
         ]
-        for at in range(4)
+        for at in range(5)
     ]
-    assert len(places[0]) == 2 and places[0][0] != places[0][1] and places.count(places[0]) == 4
+    assert len(places[0]) == 2 and places[0][0] != places[0][1] and places.count(places[0]) == 5
     expect(figures.first).to_contain_text("guard")
     assert not opened.complaints
 

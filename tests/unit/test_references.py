@@ -90,6 +90,13 @@ def test_every_reference_resolves_or_is_a_full_citation() -> None:
     assert [(place, bad) for path in texts for place, line in _lines(path) for bad in unresolved(line)] == []
 
 
+def test_no_page_writes_a_gateways_key_into_a_command() -> None:
+    """Every user of a machine reads it with `ps`."""
+    pages = [path for path in _texts() if path.suffix in (".md", ".sh")]
+    written = re.compile(r"gateway.*[\s'\"`.]key=(?!\$\{oc\.env:)")
+    assert [place for page in pages for place, line in _lines(page) if written.search(line)] == []
+
+
 def test_every_relative_link_resolves() -> None:
     pages = [path for path in _texts() if path.suffix == ".md"]
     links = [(page, link) for page in pages for link in LINK.findall(_without_code(page.read_text(encoding="utf-8")))]

@@ -9,7 +9,7 @@ import httpx
 
 from retrieval_server.backends.engines.store import Store
 from retrieval_server.errors import RetrievalError, Unavailable
-from retrieval_server.services import SHOWN, Key, client_options, refusal
+from retrieval_server.services import SHOWN, Key, client, refusal
 
 MOST_BYTES = 16 << 20  # of a request that writes; Qdrant accepts 32 MB
 
@@ -21,9 +21,7 @@ class HttpJson:
         self._key = Key(key_variable, scheme=key_header == "authorization")
         self._engine = f"{engine} at {url}"
         headers = {key_header: key_form.format(self._key.value)} if self._key.value else {}
-        self._client = httpx.Client(
-            base_url=url.rstrip("/"), **client_options(url, headers=headers, timeout_s=timeout_s)
-        )
+        self._client = client(url.rstrip("/"), headers=headers, timeout_s=timeout_s)
 
     def call(self, method: str, path: str, body: Any = None, *, lines: bytes | None = None, absent: Any = None) -> Any:
         """The answer's JSON; `absent` in place of a 404, if it is not None. `lines` is a body of JSON lines.

@@ -92,7 +92,8 @@ class Asking:
         self._key = Key(self._provider.key_variable)
         self._pace = pace or Pace(settings.per_second)
         self._slots = asyncio.Semaphore(settings.at_a_time)
-        self._client = httpx.AsyncClient(timeout=settings.timeout_s)
+        self._url = (settings.address or self._provider.address).rstrip("/")
+        self._client = services.async_client(self._url, headers={}, timeout_s=settings.timeout_s)
 
     async def ask(self, query: str) -> tuple[str, dict[str, Any]]:
         """The answer's body, without the key, and the decoded answer.
@@ -130,10 +131,9 @@ class Asking:
                 "raise `budget` in the index's settings, or replay what is recorded",
             )
         call = provider.call(query, settings.results, settings.options, self._key.value)
-        address = (settings.address or provider.address).rstrip("/") + call.path
         try:
             answer = await self._client.request(
-                call.method, address, params=call.params, headers=call.headers, json=call.body
+                call.method, self._url + call.path, params=call.params, headers=call.headers, json=call.body
             )
         except httpx.RequestError as cause:
             raise _Again(self._key.hide(f"{type(cause).__name__} {cause}".strip())) from None

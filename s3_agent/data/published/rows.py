@@ -15,7 +15,7 @@ from s3_agent.data.files.tables import Placed, Row
 from s3_agent.data.files.whole import partial_of, room_kept
 from s3_agent.data.golds import golds_in, ground_truth, nested_question, plain
 from s3_agent.errors import DataError
-from s3_agent.types import prompt_text
+from s3_agent.types import UNKNOWN_SOURCE, prompt_text
 
 
 class Form(StrEnum):
@@ -45,13 +45,13 @@ def _question(row: Row) -> str | None:
 
 def _follows(task: Row, form: Form) -> Row:
     """The fields of a published row that follow from a task row."""
-    golds, question = list(task["golden_answers"]), task["question"]
+    golds, question, source = list(task["golden_answers"]), task["question"], task.get("data_source") or UNKNOWN_SOURCE
     truth = {"question": question, "target": golds, "gt_docs": []} if form is Form.S3 else {"target": golds}
     row = {
-        "id": task["id"].removeprefix(f"{task['data_source']}/"),
+        "id": task["id"].removeprefix(f"{source}/"),
         "question": question,
         "golden_answers": golds,
-        "data_source": task["data_source"],
+        "data_source": source,
         "ability": ABILITY,
         "reward_model": {"style": "rule", "ground_truth": truth},
     }
@@ -74,7 +74,7 @@ def to_task(row: Row, place: str) -> Row:
     row = plain(row)
     extra = row.get("extra_info")
     try:
-        source = read_id(row, ("data_source",)) or "unknown"
+        source = read_id(row, ("data_source",)) or UNKNOWN_SOURCE
         name = read_id(row) or (read_id(extra, ("index",)) if isinstance(extra, dict) else None)
         golds = None if (target := _target(row)) is None else golds_in(target)
     except ValueError as cause:

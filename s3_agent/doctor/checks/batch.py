@@ -22,7 +22,7 @@ def check_batch(case: Case) -> Iterator[Finding]:
     """Batch sizes, their division among GPUs, and the rows that AGL would drop."""
     if (training := case.training) is None:
         return
-    yield from _mini_batches(training)
+    yield from _mini_batches(training, spare=case.recipe.trainer.spare_questions * training.rollouts)
     for engine in training.engines:
         yield from _engine(training, engine)
     yield from _rollout(training)
@@ -70,8 +70,9 @@ def check_batch(case: Case) -> Iterator[Finding]:
         )
 
 
-def _mini_batches(training: Training) -> Iterator[Finding]:
-    rows, mini = training.rows, training.mini_batch_rows
+def _mini_batches(training: Training, *, spare: int) -> Iterator[Finding]:
+    """`spare` rows of a step are played to replace others: AGL is meant to drop as many."""
+    rows, mini = training.rows - spare, training.mini_batch_rows
     if mini > rows:
         yield error(
             "batch.mini-batch-too-large",

@@ -21,11 +21,15 @@ def checkpoint_bytes(case: Case) -> int:
 
 
 def checkpoints(case: Case) -> int:
-    """The largest number of checkpoints on the disk; the oldest is deleted as soon as the next one is started."""
+    """The largest number of checkpoints on the disk; the oldest is deleted as soon as the next one is started.
+
+    A guard that may stop the run keeps the best one beside them.
+    """
     trainer = case.recipe.trainer
     every = trainer.checkpoint_every or trainer.steps
     made = -(-trainer.steps // every)
-    return min(made, trainer.checkpoints_kept or made)
+    best = trainer.guard.action == "stop"
+    return min(made, (trainer.checkpoints_kept or made) + best)
 
 
 def disk_items(case: Case) -> list[tuple[Path, str, int]]:

@@ -6,7 +6,7 @@ RAY_ADDRESS, because the user may have set it for this run.
 
 from collections.abc import Iterator, Mapping
 
-from s3_agent.clients.connections import NO_PROXY, usable_proxy
+from retrieval_server.proxies import NO_PROXY, usable_proxy
 from s3_agent.doctor.case import Case
 from s3_agent.doctor.findings import Finding, error, warning
 from s3_agent.machine.description import Host

@@ -9,6 +9,7 @@ from s3_agent.agl.guard import VALIDATION, GuardReport, is_finite
 
 SIGNS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "log-prob, nats": {"correct": ("actor/log_prob/correct",), "incorrect": ("actor/log_prob/incorrect",)},
+    "entropy, nats": {"entropy": ("actor/sampled_entropy",)},
     "searches": {"searches": ("s3/train/searches",)},
     "invalid actions": {"invalid actions": ("s3/train/invalid_actions",)},
     "reward, accuracy": {"reward": ("training/reward",), "validation": VALIDATION},

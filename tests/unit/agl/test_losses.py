@@ -150,6 +150,7 @@ def test_the_means_of_likelihood_are_over_tokens() -> None:
     assert likelihood_metrics(logged | metrics) == pytest.approx(
         {
             "actor/pg_loss": 1.0,
+            "actor/sampled_entropy": -(-0.1 + 0.8 + 0.1) / 7,
             "actor/log_prob/correct": -0.1 / 4,
             "actor/first_log_prob/correct": 0.2 / 2,
             "actor/log_prob_change/correct": 0.1 / 4,

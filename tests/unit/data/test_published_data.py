@@ -100,6 +100,8 @@ def test_a_task_that_was_never_published_is_written_in_the_form_asked_for() -> N
     row = to_published(task, form=Form.SEARCH_R1, split="test", index=3)
     assert row["id"] == "test_3" and row["extra_info"] == {"split": "test", "index": 3}
     assert form_of(row) is Form.SEARCH_R1 and form_of(to_published(task, split="test", index=3)) is Form.S3
+    del task["data_source"]
+    assert to_published(task, split="test", index=3)["data_source"] == "unknown"
 
 
 def test_a_row_that_is_none_says_what_it_has() -> None:

@@ -414,6 +414,12 @@ def test_another_library_with_the_model_is_no_finding_where_the_output_layer_is_
     assert as_text(examine(case)) == ""
 
 
+@pytest.mark.parametrize("spare", [1, 30])
+def test_rows_of_spare_questions_are_meant_to_be_dropped(spare: int) -> None:
+    found = examine(sound("s3_8x40gb", f"trainer.spare_questions={spare}"))
+    assert not [finding.id for finding in found if finding.id.startswith("batch.")]
+
+
 @pytest.mark.parametrize(
     ("overrides", "answer"),
     [([], '{"policy_calls": null}'), ([], '{"policy_calls": 480}'), (["gateway.policy_calls=480"], None)],

@@ -57,8 +57,8 @@ def test_the_signs_of_a_collapse_are_what_was_logged_with_the_guards_step(tmp_pa
     [run] = gather([write_collapse(tmp_path / "run")])["runs"]
     signs = run["signs"]
     curves = {curve["name"]: dict(curve["points"]) for panel in signs["panels"] for curve in panel["curves"]}
-    assert list(curves) == ["correct", "incorrect", "searches", "invalid actions", "reward", "validation"]
-    assert [len(panel["curves"]) for panel in signs["panels"]] == [2, 1, 1, 2]
+    assert list(curves) == ["correct", "incorrect", "entropy", "searches", "invalid actions", "reward", "validation"]
+    assert [len(panel["curves"]) for panel in signs["panels"]] == [2, 1, 1, 1, 2]
     assert len(curves["correct"]) == 40 and curves["correct"][40] == pytest.approx(-0.7)
     assert 7 not in curves["incorrect"], "what was not a number is no point"
     assert curves["validation"] == {

@@ -22,6 +22,9 @@ from retrieval_server.backends.engines.store import Batch
 from retrieval_server.backends.engines.vocabulary import Vocabulary
 from retrieval_server.backends.ordering import fuse
 from retrieval_server.backends.pgvector.kind import _word
+from retrieval_server.backends.web.asking import Asking
+from retrieval_server.backends.web.settings import WebSettings
+from retrieval_server.backends.web.store import Store
 from retrieval_server.batcher import Away, Batcher
 from retrieval_server.config import index_settings
 from retrieval_server.corpus import silent
@@ -116,8 +119,7 @@ def answering(
             raise answer
         return answer
 
-    real = httpx.Client
-    monkeypatch.setattr(httpx, "Client", lambda **given: real(transport=httpx.MockTransport(handle), **given))
+    monkeypatch.setattr(httpx, "HTTPTransport", lambda **_: httpx.MockTransport(handle))
     monkeypatch.setenv("ENGINE_KEY", "k")
     options: Any = {"key_variable": "ENGINE_KEY", "key_header": "api-key", "key_form": "Key {}"}
     return HttpJson("Engine", "http://engine:1/", timeout_s=1.0, **options), seen
@@ -317,8 +319,7 @@ def test_no_error_shows_the_key(kind: str, status: int | None, monkeypatch: pyte
             raise httpx.LocalProtocolError(f"illegal header {seen[0]}")
         return httpx.Response(status, text=f"you sent {seen[0]}")
 
-    real = httpx.Client
-    monkeypatch.setattr(httpx, "Client", lambda **given: real(transport=httpx.MockTransport(handle), **given))
+    monkeypatch.setattr(httpx, "HTTPTransport", lambda **_: httpx.MockTransport(handle))
     monkeypatch.setenv("ENGINE_KEY", "ApiKey secret-key\n" if kind == "engine" else " secret-key\n")
     with pytest.raises(RetrievalError) as caught:
         service_with_key(kind, "http://engine:1")()
@@ -326,30 +327,38 @@ def test_no_error_shows_the_key(kind: str, status: int | None, monkeypatch: pyte
     assert "secret-key" not in str(caught.value) and "[key]" in str(caught.value)
 
 
-@pytest.mark.parametrize(("host", "asks_proxy"), [("127.0.0.1", False), ("localhost", False), ("engine", True)])
-@pytest.mark.parametrize("kind", ["engine", "model", "mcp"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost.", "[::1]", "engine"])
+@pytest.mark.parametrize("kind", ["engine", "model", "mcp", "web"])
 def test_a_service_on_this_machine_is_not_asked_through_a_proxy(
-    kind: str, host: str, asks_proxy: bool, monkeypatch: pytest.MonkeyPatch
+    kind: str, host: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    made: list[Any] = []
-    for name in ("Client", "AsyncClient"):
-        monkeypatch.setattr(httpx, name, lambda **given: made.append(given.get("trust_env", True)))
+    made: list[str | None] = []
+    monkeypatch.setattr(httpx, "HTTPTransport", lambda *, proxy: made.append(proxy) or httpx.BaseTransport())
+    monkeypatch.setattr(httpx, "AsyncHTTPTransport", lambda *, proxy: made.append(proxy) or httpx.AsyncBaseTransport())
+    for name, value in (("http_proxy", "http://proxy:3128"), ("no_proxy", "fd00::/8"), ("SERPER_API_KEY", "k")):
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("ENGINE_KEY", "k")
-    if kind == "mcp":
-        http_client(f"http://{host}:1", None)
-    else:
-        service_with_key(kind, f"http://{host}:1")
-    assert made == [asks_proxy]
+    match kind:
+        case "mcp":
+            http_client(f"http://{host}:1", None)
+        case "web":
+            Asking(WebSettings(provider="serper", address=f"http://{host}:1"), Store(tmp_path))
+        case _:
+            service_with_key(kind, f"http://{host}:1")
+    assert made == ["http://proxy:3128" if host == "engine" else None]
 
 
-def test_tools_in_front_of_a_server_refuse_what_is_no_key(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("command", ["mcp", "serve"])
+def test_a_server_and_the_tools_in_front_of_it_refuse_what_is_no_key(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
-    from retrieval_server.mcp.command import main
+    from retrieval_server.app.command import main as serve
+    from retrieval_server.mcp.command import main as mcp
 
     monkeypatch.setenv("RETRIEVAL_SERVER_KEY", "se\ncret-key")
     monkeypatch.setattr("asyncio.run", lambda coroutine: coroutine.close())
+    monkeypatch.setattr("sys.argv", ["retrieval_server", "--index", "none"])
     with pytest.raises(SystemExit):
-        main(["--url", "http://127.0.0.1:1"])
+        serve() if command == "serve" else mcp(["--url", "http://127.0.0.1:1"])
     told = capsys.readouterr().err
     assert "RETRIEVAL_SERVER_KEY holds no key" in told and "cret-key" not in told

@@ -20,7 +20,7 @@ from s3_agent.embedded import NANO_POLICY
 from s3_agent.errors import ConfigError, S3AgentError
 from s3_agent.processes import commands
 from s3_agent.processes.run_folder import Run
-from s3_agent.training.export import export_policy, replace_policy
+from s3_agent.training.export import export_policy, keep_start, replace_policy
 from s3_agent.training.weights import largest_change
 
 START = {"embed": np.arange(6, dtype="f4").reshape(2, 3), "lm_head.weight": np.ones(4, dtype="f4")}
@@ -101,18 +101,19 @@ def shards(run: Run, step: int) -> Path:
 
 
 def test_a_checkpoint_that_was_cut_short_is_not_exported(run: Run, tmp_path: Path) -> None:
-    (shards(run, 2) / "optim_world_size_1_rank_0.pt").write_bytes(b"PK")
+    (shards(run, 2) / "model_world_size_1_rank_0.pt").write_bytes(b"PK")
     model(copy_of(run, 1), TRAINED)
     with pytest.raises(ConfigError, match="was cut short"):
         export_policy(run, tmp_path / "out", step=2)
     assert export_policy(run, tmp_path / "out").step == 1, "the newest that is whole"
 
 
+@pytest.mark.parametrize("lost", ["data.pt", "actor/optim_world_size_1_rank_0.pt"])
 def test_a_copy_that_may_be_cut_short_is_merged_from_the_shards(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
     actor = shards(run, 2)
-    (actor.parent / "data.pt").unlink()  # which is written after the copy
+    (actor.parent / lost).unlink()
     (actor / "huggingface" / "model.safetensors").write_text("torn")
     merges(monkeypatch, tmp_path / "merged", TRAINED)
     assert export_policy(run, tmp_path / "out").step == 2
@@ -253,6 +254,17 @@ def test_what_leaves_a_run_can_be_read_by_whom_the_umask_lets(run: Run, umask: i
     for path in (*run.policy.iterdir(), *copy_of(run, 2).iterdir(), run.episodes):
         assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask, path
     assert stat.S_IMODE(run.logs.stat().st_mode) == 0o700, "logs hold keys"
+
+
+def test_a_start_that_is_kept_is_written_as_a_trained_policy(run: Run, umask: int, tmp_path: Path) -> None:
+    start = Path(shutil.copytree(NANO_POLICY, tmp_path / "hub"))
+    for path in start.rglob("*"):
+        path.chmod(0o600)
+    run.trainer.write_text(json.dumps({"model": str(start)}))
+    assert keep_start(run).step == 0
+    assert {stat.S_IMODE(path.stat().st_mode) for path in run.policy.iterdir()} == {0o666 & ~umask}
+    config = json.loads((run.policy / "config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"], "for transformers 4 and 5"
 
 
 def test_permissions_of_what_a_link_points_to_stay(tmp_path: Path) -> None:

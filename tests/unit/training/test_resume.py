@@ -120,12 +120,13 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     assert rollouts(killed) == ["a"]
     assert (killed.checkpoints / "global_step_1" / "data.pt").exists()
     moved = killed.folder / "generation-0" / "checkpoints" / "global_step_2" / "actor"
-    assert moved.exists() == (file == "data.pt"), "its policy is whole, and is kept"
+    assert moved.exists() == ("model" not in file), "where its policy is whole, it is kept"
 
 
-def test_policies_that_no_run_can_go_on_from_are_not_deleted(killed: Run) -> None:
+@pytest.mark.parametrize("file", ["data.pt", "actor/optim_world_size_2_rank_1.pt"])
+def test_policies_that_no_run_can_go_on_from_are_not_deleted(killed: Run, file: str) -> None:
     for step in (1, 2):
-        (killed.checkpoints / f"global_step_{step}" / "data.pt").unlink()
+        cut(killed.checkpoints / f"global_step_{step}" / file)
     before = sorted(killed.folder.rglob("*"))
     with pytest.raises(LaunchError, match=r"no checkpoint in .* is complete") as caught:
         rewind(killed, keep=1)
