@@ -120,7 +120,7 @@ def test_tensorboard_and_the_console_have_them(logged: Path) -> None:
 
     events = EventAccumulator(str(logged / "tensorboard" / "1"))
     events.Reload()
-    [point] = events.Scalars("s3/train/accuracy")
+    point, *_ = events.Scalars("s3/train/accuracy")
     assert (point.step, point.value) == (1, 0.5)
     assert "s3/train/accuracy" in (logged / "console").read_text()
 

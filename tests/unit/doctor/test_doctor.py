@@ -374,6 +374,7 @@ def test_a_planted_fault_is_found_and_told(id: str, plant: Callable[[], Case]) -
 FOLLOWS = {
     "gpus.unequal": {"memory.trainer", "memory.policy-cache"},
     "gpus.unused": {"versions.vllm-build"},
+    "gpus.cpu-ranks": {"limits.ray-cpus"},
     "memory.trainer": {"memory.retriever", "memory.policy-cache"},
     "batch.micro-batch": {"memory.trainer"},
     "batch.sequence-parallel": {"batch.heads", "lengths.token-budget"},
