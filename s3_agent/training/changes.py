@@ -10,6 +10,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pydantic import BaseModel
+
 from s3_agent.data.files.whole import sha256_of, write_whole
 from s3_agent.data_identity import index_identity
 from s3_agent.errors import ConfigError
@@ -43,6 +45,14 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield path, value
 
 
+def _defaults() -> dict[str, Any]:
+    """The default of every field that has one: what a run of an earlier version did that did not have the field yet."""
+    fields = {name: field.get_default(call_default_factory=True) for name, field in Recipe.model_fields.items()}
+    return dict(
+        _leaves({name: made.model_dump(mode="json") for name, made in fields.items() if isinstance(made, BaseModel)})
+    )
+
+
 def conditions_of(recipe: Recipe) -> dict[str, Any]:
     """What the recipe's training depends on, by dotted path; JSON values only."""
     template = recipe.policy.chat_template
@@ -72,8 +82,9 @@ def changes(run: Run, recorded: Recipe, recipe: Recipe) -> list[str]:
             remedy="remove it to continue; changes that were made to the recipe by hand are then not noticed",
         ) from cause
     now = conditions_of(recipe)
-    paths = [path for path in {**before, **now} if before.get(path) != now.get(path)]
-    return [f"{path} was {before.get(path)!r}, is {now.get(path)!r}" for path in paths]
+    was = {**{path: default for path, default in _defaults().items() if path in now}, **before}
+    paths = [path for path in {**was, **now} if was.get(path) != now.get(path)]
+    return [f"{path} was {was.get(path)!r}, is {now.get(path)!r}" for path in paths]
 
 
 def require_same(run: Run, found: Sequence[str], *, allowed: bool) -> None:
