@@ -212,6 +212,8 @@ class Stack:
 
     @staticmethod
     def _interrupt(number: int, _: FrameType | None) -> None:
+        for ending in ENDING:  # `timeout` sends its signal twice: the second must not end what the first begins
+            signal.signal(ending, signal.SIG_IGN)
         raise Interrupted(number)
 
     @property

@@ -18,7 +18,7 @@ from s3_agent.errors import LaunchError
 from s3_agent.evaluation.job import services_id
 from s3_agent.processes import stack as stack_module
 from s3_agent.processes.ports import listening
-from s3_agent.processes.stack import Part, Stack, own_processes, scratch_folder
+from s3_agent.processes.stack import Interrupted, Part, Stack, own_processes, scratch_folder
 
 ROOT = Path(__file__).parents[2]
 SERVER = """
@@ -277,6 +277,19 @@ def test_a_signal_to_the_launcher_leaves_nothing(
         assert launcher.returncode == 128 + number
     assert not alive(daemon)
     assert own_processes(run_id) == []
+
+
+def test_a_second_signal_does_not_end_the_clean_up(tmp_path: Path, run_id: str) -> None:
+    second = False
+    with pytest.raises(Interrupted), Stack([script(tmp_path, "part", SLEEPER)], run_id=run_id) as stack:
+        stack.run()
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Interrupted:
+            os.kill(os.getpid(), signal.SIGTERM)
+            second = True
+            raise
+    assert second and own_processes(run_id) == []
 
 
 def until_gone(part: int) -> None:
