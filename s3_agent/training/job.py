@@ -142,7 +142,10 @@ def _train(recipe: Recipe, run: Run, *, resumed: bool, changed: Sequence[str] = 
             recipe = resolve_ports(recipe, any_free=True)
             require_empty_gateway(recipe)
             done = rewind(run, keep=recipe.trainer.checkpoints_kept)
-            _say(f"run {run.folder} continues after step {done}; {left} leftover processes were stopped")
+            skipped = "; questions that were in play are not played again" * bool(
+                done and recipe.trainer.async_questions
+            )
+            _say(f"run {run.folder} continues after step {done}; {left} leftover processes were stopped{skipped}")
         else:
             recipe, done = resolve_ports(recipe), 0
             run.create()

@@ -72,6 +72,7 @@ def test_a_killed_run_goes_on_with_the_questions_after_those_in_play(services: S
     done = subprocess.run(command("train", "--resume", str(run.folder)), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-6000:]
     after = int(done.stderr.partition("continues after step ")[2][0])
+    assert "questions that were in play are not played again" in done.stderr
     assert run.train.read_text().startswith(order), "the questions in the same order, and more"
     assert [row["step"] for row in read_jsonl(run.metrics)] == [0, 1, 2, 3]
     # What the trainer had taken before the kill is not played again, and what it takes now was not played before.
