@@ -70,6 +70,7 @@ class RunTracking(verl_tracking.Tracking):
             self.logger["file"] = AppendedJsonl(Path(os.environ[METRICS_VARIABLE]))
         path = Path(os.environ[EPISODES_VARIABLE])
         self._episodes = GrowingFile(path, at=path.stat().st_size if path.exists() else 0)
+        self._ahead = 0
 
     def log(self, data: Mapping[str, Any], step: int, backend: Any = None) -> None:
         """Log a step, with the metrics of its rollouts and of the rows that were not trained."""
@@ -77,16 +78,18 @@ class RunTracking(verl_tracking.Tracking):
         super().log({**likelihood_metrics(data), **self._of_rollouts(data), **lost}, step, backend)
 
     def _of_rollouts(self, data: Mapping[str, Any]) -> dict[str, float]:
-        """The metrics of the rollouts since the last step; waits briefly, because the pool writes a rollout after its
-        end.
+        """The metrics of the rollouts that ended since the last step; waits briefly, because the pool writes a rollout
+        after its end.
 
-        Pools on other machines write to other files: then `s3/*/rollouts` shows that only some rollouts were read.
+        An asynchronous trainer also trains rollouts that ended during an earlier step: they were read then. Pools on
+        other machines write to other files: then `s3/*/rollouts` shows that only some rollouts were read.
         """
-        expected = data.get("training/n_rollouts", 0) + data.get("val/n_rollouts", 0)
+        expected = data.get("training/n_rollouts", 0) + data.get("val/n_rollouts", 0) - self._ahead
         lines, deadline = self._episodes.lines(), time.monotonic() + PATIENCE_S
         while len(lines) < expected and time.monotonic() < deadline:
             time.sleep(POLL_S)
             lines += self._episodes.lines()
+        self._ahead = max(0, len(lines) - expected)
         return step_metrics([read_record(line, where=f"a line of {self._episodes.path}") for line in lines])
 
 

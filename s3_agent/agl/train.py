@@ -9,6 +9,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -42,9 +43,29 @@ def main(settings_file: str, train_file: str, validation_file: str, metrics_file
     if settings.ray_address:
         unproxied = {name: os.environ[name] for name in NO_PROXY if name in os.environ}
         _hand_over_environment(config, variables | unproxied)
-    from agentlightning.verl.entrypoint import run_ppo
+    from agentlightning.verl import entrypoint
 
-    run_ppo(config, train_dataset=train, val_dataset=validation)
+    if settings.ray_address:
+        entrypoint._AglTaskRunner = _OnThisNode(entrypoint._AglTaskRunner)
+    entrypoint.run_ppo(config, train_dataset=train, val_dataset=validation)
+
+
+class _OnThisNode:
+    """Agent Lightning's task on the Ray node of this process, where Ray may otherwise place it on any node.
+
+    It is the only process of the trainer that calls the gateway and writes the metrics, both of this machine.
+    """
+
+    def __init__(self, task: Any) -> None:
+        self._task = task
+
+    def remote(self) -> Any:
+        """Start the task; Ray is initialized by then."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        return self._task.options(scheduling_strategy=here).remote()
 
 
 def _hand_over_environment(config: DictConfig, extra: dict[str, str]) -> None:

@@ -58,6 +58,8 @@ REFUSED = {
     "trainer.test_freq": "set trainer.validate_every",
     "trainer.val_before_train": "a summary compares with the validation before the first step: leave it out",
     "trainer.logger": "set trainer.trackers",
+    "trainer.nnodes": "set trainer.nodes",
+    "agentlightning.async_rollout": "set trainer.async_questions",
     **dict.fromkeys(
         (
             "actor_rollout_ref.model.lora",
@@ -91,11 +93,17 @@ class TrainerRecipe(BaseModel):
     distance to the reference policy, relative to the policy's loss, for any number of updates per step; 0: no such
     loss. `lora` trains adapters instead of all weights. `llds` keeps correct responses likely. `spare_questions` more
     are played at each step: their rollouts replace those without a gradient, which are those of a question whose
-    rollouts all got the same reward. `guard` recognises a run that loses what it learned. `tokens_per_gpu` packs rows
-    into micro batches of that many tokens; without it, a micro batch is `micro_batch` rows. `offload` keeps parameters
-    and optimizer in host memory while they are not used. With `fused_log_probs`, the logits of a whole micro batch are
-    never in memory at once. The policy server takes the share `rollout_memory` of each GPU's memory, and
-    `tensor_parallel` GPUs form one server.
+    rollouts all got the same reward. `guard` recognises a run that loses what it learned.
+
+    With `async_questions`, that many more questions are in play at any time: a step takes the first
+    `questions_per_step` whose rollouts have all ended; the others go on with the next policy, and count for a later
+    step. `importance_cap` weights each trained token by its probability in the trainer over that with which it was
+    sampled, and by at most this number (truncated importance sampling).
+
+    `nodes` machines train with `gpus` GPUs each. `tokens_per_gpu` packs rows into micro batches of that many tokens;
+    without it, a micro batch is `micro_batch` rows. `offload` keeps parameters and optimizer in host memory while they
+    are not used. With `fused_log_probs`, the logits of a whole micro batch are never in memory at once. The policy
+    server takes the share `rollout_memory` of each GPU's memory, and `tensor_parallel` GPUs form one server.
 
     Checkpoints are made every `checkpoint_every` steps, validations every `validate_every` steps, and both after the
     last step. `checkpoints_kept=None` keeps all. `checkpoint_policy` also writes the policy into each checkpoint as a
@@ -112,6 +120,7 @@ class TrainerRecipe(BaseModel):
 
     device: Literal["cpu", "cuda"] = "cpu"
     gpus: int = Field(default=1, ge=1)
+    nodes: int = Field(default=1, ge=1)
     steps: int = Field(default=20, ge=1)
     questions_per_step: int = Field(default=8, ge=1)
     rollouts_per_question: int = Field(default=4, ge=2)
@@ -122,6 +131,8 @@ class TrainerRecipe(BaseModel):
     lora: Lora | None = None
     llds: Llds | None = None
     spare_questions: int = Field(default=0, ge=0)
+    async_questions: int = Field(default=0, ge=0)
+    importance_cap: float | None = Field(default=None, ge=1)
     guard: Guard = Guard()
     clip_low: float = Field(default=0.2, gt=0)
     clip_high: float = Field(default=0.2, gt=0)
@@ -160,6 +171,16 @@ class TrainerRecipe(BaseModel):
         """Training rollouts that are played at each step."""
         return self.questions_played * self.rollouts_per_question
 
+    @property
+    def rollouts_in_play(self) -> int:
+        """Training rollouts that are queued or played at a time."""
+        return (self.questions_played + self.async_questions) * self.rollouts_per_question
+
+    @property
+    def steps_ahead(self) -> int:
+        """Batches of questions that the trainer has taken beyond those of its finished steps."""
+        return -(-self.async_questions // self.questions_played)
+
     @field_validator("verl")
     @classmethod
     def _refused(cls, verl: dict[str, Any]) -> dict[str, Any]:
@@ -187,6 +208,15 @@ class TrainerRecipe(BaseModel):
         path = "actor_rollout_ref.actor.strategy"
         if OmegaConf.select(OmegaConf.create(literal(self.verl)), path, default="fsdp2") != "fsdp2":
             raise ValueError(f"lora needs FSDP2: take verl.{path} out")
+        return self
+
+    @model_validator(mode="after")
+    def _seeds_repeat(self) -> Self:
+        if self.seeded and self.async_questions:
+            raise ValueError(
+                "seeded plays the same rollouts again, but with async_questions it depends on their times which policy "
+                "plays them: set seeded=false"
+            )
         return self
 
     @model_validator(mode="after")
@@ -218,9 +248,9 @@ class TrainerRecipe(BaseModel):
                 f"({self.mini_batch}): Agent Lightning would drop the remaining rows of every step"
             )
         rows = self.mini_batch * self.rollouts_per_question
-        share, named = self.gpus, "gpus"
+        share, named = self.gpus * self.nodes, "gpus" if self.nodes == 1 else "gpus x nodes"
         if self.tokens_per_gpu is None:
-            share, named = self.gpus * self.micro_batch, "gpus x micro_batch"
+            share, named = share * self.micro_batch, f"{named} x micro_batch"
         if rows % share:
             raise ValueError(
                 f"the rows of an update ({self.mini_batch} questions x rollouts_per_question = {rows}) can not be "
@@ -271,12 +301,16 @@ def _common(settings: TrainerSettings, gateway_key: str) -> dict[str, Any]:
     context = settings.prompt_tokens + settings.response_tokens
     packed = settings.tokens_per_gpu
     template = {} if settings.chat_template is None else {"custom_chat_template": settings.chat_template}
+    cap = settings.importance_cap
+    correction = {} if cap is None else {"rollout_is": "token", "rollout_is_threshold": cap}
+    in_play = settings.questions_played + settings.async_questions
+    ahead = {"async_rollout": {"enabled": True, "async_train_batch_size": in_play}} if settings.async_questions else {}
     return {
         "algorithm": {
             "adv_estimator": ESTIMATOR,
             "use_kl_in_reward": False,
-            # Only logs how far the policy server's log-probs are from the trainer's.
-            "rollout_correction": {"rollout_is": None, "rollout_rs": None, "bypass_mode": False},
+            # Without importance_cap it only logs how far the policy server's log-probs are from the trainer's.
+            "rollout_correction": {"rollout_is": None, "rollout_rs": None, "bypass_mode": False, **correction},
         },
         "data": {
             "train_batch_size": settings.questions_played,
@@ -328,7 +362,7 @@ def _common(settings: TrainerSettings, gateway_key: str) -> dict[str, Any]:
         "reward": {"num_workers": 0},  # rewards come with the rollouts
         "trainer": {
             "n_gpus_per_node": settings.gpus,
-            "nnodes": 1,
+            "nnodes": settings.nodes,
             "val_before_train": settings.validate_first,
             "critic_warmup": 0,
             "logger": ["file", *settings.trackers],
@@ -356,6 +390,7 @@ def _common(settings: TrainerSettings, gateway_key: str) -> dict[str, Any]:
                 "trajectory_max_prompt_length": settings.prompt_tokens,
                 "trajectory_max_response_length": settings.response_tokens,
             },
+            **ahead,
         },
     }
 

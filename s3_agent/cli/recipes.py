@@ -38,7 +38,8 @@ def _machine(recipe: Recipe) -> str:
         return "CPU"
     gpus = recipe.gpus
     used = len({*gpus.trainer, *gpus.retriever, *gpus.generator}) or recipe.trainer.gpus
-    return f"{used} GPU{'s' * (used > 1)}"
+    each = f"{used} GPU{'s' * (used > 1)}"
+    return each if recipe.trainer.nodes == 1 else f"{recipe.trainer.nodes} x {each}"
 
 
 def described() -> list[ShippedRecipe]:

@@ -11,6 +11,7 @@ from s3_agent.data.naive_rag.cache import Fingerprint, RagCache
 from s3_agent.doctor.training import Training
 from s3_agent.machine.description import Machine
 from s3_agent.machine.model_files import ModelShape
+from s3_agent.machine.ray_nodes import RayNode
 from s3_agent.recipe import Recipe
 from s3_agent.types import Task
 
@@ -50,6 +51,7 @@ class Case:
     - `precision`: the measurement of this processor, if the recipe asks for a precision.
     - `gateway_answer`: what a user's gateway reports about its limit (`s3_agent.clients.gateway_limit`).
     - `retrievers`: what each of several retrieval servers that answered reports of its index, by address.
+    - `ray_nodes`: the nodes of the Ray that trains on several, or why they can not be asked.
     - `generator_refused`: why the environment of `generator.python` can not serve the generator, and the remedy.
     - `written`: the bytes of checkpoints that a resumed run already has.
     """
@@ -73,6 +75,7 @@ class Case:
     generator_refused: tuple[str, str] | None = None
     gateway_answer: str | None = None
     retrievers: Mapping[str, Identity] | None = None
+    ray_nodes: list[RayNode] | str | None = None
     written: int = 0
 
     @property

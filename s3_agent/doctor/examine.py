@@ -14,6 +14,7 @@ from s3_agent.doctor.checks.lengths import check_lengths
 from s3_agent.doctor.checks.limits import check_limits
 from s3_agent.doctor.checks.lora import check_lora
 from s3_agent.doctor.checks.memory import check_caches, check_gpu_memory, check_ram
+from s3_agent.doctor.checks.nodes import check_nodes
 from s3_agent.doctor.checks.output_layer import check_output_layer
 from s3_agent.doctor.checks.ports import check_ports
 from s3_agent.doctor.checks.precision import check_precision
@@ -41,6 +42,7 @@ CHECKS: tuple[Check, ...] = (
     check_protocol,
     check_gateway,
     check_retrievers,
+    check_nodes,
     check_batch,
     check_output_layer,
     check_lora,

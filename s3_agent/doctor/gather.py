@@ -26,6 +26,7 @@ from s3_agent.errors import ConfigError
 from s3_agent.machine.description import Machine
 from s3_agent.machine.host import pins, this_machine
 from s3_agent.machine.model_files import missing_files, model_folder, model_shape
+from s3_agent.machine.ray_nodes import RayNode, ask_nodes
 from s3_agent.processes.run_folder import Run
 from s3_agent.processes.serving import has_cpu_vllm, served_packages
 from s3_agent.recipe import Recipe
@@ -76,6 +77,7 @@ def gather(recipe: Recipe, *, machine: Machine | None = None, run: Run | None = 
         generator_refused=_generator(recipe),
         gateway_answer=_gateway_answer(recipe),
         retrievers=_retrievers(recipe),
+        ray_nodes=_ray_nodes(recipe, sorted(pinned)),
         written=0 if run is None else _size(run.checkpoints),
     )
 
@@ -99,6 +101,13 @@ def _retrievers(recipe: Recipe) -> dict[str, Identity] | None:
         return served_identities(recipe.retriever_url)
     except httpx.HTTPError:
         return {}
+
+
+def _ray_nodes(recipe: Recipe, packages: list[str]) -> list[RayNode] | str | None:
+    """The nodes of a Ray that trains on several. A training on one node finds what it needs on this machine."""
+    if recipe.trainer.nodes == 1 or recipe.ray.address is None:
+        return None
+    return ask_nodes(recipe.ray.address, runs=recipe.runs, policy=recipe.policy.model, packages=packages)
 
 
 def _size(folder: Path) -> int:

@@ -53,7 +53,10 @@ def rollouts_at_once(case: Case) -> int:
     """How many rollouts are played at a time: as many as the trainer queues, or as the workers have room for."""
     recipe = case.recipe
     validation = recipe.data.validation_size or 0 if case.validation is None else len(case.validation)
-    queued = max(recipe.trainer.rollouts_per_step, validation)
+    trainer = recipe.trainer
+    # Validation rollouts are queued behind those that an asynchronous trainer has left in play.
+    behind = trainer.async_questions * trainer.rollouts_per_question
+    queued = max(trainer.rollouts_in_play, validation + behind)
     return queued if recipe.workers.external else min(queued, recipe.workers.processes * recipe.workers.concurrency)
 
 

@@ -131,11 +131,12 @@ def host_bytes(shape: ModelShape, training: Training) -> dict[str, int]:
     `get_init_weight_context_manager`). The reference policy stays in RAM (FSDP2's CPU offloading).
     """
     full = shape.parameters * WIDTH[training.model_dtype]
-    reference = full if training.reference and not training.lora_rank else 0
+    held = full * training.gpus // training.shards
+    reference = held if training.reference and not training.lora_rank else 0
     loading = {"weights while loading": full * (training.gpus if shape.tied else 1), "reference policy": reference}
     steps = {
-        "offloaded weights": full if training.param_offload else 0,
-        "offloaded optimizer": 2 * full if training.optimizer_offload and not training.lora_rank else 0,
+        "offloaded weights": held if training.param_offload else 0,
+        "offloaded optimizer": 2 * held if training.optimizer_offload and not training.lora_rank else 0,
         "reference policy": reference,
     }
     return max(loading, steps, key=lambda items: sum(items.values()))

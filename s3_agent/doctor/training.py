@@ -36,14 +36,18 @@ class Engine:
 class Training:
     """Batches in questions and rows, lengths in tokens, memory shares from 0 to 1, sizes in bytes.
 
-    `rollout_dynamic` is whether the policy's log-probs are computed in micro batches of tokens; `rollout_parallel` is
-    (tensor, data, pipeline), whose product is the number of ranks of one policy server.
+    `in_play` is how many questions are queued or played at a time; an asynchronous trainer has more than a batch of
+    them. `corrected` is whether the loss accounts for the policy that sampled a rollout. `rollout_dynamic` is whether
+    the policy's log-probs are computed in micro batches of tokens; `rollout_parallel` is (tensor, data, pipeline),
+    whose product is the number of ranks of one policy server.
     """
 
     model: str
     gpus: int
     nodes: int
     train_batch_size: int
+    in_play: int
+    corrected: bool
     rollouts: int
     mini_batch_size: int
     max_update_times: int | None
@@ -92,6 +96,11 @@ class Training:
     rollout_advantage: bool
     ray_cpus: int | None
     engines: tuple[Engine, ...]
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether rollouts go on while the trainer updates."""
+        return self.in_play > self.train_batch_size
 
     @property
     def ranks(self) -> int:
@@ -207,7 +216,8 @@ def read_training(config: DictConfig) -> Training:
         return found
 
     actor, rollout, fsdp = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.actor.fsdp_config"
-    trace = "agentlightning.trace_aggregator"
+    trace, ahead = "agentlightning.trace_aggregator", "agentlightning.async_rollout"
+    correction, batch = "algorithm.rollout_correction", some("data.train_batch_size")
     level = str(at(f"{trace}.level", "transition"))
     merged = level.startswith("trajectory")
     prompt, response = must("data.max_prompt_length"), must("data.max_response_length")
@@ -221,7 +231,9 @@ def read_training(config: DictConfig) -> Training:
         model=must("actor_rollout_ref.model.path"),
         gpus=some("trainer.n_gpus_per_node"),
         nodes=some("trainer.nnodes", 1),
-        train_batch_size=some("data.train_batch_size"),
+        train_batch_size=batch,
+        in_play=some(f"{ahead}.async_train_batch_size") if at(f"{ahead}.enabled", False) else batch,
+        corrected=at(f"{correction}.rollout_is") is not None or at(f"{correction}.bypass_mode", False),
         rollouts=some(f"{rollout}.n", 1),
         mini_batch_size=some(f"{actor}.ppo_mini_batch_size"),
         max_update_times=at("agentlightning.max_ppo_update_times"),

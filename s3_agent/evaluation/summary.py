@@ -15,6 +15,7 @@ from s3_agent.agl.guard import GuardReport, is_finite, validation_of
 from s3_agent.errors import S3AgentError
 from s3_agent.evaluation.statistics.intervals import difference_of
 from s3_agent.rollout.episode_log import EpisodeRecord
+from s3_agent.rollout.failure_policy import STOPPED
 from s3_agent.types import Task
 
 MetricRow = dict[str, Any]
@@ -24,9 +25,10 @@ class Summary(BaseModel):
     """The content of `summary.json`. Accuracies are shares of questions; `rows_per_rollout` must be 1 in a healthy run.
 
     `val_n` counts the questions scored in both passes, `val_missing` those left out because one of their rollouts
-    failed. `contexts_cut` counts answers whose passages did not fit the generator's window, `answers_cut` answers that
-    ended at the generator's token limit, `judge_unclear` verdicts that were neither yes nor no. `nonfinite_steps`
-    counts steps whose gradient norm was not finite; `grad_norm_max` is over the others. `test` names the test behind
+    failed. `unfinished_rollouts` were in play when the last step of an asynchronous run had ended. `contexts_cut`
+    counts answers whose passages did not fit the generator's window, `answers_cut` answers that ended at the
+    generator's token limit, `judge_unclear` verdicts that were neither yes nor no. `nonfinite_steps` counts steps whose
+    gradient norm was not finite; `grad_norm_max` is over the others. `test` names the test behind
     `p_value` (`intervals.Difference`). Fields that compare with naive RAG are None in a run without a naive-RAG cache.
     `changes` lists the settings that changed when the run was resumed, and after which step. `guard` is what the guard
     found (`trainer.guard`); if it stopped the run, `…_after` and the gain are of the policy that was kept, and of the
@@ -36,6 +38,7 @@ class Summary(BaseModel):
     steps: int
     rollouts: int
     lost_rollouts: int
+    unfinished_rollouts: int = 0
     rows_per_rollout: float
     dropped_rows: int
     truncated_rows: int
@@ -154,6 +157,8 @@ def summarize(
     beyond_rag = difference_of("accuracy", ("naive RAG", naive), ("after", after))
     assert gain is not None, "there are tasks"
     trained = training_rows(metrics)
+    # An asynchronous trainer leaves rollouts behind when it ends: the pool is stopped while it plays them.
+    known, records = len(records), [record for record in records if record.boundary != STOPPED or not record.is_train]
     collected = sum(row["training/n_sample"] for row in trained)
     rollouts = sum(row["training/n_rollouts"] for row in trained)
     by_hops = {}
@@ -177,6 +182,7 @@ def summarize(
         rollouts=len(records),
         lost_rollouts=sum(record.state == "failed" for record in records)
         + max(0, rollouts - sum(record.is_train for record in records)),
+        unfinished_rollouts=known - len(records),
         rows_per_rollout=collected / rollouts if rollouts else 0.0,
         dropped_rows=int(sum(value for row in trained for key, value in row.items() if "n_sample_dropped/" in key)),
         truncated_rows=int(sum(row["training/n_truncated_sample"] for row in trained)),
@@ -184,7 +190,7 @@ def summarize(
         nonfinite_steps=sum(not is_finite(row["actor/grad_norm"]) for row in trained),
         grad_norm_max=max(filter(is_finite, (row["actor/grad_norm"] for row in trained)), default=0.0),
         logprob_gap_max=logprob_gap(metrics),
-        reward_curve=reward_curve(records, rollouts_per_step=rollouts_per_step),
+        reward_curve=reward_curve(records, rollouts_per_step=rollouts_per_step)[:steps],
         trainer_reward_curve=[row["training/reward"] for row in trained],
         val_before=gain.first_mean,
         val_after=gain.second_mean,

@@ -47,6 +47,7 @@ class Host:
     - `cuda`: the CUDA release that torch was built for.
     - `instructions`: those of the processor, as Linux names them on x86; empty on other processors.
     - `backlog`: how many connections the kernel lets wait at a port until they are accepted.
+    - `ray_token`: whether Ray joins a cluster with a token.
     - `compiler`: whether there is a C++ compiler.
     - `environment`: the variables that the checks read.
     - `temporary`, `sockets`: the user's temporary folder, and the one for a run's sockets (None: no folder will do).
@@ -81,6 +82,7 @@ class Host:
     missing_certificates: Mapping[str, Path] = field(default_factory=dict)
     interfaces: frozenset[str] = frozenset()
     wandb_key: bool = False
+    ray_token: bool = False
 
 
 @dataclass(frozen=True, slots=True)

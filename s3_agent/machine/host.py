@@ -19,6 +19,7 @@ from s3_agent.agl.cpu.precision import kernel_says
 from s3_agent.machine.description import Disk, Host, Machine
 from s3_agent.machine.gpus import visible_gpus
 from s3_agent.machine.inherited import temporary_folder
+from s3_agent.rollout.ray_address import has_token
 
 _PIN = re.compile(r"^([A-Za-z0-9_.-]+)(?:\[[^]]*\])?==([A-Za-z0-9_.]+)(?:\s*;.*extra == '([a-z-]+)'.*)?$")
 _ENVIRONMENT = (
@@ -219,6 +220,7 @@ def this_machine(*, paths: Sequence[Path], inputs: Sequence[Path], packages: Map
         missing_certificates=_missing_certificates(os.environ),
         interfaces=frozenset(psutil.net_if_addrs()),
         wandb_key=has_wandb_key(os.environ, home=_home()),
+        ray_token=has_token(),
         compiler=any(shutil.which(name) for name in filter(None, (os.environ.get("CXX"), "g++", "clang++"))),
     )
     return Machine(gpus=visible_gpus(), host=host)

@@ -212,6 +212,8 @@ class Stack:
 
     @staticmethod
     def _interrupt(number: int, _: FrameType | None) -> None:
+        for ending in ENDING:  # `timeout` sends its signal twice: the second must not end what the first begins
+            signal.signal(ending, signal.SIG_IGN)
         raise Interrupted(number)
 
     @property
@@ -310,13 +312,19 @@ class Stack:
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         return LaunchError(f"{part.name} {how}; its log {part.log} ends:\n{last_lines(part.log)}", remedy=part.remedy)
 
+    def _alive(self) -> list[str]:
+        return [name for name, process in self._running.items() if process.poll() is None]
+
     def stop(self) -> int:
-        """Ask every process of the run to stop, kill it after a grace period; returns how many had to be killed."""
-        for process in reversed(self._running.values()):
-            if process.poll() is None:
-                process.terminate()
-        deadline = time.monotonic() + STOP_S
-        while any(process.poll() is None for process in self._running.values()) and time.monotonic() < deadline:
+        """Ask every process of the run to stop, kill it after a grace period; returns how many had to be killed.
+
+        A process is asked when those that need it have ended: the workers still report to the gateway how rollouts end.
+        """
+        waiting, deadline = dict(self._running), time.monotonic() + STOP_S
+        while (alive := self._alive()) and time.monotonic() < deadline:
+            needed = {need for name in alive for need in self._parts[name].needs}
+            for name in [name for name in waiting if name not in needed]:
+                waiting.pop(name).terminate()
             time.sleep(0.1)
         asked = own_processes(self.run_id)
         _signal(asked, signal.SIGTERM)

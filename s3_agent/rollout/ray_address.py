@@ -1,7 +1,9 @@
-"""The address at which to look for a running Ray."""
+"""How a running Ray is joined: the address at which to look for it, and its token."""
 
 import os
 import socket
+from collections.abc import Mapping
+from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
 LOCAL = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
@@ -32,6 +34,14 @@ def on_loopback_alone(address: str) -> bool:
             return connected.getpeername()[0].startswith("127.")
     except OSError:
         return True
+
+
+def has_token(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether Ray joins a cluster with a token: RAY_AUTH_MODE decides, and without it whether there is a token."""
+    if mode := environment.get("RAY_AUTH_MODE"):
+        return mode.lower() == "token"
+    named = environment.get("RAY_AUTH_TOKEN") or environment.get("RAY_AUTH_TOKEN_PATH")
+    return bool(named) or (Path.home() / ".ray" / "auth_token").is_file()
 
 
 def use_loopback(address: str | None) -> None:

@@ -10,6 +10,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pydantic import BaseModel
+
 from s3_agent.data.files.whole import sha256_of, write_whole
 from s3_agent.data_identity import index_identity
 from s3_agent.errors import ConfigError
@@ -26,7 +28,7 @@ FREE = (
     "policy.parameters",
     *(f"trainer.{field}" for field in ("steps", "checkpoint_every", "checkpoints_kept", "checkpoint_policy")),
     *(f"trainer.{field}" for field in ("validate_every", "trackers", "wandb_mode", "rollout_timeout_s")),
-    *(f"trainer.{field}" for field in ("gpus", "micro_batch", "tokens_per_gpu", "threads", "offload")),
+    *(f"trainer.{field}" for field in ("gpus", "nodes", "micro_batch", "tokens_per_gpu", "threads", "offload")),
     *(f"trainer.{field}" for field in ("fused_log_probs", "rollout_memory", "tensor_parallel")),
 )
 """Fields and sections of a recipe that may change when a run is resumed, without permission."""
@@ -41,6 +43,14 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from _leaves(value, f"{path}.")
         else:
             yield path, value
+
+
+def _defaults() -> dict[str, Any]:
+    """The default of every field that has one: what a run of an earlier version did that did not have the field yet."""
+    fields = {name: field.get_default(call_default_factory=True) for name, field in Recipe.model_fields.items()}
+    return dict(
+        _leaves({name: made.model_dump(mode="json") for name, made in fields.items() if isinstance(made, BaseModel)})
+    )
 
 
 def conditions_of(recipe: Recipe) -> dict[str, Any]:
@@ -72,8 +82,9 @@ def changes(run: Run, recorded: Recipe, recipe: Recipe) -> list[str]:
             remedy="remove it to continue; changes that were made to the recipe by hand are then not noticed",
         ) from cause
     now = conditions_of(recipe)
-    paths = [path for path in {**before, **now} if before.get(path) != now.get(path)]
-    return [f"{path} was {before.get(path)!r}, is {now.get(path)!r}" for path in paths]
+    was = {**{path: default for path, default in _defaults().items() if path in now}, **before}
+    paths = [path for path in {**was, **now} if was.get(path) != now.get(path)]
+    return [f"{path} was {was.get(path)!r}, is {now.get(path)!r}" for path in paths]
 
 
 def require_same(run: Run, found: Sequence[str], *, allowed: bool) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from s3_agent.agl.verl_config import settings_alone, updates_per_step
+from s3_agent.agl.verl_config import TrainerRecipe, settings_alone, updates_per_step
 from s3_agent.printing import print_lines
 from s3_agent.processes.commands import generator_options, retriever_command, vllm_command
 from s3_agent.processes.gpus import shared_with
@@ -170,15 +170,27 @@ def _kl_line(kl_loss: float, told: float, updates: int) -> list[str]:
     return [f"KL: {kl_loss:g} beside the policy's loss; verl gets {told:g}{why}"]
 
 
+def _ahead_line(trainer: TrainerRecipe) -> list[str]:
+    if not trainer.async_questions:
+        return []
+    cap = "not corrected" if trainer.importance_cap is None else f"weights of at most {trainer.importance_cap:g}"
+    return [
+        f"asynchronous: {trainer.rollouts_in_play} rollouts in play; {trainer.async_questions} questions are carried "
+        f"over into the next step, tokens of an earlier policy: {cap}"
+    ]
+
+
 def _lines(plan: Plan) -> list[str]:
     recipe, trainer, disk = plan.recipe, plan.recipe.trainer, plan.disk
     told = settings_alone(trainer_settings(recipe, Run(recipe.runs / recipe.name), validation_size=1))
     updates = updates_per_step(told)
     folder = next(parent for parent in (recipe.runs.absolute(), *recipe.runs.absolute().parents) if parent.exists())
     return [
-        f"policy: {recipe.policy.model} on {trainer.gpus} x {trainer.device}; agent: {recipe.agent.name}",
+        f"policy: {recipe.policy.model} on {trainer.gpus} x {trainer.device}"
+        f"{f' of each of {trainer.nodes} nodes' if trainer.nodes > 1 else ''}; agent: {recipe.agent.name}",
         f"steps: {trainer.steps} x {trainer.rollouts_per_step} rollouts ({trainer.questions_played} questions x "
         f"{trainer.rollouts_per_question}) = {trainer.steps * trainer.rollouts_per_step:,}, {updates} updates a step",
+        *_ahead_line(trainer),
         *_kl_line(trainer.kl_loss, told.actor_rollout_ref.actor.kl_loss_coef, updates),
         f"rollouts at a time: {recipe.workers.processes * recipe.workers.concurrency:,} "
         f"({recipe.workers.processes} processes x {recipe.workers.concurrency})",

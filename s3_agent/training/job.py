@@ -142,14 +142,17 @@ def _train(recipe: Recipe, run: Run, *, resumed: bool, changed: Sequence[str] = 
             recipe = resolve_ports(recipe, any_free=True)
             require_empty_gateway(recipe)
             done = rewind(run, keep=recipe.trainer.checkpoints_kept)
-            _say(f"run {run.folder} continues after step {done}; {left} leftover processes were stopped")
+            skipped = "; questions that were in play are not played again" * bool(
+                done and recipe.trainer.async_questions
+            )
+            _say(f"run {run.folder} continues after step {done}; {left} leftover processes were stopped{skipped}")
         else:
             recipe, done = resolve_ports(recipe), 0
             run.create()
             held.enter_context(run.held())
         recipe = with_answer_cache(with_precision(recipe), run.folder, [*train, *validation])
         generation = len(run.started_ids())
-        write_tasks(recipe, run, train, validation)
+        write_tasks(recipe, run, train, validation, generation=generation)
         record_changes(run, changed, after_step=done)
         write_conditions(run, recipe)
         run.write_recipe(recipe)

@@ -153,7 +153,7 @@ def require_ranks(run: Run, ranks: int) -> None:
     if worlds and ranks not in worlds:
         raise ConfigError(
             f"the checkpoint of step {step} was written by {worlds[-1]} ranks, and the recipe asks for {ranks}",
-            remedy="resume with the `trainer.gpus` that the run was started with",
+            remedy="resume with the `trainer.gpus` and `trainer.nodes` that the run was started with",
         )
 
 

@@ -12,16 +12,20 @@ from s3_agent.recipe import Recipe
 from s3_agent.types import Task
 
 
-def write_tasks(recipe: Recipe, run: Run, train: Sequence[Task], validation: Sequence[Task]) -> None:
+def write_tasks(
+    recipe: Recipe, run: Run, train: Sequence[Task], validation: Sequence[Task], *, generation: int = 0
+) -> None:
     """The run's own task files; the trainer reads them from the first line to the last.
 
     Only the seed decides the order, so a resumed run, or one with more steps, plays the same tasks as an uninterrupted
-    one. Raises ConfigError when the folder holds another order.
+    one. With `async_questions`, each generation of the run begins with that many questions more, because those that
+    were in play when the run was killed are not played again. Raises ConfigError when the folder holds another order.
     """
+    trainer = recipe.trainer
     ordered = in_training_order(
         train,
-        steps=recipe.trainer.steps,
-        questions_per_step=recipe.trainer.questions_played,
+        steps=trainer.steps + trainer.steps_ahead * (generation + 1),
+        questions_per_step=trainer.questions_played,
         seed=recipe.seed if recipe.data.shuffle else None,
     )
     if any(task.protected for task in (*train, *validation)):

@@ -45,11 +45,13 @@ def _trainer(small: Recipe, large: Recipe) -> dict[str, Any]:
     cpu, trainer = small.trainer, large.trainer
     row, small_row = trainer.prompt_tokens + trainer.response_tokens, cpu.prompt_tokens + cpu.response_tokens
     packed = trainer.tokens_per_gpu and trainer.tokens_per_gpu * small_row // row
+    questions = QUESTIONS_PER_UPDATE * (trainer.questions_per_step // trainer.mini_batch)
     return {
         "device": "cpu",
         "gpus": 1,
         "steps": STEPS,
-        "questions_per_step": QUESTIONS_PER_UPDATE * (trainer.questions_per_step // trainer.mini_batch),
+        "questions_per_step": questions,
+        "async_questions": questions if trainer.async_questions else 0,  # enough that some are asked during an update
         "questions_per_update": QUESTIONS_PER_UPDATE,
         "learning_rate": cpu.learning_rate,
         "prompt_tokens": cpu.prompt_tokens,

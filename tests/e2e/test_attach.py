@@ -1,13 +1,8 @@
 """Everything is somebody else's: gateway, retriever, generator, Ray, and the stock controller instead of our pool."""
 
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
 from benchmarks.real_gateway import KEY, real_gateway
@@ -17,36 +12,11 @@ from s3_agent.evaluation.summary import Summary
 from s3_agent.rollout.episode_log import EpisodeRecord
 from tests.e2e.conftest import QUESTIONS, ROLLOUTS, Services, train
 from tests.integration.test_env_contract import stock_controller
+from tests.ray_cluster import ray_cluster
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 VALIDATION = 4
-_CLUSTER = """
-import os
-os.environ.update(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
-import ray, sys
-options = dict(num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False, _temp_dir=sys.argv[1])
-ray.init(address="local", _node_ip_address="127.0.0.1", **options)
-print(ray.get_runtime_context().gcs_address, flush=True)
-for _ in sys.stdin:
-    print(ray.get(ray.remote(lambda: "alive").remote()), flush=True)
-"""
-
-
-@contextmanager
-def ray_cluster(folder: Path) -> Iterator[tuple[str, psutil.Popen]]:
-    cluster = psutil.Popen(
-        [sys.executable, "-c", _CLUSTER, str(folder)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
-        yield cluster.stdout.readline().strip(), cluster
-    finally:
-        cluster.stdin.close()
-        cluster.wait(60)
 
 
 def test_a_run_uses_what_others_started_and_leaves_it_as_it_was(

@@ -23,10 +23,14 @@ from s3_agent.rollout.episode_log import EpisodeRecord
 from s3_agent.training.resume import LATEST, checkpoint_steps
 from s3_agent.training.twin import load_twin
 from tests.e2e.conftest import LARGEST_GAP, ROOT, Services
+from tests.ray_cluster import ray_cluster
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
-RECIPES = ("s3_8x40gb", "s3_3b_8x40gb", "s3_1x80gb", "s3_lora_1x24gb", "s3_lora_1x80gb", "search_r1_8x40gb")
+RECIPES = (
+    *("s3_8x40gb", "s3_3b_8x40gb", "s3_1x80gb", "s3_2x8x40gb"),
+    *("s3_lora_1x24gb", "s3_lora_1x80gb", "search_r1_8x40gb"),
+)
 KILLED_STEPS = 3
 
 
@@ -44,7 +48,13 @@ def train(services: Services, folder: Path, recipe: str, *overrides: str) -> Run
 
 @pytest.fixture(scope="module", params=RECIPES)
 def trained(request: pytest.FixtureRequest, services: Services, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return train(services, tmp_path_factory.mktemp(request.param), request.param)
+    folder, nodes = tmp_path_factory.mktemp(request.param), load_twin(request.param).trainer.nodes
+    if nodes == 1:
+        return train(services, folder, request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        with ray_cluster(tmp_path_factory.mktemp("r"), nodes=nodes) as (address, _):
+            return train(services, folder, request.param, f"ray.address={address}")
 
 
 def records(path: Path) -> list[EpisodeRecord]:
@@ -76,7 +86,8 @@ def test_a_twin_makes_its_steps_updates_checkpoints_and_validations(trained: Run
 
 
 def test_a_twins_policy_is_exported_from_its_shards(trained: Run) -> None:
-    actor = trained.checkpoints / "global_step_2" / "actor"
+    actor, nodes = trained.checkpoints / "global_step_2" / "actor", load_twin(recipe_of(trained)).trainer.nodes
+    assert len(list(actor.glob("model_world_size_*.pt"))) == nodes, "a shard of each node's rank"
     assert not list((actor / "huggingface").glob("*.safetensors")), "the recipe keeps no copy in each checkpoint"
     weights = load_file(trained.policy / "model.safetensors")
     assert {str(tensor.dtype) for tensor in weights.values()} == {"torch.bfloat16"}

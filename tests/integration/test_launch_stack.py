@@ -18,7 +18,7 @@ from s3_agent.errors import LaunchError
 from s3_agent.evaluation.job import services_id
 from s3_agent.processes import stack as stack_module
 from s3_agent.processes.ports import listening
-from s3_agent.processes.stack import Part, Stack, own_processes, scratch_folder
+from s3_agent.processes.stack import Interrupted, Part, Stack, own_processes, scratch_folder
 
 ROOT = Path(__file__).parents[2]
 SERVER = """
@@ -124,6 +124,30 @@ def test_parts_that_need_nothing_start_together(tmp_path: Path, run_id: str) -> 
         stack.run()
         assert time.monotonic() - started < 5.0
         assert stack.starting == []
+
+
+def test_a_part_is_stopped_after_those_that_need_it(tmp_path: Path, run_id: str) -> None:
+    needed = server(tmp_path, "needed")
+    asks = """
+import signal, sys, time, urllib.request
+def ends(*_):
+    time.sleep(1.0)
+    print(urllib.request.urlopen(sys.argv[1]).status, flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, ends)
+print("ready", flush=True)
+while True:
+    time.sleep(0.1)
+"""
+    user = script(tmp_path, "user", asks, needed.ready_url or "", needs=("needed",))
+    with Stack([needed, user], run_id=run_id) as stack:
+        stack.run()
+        deadline = time.monotonic() + 20
+        while not (user.log.exists() and "ready" in user.log.read_text()):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert stack.stop() == 0
+    assert user.log.read_text().split() == ["ready", "200"], "what it needs still answered"
 
 
 def test_not_ready_in_time_names_part_log_and_remedy(tmp_path: Path, run_id: str) -> None:
@@ -253,6 +277,19 @@ def test_a_signal_to_the_launcher_leaves_nothing(
         assert launcher.returncode == 128 + number
     assert not alive(daemon)
     assert own_processes(run_id) == []
+
+
+def test_a_second_signal_does_not_end_the_clean_up(tmp_path: Path, run_id: str) -> None:
+    second = False
+    with pytest.raises(Interrupted), Stack([script(tmp_path, "part", SLEEPER)], run_id=run_id) as stack:
+        stack.run()
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Interrupted:
+            os.kill(os.getpid(), signal.SIGTERM)
+            second = True
+            raise
+    assert second and own_processes(run_id) == []
 
 
 def until_gone(part: int) -> None:

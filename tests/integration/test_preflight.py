@@ -109,9 +109,10 @@ def test_a_setting_that_verl_does_not_have_is_found() -> None:
 @pytest.mark.parametrize(
     ("name", "machine"),
     [
-        ("s3_8x40gb", "8x40gb"),
-        ("s3_3b_8x40gb", "8x40gb"),
-        ("search_r1_8x40gb", "8x40gb"),
+        *(
+            (name, "8x40gb")
+            for name in ("s3_8x40gb", "s3_3b_8x40gb", "s3_async_8x40gb", "s3_2x8x40gb", "search_r1_8x40gb")
+        ),
         ("s3_1x80gb", "1x80gb"),
         ("s3_lora_1x24gb", "1x24gb"),
         ("s3_lora_1x80gb", "1x80gb"),

@@ -13,8 +13,9 @@ from s3_agent.agl.run_files import run_environment
 from s3_agent.data.tasks import read_jsonl
 
 LOGGED = """
-import sys, threading
+import sys, threading, time
 import verl
+import s3_agent.agl.tracking as s3_tracking
 from verl.utils.tracking import Tracking  # as agentlightning/verl/trainer.py takes it
 config = {"trainer": {}, "data": {"train_batch_size": 3}, "agentlightning": {"agl_key": "secret-key", "agl_base_url": "http://gateway"}}
 tracking = Tracking("s3-agent", "a-run", ["file", *sys.argv[2:]], config)
@@ -34,6 +35,13 @@ step = {"n_rollouts": 2, "reward": 0.5, "n_sample_trained": 3, "n_groups": 2, "n
 tracking.log({f"training/{name}": value for name, value in step.items()}, step=1)
 append(rows[2])
 tracking.log({"val/n_rollouts": 1}, step=2)
+class NeverWaits:
+    time, monotonic = time.time, time.monotonic
+s3_tracking.time = NeverWaits  # a wait for a rollout that was read in an earlier step fails
+for new, trained in ((rows[3:6], 2), (rows[6:7], 2), ([], 0)):  # of the first three, one is trained in the next step
+    for row in new:
+        append(row)
+    tracking.log({"training/n_rollouts": trained}, step=3)
 del tracking
 """
 
@@ -67,7 +75,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     metrics, episodes = folder / "metrics.jsonl", folder / "episodes.jsonl"
     metrics.write_text('{"step": 0, "data": {"kept": 1}}\n')  # of the generation before
     episodes.write_text(json.dumps(episode(0)) + "\n")
-    new = [episode(1), episode(2, accuracy=0.0), episode(3, is_train=False)]
+    new = [episode(1), episode(2, accuracy=0.0), episode(3, is_train=False), *map(episode, range(4, 8))]
     (folder / "episodes.jsonl.new").write_text("".join(json.dumps(row) + "\n" for row in new))
     variables = run_environment(metrics=metrics, episodes=episodes, run="a-run", wandb_mode="offline", generation=1)
     done = subprocess.run(
@@ -84,7 +92,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_each_step_has_the_metrics_of_its_own_rollouts(logged: Path) -> None:
-    kept, first, second = read_jsonl(logged / "metrics.jsonl")
+    kept, first, second, *_ = read_jsonl(logged / "metrics.jsonl")
     assert kept == {"step": 0, "data": {"kept": 1}}, "a resumed run adds to the file"
     assert first["data"]["s3/train/rollouts"] == 2.0, "not the generation before, and the late one too"
     assert first["data"]["s3/train/accuracy"] == 0.5
@@ -95,11 +103,16 @@ def test_each_step_has_the_metrics_of_its_own_rollouts(logged: Path) -> None:
 
 
 def test_each_step_says_what_was_not_trained(logged: Path) -> None:
-    _, first, second = read_jsonl(logged / "metrics.jsonl")
+    _, first, second, *_ = read_jsonl(logged / "metrics.jsonl")
     lost = {name: first["data"][f"s3/train/{name}"] for name in ("rows_dropped", "groups_gone", "groups_of_one")}
     assert lost == {"rows_dropped": 5.0, "groups_gone": 1.0, "groups_of_one": 1.0}
     assert "s3/train/groups_of_one" not in second["data"], "a validation has no groups"
     assert "1 of 2 groups have one rollout left and count 0" in (logged / "log").read_text()
+
+
+def test_rollouts_that_ended_before_their_step_are_not_waited_for(logged: Path) -> None:
+    asynchronous = read_jsonl(logged / "metrics.jsonl")[3:]
+    assert [row["data"].get("s3/train/rollouts") for row in asynchronous] == [3.0, 1.0, None]
 
 
 def test_tensorboard_and_the_console_have_them(logged: Path) -> None:
@@ -107,7 +120,7 @@ def test_tensorboard_and_the_console_have_them(logged: Path) -> None:
 
     events = EventAccumulator(str(logged / "tensorboard" / "1"))
     events.Reload()
-    [point] = events.Scalars("s3/train/accuracy")
+    point, *_ = events.Scalars("s3/train/accuracy")
     assert (point.step, point.value) == (1, 0.5)
     assert "s3/train/accuracy" in (logged / "console").read_text()
 

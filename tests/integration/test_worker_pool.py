@@ -429,15 +429,21 @@ async def test_a_stopped_pool_fails_what_it_can_not_finish_without_events(
         gateway.delete([later])
 
 
-@pytest.mark.parametrize("gateway_stops_first", [False, True])
+@pytest.mark.parametrize(("gateway_stops_first", "drain_s"), [(False, 0.2), (True, 0.2), (True, 20.0)])
 async def test_an_attempt_that_a_stop_cancels_is_in_the_record(
-    gateway: GatewayApi, settings: PoolSettings, worker: WorkerSettings, tmp_path: Path, gateway_stops_first: bool
+    gateway: GatewayApi,
+    settings: PoolSettings,
+    worker: WorkerSettings,
+    tmp_path: Path,
+    gateway_stops_first: bool,
+    drain_s: float,
 ) -> None:
+    """Also when the pool learns that the gateway is gone while it still waits for its rollouts."""
     waiting = worker.model_copy(update={"native_agents": ("tests.agents.native:EndsOddly",)})
     [rollout_id] = gateway.enqueue({"until": str(tmp_path / "never")}, agent_class="tests.agents.native:EndsOddly")
     with ExitStack() as between:
         url = between.enter_context(unreliable(gateway, []))
-        through = settings.model_copy(update={"drain_s": 0.2, "gateway_url": url})
+        through = settings.model_copy(update={"drain_s": drain_s, "gateway_url": url, "gateway_patience_s": 1.0})
         supervisor = make_supervisor(through, waiting)
         running = asyncio.create_task(supervisor.run())
         async with asyncio.timeout(20):

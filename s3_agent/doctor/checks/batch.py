@@ -54,6 +54,13 @@ def check_batch(case: Case) -> Iterator[Finding]:
             + ("" if training.max_update_times else ", without a limit"),
             fix="take trace_aggregator out of trainer.verl, or set trainer.max_updates",
         )
+    if training.asynchronous and not training.corrected:
+        yield warning(
+            "batch.async-uncorrected",
+            what="rollouts span updates (trainer.async_questions), and trainer.importance_cap is not set",
+            why="the update takes every token as if the newest policy had sampled it",
+            fix="set trainer.importance_cap=2.0",
+        )
     if training.critic and training.rollout_advantage:
         yield error(
             "batch.rollout-advantage",

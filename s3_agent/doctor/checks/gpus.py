@@ -56,19 +56,19 @@ def _nodes(case: Case) -> Iterator[Finding]:
     """Whether the run's Ray has a GPU, or the one logical GPU of the CPU backend, for each rank."""
     if (training := case.training) is None:
         return
-    if not case.cuda and training.ranks != 1:
+    if not case.cuda and training.gpus != 1:
         yield error(
             "gpus.cpu-ranks",
-            what=f"the recipe trains on the CPU with {training.ranks} ranks",
-            why="the CPU backend is one rank on one logical GPU: verl's resource pool refuses more",
+            what=f"the recipe trains on the CPU with {training.gpus} ranks",
+            why="the CPU backend has one rank, on one logical GPU, on each Ray node: verl's resource pool refuses more",
             fix="set trainer.gpus=1, and use the cores with trainer.threads",
         )
     elif training.nodes != 1 and not case.recipe.ray.address:
         yield error(
             "gpus.nodes",
-            what=f"trainer.nnodes={training.nodes}, but the recipe names no Ray",
+            what=f"trainer.nodes={training.nodes}, but the recipe names no Ray",
             why="the Ray that a run starts has only this machine: verl's resource pool refuses more nodes",
-            fix="start Ray on all nodes and set ray.address=HOST:6379, or take nnodes out of trainer.verl",
+            fix="start Ray on all nodes and set ray.address=HOST:6379 (docs/recipes.md, Two nodes), or trainer.nodes=1",
         )
 
 

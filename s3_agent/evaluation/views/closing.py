@@ -27,8 +27,9 @@ def closing_table(summary: Summary) -> Group:
     tests = [f"after against before p = {summary.p_value:.2g} ({TESTS[summary.test]})"]
     if summary.p_value_naive_rag is not None:
         tests.append(f"against naive RAG p = {summary.p_value_naive_rag:.2g}")
+    unfinished = f"{summary.unfinished_rollouts} in play at the end, " if summary.unfinished_rollouts else ""
     verdict = (
-        f"{summary.steps} steps, {summary.rollouts} rollouts, {summary.lost_rollouts} lost, "
+        f"{summary.steps} steps, {summary.rollouts} rollouts, {summary.lost_rollouts} lost, {unfinished}"
         f"{summary.rows_per_rollout:.2f} rows a rollout; {', '.join(tests)}; {summary.wall_seconds / 60:.1f} minutes"
     )
     lines = [table, Text(verdict)]

@@ -87,6 +87,8 @@ class Supervisor:
                 await until_first(self._crew.run(), *watched, self._work())
             except Exception as cause:
                 ended_by = str(cause).partition("\n")[0]
+                # Whoever stops us may have stopped the gateway, too: the rollouts of a pool that stops have an end.
+                self._given_up = self._stopping.is_set()
                 raise
             finally:
                 await _cancel(self._driven)

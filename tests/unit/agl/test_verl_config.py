@@ -249,6 +249,37 @@ def test_spare_questions_are_played_and_make_no_additional_update(changes: dict[
     assert told.rollouts_per_step == (8 + told.spare_questions) * told.rollouts_per_question
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_an_asynchronous_trainer_has_more_questions_in_play(device: str) -> None:
+    told = settings(device=device, async_questions=3, spare_questions=1, importance_cap=2.0)
+    config = trainer_config(told, gateway_key=KEY)
+    rollout = config.agentlightning.async_rollout
+    assert (config.data.train_batch_size, rollout.enabled, rollout.async_train_batch_size) == (6, True, 9)
+    assert told.rollouts_in_play == 9 * 6 and told.rollouts_per_step == 6 * 6
+    correction = config.algorithm.rollout_correction
+    assert (correction.rollout_is, correction.rollout_is_threshold, correction.bypass_mode) == ("token", 2.0, False)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_only_what_is_asked_for_differs_from_a_synchronous_run_on_one_node(device: str) -> None:
+    plain = OmegaConf.to_yaml(composed(device=device))
+    assert OmegaConf.to_yaml(composed(device=device, async_questions=0, nodes=1, importance_cap=None)) == plain
+    alone = OmegaConf.to_yaml(settings_alone(settings(device=device)))
+    assert "async" not in alone.replace("mode: async", "") and "rollout_is_threshold" not in alone
+    changed = composed(device=device, async_questions=2)
+    OmegaConf.update(changed, "agentlightning.async_rollout", {"enabled": False, "async_train_batch_size": None})
+    assert OmegaConf.to_yaml(changed) == plain
+
+
+def test_rollouts_that_depend_on_their_times_are_not_called_seeded() -> None:
+    with pytest.raises(ValidationError, match="set seeded=false"):
+        settings(seeded=True, async_questions=1)
+    with pytest.raises(
+        ConfigError, match=r"agentlightning\.async_rollout can not be set: set trainer\.async_questions"
+    ):
+        load_recipe("cpu", ["trainer.verl.agentlightning.async_rollout.enabled=true"])
+
+
 @pytest.mark.parametrize(("updated", "loss", "weight"), [(2, None, 0.05), (4, None, 0.1), (2, "vanilla", 0.2)])
 def test_llds_weighs_the_same_for_any_number_of_updates(updated: int, loss: str | None, weight: float) -> None:
     verl = {} if loss is None else {"actor_rollout_ref": {"actor": {"policy_loss": {"loss_mode": loss}}}}
@@ -365,8 +396,22 @@ def test_a_policy_server_that_compiles_on_a_cpu_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("verl", "ranks"),
-    [({}, 5), ({"trainer": {"nnodes": 2}}, 10), ({"trainer": {"n_gpus_per_node": 2, "nnodes": 3}}, 6)],
+    ("nodes", "verl", "ranks"), [(1, {}, 5), (2, {}, 10), (3, {"trainer": {"n_gpus_per_node": 2}}, 6)]
 )
-def test_ranks_are_counted_over_all_machines_with_the_recipes_overrides(verl: dict[str, Any], ranks: int) -> None:
-    assert ranks_of(settings(device="cuda", gpus=5, tokens_per_gpu=1000, verl=verl)) == ranks
+def test_ranks_are_counted_over_all_nodes_with_the_recipes_overrides(
+    nodes: int, verl: dict[str, Any], ranks: int
+) -> None:
+    told = settings(device="cuda", gpus=5, nodes=nodes, tokens_per_gpu=1000, verl=verl)
+    assert ranks_of(told) == ranks
+    assert trainer_config(told, gateway_key=KEY).trainer.nnodes == nodes
+
+
+def test_the_rows_of_an_update_are_divided_among_all_nodes() -> None:
+    sizes: dict[str, Any] = {"device": "cuda", "gpus": 2, "questions_per_step": 3, "rollouts_per_question": 2}
+    assert settings(**sizes, nodes=3, micro_batch=1, max_updates=None)
+    for changes, named in (
+        ({"nodes": 2}, "gpus x nodes x micro_batch"),
+        ({"nodes": 4, "tokens_per_gpu": 1000}, "nodes"),
+    ):
+        with pytest.raises(ValidationError, match=rf"can not be divided by {named}|gpus x nodes \(8\)"):
+            settings(**sizes, micro_batch=1, **changes)

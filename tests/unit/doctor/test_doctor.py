@@ -13,9 +13,10 @@ from s3_agent.doctor.examine import examine
 from s3_agent.doctor.findings import Severity, as_rows, as_text, warning
 from s3_agent.doctor.limits import limits, rollouts_at_once
 from s3_agent.machine.description import GIB, MIB, Disk, described
+from s3_agent.machine.ray_nodes import RayNode
 from s3_agent.testing.fakes import ToyTokenizer
 from s3_agent.types import Task
-from tests.doctor_cases import A100, HOST, INSTALLED, TASKS, rag_cache, sound
+from tests.doctor_cases import A100, HOST, INSTALLED, PINNED, TASKS, rag_cache, sound
 
 VERL = "trainer.verl.actor_rollout_ref"
 SERVED = {"corpus": "c", "backend": "bm25", "settings": {}}
@@ -74,7 +75,18 @@ def with_recipe_and_host(*overrides: str, wandb: bool) -> Callable[[], Case]:
 
 def with_nodes(*overrides: str) -> Callable[[], Case]:
     """Two nodes of a Ray that is there."""
-    return with_recipe("trainer.verl.trainer.nnodes=2", "ray.address=10.0.0.1:6379", *overrides)
+    return with_recipe("trainer.nodes=2", "ray.address=10.0.0.1:6379", *overrides)
+
+
+def with_ray(address: str = "10.0.0.1:6379", *, token: bool = True, **second: Any) -> Callable[[], Case]:
+    """The recipe for two nodes; the first is sound, and the second has these faults."""
+    node = RayNode(address="10.0.0.1", gpus=6, cpus=19, sees_runs=True, has_policy=True, packages=PINNED)
+
+    def make() -> Case:
+        case = sound("s3_2x8x40gb", f"ray.address={address}", ray_token=token)
+        return replace(case, ray_nodes=[node, node.model_copy(update={"address": "10.0.0.2", **second})])
+
+    return make
 
 
 def on_cpu(*overrides: str) -> Callable[[], Case]:
@@ -312,8 +324,18 @@ PLANTS: list[tuple[str, Callable[[], Case]]] = [
         "batch.log-prob-micro-batch",
         with_recipe(*REFERENCE, *UNPACKED, f"{VERL}.ref.log_prob_micro_batch_size_per_gpu=7"),
     ),
-    ("gpus.nodes", with_recipe("trainer.verl.trainer.nnodes=2")),
-    ("gpus.cpu-ranks", on_cpu("trainer.verl.trainer.nnodes=2")),
+    ("gpus.nodes", with_recipe("trainer.nodes=2")),
+    ("gpus.cpu-ranks", on_cpu("trainer.gpus=2")),
+    ("nodes.loopback", with_ray("127.0.0.1:1")),
+    ("nodes.open-ray", with_ray(token=False)),
+    ("nodes.unreachable", lambda: replace(with_ray()(), ray_nodes="it did not answer within 90 s")),
+    ("nodes.too-few", with_ray(gpus=5)),
+    ("nodes.too-few", with_ray(cpus=17)),
+    ("nodes.runs", with_ray(sees_runs=False)),
+    ("nodes.policy", with_ray(has_policy=False)),
+    ("nodes.packages", with_ray(packages={**PINNED, "torch": "2.10.0"})),
+    ("nodes.packages", with_ray(packages={})),
+    ("batch.async-uncorrected", with_recipe("trainer.importance_cap=null", name="s3_async_8x40gb")),
     ("policy.fused-head", with_recipe(f"{VERL}.model.external_lib=my_models")),
     ("batch.heads", with_recipe("trainer.tensor_parallel=6")),
     ("batch.heads", with_recipe(f"{VERL}.actor.ulysses_sequence_parallel_size=3")),
@@ -355,6 +377,7 @@ def test_a_planted_fault_is_found_and_told(id: str, plant: Callable[[], Case]) -
 FOLLOWS = {
     "gpus.unequal": {"memory.trainer", "memory.policy-cache"},
     "gpus.unused": {"versions.vllm-build"},
+    "gpus.cpu-ranks": {"limits.ray-cpus"},
     "memory.trainer": {"memory.retriever", "memory.policy-cache"},
     "batch.micro-batch": {"memory.trainer"},
     "batch.sequence-parallel": {"batch.heads", "lengths.token-budget"},
@@ -364,9 +387,15 @@ FOLLOWS = {
 }
 
 
-@pytest.mark.parametrize("name", ["s3_8x40gb", "s3_3b_8x40gb"])
+@pytest.mark.parametrize("name", ["s3_8x40gb", "s3_3b_8x40gb", "s3_async_8x40gb"])
 def test_nothing_is_found_where_nothing_is_wrong(name: str) -> None:
     assert as_text(examine(sound(name))) == ""
+
+
+def test_nothing_is_found_on_two_sound_nodes_nor_on_two_on_one_machine_without_a_gpu() -> None:
+    assert as_text(examine(with_ray()())) == ""
+    twin = on_cpu("trainer.nodes=2", "ray.address=127.0.0.1:1")()
+    assert as_text(examine(replace(twin, ray_nodes=with_ray(gpus=1, cpus=4)().ray_nodes))) == ""
 
 
 @pytest.mark.parametrize(("name", "size"), [("s3_1x80gb", 80), ("s3_lora_1x80gb", 80), ("s3_lora_1x24gb", 24)])

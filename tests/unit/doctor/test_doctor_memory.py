@@ -8,12 +8,13 @@ import pytest
 from retrieval_server.backends.dense.kind import index_bytes
 from retrieval_server.backends.dense.settings import DenseSettings, EncoderSettings
 from s3_agent.agl.verl_config import settings_alone
-from s3_agent.doctor.checks.memory import plans
+from s3_agent.doctor.checks.memory import plans, ram_items
 from s3_agent.doctor.memory import as_rows, as_text
 from s3_agent.doctor.trainer_memory import state_bytes
 from s3_agent.doctor.training import read_training
 from s3_agent.machine.description import GIB, described
 from s3_agent.machine.model_files import PUBLISHED, from_config
+from s3_agent.shipped import shipped_recipes
 from tests.doctor_cases import settings, sound, training
 
 GB = 10**9
@@ -117,8 +118,16 @@ def test_the_plan_is_told_by_gpu_and_as_rows() -> None:
     assert all(row["fits"] and row["peak"] == max(phase["size"] for phase in row["phases"]) for row in as_rows(found))
 
 
-@pytest.mark.parametrize(
-    "name", ["cpu", "s3_8x40gb", "s3_3b_8x40gb", "s3_1x80gb", "s3_lora_1x24gb", "s3_lora_1x80gb", "search_r1_8x40gb"]
-)
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
 def test_without_verl_the_same_is_read_from_the_settings_alone(name: str) -> None:
     assert read_training(settings_alone(settings(name))) == training(name)
+
+
+def test_a_node_holds_the_shards_of_its_own_ranks() -> None:
+    one, two = ram_items(sound("s3_8x40gb")), ram_items(sound("s3_2x8x40gb", "ray.address=10.0.0.1:6379"))
+    shape = sound().shape("policy")
+    assert shape is not None
+    for name, times in (("offloaded weights", 1), ("offloaded optimizer", 2), ("reference policy", 1)):
+        assert one[name] == 2 * two[name] == 4 * times * shape.parameters
+    copies = "trainer.verl.actor_rollout_ref.actor.fsdp_config.fsdp_size=3"
+    assert ram_items(sound("s3_8x40gb", copies))["offloaded weights"] == 2 * one["offloaded weights"]

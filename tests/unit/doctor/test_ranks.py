@@ -117,7 +117,7 @@ def test_the_rows_of_a_step(questions: int, refused: bool) -> None:
         "actor_rollout_ref.actor.fsdp_config.fsdp_size",
         "actor_rollout_ref.rollout.tensor_model_parallel_size",
         "actor_rollout_ref.rollout.n",
-        "trainer.nnodes",
+        "trainer.n_gpus_per_node",
     ],
 )
 def test_a_size_of_nothing_is_refused(place: str) -> None:

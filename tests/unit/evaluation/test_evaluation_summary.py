@@ -121,6 +121,15 @@ def test_a_healthy_run(build: Callable[..., Summary]) -> None:
     assert summary.by_hops["2"] == {"n": 2, "naive_rag": 0.0, "before": 0.0, "after": 0.5}
 
 
+def test_rollouts_in_play_at_the_end_are_unfinished_and_not_lost(build: Callable[..., Summary]) -> None:
+    left = training(400, "xxx1")
+    stopped = [item.model_copy(update={"boundary": "stopped"}) for item in left[:2]]
+    summary = build([*HEALTHY, *stopped, left[3]])
+    assert (summary.lost_rollouts, summary.unfinished_rollouts, summary.rollouts) == (0, 2, 17)
+    assert summary.reward_curve == [0.5, 0.75], "of the steps that were trained"
+    assert build([*HEALTHY, left[2]]).lost_rollouts == 1
+
+
 def test_a_failed_validation_rollout_is_missing_not_wrong(build: Callable[..., Summary]) -> None:
     summary = build([*validation(0, "10x0"), *training(100, "11001110"), *validation(300, "1110")])
     assert (summary.val_n, summary.val_missing, summary.lost_rollouts) == (3, 1, 1)

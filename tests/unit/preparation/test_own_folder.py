@@ -82,6 +82,7 @@ def test_every_shipped_recipe_is_described_in_one_line() -> None:
     assert list(rows) == list(shipped_recipes())
     assert rows["cpu"].machine == "CPU" and rows["s3_1x80gb"].machine == "1 GPU"
     assert rows["s3_8x40gb"].machine == rows["search_r1_8x40gb"].machine == "8 GPUs"
+    assert rows["s3_2x8x40gb"].machine == "2 x 8 GPUs"
     assert rows["search_r1_8x40gb"].agent == "search_r1_agl_chat"
     assert all(0 < len(row.what) <= 80 for row in rows.values())
     assert all(recipe_path(name) == Path(row.path) for name, row in rows.items())

@@ -1,5 +1,6 @@
 """What a run is not resumed with, before anything is started or changed."""
 
+import json
 import zipfile
 from dataclasses import replace
 from importlib.util import find_spec
@@ -124,6 +125,17 @@ def test_a_run_without_a_record_is_compared_with_its_recipe(run: Run) -> None:
     run.conditions.unlink()
     assert found(run) == []
     assert len(found(run, "trainer.temperature=0.5")) == 1
+
+
+def test_a_run_of_an_earlier_version_did_what_the_default_of_a_later_field_is(run: Run) -> None:
+    recorded = json.loads(run.conditions.read_text())
+    for path in ("trainer.async_questions", "trainer.spare_questions", "trainer.guard.action", "agent.search_cost"):
+        del recorded[path]
+    run.conditions.write_text(json.dumps(recorded))
+    assert found(run) == []
+    assert found(run, "trainer.spare_questions=2") == ["trainer.spare_questions was 0, is 2"]
+    run.write_recipe(load_recipe(str(run.recipe), ["trainer.verl.data.filter_overlong_prompts=true"]))
+    assert found(run) == ["trainer.verl.data.filter_overlong_prompts was None, is True"], "no default of ours"
 
 
 def test_a_record_that_is_not_whole_is_named(run: Run) -> None:

@@ -65,6 +65,19 @@ def test_a_run_is_not_resumed_with_other_tasks(tmp_path: Path) -> None:
         write_tasks(other, run, tasks(9), tasks(3))
 
 
+@pytest.mark.parametrize(("ahead", "more"), [(0, 0), (1, 1), (4, 1), (5, 2)])
+def test_each_generation_of_an_asynchronous_run_has_the_questions_that_it_is_ahead(
+    ahead: int, more: int, tmp_path: Path
+) -> None:
+    run = Run(tmp_path / "run")
+    run.create()
+    sizes = ["trainer.steps=2", "trainer.questions_per_step=4", "trainer.seeded=false"]
+    recipe = load_recipe("cpu", [*sizes, f"trainer.async_questions={ahead}"])
+    for generation in range(3):
+        write_tasks(recipe, run, tasks(9), tasks(3), generation=generation)
+        assert len(run.train.read_text().splitlines()) == 4 * (2 + more * (generation + 1))
+
+
 def test_a_run_of_an_earlier_version_is_resumed_with_its_tasks(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     run.create()
