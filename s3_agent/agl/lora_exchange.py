@@ -1,9 +1,10 @@
 """Sends the policy server the weights with LoRA's adapters added.
 
 verl 0.8's merged exchange (`lora.merge`) sends the weights without the adapters: it reads the merged weights only after
-it has restored the original ones. Without `lora.merge`, the server gets the adapters as a second model, but Agent
-Lightning's gateway asks for the first one, which is not trained. This module replaces the merged exchange. It changes
-no weight of the trainer and copies none; weights that are offloaded reach the GPU one at a time.
+it has restored the original ones. Without `lora.merge`, the exchange through shared memory fails; otherwise the server
+would get the adapters as a second model, but Agent Lightning's gateway asks for the first one, which is not trained.
+This module replaces the merged exchange. It changes no weight of the trainer and copies none; weights that are
+offloaded reach the GPU one at a time.
 
 verl loads this module with the model (`s3_agent.agl.with_model`). Without LoRA, nothing changes.
 """

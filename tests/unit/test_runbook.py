@@ -20,6 +20,7 @@ OF_OTHERS = frozenset(
         "No available memory for the cache blocks",
         "is larger than the available",
         "ImportError: flash_attn",  # verl
+        "cannot close exported pointers exist",  # Python, below verl
         "Total available GPUs … is less than total desired GPUs",
         "WARN: grad_norm is not finite",
         "Unknown advantage estimator simply: s3_agent_grpo",
