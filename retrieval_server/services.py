@@ -19,7 +19,7 @@ from retrieval_server.proxies import proxy_of
 HIDDEN = "[key]"
 SHOWN = 300  # characters of an answer in an error
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
-_KEY_REFUSED = frozenset({401, 403})
+KEY_REFUSED = frozenset({401, 403})
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 2.0
 
 
@@ -80,7 +80,7 @@ def refusal(reason: str, status: int, *, key: str, log: str) -> RetrievalError:
     remedy = f"see the message and {log}"
     if status in _PASSING:
         return Unavailable(reason, remedy=remedy)
-    return RetrievalError(reason, remedy=key if status in _KEY_REFUSED else remedy)
+    return RetrievalError(reason, remedy=key if status in KEY_REFUSED else remedy)
 
 
 class ModelService:

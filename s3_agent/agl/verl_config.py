@@ -172,9 +172,14 @@ class TrainerRecipe(BaseModel):
         return self.questions_played * self.rollouts_per_question
 
     @property
+    def questions_in_play(self) -> int:
+        """Questions that are queued or played at a time in training."""
+        return self.questions_played + self.async_questions
+
+    @property
     def rollouts_in_play(self) -> int:
         """Training rollouts that are queued or played at a time."""
-        return (self.questions_played + self.async_questions) * self.rollouts_per_question
+        return self.questions_in_play * self.rollouts_per_question
 
     @property
     def steps_ahead(self) -> int:
@@ -303,7 +308,7 @@ def _common(settings: TrainerSettings, gateway_key: str) -> dict[str, Any]:
     template = {} if settings.chat_template is None else {"custom_chat_template": settings.chat_template}
     cap = settings.importance_cap
     correction = {} if cap is None else {"rollout_is": "token", "rollout_is_threshold": cap}
-    in_play = settings.questions_played + settings.async_questions
+    in_play = settings.questions_in_play
     ahead = {"async_rollout": {"enabled": True, "async_train_batch_size": in_play}} if settings.async_questions else {}
     return {
         "algorithm": {

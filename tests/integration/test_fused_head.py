@@ -8,36 +8,15 @@ from pathlib import Path
 import pytest
 
 from s3_agent.embedded import NANO_POLICY
+from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.timeout(180)
 
 RANKS = Path(__file__).with_name("fused_ranks.py")
 
 
-def ranks(store: Path, *modules: str) -> list[subprocess.CompletedProcess[str]]:
-    """Both ranks' ends. One that fails ends the other as well: it waits for nothing that does not come."""
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(RANKS), str(rank), "2", str(store), *modules],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        ends = [process.communicate(timeout=150) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    return [
-        subprocess.CompletedProcess(process.args, process.returncode, *end)
-        for process, end in zip(started, ends, strict=True)
-    ]
-
-
 def test_losses_and_gradients_are_those_of_the_models_own_logits(tmp_path: Path) -> None:
-    for done in ranks(tmp_path / "store", "s3_agent.agl.fused_head"):
+    for done in run_ranks(RANKS, tmp_path / "store", "s3_agent.agl.fused_head", within_s=150):
         assert done.returncode == 0, done.stderr[-3000:]
         found = json.loads(done.stdout.splitlines()[-1])
         assert found["fused"] == pytest.approx(found["losses"], rel=1e-5)
@@ -46,7 +25,7 @@ def test_losses_and_gradients_are_those_of_the_models_own_logits(tmp_path: Path)
 
 def test_without_the_module_the_first_log_probs_fail(tmp_path: Path) -> None:
     """That there is still something to fix: verl's own fused forward, as it is."""
-    for done in ranks(tmp_path / "store"):
+    for done in run_ranks(RANKS, tmp_path / "store", within_s=150):
         assert done.returncode != 0
         assert "got mixed torch.Tensor and DTensor" in done.stderr
 

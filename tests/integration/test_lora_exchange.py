@@ -1,8 +1,6 @@
 """LoRA by verl's own engine on two ranks, from the exchange with the policy server to both exported forms."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from s3_agent.processes.run_folder import Run
 from s3_agent.training.export import export_policy
 from s3_agent.training.resume import is_whole
 from tests.integration.lora_ranks import IDS
+from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -39,24 +38,10 @@ def told(run: Run, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, A
     folder = run.checkpoints / "global_step_1"
     folder.mkdir(parents=True)
     store = tmp_path_factory.mktemp("store") / "store"
-    command = [sys.executable, "-W", "ignore", str(RANKS)]
-    started = [
-        subprocess.Popen(
-            [*command, str(rank), "2", str(store), str(folder)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        ends = [process.communicate(timeout=250) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0, 0], ends[0][1][-3000:]
+    ends = run_ranks(RANKS, store, str(folder), within_s=250)
+    assert [done.returncode for done in ends] == [0, 0], ends[0].stderr[-3000:]
     torch.save({}, folder / "data.pt")
-    return [json.loads(out.splitlines()[-1]) for out, _ in ends]
+    return [json.loads(done.stdout.splitlines()[-1]) for done in ends]
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,6 @@ from retrieval_server.errors import RetrievalError, SearchRefused, Unavailable
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 30.0
 _AGAIN = frozenset({408, 425, 429})
-_KEY_REFUSED = frozenset({401, 403})
 
 
 class Key(services.Key):
@@ -142,7 +141,8 @@ class Asking:
         if status in _AGAIN or status >= 500:
             raise _Again(f"status {status}: {body[:200]}", retry_after_s(answer.headers.get("retry-after")))
         if status != 200:
-            remedy = f"check the key in {self._key.variable}" if status in _KEY_REFUSED else "see the message, the key"
+            refused = status in services.KEY_REFUSED
+            remedy = f"check the key in {self._key.variable}" if refused else "see the message, the key"
             remedy += " and the `options` of the index's settings"
             raise self._refused(f"status {status}: {body[:300]}", remedy)
         try:
