@@ -12,11 +12,12 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from s3_agent.data.tasks import load_tasks
+from s3_agent.agl.guard import GuardReport
+from s3_agent.data.tasks import load_tasks, read_jsonl
 from s3_agent.errors import ConfigError
 from s3_agent.evaluation.statistics.intervals import Difference, Estimate, difference_of, estimate_means, holm
 from s3_agent.evaluation.statistics.tests import exact
-from s3_agent.evaluation.summary import Summary, accuracies, validation_passes
+from s3_agent.evaluation.summary import Summary, accuracies, kept_pass, validation_passes
 from s3_agent.rollout.episode_log import read_records
 from s3_agent.types import Task
 
@@ -33,7 +34,10 @@ class _Frozen(BaseModel):
 
 
 class TrainedRun(_Frozen):
-    """One run: accuracies by question id before and after training. `moved` is the largest change of a weight."""
+    """One run: accuracies by question id of the policy that it began with and of the one that it keeps.
+
+    `moved` is the largest change of a weight. If the guard stopped the run, it chose that policy by these questions.
+    """
 
     name: str
     label: str
@@ -44,6 +48,7 @@ class TrainedRun(_Frozen):
     searches_after: float | None
     reward_curve: list[float | None]
     moved: float
+    guard: GuardReport | None = None
     rollouts: int
     lost_rollouts: int
     wall_seconds: float
@@ -107,17 +112,19 @@ def read_run(folder: Path, *, label: str, seed: int, moved: float) -> TrainedRun
     except (OSError, ValueError) as cause:
         raise ConfigError(f"{folder} is not a finished run: {cause}", remedy="continue the comparison") from cause
     passes = validation_passes(read_records(folder / "episodes.jsonl"))
-    played = any(record.episode is not None for record in passes[-1].values())
+    kept = kept_pass(passes, read_jsonl(folder / "metrics.jsonl"), summary.guard)
+    played = any(record.episode is not None for record in kept.values())
     return TrainedRun(
         name=folder.name,
         label=label,
         seed=seed,
         before=accuracies(passes[0]),
-        after=accuracies(passes[-1]),
+        after=accuracies(kept),
         searches_before=summary.searches_before if played else None,
         searches_after=summary.searches_after if played else None,
         reward_curve=summary.reward_curve,
         moved=moved,
+        guard=summary.guard,
         rollouts=summary.rollouts,
         lost_rollouts=summary.lost_rollouts,
         wall_seconds=summary.wall_seconds,

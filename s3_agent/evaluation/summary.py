@@ -93,6 +93,16 @@ def validation_passes(records: Sequence[EpisodeRecord]) -> list[dict[str, Episod
     return [{key: found[number] for key, found in seen.items() if len(found) > number} for number in range(passes)]
 
 
+def kept_pass(
+    passes: Sequence[dict[str, EpisodeRecord]], metrics: Sequence[MetricRow], guard: GuardReport | None
+) -> dict[str, EpisodeRecord]:
+    """The validation pass of the policy that a run keeps: the last, or the best one if the guard stopped the run."""
+    if guard is None or not guard.stopped:
+        return passes[-1]
+    validated = [row["step"] for row in metrics if validation_of(row) is not None]
+    return passes[validated.index(guard.best_step)]
+
+
 def reward_curve(records: Sequence[EpisodeRecord], *, rollouts_per_step: int) -> list[float | None]:
     """Mean reward of each step's succeeded training rollouts, ordered by end; None if all rollouts of a step failed."""
     trained = sorted((record for record in records if record.is_train), key=lambda record: record.finished_at)
@@ -133,11 +143,9 @@ def summarize(
             f"the run has {len(passes)} validation passes, its summary compares the first and the last",
             remedy="read trainer.log: the run did not validate before and after training",
         )
-    last = passes[-1]
+    last = kept_pass(passes, metrics, guard)
     if guard is not None and guard.stopped:
         steps, metrics = guard.step, [row for row in metrics if row["step"] <= guard.step]
-        validated = [row["step"] for row in metrics if validation_of(row) is not None]
-        last = passes[validated.index(guard.best_step)]
     before, after = accuracies(passes[0]), accuracies(last)
     both = before.keys() & after.keys()
     tasks = {task.id: task for task in validation if task.id in both}

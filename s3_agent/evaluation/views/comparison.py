@@ -69,13 +69,24 @@ def _pairs(comparison: Comparison) -> Grid | None:
     return Grid("After training, agent by agent", ["pair", "n", "difference", "p", "p (Holm)"], rows) if rows else None
 
 
+def _stopped(comparison: Comparison) -> Grid | None:
+    """The choice among validations makes these runs' accuracy a little too good, so they must be seen."""
+    rows = [
+        [run.label, str(run.seed), str(guard.step), f"step {guard.best_step}, by these questions", guard.reason]
+        for run in comparison.runs
+        if (guard := run.guard) is not None and guard.stopped
+    ]
+    header = ["agent", "seed", "after step", "policy that is kept", "reason"]
+    return Grid("Runs that the guard stopped", header, rows) if rows else None
+
+
 def _checks(comparison: Comparison) -> Grid:
     rows = [[check.name, "holds" if check.holds else "DOES NOT HOLD", check.measured] for check in comparison.checks]
     return Grid("Checks", ["check", "", "measured"], rows)
 
 
 def _grids(comparison: Comparison) -> Sequence[Grid]:
-    grids = (_results(comparison), _by_hops(comparison), _pairs(comparison), _checks(comparison))
+    grids = [part(comparison) for part in (_results, _by_hops, _pairs, _stopped, _checks)]
     return [grid for grid in grids if grid is not None]
 
 

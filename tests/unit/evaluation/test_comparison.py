@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from scipy.stats import wilcoxon
 
+from s3_agent.agl.guard import GuardReport
 from s3_agent.errors import ConfigError
 from s3_agent.evaluation.comparison import Comparison, TrainedRun, compare, unseen
 from s3_agent.evaluation.views.comparison import comparison_markdown, terminal_comparison
@@ -67,6 +68,16 @@ def test_an_agents_score_is_the_mean_of_its_seeds_question_by_question(validatio
     assert s3.gain.low < s3.gain.gain < s3.gain.high
     assert [(part.hops, part.n) for part in s3.by_hops] == [("1", 20), ("2", 40)]
     assert [part.naive_rag for part in s3.by_hops] == [1.0, 0.0]
+
+
+def test_runs_that_the_guard_stopped_are_named(validation: Path) -> None:
+    guard = GuardReport(reason="validation fell", step=8, stopped=True, best_step=2, best_validation=0.6)
+    found = compared(validation)
+    assert "guard" not in comparison_markdown(found)
+    runs = [run.model_copy(update={"guard": guard}) if run.name == "s3-1" else run for run in found.runs]
+    text = comparison_markdown(found.model_copy(update={"runs": runs}))
+    assert "## Runs that the guard stopped" in text
+    assert "| s3 | 1 | 8 | step 2, by these questions | validation fell |" in text
 
 
 def steps(label: str, *, before: list[int], after: list[int]) -> list[TrainedRun]:

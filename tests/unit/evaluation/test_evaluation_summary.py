@@ -1,7 +1,9 @@
 """The summary and the closing table, from two training steps and two validation passes written by hand."""
 
 import io
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from rich.console import Console
 
 from s3_agent.agl.guard import GuardReport
 from s3_agent.errors import S3AgentError
+from s3_agent.evaluation.comparison import read_run
 from s3_agent.evaluation.summary import Summary, logprob_gap, reward_curve, summarize, validation_passes
 from s3_agent.evaluation.views.closing import closing_table
 from s3_agent.rollout.episode_log import EpisodeRecord
@@ -224,6 +227,19 @@ def test_a_stopped_run_is_judged_by_the_policy_that_was_kept(build: Callable[...
     Console(file=output, width=160).print(closing_table(summary))
     assert "guard, after step 3: it fell; the policy of step 2 is kept" in output.getvalue()
     assert build(records, metrics, steps=3).val_after == 0.0
+
+
+def test_a_comparison_takes_the_policy_that_a_stopped_run_keeps(build: Callable[..., Summary], tmp_path: Path) -> None:
+    records = [*HEALTHY, *training(400, "0000"), *validation(500, "0000")]
+    metrics = [METRICS[0], step(1), step(2, val__reward=0.75), step(3, val__reward=0.0)]
+    guard = GuardReport(reason="it fell", step=3, stopped=True, best_step=2, best_validation=0.75)
+    for name, rows in (("episodes", [record.model_dump() for record in records]), ("metrics", metrics)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for found, after in ((guard, 0.75), (guard.model_copy(update={"stopped": False}), 0.0), (None, 0.0)):
+        summary = build(records, metrics, steps=3, guard=found)
+        (tmp_path / "summary.json").write_text(summary.model_dump_json())
+        run = read_run(tmp_path, label="s3", seed=0, moved=0.1)
+        assert (sum(run.after.values()) / len(run.after), run.guard) == (after, found)
 
 
 def test_unknown_hops_have_a_row() -> None:
