@@ -55,7 +55,7 @@ UNSTABLE = [
     "trainer.questions_per_step=8",
     "trainer.questions_per_update=2",
 ]
-GUARD = ["trainer.guard.action=stop", "trainer.validate_every=2", "trainer.checkpoint_every=2"]
+GUARD = ["trainer.guard.action=stop", "trainer.validate_every=2"]
 LLDS = ["trainer.llds.weight=0.2"]
 REFILL = ["trainer.spare_questions=2"]
 VARIANTS = {

@@ -105,10 +105,11 @@ class TrainerRecipe(BaseModel):
     are not used. With `fused_log_probs`, the logits of a whole micro batch are never in memory at once. The policy
     server takes the share `rollout_memory` of each GPU's memory, and `tensor_parallel` GPUs form one server.
 
-    Checkpoints are made every `checkpoint_every` steps, validations every `validate_every` steps, and both after the
-    last step. `checkpoints_kept=None` keeps all. `checkpoint_policy` also writes the policy into each checkpoint as a
-    Hugging Face folder, in the precision of training; without it, the policy is exported from the shards of the last
-    checkpoint, in bfloat16. Metrics go to `metrics.jsonl` and to `trackers`.
+    Checkpoints are made every `checkpoint_every` steps (None: with every validation if the guard may stop the run),
+    validations every `validate_every` steps, and both after the last step. `checkpoints_kept=None` keeps all.
+    `checkpoint_policy` also writes the policy into each checkpoint as a Hugging Face folder, in the precision of
+    training; without it, the policy is exported from the shards of the last checkpoint, in bfloat16. Metrics go to
+    `metrics.jsonl` and to `trackers`.
 
     With `seeded`, each rollout is sampled with its own seed, so the same recipe plays the same rollouts again if the
     policy server computes the same numbers; vLLM samples a little slower. On a CPU, `threads` threads compute an update
@@ -186,6 +187,21 @@ class TrainerRecipe(BaseModel):
         """Batches of questions that the trainer has taken beyond those of its finished steps."""
         return -(-self.async_questions // self.questions_played)
 
+    @property
+    def steps_per_checkpoint(self) -> int:
+        """Steps from one checkpoint to the next; the last step has one in any case."""
+        with_validations = self.validate_every if self.guard.action == "stop" else None
+        return self.checkpoint_every or with_validations or self.steps
+
+    @property
+    def most_checkpoints(self) -> int:
+        """The largest number of checkpoints on the disk; the oldest is deleted as soon as the next one is started.
+
+        A guard that may stop the run keeps the best one beside them.
+        """
+        made = -(-self.steps // self.steps_per_checkpoint)
+        return min(made, (self.checkpoints_kept or made) + (self.guard.action == "stop"))
+
     @field_validator("verl")
     @classmethod
     def _refused(cls, verl: dict[str, Any]) -> dict[str, Any]:
@@ -228,10 +244,10 @@ class TrainerRecipe(BaseModel):
     def _best_is_kept(self) -> Self:
         if self.guard.action != "stop":
             return self
-        if self.validate_every is None or self.validate_every % (self.checkpoint_every or self.steps):
+        if self.validate_every is None or self.validate_every % self.steps_per_checkpoint:
             raise ValueError(
-                "guard.action=stop keeps the policy that validated best: set validate_every, and checkpoint_every to "
-                "the same number or a divisor of it"
+                "guard.action=stop keeps the policy that validated best: set validate_every, and leave "
+                "checkpoint_every out or set it to a divisor of validate_every"
             )
         return self
 
@@ -374,7 +390,7 @@ def _common(settings: TrainerSettings, gateway_key: str) -> dict[str, Any]:
             "project_name": "s3-agent",
             "experiment_name": settings.run,
             # Both also happen at the last step, whatever their frequency.
-            "save_freq": settings.checkpoint_every or settings.steps,
+            "save_freq": settings.steps_per_checkpoint,
             "test_freq": settings.validate_every or settings.steps,
             "max_actor_ckpt_to_keep": settings.checkpoints_kept,
             "max_critic_ckpt_to_keep": settings.checkpoints_kept,

@@ -130,8 +130,7 @@ def _files(recipe: Recipe) -> list[File]:
 
 def _disk(recipe: Recipe) -> Disk:
     trainer, parameters = recipe.trainer, recipe.policy.parameters
-    made = -(-trainer.steps // (trainer.checkpoint_every or trainer.steps))
-    kept = min(made, trainer.checkpoints_kept or made)
+    kept = trainer.most_checkpoints
     if parameters is None:
         return Disk(None, kept, None)
     each = parameters * (MASTER_BYTES + 4 * trainer.checkpoint_policy)

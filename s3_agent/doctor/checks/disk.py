@@ -23,23 +23,11 @@ def checkpoint_bytes(case: Case) -> int:
     return training.shards * (state["weights"] + state["optimizer"]) + copy
 
 
-def checkpoints(case: Case) -> int:
-    """The largest number of checkpoints on the disk; the oldest is deleted as soon as the next one is started.
-
-    A guard that may stop the run keeps the best one beside them.
-    """
-    trainer = case.recipe.trainer
-    every = trainer.checkpoint_every or trainer.steps
-    made = -(-trainer.steps // every)
-    best = trainer.guard.action == "stop"
-    return min(made, (trainer.checkpoints_kept or made) + best)
-
-
 def disk_items(case: Case) -> list[tuple[Path, str, int]]:
     """What a run adds to the disks, as (path, what, bytes)."""
     items: list[tuple[Path, str, int]] = []
     if case.training is not None and (shape := case.shape("policy")):
-        count, size = checkpoints(case), checkpoint_bytes(case)
+        count, size = case.recipe.trainer.most_checkpoints, checkpoint_bytes(case)
         more = max(0, count * size - case.written)
         items.append((case.recipe.runs, f"{count} checkpoints of {gib(size)}", more))
         exported = WIDTH[case.training.model_dtype] if case.recipe.trainer.checkpoint_policy else 2

@@ -91,11 +91,14 @@ def test_validation_trips_exactly_when_the_last_ones_are_below_the_best(
 
 def test_stopping_needs_a_checkpoint_of_every_validation() -> None:
     stop = Guard(action="stop")
-    with pytest.raises(ValidationError, match="set validate_every, and checkpoint_every"):
+    with pytest.raises(ValidationError, match="set validate_every, and leave checkpoint_every out"):
         TrainerRecipe(guard=stop)
-    with pytest.raises(ValidationError, match="set validate_every, and checkpoint_every"):
+    with pytest.raises(ValidationError, match="set validate_every, and leave checkpoint_every out"):
         TrainerRecipe(guard=stop, validate_every=3, checkpoint_every=2)
-    assert TrainerRecipe(guard=stop, validate_every=4, checkpoint_every=2).guard.action == "stop"
+    trainer = TrainerRecipe(steps=12, guard=stop, validate_every=4)
+    assert (trainer.steps_per_checkpoint, trainer.most_checkpoints) == (4, 3)
+    assert trainer.model_copy(update={"checkpoint_every": 2}).steps_per_checkpoint == 2
+    assert TrainerRecipe(steps=12, validate_every=4).steps_per_checkpoint == 12
 
 
 def test_llds_needs_several_updates_a_step() -> None:

@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import ValidationError
 
 from s3_agent.agl import cpu
+from s3_agent.agl.guard import Guard
 from s3_agent.agl.run_files import MODULES_VARIABLE, TRACKING
 from s3_agent.agl.verl_config import (
     AGL_LOSS,
@@ -168,6 +169,8 @@ def test_validation_is_one_batch_before_and_after(on_cpu: DictConfig) -> None:
     assert on_cpu.trainer.val_before_train
     at_the_end = composed(checkpoint_every=None, validate_every=None)
     assert at_the_end.trainer.test_freq == at_the_end.trainer.save_freq == 17
+    kept = composed(checkpoint_every=None, guard=Guard(action="stop"))
+    assert kept.trainer.test_freq == kept.trainer.save_freq == 6
 
 
 def test_a_run_that_goes_on_loads_what_is_there_and_does_not_validate_again(on_cpu: DictConfig) -> None:

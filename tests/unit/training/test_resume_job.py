@@ -10,7 +10,7 @@ import httpx
 import pytest
 import respx
 
-from s3_agent.doctor.checks.disk import checkpoints, disk_items
+from s3_agent.doctor.checks.disk import disk_items
 from s3_agent.doctor.gather import gather
 from s3_agent.errors import ConfigError, LaunchError
 from s3_agent.processes import serving
@@ -200,8 +200,12 @@ def test_checkpoints_that_a_resumed_run_has_need_no_more_room(run: Run) -> None:
     left = {what: size for _, what, size in disk_items(replace(case, written=planned[what] // 2))}
     assert left[what] == planned[what] - planned[what] // 2
     assert not [size for _, what, size in disk_items(replace(case, written=1 << 60)) if size < 0]
-    guard = ["trainer.guard.action=stop", "trainer.validate_every=5", "trainer.checkpoint_every=5"]
-    counts = [checkpoints(sound("s3_8x40gb", "trainer.checkpoints_kept=2", *guard[at:])) for at in (1, 0)]
+    counts = [
+        sound(
+            "s3_8x40gb", "trainer.checkpoints_kept=2", f"trainer.guard.action={action}"
+        ).recipe.trainer.most_checkpoints
+        for action in ("warn", "stop")
+    ]
     assert counts == [2, 3], "the guard keeps the best one beside them"
     (run.checkpoints / "global_step_1").mkdir(parents=True)
     (run.checkpoints / "global_step_1" / "data.pt").write_bytes(b"x" * 1000)
