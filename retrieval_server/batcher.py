@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from retrieval_server.errors import QueryError, Unavailable
+from retrieval_server.errors import QueryError, SearchRefused, Unavailable
 from retrieval_server.metrics import Metrics
 
 log = structlog.get_logger()
@@ -140,7 +140,7 @@ class Batcher:
             for query, hits in zip(self._searching, found, strict=True):
                 if query.future.done():
                     continue  # its client disconnected during the search
-                if isinstance(hits, SearchFailed):
+                if isinstance(hits, Exception):
                     query.future.set_exception(hits)
                 else:
                     query.future.set_result(hits[: query.topk])
@@ -175,7 +175,7 @@ class Batcher:
             del self._queue[query]
         return sorted(batch, key=lambda query: query.cost, reverse=True)
 
-    def _search_all(self, batch: Sequence[_Query]) -> list[Hits | SearchFailed]:
+    def _search_all(self, batch: Sequence[_Query]) -> list[Hits | SearchFailed | SearchRefused]:
         """The batch's hits. If it fails, its halves are searched: a bad query or a lack of memory affects no other."""
         try:
             found = self._search([query.text for query in batch], max(query.topk for query in batch))
@@ -189,6 +189,9 @@ class Batcher:
             if len(batch) == 1 and isinstance(error, BY_THE_QUERY):
                 log.warning("a query was refused", error=repr(error))
                 return [BadQuery(str(error))]
+            if len(batch) == 1 and isinstance(error, SearchRefused):
+                log.warning("a search was refused", code=error.code, error=str(error))
+                return [error]
             log.error("a search failed", queries=len(batch), error=repr(error))
             if len(batch) == 1:
                 return [SearchFailed(repr(error))]

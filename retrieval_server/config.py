@@ -66,6 +66,16 @@ def read_rerank_settings(path: Path) -> RerankSettings:
         ) from cause
 
 
+def check_candidates(index: IndexSettings, rerank: RerankSettings) -> None:
+    """Raise RetrievalError if the index can not return as many passages as the reranker scores."""
+    try:
+        index.check_topk(rerank.candidates)
+    except ValueError as cause:
+        raise RetrievalError(
+            f"`rerank.candidates`: {cause}", remedy="or lower `candidates` in the reranker's settings"
+        ) from cause
+
+
 class ServerSettings(HttpSettings):
     """One server: its corpus, index, reranker and limits. Without `backend`, the index's manifest gives its settings.
 
@@ -94,4 +104,9 @@ class ServerSettings(HttpSettings):
             self.backend.check_topk(self.topk)
         if self.rerank is not None:
             self.rerank.check_topk(self.topk)
+        if self.backend is not None and self.rerank is not None:
+            try:
+                check_candidates(self.backend, self.rerank)
+            except RetrievalError as cause:
+                raise ValueError(str(cause)) from cause
         return self

@@ -12,6 +12,10 @@ class Unavailable(RetrievalError):
     """A service behind the index gives no answer: the same search may succeed later, and no query is at fault."""
 
 
+class RequestRefused(RetrievalError):
+    """A service refuses this request because of what it holds, for example a text that is too long."""
+
+
 class SearchRefused(RetrievalError):
     """A search that will be refused again: the client gets the HTTP status, the code and the message."""
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny
 
+from retrieval_server.digests import digest_of
 from retrieval_server.errors import RetrievalError
 from retrieval_server.registry import Registry, settings_of
 
@@ -137,6 +138,14 @@ class IndexKind(ABC):
     def foreign(self, settings: Any) -> Path | None:
         """The file or folder of an index made elsewhere, which is opened unchanged; None: we build the index."""
         return None
+
+    def answers(self, settings: Any) -> dict[str, Any]:
+        """The settings that answers depend on, and a digest of the contents of an index made elsewhere.
+
+        Raises RetrievalError if that index can not be read.
+        """
+        made = self.foreign(settings)
+        return settings.answers() | ({} if made is None else {"contents": digest_of(made)})
 
     def progress_of(self, settings: Any) -> tuple[str, ...]:
         """The files of `progress`, relative to the index's folder."""

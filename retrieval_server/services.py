@@ -13,13 +13,14 @@ from urllib.parse import quote, quote_plus
 import httpx
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from retrieval_server.errors import RetrievalError, Unavailable
+from retrieval_server.errors import RequestRefused, RetrievalError, Unavailable
 from retrieval_server.proxies import proxy_of
 
 HIDDEN = "[key]"
 SHOWN = 300  # characters of an answer in an error
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 KEY_REFUSED = frozenset({401, 403})
+_BY_THE_REQUEST = frozenset({400, 413, 422})
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 2.0
 
 
@@ -75,11 +76,13 @@ def async_client(url: str, *, headers: Mapping[str, str], timeout_s: float) -> h
 
 
 def refusal(reason: str, status: int, *, key: str, log: str) -> RetrievalError:
-    """The error for an answer of 400 or more: Unavailable if the status passes. `key`: the remedy if the key is
-    refused; `log`: whose log to read."""
+    """The error for an answer of 400 or more: Unavailable if the status passes, RequestRefused if another request may
+    be accepted. `key`: the remedy if the key is refused; `log`: whose log to read."""
     remedy = f"see the message and {log}"
     if status in _PASSING:
         return Unavailable(reason, remedy=remedy)
+    if status in _BY_THE_REQUEST:
+        return RequestRefused(reason, remedy=remedy)
     return RetrievalError(reason, remedy=key if status in KEY_REFUSED else remedy)
 
 
@@ -104,8 +107,8 @@ class ModelService:
         self._client = client(url, headers=headers, timeout_s=timeout_s)
 
     def post(self, body: Mapping[str, Any]) -> Any:
-        """The answer's JSON. Raises Unavailable if the service is still away or overloaded after `patience_s`, and
-        RetrievalError if it refuses.
+        """The answer's JSON. Raises Unavailable if the service is still away or overloaded after `patience_s`,
+        RequestRefused if it refuses this request, and RetrievalError if it refuses any.
         """
         content = json.dumps(body).encode()
         retrying = Retrying(

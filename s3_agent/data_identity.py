@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from retrieval_server.errors import RetrievalError
-from retrieval_server.indexing import expected_manifest, manifest_without_corpus, open_corpus
+from retrieval_server.indexing import manifest_without_corpus, open_corpus, served_manifest
 from s3_agent.clients.connections import get
 from s3_agent.clients.model_server import window_of
 from s3_agent.clients.servers import SAME_INDEX, difference, served_identities
@@ -34,7 +34,10 @@ def index_identity(recipe: Recipe) -> dict[str, Any]:
             raise ConfigError(str(cause), remedy="prepare it: s3-agent data all --recipe …") from cause
         rerank = recipe.retriever.rerank
         reranked = {} if rerank is None else {"rerank": rerank.answers()}
-        return {**expected_manifest(corpus, settings), "settings": settings.answers(), **reranked}
+        try:
+            return served_manifest(corpus, settings) | reranked
+        except RetrievalError as cause:
+            raise ConfigError(str(cause)) from cause
     identities = served_identities(recipe.retriever.url)
     if different := difference(identities):
         raise ConfigError(different, remedy=SAME_INDEX)

@@ -20,7 +20,10 @@ EXAMPLE = 'send {"queries": ["…"], "topk": 3, "return_scores": true} as applic
 RESPONSES: dict[int | str, dict[str, Any]] = {
     401: {"model": ErrorResponse, "description": "No key, or a wrong one"},
     402: {"model": ErrorResponse, "description": "The budget of paid web searches is spent"},
-    403: {"model": ErrorResponse, "description": "The provider of web search refused the search"},
+    403: {
+        "model": ErrorResponse,
+        "description": "The provider of web search, or the reranker's service, refused the search",
+    },
     404: {"model": ErrorResponse, "description": "No recorded answer to a query of a replay"},
     413: {"model": ErrorResponse, "description": "More than one request may ask for"},
     422: {"model": ErrorResponse, "description": "Not a request, or a query that can not be searched for"},

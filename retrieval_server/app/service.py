@@ -19,11 +19,11 @@ from retrieval_server.app import grep
 from retrieval_server.app.refusals import Refused
 from retrieval_server.app.turns import Turns
 from retrieval_server.backends.base import Backend, Passages, StagedBackend, WaitingBackend, stages_of
-from retrieval_server.batcher import Away, BadQuery, Batcher, Hits, SearchFailed
-from retrieval_server.config import ServerSettings
+from retrieval_server.batcher import BY_THE_QUERY, Away, BadQuery, Batcher, Hits, SearchFailed
+from retrieval_server.config import ServerSettings, check_candidates
 from retrieval_server.corpus import Report
-from retrieval_server.errors import RetrievalError, Unavailable
-from retrieval_server.indexing import open_backend, open_corpus, open_without_corpus
+from retrieval_server.errors import RetrievalError, SearchRefused, Unavailable
+from retrieval_server.indexing import open_backend, open_corpus, open_without_corpus, used_settings
 from retrieval_server.metrics import Metrics
 from retrieval_server.query_cache import QueryCache
 from retrieval_server.reranking.services import search_r1_text
@@ -87,6 +87,7 @@ def opener(settings: ServerSettings, *, build: bool) -> Opener:
         corpus = open_corpus(settings.corpus, settings.index, report=report)
         backend, manifest = open_backend(corpus, settings.index, settings.backend, build=build, report=report)
         if settings.rerank is not None:
+            check_candidates(used_settings(settings.index, settings.backend), settings.rerank)
             report("loading the reranker", 0, 0)
             backend, manifest = reranked(backend, settings.rerank, corpus, manifest)
         return Opened(corpus, backend, manifest)
@@ -201,7 +202,7 @@ class Service:
         return await self._greps.run(work)
 
     async def rerank(self, asked: RerankRequest, *, topk: int) -> bytes:
-        """The JSON answer of Search-R1's rerank server. Raises Refused, Overloaded, Away and SearchFailed."""
+        """The JSON answer of Search-R1's rerank server. Raises Refused, Overloaded, SearchRefused, and SearchFailed."""
         reranker = self._reranker
         if reranker is None:
             remedy = "start it with --rerank FILE, or in a run with retriever.rerank"
@@ -221,6 +222,10 @@ class Service:
             return await self._reranks.run(work)
         except Unavailable as cause:
             raise Away(str(cause).splitlines()[0]) from cause
+        except BY_THE_QUERY as cause:
+            raise BadQuery(str(cause)) from cause
+        except SearchRefused:
+            raise
         except RetrievalError as cause:
             raise SearchFailed(str(cause).splitlines()[0]) from cause
 

@@ -34,8 +34,16 @@ def expected_manifest(corpus: Corpus, settings: IndexSettings) -> dict[str, Any]
     }
 
 
+def served_manifest(corpus: Corpus, settings: IndexSettings) -> dict[str, Any]:
+    """The same with all settings that answers depend on, as a server reports it: the identity of its answers.
+
+    Raises RetrievalError if an index made elsewhere can not be read.
+    """
+    return {**expected_manifest(corpus, settings), "settings": kind_of(settings).answers(settings)}
+
+
 def manifest_without_corpus(folder: Path, settings: IndexSettings) -> dict[str, Any]:
-    """The same for a kind that searches no corpus. Raises RetrievalError."""
+    """The manifest of a kind that searches no corpus. Raises RetrievalError."""
     return {
         **made_with(settings),
         "backend": settings.kind,

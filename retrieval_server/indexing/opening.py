@@ -16,6 +16,7 @@ from retrieval_server.indexing.manifest import (
     manifest_without_corpus,
     read_manifest,
     said_settings,
+    served_manifest,
 )
 
 
@@ -63,12 +64,16 @@ def open_backend(
     except RetrievalError:
         if not build or (settings is not None and kind_of(settings).foreign(settings) is not None):
             raise
-        settings = settings or _said(folder) or default_settings()
+        settings = used_settings(folder, settings)
         build_index(corpus, folder, settings, report=report)
         backend = load_index(corpus, folder, settings, report=report)
-    settings = settings or _said(folder)
-    assert settings is not None
-    return backend, {**expected_manifest(corpus, settings), "settings": settings.answers()}
+    settings = used_settings(folder, settings)
+    return backend, served_manifest(corpus, settings)
+
+
+def used_settings(folder: Path, settings: IndexSettings | None = None) -> IndexSettings:
+    """The settings with which an index folder is opened: those given, or the manifest's, or the default ones."""
+    return settings or _said(folder) or default_settings()
 
 
 def open_without_corpus(

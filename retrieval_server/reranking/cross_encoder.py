@@ -1,27 +1,20 @@
 """A cross-encoder in the process, by sentence-transformers: one score for a query and a passage read together."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from retrieval_server.errors import RetrievalError
-from retrieval_server.rerankers import Reranker, RerankSettings, RerankStyle
-from retrieval_server.reranking.models import load
+from retrieval_server.rerankers import Reranker, RerankStyle
+from retrieval_server.reranking.models import ModelSettings, load
 
 
-class CrossEncoderSettings(RerankSettings, frozen=True):
+class CrossEncoderSettings(ModelSettings, frozen=True):
     """A sequence classifier with one label; the score is its logit. Remote code is never run."""
 
     style: Literal["cross_encoder"] = "cross_encoder"
-    model: str
     max_tokens: int = Field(default=512, ge=1, description="tokens of query and passage together")
-    device: str = "cpu"
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    batch: int = Field(default=32, ge=1, description="pairs that the model reads at a time")
-
-    def answers(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", exclude={"device", "dtype", "batch"})
 
 
 class CrossEncoder:

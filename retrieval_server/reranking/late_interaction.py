@@ -5,26 +5,19 @@ would take about 68 bytes for each token.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from retrieval_server.rerankers import Reranker, RerankSettings, RerankStyle
-from retrieval_server.reranking.models import load
+from retrieval_server.rerankers import Reranker, RerankStyle
+from retrieval_server.reranking.models import ModelSettings, load
 
 
-class LateInteractionSettings(RerankSettings, frozen=True):
+class LateInteractionSettings(ModelSettings, frozen=True):
     """A multi-vector model (ColBERT's or PyLate's form); the score is the sum of the best products. No remote code."""
 
     style: Literal["late_interaction"] = "late_interaction"
-    model: str
     max_tokens: int | None = Field(default=None, ge=1, description="tokens of a passage; default: the model's own")
-    device: str = "cpu"
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    batch: int = Field(default=32, ge=1, description="texts that the model reads at a time")
-
-    def answers(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", exclude={"device", "dtype", "batch"})
 
 
 class LateInteraction:

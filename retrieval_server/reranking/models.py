@@ -6,9 +6,25 @@ random, so such a model is refused.
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field
 
 from retrieval_server.errors import RetrievalError
+from retrieval_server.rerankers import RerankSettings
+
+
+class ModelSettings(RerankSettings, frozen=True):
+    """The settings of a model in the process."""
+
+    model: str
+    device: str = "cpu"
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    batch: int = Field(default=32, ge=1, description="pairs or texts that the model reads at a time")
+
+    def answers(self) -> dict[str, Any]:
+        exact = {"dtype"} if self.dtype == "float32" else set()
+        return self.model_dump(mode="json", exclude={"device", "batch"} | exact)
 
 
 def load(class_name: str, heads: tuple[str, ...], *, model: str, device: str, dtype: str, **options: Any) -> Any:

@@ -13,8 +13,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from retrieval_server.errors import QueryError, RequestRefused, SearchRefused
 from retrieval_server.rerankers import Reranker, RerankSettings, RerankStyle
 from retrieval_server.services import ModelService, checked_url
+
+_SHORT = "a"  # a text that no service refuses
 
 
 class ServiceSettings(RerankSettings, frozen=True):
@@ -27,12 +30,14 @@ class ServiceSettings(RerankSettings, frozen=True):
     patience_s: float = Field(default=20.0, ge=0, description="seconds to ask again while it is away or overloaded")
     parallel: int = Field(default=8, ge=1, description="requests at a time")
     texts: int = Field(default=1000, ge=1, description="texts in a request at most")
+    characters: int | None = Field(default=None, ge=1, description="characters of a text that are sent; default: all")
 
     _url = field_validator("url")(checked_url)
 
     def answers(self) -> dict[str, Any]:
         """Without the address, unless no `model` says what runs there."""
-        away = {*(["url"] if self.model else []), "key_variable", "timeout_s", "patience_s", "parallel", "texts"}
+        away = {"key_variable", "timeout_s", "patience_s", "parallel", "texts"}
+        away |= {name for name, left_out in (("url", self.model), ("characters", self.characters is None)) if left_out}
         return self.model_dump(mode="json", exclude=away)
 
 
@@ -93,20 +98,43 @@ class Service:
         self._threads = ThreadPoolExecutor(settings.parallel, thread_name_prefix="rerank")
 
     def scores(self, asked: Sequence[tuple[str, Sequence[str]]]) -> list[list[float]]:
-        """Equal texts of a query are sent once. Raises Unavailable or RetrievalError."""
+        """Equal texts of a query are sent once. Raises Unavailable or RetrievalError.
+
+        If the service refuses a request, raises QueryError if it refuses the query with any text, else SearchRefused:
+        a text is at fault, which the query can not change.
+        """
+        cut = [(query, [text[: self._settings.characters] for text in given]) for query, given in asked]
         jobs = [
             (number, query, list(texts))
-            for number, (query, given) in enumerate(asked)
+            for number, (query, given) in enumerate(cut)
             for texts in batched(dict.fromkeys(given), self._settings.texts)
         ]
         known: list[dict[str, float]] = [{} for _ in asked]
         for (number, _, texts), scored in zip(jobs, self._threads.map(self._scored, jobs), strict=True):
             known[number].update(zip(texts, scored, strict=True))
-        return [[own[text] for text in given] for own, (_, given) in zip(known, asked, strict=True)]
+        return [[own[text] for text in given] for own, (_, given) in zip(known, cut, strict=True)]
+
+    def _asked(self, query: str, texts: Sequence[str]) -> Any:
+        try:
+            return self._service.post(self._style.request(self._settings, query, texts))
+        except RequestRefused as cause:
+            reason = str(cause).splitlines()[0]
+        try:
+            self._service.post(self._style.request(self._settings, query, [_SHORT]))
+        except RequestRefused as cause:
+            raise QueryError(reason) from cause
+        raise SearchRefused(
+            403,
+            "refused_by_reranker",
+            reason,
+            "if a passage is too long for the model, cut it: by the service (`rerank.extra`, for example "
+            "{truncate_prompt_tokens: -1} for vLLM) or by `rerank.characters`; if there are too many, lower "
+            "`rerank.texts` or `rerank.candidates`",
+        )
 
     def _scored(self, job: tuple[int, str, list[str]]) -> list[float]:
         _, query, texts = job
-        answer = self._service.post(self._style.request(self._settings, query, texts))
+        answer = self._asked(query, texts)
         try:
             numbered = [(int(number), float(score)) for number, score in self._style.numbered(answer, texts)]
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as cause:

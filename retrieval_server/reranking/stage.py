@@ -39,7 +39,7 @@ class Reranked(StagedBackend):
         self._backend, self._name = backend, name
         self._reranker, self._passages, self._settings = reranker, passages, settings
         self._one_at_a_time, self._next = threading.Lock(), threading.Lock()
-        self.most = settings.candidates
+        self.most = min(settings.candidates, getattr(backend, "most", None) or settings.candidates)
 
     def cost(self, query: str) -> int:
         """That of the index: the reranker makes batches of its own."""
@@ -58,12 +58,13 @@ class Reranked(StagedBackend):
     def scores(
         self, asked: Sequence[tuple[str, Sequence[str]]], *, stopped: Callable[[], bool] = lambda: False
     ) -> list[list[float]]:
-        """The reranker's scores of a client's own documents. Several threads may ask, and searches go between.
+        """The reranker's scores of a client's own documents for a query, which it reads as the settings' `query`
+        describes. Several threads may ask, and searches go between.
 
         Raises RetrievalError if the reranker fails, or once `stopped()`.
         """
         found: list[list[float]] = []
-        for query, texts in asked:
+        for query, texts in ((self._settings.query_text(query), texts) for query, texts in asked):
             scored: list[float] = []
             for some in batched(texts, PIECE):
                 if stopped():

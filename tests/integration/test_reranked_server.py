@@ -9,12 +9,18 @@ import httpx
 import pytest
 import yaml
 
+from retrieval_server.app.service import opener
 from retrieval_server.backends.bm25.settings import Bm25Settings
-from retrieval_server.corpus import Corpus
-from retrieval_server.indexing import load_index
+from retrieval_server.backends.hybrid.settings import HybridSettings
+from retrieval_server.config import ServerSettings, rerank_settings
+from retrieval_server.corpus import Corpus, silent
+from retrieval_server.errors import RetrievalError
+from retrieval_server.indexing import build_index, load_index
+from retrieval_server.reranking.stage import Reranked
+from retrieval_server.schemas import REFUSED_HEADER
 from s3_agent.data_identity import index_identity, retriever_text
 from s3_agent.recipe import load_recipe
-from tests.rerank_services import RerankService, cohere, plain_score, search_r1, serving_reranker
+from tests.rerank_services import Answer, RerankService, cohere, plain_score, search_r1, serving_reranker
 from tests.served_corpus import serving_rows
 from tests.tiny_models import save_cross_encoder
 
@@ -114,6 +120,45 @@ def test_without_its_reranker_a_search_fails_and_is_no_answer_of_the_index(url: 
     finally:
         service.answer = cohere
     assert ask(url, queries=["river of the north"]).json()["result"][0][0]["id"] == "d"
+
+
+def test_a_query_that_the_reranker_refuses_is_malformed_and_a_passage_is_not(url: str, service: RerankService) -> None:
+    def answer(body: Any) -> Answer:
+        refused = any(
+            "north" in text.split() or "rivers" in text.split() for text in (body["query"], *body["documents"])
+        )
+        return (400, {"error": "the input is too long"}) if refused else cohere(body)
+
+    service.answer = answer
+    try:
+        bad = ask(url, queries=["a river in the north", "city of rivers", "krone of Oslo"], topk=1)
+        assert [len(hits) for hits in bad.json()["result"]] == [0, 0, 1] and bad.headers[REFUSED_HEADER] == "2"
+        alone = ask(url, queries=["the north river"])
+        assert (alone.status_code, alone.json()["error"]["code"]) == (422, "bad_query")
+        own = {"queries": ["north"], "documents": [[{"contents": "b"}]]}
+        assert ask(url, "/rerank", **own).json()["error"]["code"] == "bad_query"
+        own = {"queries": ["a"], "documents": [[{"contents": "T\nthe north"}]]}
+        before = len(service.asked)
+        passage = ask(url, "/rerank", **own)
+        assert (passage.status_code, passage.json()["error"]["code"]) == (403, "refused_by_reranker")
+        assert "rerank.characters" in passage.json()["error"]["remedy"] and len(service.asked) == before + 2
+    finally:
+        service.answer = cohere
+
+
+def test_a_reranker_of_more_candidates_than_the_built_index_gives_does_not_start(
+    folder: Path, service: RerankService, tmp_path: Path
+) -> None:
+    parts = {"a": {"index": {"kind": "bm25"}}, "b": {"index": {"kind": "bm25", "b": 0.7}}}
+    index = HybridSettings.model_validate({"parts": parts, "depth": CANDIDATES - 1})
+    corpus = Corpus(folder / "corpus.jsonl")
+    build_index(corpus, tmp_path / "index", index)
+    rerank = rerank_settings.validate_python({"style": "cohere", "model": "m", "url": service.url, "candidates": 1_000})
+    settings = ServerSettings(corpus=corpus.path, index=tmp_path / "index", rerank=rerank)  # `depth` of the manifest
+    with pytest.raises(RetrievalError, match=r"`rerank.candidates`: `depth` is \d+, below the 1000 requested"):
+        opener(settings, build=False)(silent)
+    settings = settings.model_copy(update={"rerank": rerank.model_copy(update={"candidates": 2})})
+    assert isinstance(opener(settings, build=False)(silent).backend, Reranked)
 
 
 def search_r1_contents(document: str) -> str:

@@ -40,6 +40,10 @@ class EncoderBase(BaseModel, frozen=True):
         """The settings that vectors depend on, as JSON."""
         return self.model_dump(mode="json")
 
+    def answers(self) -> dict[str, Any]:
+        """Those, and the settings that only change how exactly vectors are computed: answers depend on them, too."""
+        return self.identity()
+
     def place(self) -> dict[str, Any]:
         """The settings that say where it is, as JSON, for the manifest. They may change; a key is never one of them."""
         return {}

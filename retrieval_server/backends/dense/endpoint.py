@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from retrieval_server.backends.dense.encoders import Encoder, EncoderBase, EncoderKind, shortened
+from retrieval_server.errors import QueryError, RequestRefused, RetrievalError
 from retrieval_server.services import ModelService, checked_url
 
 _WANTED = '{"data": [{"index": 0, "embedding": […]}, …]}'
@@ -55,15 +56,25 @@ class Endpoint:
             patience_s=settings.patience_s,
         )
         self._threads = ThreadPoolExecutor(settings.parallel, thread_name_prefix="encode")
-        self.dimension = int(self.queries(["a"]).shape[1])
+        self.dimension = int(self._encode(["a"], settings.query_prefix, settings.query_extra).shape[1])
 
     def queries(self, texts: Sequence[str]) -> Any:
-        """float32 (texts, dimension). Raises Unavailable or RetrievalError."""
-        return self._encode(texts, self._settings.query_prefix, self._settings.query_extra)
+        """float32 (texts, dimension). Raises Unavailable, RetrievalError, and QueryError if a text is refused."""
+        try:
+            return self._encode(texts, self._settings.query_prefix, self._settings.query_extra)
+        except RequestRefused as cause:  # it accepted another query when it was opened
+            raise QueryError(str(cause).splitlines()[0]) from cause
 
     def passages(self, texts: Sequence[str]) -> Any:
         """float32 (texts, dimension). Raises Unavailable or RetrievalError."""
-        return self._encode(texts, self._settings.passage_prefix, self._settings.passage_extra)
+        try:
+            return self._encode(texts, self._settings.passage_prefix, self._settings.passage_extra)
+        except RequestRefused as cause:
+            raise RetrievalError(
+                str(cause).splitlines()[0],
+                remedy="if a passage is too long for the model, let the service cut it by `encoder.passage_extra`, for "
+                "example {truncate_prompt_tokens: 512} for vLLM; otherwise see the message",
+            ) from cause
 
     def _encode(self, texts: Sequence[str], prefix: str, extra: Mapping[str, Any]) -> Any:
         import numpy as np

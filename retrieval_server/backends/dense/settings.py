@@ -39,6 +39,10 @@ class EncoderSettings(EncoderBase, frozen=True):
         described = {name: getattr(self, name) for name in _OF_VECTORS}  # in this order: fingerprints hold it as text
         return {name: value for name, value in described.items() if value is not None}
 
+    def answers(self) -> dict[str, Any]:
+        changed = {"dtype": self.dtype} if self.dtype != "float32" else {}
+        return self.identity() | changed | ({"onnx": self.onnx} if self.onnx is not None else {})
+
     def longest(self) -> int:
         return self.max_tokens
 
@@ -110,7 +114,7 @@ class DenseSettings(IndexSettings, frozen=True):
     def answers(self) -> dict[str, Any]:
         """The settings that answers depend on."""
         searched = self.model_dump(include={"engine", "probes", "ef_search", "candidates", "torch_dtype"}, mode="json")
-        return self.identity() | searched
+        return self.identity() | {"encoder": self.encoder.answers()} | searched
 
     def place(self) -> dict[str, Any]:
         """Where the encoder is, if it is a service."""

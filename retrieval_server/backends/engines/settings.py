@@ -65,7 +65,8 @@ class EngineSettings(IndexSettings, frozen=True):
     def answers(self) -> dict[str, Any]:
         """The settings that answers depend on."""
         fusion = _FUSION if self.search == "hybrid" else ()
-        return self.identity() | self.model_dump(mode="json", include={*self.searched_with, *fusion})
+        encoder = {} if self.encoder is None else {"encoder": self.encoder.answers()}
+        return self.identity() | encoder | self.model_dump(mode="json", include={*self.searched_with, *fusion})
 
     def place(self) -> dict[str, Any]:
         """Where the index is, and its encoder if that is a service."""

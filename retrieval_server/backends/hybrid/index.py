@@ -8,6 +8,9 @@ from retrieval_server.backends.hybrid.settings import HybridSettings
 from retrieval_server.backends.ordering import fuse
 
 STAGE = "hybrid"
+"""The name of the fused score: with a reranker, also of the search of the whole index."""
+FUSION = "fusion"
+"""The name of the time that the fusion takes, after the parts."""
 
 
 class Hybrid(StagedBackend):
@@ -30,7 +33,7 @@ class Hybrid(StagedBackend):
         for name, part in self._backends.items():
             with self.timed(name):
                 found[name] = part.search(queries, topk=self._settings.depth)
-        with self.timed(STAGE):
+        with self.timed(FUSION):
             return [
                 self._fused({name: lists[number] for name, lists in found.items()})[:topk]
                 for number in range(len(queries))

@@ -60,6 +60,12 @@ class HybridKind(IndexKind):
                 described[name] = _built(corpus, index, folder / name, named_stages(name, report))
         return _described({name: described[name] for name in settings.parts})
 
+    def answers(self, settings: HybridSettings) -> dict[str, Any]:
+        found = settings.answers()
+        for name, index in settings.indexes.items():
+            found["parts"][name]["index"] |= kind_of(index).answers(index)
+        return found
+
     def progress_of(self, settings: HybridSettings) -> tuple[str, ...]:
         return tuple(
             f"{name}/{file}"

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from retrieval_server.index_kinds import AnyIndexSettings, IndexSettings, kind_of
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-RESERVED = ("hybrid", "rerank")
+RESERVED = ("hybrid", "fusion", "rerank")
 
 
 class PartSettings(BaseModel):

@@ -21,5 +21,5 @@ class LuceneSettings(IndexSettings, frozen=True):
         return {"path": str(self.path)}
 
     def answers(self) -> dict[str, Any]:
-        """The settings that answers depend on."""
-        return self.model_dump(mode="json", exclude={"kind"})
+        """The settings that answers depend on, besides the contents of the folder."""
+        return self.model_dump(mode="json", exclude={"kind", "path"})

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from retrieval_server.batcher import Batcher, Hits, Overloaded, SearchFailed
+from retrieval_server.errors import SearchRefused
 from retrieval_server.metrics import Metrics
 
 
@@ -29,6 +30,8 @@ class Engine:
             raise ValueError("a bad query")
         if "panic" in queries:
             raise SystemExit("as a Rust panic, no Exception")
+        if "refused" in queries:
+            raise SearchRefused(403, "refused_by_reranker", "a passage is too long", "cut it")
         return [[(len(query), 1.0 / (rank + 1)) for rank in range(topk)] for query in queries]
 
     async def searching(self) -> None:
@@ -130,6 +133,18 @@ async def test_one_bad_query_fails_alone_and_the_next_batch_is_searched(bad: str
             await failing
         assert await asyncio.gather(*good) == [[(5, 1.0)]] * 6
         assert await batcher.submit("after", topk=1) == [(5, 1.0)]
+
+
+async def test_a_search_that_will_be_refused_again_is_refused_as_it_is() -> None:
+    engine = Engine()
+    async with batching(engine) as batcher:
+        await behind_a_search(engine, batcher)
+        good, refused = batcher.submit("good", topk=1), batcher.submit("refused", topk=1)
+        engine.gate.set()
+        with pytest.raises(SearchRefused, match="a passage is too long") as raised:
+            await refused
+        assert (raised.value.status, raised.value.remedy) == (403, "cut it")
+        assert await good == [(4, 1.0)]
 
 
 @pytest.mark.parametrize("answer", [lambda queries, topk: [], lambda queries, topk: 1 / 0])

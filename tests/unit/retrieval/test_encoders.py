@@ -26,7 +26,7 @@ from retrieval_server.backends.dense.endpoint import EndpointSettings
 from retrieval_server.backends.dense.settings import DenseSettings, EncoderSettings
 from retrieval_server.config import index_settings
 from retrieval_server.corpus import Corpus
-from retrieval_server.errors import RetrievalError, Unavailable
+from retrieval_server.errors import QueryError, RetrievalError, Unavailable
 from retrieval_server.index_kinds import kind_of
 from retrieval_server.indexing import MANIFEST, build_index, load_index, verify_index
 from tests.embedding_service import DIMENSION, embeddings, plain_vector, serving_embeddings
@@ -124,6 +124,26 @@ def test_an_older_indexs_identity_is_unchanged() -> None:
     places: list[dict[str, Any]] = [{"device": "cuda"}, {"dtype": "float16"}, {"onnx": "model.onnx"}]
     for place in places:
         assert EncoderSettings(model="m", **place).identity() == plain.identity()
+
+
+def test_answers_depend_on_the_precision_and_the_onnx_file_and_on_no_device() -> None:
+    plain = EncoderSettings(model="m")
+    assert plain.answers() == EncoderSettings(model="m", device="cuda", dtype="float32").answers() == plain.identity()
+    changes: list[dict[str, Any]] = [{"dtype": "bfloat16"}, {"onnx": "model_quint8.onnx"}]
+    for change in changes:
+        encoder = plain.model_dump() | change
+        assert EncoderSettings.model_validate(encoder).answers() == plain.identity() | change
+        chosen: list[dict[str, Any]] = [
+            {"kind": "dense", "encoder": encoder},
+            {"kind": "pgvector", "url": "postgresql://h/d", "encoder": encoder},
+            {"kind": "hybrid", "parts": {"a": {"index": {"kind": "dense", "encoder": encoder}}, "b": {"index": {}}}},
+        ]
+        chosen[2]["parts"]["b"]["index"]["kind"] = "bm25"
+        for values in chosen:
+            index = index_settings.validate_python(values)
+            [(name, value)] = change.items()
+            assert f'"{name}": "{value}"' in json.dumps(index.answers())
+            assert f'"{name}"' not in json.dumps(index.identity())
 
 
 def test_onnx_runtime_makes_the_same_vectors(tmp_path: Path) -> None:
@@ -237,6 +257,21 @@ def test_an_answer_without_a_vector_for_each_text_is_an_error(
     service.answer = lambda body: (503, {})
     with pytest.raises(Unavailable, match=r"the encoder at .*/v1/embeddings answered with 503"):
         encoder.passages(["a"])
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_query_that_the_endpoint_refuses_is_at_fault_and_a_passage_is_not(
+    service: RerankService, status: int
+) -> None:
+    encoder = open_encoder(EndpointSettings(model="m", url=service.url, patience_s=0))
+    service.answer = lambda body: (status, {"error": {"message": "too long"}})
+    with pytest.raises(QueryError, match=f"answered with {status}.*too long"):
+        encoder.queries(["a", "b"])
+    with pytest.raises(RetrievalError, match=r"(.|\n)*`encoder.passage_extra`"):
+        encoder.passages(["a", "b"])
+    service.answer = lambda body: (404, {"error": {"message": "no such model"}})
+    with pytest.raises(RetrievalError, match="no such model"):
+        encoder.queries(["a"])
 
 
 def test_an_index_over_an_endpoint(service: RerankService, tmp_path: Path) -> None:

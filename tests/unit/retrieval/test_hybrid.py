@@ -20,7 +20,7 @@ from retrieval_server.backends.base import stages_of
 from retrieval_server.backends.bm25.kind import Bm25Kind
 from retrieval_server.backends.bm25.settings import Bm25Settings
 from retrieval_server.backends.dense.vectors import RECORD
-from retrieval_server.backends.hybrid.index import STAGE, Hybrid
+from retrieval_server.backends.hybrid.index import FUSION, STAGE, Hybrid
 from retrieval_server.backends.hybrid.settings import HybridSettings
 from retrieval_server.config import index_settings
 from retrieval_server.corpus import Corpus
@@ -28,6 +28,9 @@ from retrieval_server.errors import RetrievalError
 from retrieval_server.index_kinds import MANIFEST, kind_of
 from retrieval_server.indexing import build_index, load_index, open_backend, verify_index
 from retrieval_server.indexing.build import convert_index
+from retrieval_server.rerankers import RerankSettings
+from retrieval_server.reranking.stage import Reranked
+from retrieval_server.schemas import Document
 from tests.tiny_models import WORDS
 
 DEPTH, CONSTANT = 6, 60.0
@@ -90,6 +93,22 @@ def test_a_ranking_is_the_sum_of_weighted_reciprocal_ranks(
 def test_equal_scores_come_in_the_order_of_their_rows() -> None:
     backend = Hybrid({"p0": Ranked([[7, 3]]), "p1": Ranked([[3, 7]])}, hybrid_settings())
     assert [row for row, _ in backend.search(["0"], topk=2)[0]] == [3, 7]
+
+
+def test_each_stages_time_has_a_name_of_its_own_also_behind_a_reranker() -> None:
+    texts = [Document(id="0", title="", text="a", contents="a")]
+
+    class Same:
+        def scores(self, asked: Sequence[tuple[str, Sequence[str]]]) -> list[list[float]]:
+            return [[1.0 for _ in texts] for _, texts in asked]
+
+    inner = Hybrid({"p0": Ranked([[0]]), "p1": Ranked([[0]])}, hybrid_settings())
+    backend = Reranked(inner, Same(), texts, RerankSettings(style="same", candidates=DEPTH), name="hybrid")
+    seen: list[str] = []
+    backend.observe_with(lambda stage, seconds: seen.append(stage))
+    [[(_, score)]] = backend.search(["0"], topk=1)
+    assert seen == ["p0", "p1", FUSION, "hybrid", "rerank"]
+    assert stages_of(score, "?") == {"p0": 10.0, "p1": 10.0, STAGE: 2 / 61, "rerank": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +244,7 @@ def test_a_part_is_taken_from_its_own_index(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"parts": {"a": {"index": {"kind": "bm25"}}, "fusion": {"index": {"kind": "bm25"}}}}, "needs another name"),
         ({"parts": {"a": {"index": {"kind": "bm25"}}}}, "two indexes or more"),
         ({"parts": {"a": {"index": {"kind": "bm25"}}, "../b": {"index": {"kind": "bm25"}}}}, "needs another name"),
         ({"parts": {"a": {"index": {"kind": "bm25"}}, "rerank": {"index": {"kind": "bm25"}}}}, "needs another name"),

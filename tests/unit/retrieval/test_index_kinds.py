@@ -1,11 +1,14 @@
 """Kinds of index: settings and name agree, and one that is not registered is refused before anything is written."""
 
+import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from retrieval_server import digests
+from retrieval_server.config import index_settings
 from retrieval_server.corpus import Corpus
 from retrieval_server.errors import RetrievalError
 from retrieval_server.index_kinds import INDEX_KINDS, IndexSettings, default_settings, kind_of
@@ -24,11 +27,11 @@ def test_the_default_is_registered() -> None:
 
 def test_a_kind_that_is_not_registered_is_neither_built_nor_converted(tmp_path: Path) -> None:
     (tmp_path / "corpus.jsonl").write_text('{"id": "0", "contents": "A harbour."}\n')
-    corpus, settings = Corpus(tmp_path / "corpus.jsonl"), IndexSettings(kind="unheard-of")
+    corpus, unknown = Corpus(tmp_path / "corpus.jsonl"), IndexSettings(kind="unheard-of")
     with pytest.raises(RetrievalError, match=r"there is no index kind 'unheard-of'.*\n.*install the package"):
-        build_index(corpus, tmp_path / "index", settings)
+        build_index(corpus, tmp_path / "index", unknown)
     with pytest.raises(RetrievalError, match="there is no index kind 'unheard-of'"):
-        convert_index(corpus, tmp_path / "other", tmp_path / "index", settings)
+        convert_index(corpus, tmp_path / "other", tmp_path / "index", unknown)
     assert [path.name for path in tmp_path.iterdir()] == ["corpus.jsonl"]
 
 
@@ -42,3 +45,66 @@ def test_the_longest_list_is_the_largest_that_the_check_allows(depth: int, limit
                 raise ValueError(topk)
 
     assert Settings().most(limit) == min(depth, limit)
+
+
+def foreign(kind: str, path: Path) -> IndexSettings:
+    """Settings of an index that was made elsewhere."""
+    dense = {"kind": "dense", "encoder": {"model": "m"}, "file": str(path)}
+    lucene = {"kind": "lucene", "path": str(path)}
+    hybrid = {"kind": "hybrid", "parts": {"a": {"index": dense}, "b": {"index": {"kind": "bm25"}}}}
+    return index_settings.validate_python({"dense": dense, "lucene": lucene, "hybrid": hybrid}[kind])
+
+
+@pytest.mark.parametrize("kind", ["dense", "lucene", "hybrid"])
+def test_the_contents_of_an_index_made_elsewhere_are_in_the_fingerprint(kind: str, tmp_path: Path) -> None:
+    place = tmp_path / "made"
+    file = place if kind != "lucene" else place / "segments_1"
+    file.parent.mkdir(exist_ok=True)
+
+    def answers(path: Path = place) -> str:
+        index = foreign(kind, path)
+        return json.dumps(kind_of(index).answers(index))
+
+    with pytest.raises(RetrievalError, match=r"the index .*made can not be read(.|\n)*What to do"):
+        answers()
+    file.write_bytes(b"abcd")
+    first = answers()
+    file.write_bytes(b"abce")
+    second = answers()
+    file.write_bytes(b"abcd")
+    assert answers() == first != second
+    place.rename(tmp_path / "moved")
+    assert answers(tmp_path / "moved") == first, "the place does not count"
+
+
+@given(
+    data=st.binary(max_size=40), piece=st.integers(1, 5), pieces=st.integers(2, 5), at=st.floats(0, 1, exclude_max=True)
+)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_digest_reads_a_small_file_whole_and_both_ends_of_a_larger_one(
+    tmp_path: Path, data: bytes, piece: int, pieces: int, at: float
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digests, "PIECE_BYTES", piece)
+        patch.setattr(digests, "PIECES", pieces)
+        file = tmp_path / "file"
+        file.write_bytes(data)
+        first = digests.digest_of(file)
+        assert first["bytes"] == len(data)
+        file.write_bytes(data + b"x")
+        assert digests.digest_of(file) != first
+        if not data:
+            return
+        place = int(at * len(data)) if len(data) <= piece * pieces else (0 if at < 0.5 else len(data) - 1)
+        file.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        assert digests.digest_of(file)["sha256"] != first["sha256"]
+
+
+def test_a_lock_in_a_lucene_folder_and_the_order_of_its_files_change_no_digest(tmp_path: Path) -> None:
+    (tmp_path / "_0.cfs").write_bytes(b"1")
+    (tmp_path / "segments_1").write_bytes(b"2")
+    first = digests.digest_of(tmp_path)
+    (tmp_path / "write.lock").touch()
+    assert digests.digest_of(tmp_path) == first
+    (tmp_path / "_0.cfs").rename(tmp_path / "_1.cfs")
+    assert digests.digest_of(tmp_path) != first

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 pytest.importorskip("torch")
 
 from retrieval_server.backends.base import StagedBackend, stages_of
-from retrieval_server.config import ServerSettings, rerank_settings
-from retrieval_server.errors import RetrievalError, Unavailable
+from retrieval_server.config import ServerSettings, index_settings, rerank_settings
+from retrieval_server.errors import QueryError, RetrievalError, SearchRefused, Unavailable
 from retrieval_server.rerankers import RERANKERS, RerankSettings
 from retrieval_server.reranking.stage import STAGE, Reranked
 from retrieval_server.schemas import Document
@@ -241,7 +241,6 @@ def broken(change: Callable[[Any], Any]) -> Callable[[Any], Answer]:
         (broken(lambda right: right.pop("results")), "relevance_score"),
         (lambda body: (200, []), "relevance_score"),
         (lambda body: (200, b"<html>"), "JSON"),
-        (lambda body: (400, {"error": "the text is too long"}), "answered with 400.*the text is too long"),
         (lambda body: (401, {}), "answered with 401(.|\n)*name it in `key_variable`"),
     ],
 )
@@ -267,6 +266,31 @@ def test_a_service_that_is_away_is_asked_again_and_then_an_error() -> None:
     away = opened(style="cohere", model="m", url=url, patience_s=0)
     with pytest.raises(Unavailable, match=rf"the reranker at {url} does not answer(.|\n)*What to do: start it"):
         away.scores([("krone", ["krone"])])
+
+
+def with_a_window(characters: int, status: int) -> Callable[[Any], Answer]:
+    """A service that refuses a request with a longer text, or a longer query."""
+
+    def answer(body: Any) -> Answer:
+        if any(len(text) > characters for text in (body["query"], *body["documents"])):
+            return status, {"error": "the text is too long"}
+        return cohere(body)
+
+    return answer
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_query_that_a_service_refuses_is_at_fault_and_a_passage_that_it_refuses_is_not(status: int) -> None:
+    with serving_reranker(with_a_window(20, status)) as running:
+        reranker = opened(style="cohere", model="m", url=running.url, patience_s=0)
+        with pytest.raises(QueryError, match=f"answered with {status}.*the text is too long"):
+            reranker.scores([("krone " * 9, ["a", "krone"])])
+        with pytest.raises(SearchRefused, match=f"answered with {status}(.|\n)*`rerank.characters`") as raised:
+            reranker.scores([("krone", ["a", "krone " * 9])])
+        assert raised.value.status == 403, "no status by which clients take the query for malformed, or ask again"
+        cut = opened(style="cohere", model="m", url=running.url, patience_s=0, characters=20)
+        texts = ["a", "krone " * 9, "krone " * 8]
+        assert cut.scores([("krone", texts)]) == [[plain_score("krone", text[:20]) for text in texts]]
 
 
 def test_the_key_is_read_from_the_environment_and_is_in_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,13 +333,32 @@ def test_fewer_candidates_than_passages_are_refused() -> None:
         )
 
 
+def test_more_candidates_than_the_index_gives_are_refused() -> None:
+    parts = {"a": {"index": {"kind": "bm25"}}, "b": {"index": {"kind": "bm25", "b": 0.7}}}
+    index = index_settings.validate_python({"kind": "hybrid", "parts": parts, "depth": 40})
+    rerank = rerank_settings.validate_python({"style": "tei", "url": "http://h/"})
+    with pytest.raises(ValidationError, match=r"`rerank.candidates`: `depth` is 40, below the 50 requested"):
+        ServerSettings(corpus=Path("c"), index=Path("i"), backend=index, rerank=rerank)
+
+
 def test_answers_depend_on_the_model_and_the_texts_and_on_no_place() -> None:
     first = {"style": "cohere", "model": "m", "url": "http://one/rerank"}
     there = rerank_settings.validate_python(first).answers()
     elsewhere = rerank_settings.validate_python(first | {"url": "http://two/rerank", "parallel": 2}).answers()
     assert there == elsewhere
-    for change in ({"model": "n"}, {"candidates": 7}, {"query": "Q: {query}"}, {"extra": {"priority": 1}}):
+    changes = ({"model": "n"}, {"candidates": 7}, {"query": "Q: {query}"}, {"extra": {"priority": 1}})
+    for change in (*changes, {"characters": 9}):
         assert rerank_settings.validate_python(first | change).answers() != there
+
+
+@pytest.mark.parametrize("style", ["cross_encoder", "late_interaction"])
+def test_answers_depend_on_the_precision_of_a_model_in_the_process_and_on_no_device(style: str) -> None:
+    def answers(**more: Any) -> dict[str, Any]:
+        return rerank_settings.validate_python({"style": style, "model": "m", **more}).answers()
+
+    there = answers()
+    assert there == answers(device="cuda", batch=4, dtype="float32") and "dtype" not in there
+    assert answers(dtype="bfloat16") == there | {"dtype": "bfloat16"} != answers(dtype="float16")
 
 
 def test_a_stage_inside_a_stage_reports_its_time() -> None:
@@ -328,6 +371,14 @@ def test_a_stage_inside_a_stage_reports_its_time() -> None:
     [[(_, score)]] = outer.search(["krone"], topk=1)
     assert seen == ["table", STAGE, "inner", STAGE]
     assert set(stages_of(score, "?")) == {"table", STAGE}
+
+
+@given(st.integers(1, 90), st.integers(1, 90) | st.none())
+def test_a_list_is_no_longer_than_the_candidates_and_than_the_indexs_own(candidates: int, most: int | None) -> None:
+    backend: Any = TableOfHits([])
+    backend.most = most
+    chosen = RerankSettings(style="plain", candidates=candidates)
+    assert Reranked(backend, Plain(), [], chosen, name="table").most == min(candidates, most or candidates)
 
 
 @pytest.mark.parametrize("style", ["tei", "search_r1"])
@@ -366,6 +417,10 @@ def test_a_clients_documents_are_scored_in_pieces_until_it_leaves() -> None:
     asked = [("river", ["river " * (number % 7 + 1) for number in range(150)]), ("old", ["old"])]
     assert backend.scores(asked) == Plain().scores(asked)
     assert sizes == [64, 64, 22, 1]
+    asks = RerankSettings(style="plain", query="old {query}")
+    assert Reranked(TableOfHits([]), Plain(), [], asks, name="table").scores([("river", ["old", "a"])]) == (
+        Plain().scores([("old river", ["old", "a"])])
+    )
     sizes.clear()
     with pytest.raises(RetrievalError, match="nobody waits"):
         backend.scores(asked, stopped=lambda: len(sizes) == 2)
