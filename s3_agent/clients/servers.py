@@ -54,21 +54,36 @@ def reported_identity(answer: httpx.Response) -> Identity:
 def served_identities(url: str) -> dict[str, Identity]:
     """What the servers at the addresses in `url` report of their index, by address.
 
-    A server that does not answer is left out. Raises httpx.HTTPError if none answers.
+    A server that does not answer, or that is loading, is left out. Raises RetrieverError if none is left.
     """
     identities: dict[str, Identity] = {}
-    failure: httpx.HTTPError | None = None
+    reasons: list[str] = []
     for address in addresses(url):
         try:
             answer = get(f"{address}/readyz", timeout=START_S)
         except httpx.HTTPError as cause:
-            failure = cause
+            reasons.append(f"{address} does not answer: {cause}")
+            continue
+        if passes(answer.status_code):
+            reasons.append(f"{address} is not ready: {_progress(answer)}")
         else:
-            if not passes(answer.status_code) or "," not in url:
-                identities[address] = reported_identity(answer)
-    if failure is not None and not identities:
-        raise failure
+            identities[address] = reported_identity(answer)
+    if reasons and not identities:
+        raise RetrieverError(
+            f"no retriever tells its index: {'; '.join(reasons)}",
+            remedy="wait until GET /readyz answers 200 there, or read the retriever's own log",
+        )
     return identities
+
+
+def _progress(answer: httpx.Response) -> str:
+    """What a server that is loading reports of it (docs/retrieval.md)."""
+    try:
+        told = answer.json()
+        message, progress = str(told["error"]["message"]), told.get("progress") or {}
+        return f"{message}, {progress['done']} of {progress['total']}" if progress.get("total") else message
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"status {answer.status_code}"
 
 
 def difference(identities: Mapping[str, Identity]) -> str | None:

@@ -22,7 +22,7 @@ from s3_agent.doctor.case import Case, IndexFacts, ModelFiles
 from s3_agent.doctor.serving_memory import DIMENSION, WIKI_18
 from s3_agent.doctor.training import Training, read_training
 from s3_agent.embedded import generator as embedded_generator
-from s3_agent.errors import ConfigError
+from s3_agent.errors import ConfigError, RetrieverError
 from s3_agent.machine.description import Machine
 from s3_agent.machine.host import pins, this_machine
 from s3_agent.machine.model_files import missing_files, model_folder, model_shape
@@ -99,7 +99,7 @@ def _retrievers(recipe: Recipe) -> dict[str, Identity] | None:
         return None
     try:
         return served_identities(recipe.retriever_url)
-    except httpx.HTTPError:
+    except RetrieverError:
         return {}
 
 

@@ -14,7 +14,7 @@ from s3_agent.clients.connections import get
 from s3_agent.clients.make import ServiceClients, make_services
 from s3_agent.clients.prompts import CONTEXT, AnswerPrompt
 from s3_agent.clients.servers import SAME_INDEX, addresses, difference, served_identities
-from s3_agent.errors import LaunchError
+from s3_agent.errors import LaunchError, RetrieverError
 from s3_agent.processes import commands
 from s3_agent.processes.parts import service_parts
 from s3_agent.processes.ports import reserve_port
@@ -42,9 +42,9 @@ def resolve_ports(recipe: Recipe, *, any_free: bool = False) -> Recipe:
 
 
 def require_external(recipe: Recipe, names: Collection[str] = (*SERVICES, "gateway")) -> None:
-    """Raises LaunchError unless every service that has an address answers, and several retrievers have one index.
+    """Raises LaunchError unless every service that has an address answers, and the retrievers have loaded one index.
 
-    Called before anything is started.
+    Of several retrievers one is enough that has loaded it. Called before anything is started.
     """
     retrievers = addresses(recipe.retriever.url or "")
     probes = [
@@ -64,11 +64,13 @@ def require_external(recipe: Recipe, names: Collection[str] = (*SERVICES, "gatew
             ) from cause
         if status >= 500:
             raise LaunchError(f"the {name} at {url} answers with status {status}", remedy=f"read the {name}'s own log")
-    if (
-        len(retrievers) > 1
-        and "retriever" in names
-        and (different := difference(served_identities(",".join(retrievers))))
-    ):
+    if "retriever" not in names:
+        return
+    try:
+        identities = served_identities(",".join(retrievers))
+    except RetrieverError as cause:
+        raise LaunchError(cause.message, remedy=cause.remedy) from cause
+    if different := difference(identities):
         raise LaunchError(different, remedy=SAME_INDEX)
 
 

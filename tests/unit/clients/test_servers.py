@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from s3_agent.clients import servers
 from s3_agent.clients.retriever import HttpRetriever
 from s3_agent.clients.servers import addresses, difference
-from s3_agent.errors import ConfigError, RetrieverError
+from s3_agent.data_identity import index_identity
+from s3_agent.errors import ConfigError, LaunchError, RetrieverError
+from s3_agent.processes import services
 from s3_agent.recipe import load_recipe
 
 INDEX = {"status": "ready", "corpus": "c1", "backend": "bm25", "settings": {"k1": 0.9}}
@@ -168,6 +170,55 @@ async def test_a_server_that_hangs_is_left_out_and_its_requests_go_elsewhere(mon
 async def test_one_address_is_not_asked_for_its_index() -> None:
     fake = FakeServers()  # would raise KeyError
     await search(fake.retriever(A + "/"), 2)
+
+
+LOADING = {
+    "error": {"code": "not_ready", "message": "analysing passages", "remedy": "ask again"},
+    "progress": {"stage": "analysing passages", "done": 7, "total": 90},
+}
+READY = {"a": httpx.Response(503, json=LOADING), "b": httpx.Response(200, json=INDEX), "c": httpx.Response(502)}
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, **answers: httpx.Response) -> None:
+    """What the servers answer to GET /readyz; one that is not named is down."""
+
+    def get(url: str, *, timeout: float) -> httpx.Response:
+        try:
+            return answers[httpx.URL(url).host]
+        except KeyError:
+            raise httpx.ConnectError("refused") from None
+
+    monkeypatch.setattr(servers, "get", get)
+    monkeypatch.setattr(services, "get", lambda url, *, timeout: httpx.Response(200))
+
+
+@pytest.mark.parametrize("given", ["http://a:1", "http://a:1,http://c:1,http://d:1"])
+def test_a_server_that_is_loading_is_refused_with_its_progress_and_is_not_unknown(
+    given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answering(monkeypatch, a=READY["a"], c=READY["c"])
+    message = r"http://a:1 is not ready: analysing passages, 7 of 90"
+    if "c" in given:
+        message += r"; http://c:1 is not ready: status 502; http://d:1 does not answer: refused"
+    recipe = load_recipe("cpu", [f"retriever.url={given}"])
+    with pytest.raises(RetrieverError, match=message + "\n.*GET /readyz"):
+        index_identity(recipe)
+    with pytest.raises(LaunchError, match=message + "\n.*GET /readyz"):
+        services.require_external(recipe, ["retriever"])
+
+
+def test_one_of_several_that_is_loading_is_left_out_of_the_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    answering(monkeypatch, a=READY["a"], b=READY["b"])
+    recipe = load_recipe("cpu", ["retriever.url=http://a:1,http://b:1"])
+    assert index_identity(recipe) == INDEX
+    services.require_external(recipe, ["retriever"])
+
+
+def test_a_server_without_a_manifest_is_identified_by_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    answering(monkeypatch, a=httpx.Response(404))
+    recipe = load_recipe("cpu", ["retriever.url=http://a:1"])
+    assert index_identity(recipe)["backend"] == A
+    services.require_external(recipe, ["retriever"])
 
 
 @pytest.mark.parametrize(
