@@ -1,7 +1,7 @@
 """Compares the engines of BM25 with each other, and with Lucene where Java is available, on generated passages.
 
     uv pip install --no-deps --target /tmp/pyserini pyserini==0.22.1      # Anserini's jar is inside; Java 17
-    python benchmarks/retrieval_bm25.py --jar /tmp/pyserini/pyserini/resources/jars/*.jar --sizes 1000000 5000000
+    python benchmarks/retrieval_bm25.py --jar /tmp/pyserini/pyserini/resources/jars/*.jar
 
 Passages have 100 words, and queries 8 words of a passage; words follow Zipf's law among a million. Each engine builds
 its index in a process tree of its own, answers queries one at a time on one thread in a process, and then 128 clients
@@ -13,8 +13,9 @@ of block_max with Lucene's at 128 clients, and with bm25s's on one thread and at
 `build_over_today` and `build_cpu_over_today` compare bytes, seconds, and CPU seconds of building with bm25s's;
 `build_peak_mb` is the largest sum of anonymous memory of all processes of block_max's build; `top10_overlap` is the
 mean share of Lucene's first ten that block_max finds, where rows tied with its tenth count as found. `others_share` is
-the share of the machine that other programs used meanwhile. `--without bm25s` leaves out an engine that the memory does
-not suffice for. `--folder` keeps corpora and indexes for another run.
+the share of the machine that other programs used meanwhile. Sizes are 1M and 5M passages unless `--sizes` names others.
+`--without bm25s` leaves out an engine that the memory does not suffice for. `--folder` keeps corpora and indexes for
+another run.
 """
 
 import argparse
@@ -225,6 +226,7 @@ def measure(folder: Path, passages: int, jar: Path | None, without: Sequence[str
             one |= {
                 "per_second_128": many["per_second"],
                 "p50_ms_128": 1e3 * many["p50_s"],
+                "p95_ms_128": 1e3 * many["p95_s"],
                 "p99_ms_128": 1e3 * many["p99_s"],
             }
             for key, value in one.items():
@@ -297,7 +299,7 @@ def _rounded(value: Any) -> Any:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1_000_000, 5_000_000])
     parser.add_argument("--jar", type=Path, help="Anserini's fat jar; without it, Lucene is left out")
     parser.add_argument("--without", nargs="+", default=[], choices=[*ENGINES, "lucene"])
     parser.add_argument("--folder", type=Path, help="keeps corpora and indexes")

@@ -114,6 +114,7 @@ def summary(load: Load, *, seconds: float) -> dict[str, float | int | bool]:
         "exhausted": load.exhausted,
         "per_second": len(spans) / took,
         "p50_s": cuts[49],
+        "p95_s": cuts[94],
         "p99_s": cuts[98],
     }
 

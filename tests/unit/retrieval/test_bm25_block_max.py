@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from typer.testing import CliRunner
 from retrieval_server.backends.base import Hits
 from retrieval_server.backends.bm25 import analysis, engines
 from retrieval_server.backends.bm25.analysis import EnglishAnalyzer, spellings
-from retrieval_server.backends.bm25.block_max import workers
+from retrieval_server.backends.bm25.block_max import memory, workers
 from retrieval_server.backends.bm25.block_max.building import build
 from retrieval_server.backends.bm25.block_max.compiling import compiled
 from retrieval_server.backends.bm25.block_max.index import BlockMax
@@ -32,7 +33,7 @@ from retrieval_server.backends.bm25.index import Bm25
 from retrieval_server.backends.bm25.plan import expected, table
 from retrieval_server.backends.bm25.settings import Bm25Settings
 from retrieval_server.corpus import Corpus, silent
-from retrieval_server.errors import RetrievalError
+from retrieval_server.errors import QueryError, RetrievalError
 from retrieval_server.indexing import MANIFEST, build_index, load_index, open_backend, verify_index
 from retrieval_server.indexing.command import app
 
@@ -151,9 +152,27 @@ def test_boolean_queries_find_what_bm25s_finds(tmp_path: Path) -> None:
     corpus = corpus_of(tmp_path, some_texts(500, words=30))
     chosen = Bm25Settings(boolean=True)
     queries = ["w1 AND w2", "w1 AND NOT w2", "(w3 OR w4) AND w0", '"w5 w1"', "NOT w0", "w1 w2 w1", "unknown AND w1"]
-    found = opened(corpus, chosen).search(queries, topk=20)
+    backend = opened(corpus, chosen)
+    found = backend.search(queries, topk=20)
     assert found == Bm25.build(corpus, chosen).search(queries, topk=20)
     assert found[0] and found[1] and not found[6]
+    with pytest.raises(QueryError, match="nested deeper"):
+        backend.search(["w1", "(" * 99], topk=1)
+
+
+@pytest.mark.parametrize("boolean", [False, True])
+def test_every_query_of_a_batch_is_searched_on_one_of_the_threads(tmp_path: Path, boolean: bool) -> None:
+    backend = opened(corpus_of(tmp_path, some_texts(50, words=30)), Bm25Settings(boolean=boolean))
+    names: list[str] = []
+
+    def watched(*given: Any, **more: Any) -> Hits:
+        names.append(threading.current_thread().name)
+        return []
+
+    backend._add_up = backend._search = watched
+    long = " ".join(f"w{number}" for number in range(2 * MOST_TERMS))
+    assert backend.search(["w1", "w2 w3", long], topk=1) == [[], [], []]
+    assert len(names) == 3 and all(name.startswith("bm25") for name in names)
 
 
 @given(
@@ -295,7 +314,7 @@ def test_the_number_of_processes_and_parts_changes_no_byte(tmp_path: Path, monke
     corpus = corpus_of(tmp_path, some_texts(600, words=200))
     build_index(corpus, tmp_path / "one", BLOCK_MAX)
     monkeypatch.setattr(workers, "PART_BYTES", 5000)
-    monkeypatch.setattr(workers, "processes", lambda: 3)
+    monkeypatch.setattr(workers, "processes", lambda passages: 3)
     build_index(corpus, tmp_path / "many", BLOCK_MAX)
     assert described(tmp_path / "one") == described(tmp_path / "many")
 
@@ -331,6 +350,28 @@ def test_a_bad_row_is_named_by_its_line_whatever_process_reads_it(tmp_path: Path
     assert not [child for child in left if child.status() != psutil.STATUS_ZOMBIE]
 
 
+@given(passages=st.integers(1, 200_000_000), cores=st.integers(1, 256))
+def test_a_build_runs_as_many_processes_as_the_memory_of_its_limit_holds(passages: int, cores: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory.os, "sched_getaffinity", lambda process: set(range(cores)))
+        running = memory.processes(passages)
+    most = min(cores, memory.MOST_PROCESSES)
+    assert 1 <= running <= most
+    with_them = memory.build_bytes(passages, running)
+    assert with_them >= 180_000_000 * running + 20 * passages
+    assert with_them <= 2_000_000_000 or running == 1 or passages > 43_000_000, "the check of the ids takes more"
+    if running < most:
+        assert 180_000_000 * (running + 1) + 20 * passages > 1_900_000_000, "one more would not fit"
+
+
+def test_a_build_of_43_million_passages_stays_below_2_gb() -> None:
+    """docs/retrieval.md states this, and `index plan` the number for each size."""
+    for passages in (1, 1_000_000, 21_015_324, 30_000_000, 43_000_000):
+        assert memory.build_bytes(passages, memory.processes(passages)) <= 2_000_000_000
+    assert memory.build_bytes(50_000_000, 1) == 100_000_000 + 44 * 50_000_000
+    assert "2.3 GB" in table(passages=50_000_000).note
+
+
 def test_a_plan_is_the_measurement_at_a_measured_size_and_names_the_default() -> None:
     for name, sizes in engines.read_costs()["engines"].items():
         for size in sizes:
@@ -338,5 +379,11 @@ def test_a_plan_is_the_measurement_at_a_measured_size_and_names_the_default() ->
                 assert expected(name, cost, passages=size["passages"]) == pytest.approx(size[cost])
     for passages, name in ((engines.MANY, "block_max"), (engines.MANY - 1, "bm25s")):
         assert [row[0] for row in table(passages=passages).rows if row[-1] == "yes"] == [name]
+    sizes = [size["passages"] for size in engines.read_costs()["engines"]["block_max"]]
+    for passages in (*sizes, sizes[0] + 1, 21_015_324):
+        note = table(passages=passages).note
+        assert note.startswith(
+            "Measured" if passages in sizes else "Computed from measurements of 100,000 and 1,000,000"
+        )
     planned = CliRunner().invoke(app, ["plan", "--passages", "21015324"])
     assert planned.exit_code == 0 and all(name in planned.output for name in ("bm25s", "block_max", "ivf_rabitq"))

@@ -4,7 +4,7 @@ cores."""
 import json
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
@@ -46,16 +46,13 @@ class BlockMax(Bm25Backend):
         return opened
 
     def search(self, queries: Sequence[str], *, topk: int) -> list[Hits]:
-        if self._settings.boolean:
-            return super().search(queries, topk=topk)
-        analysed = [self.terms(query) for query in queries]
-        searches = [
-            self._threads.submit(self._search, terms, topk=topk)
-            if len(set(terms)) <= MOST_TERMS
-            else self._threads.submit(self._add_up, query, topk)
-            for query, terms in zip(queries, analysed, strict=True)
-        ]
+        searches = [self._submitted(query, topk) for query in queries]
         return [search.result() for search in searches]
+
+    def _submitted(self, query: str, topk: int) -> Future[Hits]:
+        if not self._settings.boolean and len(set(terms := self.terms(query))) <= MOST_TERMS:
+            return self._threads.submit(self._search, terms, topk=topk)
+        return self._threads.submit(self._add_up, query, topk)
 
     def _search(self, terms: Sequence[str], *, topk: int) -> Hits:
         places: dict[int, int] = {}

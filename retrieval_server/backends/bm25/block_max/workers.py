@@ -10,20 +10,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from retrieval_server.backends.bm25.block_max.memory import processes
 from retrieval_server.backends.bm25.block_max.parts import PART_BYTES, Part, write_part
 from retrieval_server.backends.bm25.settings import Bm25Settings
 from retrieval_server.corpus import Corpus, Report
 from retrieval_server.errors import RetrievalError
 
-# Each process takes up to 180 MB, so that a build stays below 2 GB on a machine of any size.
-MOST_PROCESSES = 8
-
 _Range = tuple[int, int, int]
-
-
-def processes() -> int:
-    """How many processes analyse a corpus: one for each core that this process may use, up to a limit."""
-    return min(MOST_PROCESSES, len(os.sched_getaffinity(0)))
 
 
 def analyse(corpus: Corpus, settings: Bm25Settings, folder: Path, *, report: Report, part_bytes: int = 0) -> list[Part]:
@@ -40,20 +33,21 @@ def analyse(corpus: Corpus, settings: Bm25Settings, folder: Path, *, report: Rep
     elif left:
         corpus.save_lines(folder)
         task = {"corpus": str(corpus.path), "folder": str(folder), "settings": settings.model_dump(mode="json")}
-        for first, end in _finished(task, left):
+        for first, end in _finished(task, left, processes(len(corpus))):
             done += end - first
             report("analysing passages", done, len(corpus))
     report("analysing passages", len(corpus), len(corpus))
     return parts
 
 
-def _finished(task: dict[str, Any], left: list[_Range]) -> Any:
-    """Yield the rows of each part when it is written. Stops its processes when it ends or is closed."""
+def _finished(task: dict[str, Any], left: list[_Range], most: int) -> Any:
+    """Yield the rows of each part when one of at most `most` processes has written it. Stops them when it ends or is
+    closed."""
     waiting: queue.SimpleQueue[_Range] = queue.SimpleQueue()
     answers: queue.SimpleQueue[_Range | RetrievalError] = queue.SimpleQueue()
     for part in left:
         waiting.put(part)
-    running = [_started(task) for _ in range(min(processes(), len(left)))]
+    running = [_started(task) for _ in range(min(most, len(left)))]
     try:
         for process in running:
             threading.Thread(target=_feed, args=(process, waiting, answers), daemon=True).start()
