@@ -25,6 +25,7 @@ from retrieval_server.corpus import Report
 from retrieval_server.errors import RetrievalError, SearchRefused, Unavailable
 from retrieval_server.indexing import open_backend, open_corpus, open_without_corpus, used_settings
 from retrieval_server.metrics import Metrics
+from retrieval_server.passages import whole_text
 from retrieval_server.query_cache import QueryCache
 from retrieval_server.reranking.services import search_r1_text
 from retrieval_server.reranking.stage import Reranked, reranked
@@ -209,7 +210,7 @@ class Service:
             raise Refused(404, "no_reranker", "this server has no reranker", remedy)
 
         def work(stopped: Callable[[], bool]) -> bytes:
-            texts = [[search_r1_text(contents) for contents in own] for own in asked.contents]
+            texts = [[search_r1_text(whole_text(contents)) for contents in own] for own in asked.contents]
             scores = reranker.scores(list(zip(asked.queries, texts, strict=True)), stopped=stopped)
             result: list[Any] = []
             for own, scored in zip(texts, scores, strict=True):

@@ -161,6 +161,13 @@ def test_a_reranker_of_more_candidates_than_the_built_index_gives_does_not_start
     assert isinstance(opener(settings, build=False)(silent).backend, Reranked)
 
 
+def test_half_a_surrogate_pair_of_a_clients_document_reaches_no_tokenizer(url: str, service: RerankService) -> None:
+    body = rb'{"queries": ["krone"], "documents": [[{"contents": "T\nkrone \ud800"}]], "return_scores": true}'
+    answer = httpx.post(f"{url}/rerank", content=body, timeout=30)
+    assert answer.json()["result"][0][0]["document"] == "(Title: T) krone ?"
+    assert service.asked[-1]["documents"] == ["(Title: T) krone ?"]
+
+
 def search_r1_contents(document: str) -> str:
     """As Search-R1's retrieval-and-rerank server turns a reranked text into `contents` again."""
     title, _, text = document.removeprefix("(Title: ").partition(") ")
