@@ -259,8 +259,9 @@ def _play(recipe: Recipe, run: Run, *, generation: int, done: int) -> dict[str, 
 
         try:
             stack.run("trainer", tick=tick)
-            kept.look()  # the trainer may have logged its last step after the last tick
+            kept.look()  # the trainer may have ended its last step after the last tick
             kept.settle()
+            bound.enforce()
         finally:
             progress.close()
         return stack.start_up_s

@@ -43,11 +43,12 @@ class FakeTrainer:
     """Leaves what a trainer and its pool leave: a validation and a checkpoint at every step, two checkpoints at most.
 
     `started` counts its starts. It ends after the last of `accuracies`, which begin with that of step 0; with `late`,
-    its last step is logged only when the job no longer looks.
+    its last step is logged only when the job no longer looks. With `deletes=False` it leaves all checkpoints, as verl
+    does with those of an earlier start.
     """
 
-    def __init__(self, accuracies: Sequence[float], *, late: bool = False) -> None:
-        self.accuracies, self.late = accuracies, late
+    def __init__(self, accuracies: Sequence[float], *, late: bool = False, deletes: bool = True) -> None:
+        self.accuracies, self.late, self.deletes = accuracies, late, deletes
         self.started = 0
         self._clock = itertools.count(1.0)
 
@@ -69,7 +70,8 @@ class FakeTrainer:
             data |= {"training/n_truncated_sample": 0, "actor/grad_norm": 0.1, "actor/lr": 1e-5}
             copied = checkpoint(run, step, ranks=1) / "actor" / "huggingface"
             write_policy(copied, step)
-            shutil.rmtree(run.checkpoints / f"global_step_{step - 2}", ignore_errors=True)
+            if self.deletes:
+                shutil.rmtree(run.checkpoints / f"global_step_{step - 2}", ignore_errors=True)
         right = round(accuracy * len(tasks))
         self._play(run, tasks, [float(number < right) for number in range(len(tasks))])
         with run.metrics.open("a", encoding="utf-8") as lines:
@@ -249,6 +251,14 @@ def test_a_trip_at_the_last_step_is_seen_although_the_trainer_has_ended(recipe: 
     train_job(recipe, name="run")
     found = result(Run(recipe.runs / "run"))
     assert found["policy"] == 2 and found["guard"]["step"] == 5
+
+
+def test_the_bound_of_checkpoints_holds_after_the_last_step_too(recipe: Recipe, with_trainer: Place) -> None:
+    with_trainer(FakeTrainer([0.1 * step for step in range(10)], late=True, deletes=False))
+    train_job(recipe, name="run")
+    run = Run(recipe.runs / "run")
+    assert checkpoint_steps(run) == [8, 9]
+    assert [path.name for path in run.best.iterdir()] == ["global_step_9"], "the last one is kept before the run ends"
 
 
 def test_a_stop_whose_best_checkpoint_is_gone_names_two_ways_on(
