@@ -7,11 +7,12 @@ Rewards are averaged over the episodes, because the trainer's own means count a 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import batched
+from math import inf
 from typing import Any
 
 from pydantic import BaseModel
 
-from s3_agent.agl.guard import GuardReport, is_finite, validation_of
+from s3_agent.agl.guard import GuardReport, is_finite
 from s3_agent.errors import S3AgentError
 from s3_agent.evaluation.statistics.intervals import difference_of
 from s3_agent.rollout.episode_log import EpisodeRecord
@@ -94,13 +95,22 @@ def validation_passes(records: Sequence[EpisodeRecord]) -> list[dict[str, Episod
 
 
 def kept_pass(
-    passes: Sequence[dict[str, EpisodeRecord]], metrics: Sequence[MetricRow], guard: GuardReport | None
+    records: Sequence[EpisodeRecord], metrics: Sequence[MetricRow], guard: GuardReport | None
 ) -> dict[str, EpisodeRecord]:
-    """The validation pass of the policy that a run keeps: the last, or the best one if the guard stopped the run."""
+    """The validation pass of the policy that a run keeps: the last one, or the best one if the guard stopped the run.
+
+    The best pass is found by the times at which steps were logged, because a killed run can have played a pass that it
+    never logged.
+    """
     if guard is None or not guard.stopped:
-        return passes[-1]
-    validated = [row["step"] for row in metrics if validation_of(row) is not None]
-    return passes[validated.index(guard.best_step)]
+        return validation_passes(records)[-1]
+    logged = {row["step"]: row["at"] for row in metrics}
+    began = max((at for step, at in logged.items() if step < guard.best_step), default=-inf)
+    return {
+        record.task.id: record
+        for record in sorted(records, key=lambda record: record.finished_at)
+        if not record.is_train and record.task is not None and began < record.finished_at <= logged[guard.best_step]
+    }
 
 
 def reward_curve(records: Sequence[EpisodeRecord], *, rollouts_per_step: int) -> list[float | None]:
@@ -136,14 +146,18 @@ def summarize(
     changes: Sequence[str] = (),
     guard: GuardReport | None = None,
 ) -> Summary:
-    """The summary of a finished run. Raises S3AgentError without two complete validation passes to compare."""
+    """The summary of a finished run. Raises S3AgentError without two complete validation passes to compare.
+
+    One is enough if the guard stopped the run before the second: it keeps the policy that training began with.
+    """
     passes = validation_passes(records)
-    if len(passes) < 2:
+    stopped = guard is not None and guard.stopped
+    if len(passes) < 2 - stopped:
         raise S3AgentError(
             f"the run has {len(passes)} validation passes, its summary compares the first and the last",
             remedy="read trainer.log: the run did not validate before and after training",
         )
-    last = kept_pass(passes, metrics, guard)
+    last = kept_pass(records, metrics, guard)
     if guard is not None and guard.stopped:
         steps, metrics = guard.step, [row for row in metrics if row["step"] <= guard.step]
     before, after = accuracies(passes[0]), accuracies(last)
@@ -192,7 +206,7 @@ def summarize(
         + max(0, rollouts - sum(record.is_train for record in records)),
         unfinished_rollouts=known - len(records),
         rows_per_rollout=collected / rollouts if rollouts else 0.0,
-        dropped_rows=int(sum(value for row in trained for key, value in row.items() if "n_sample_dropped/" in key)),
+        dropped_rows=int(sum(row.get("s3/train/rows_dropped", 0.0) for row in trained)),
         truncated_rows=int(sum(row["training/n_truncated_sample"] for row in trained)),
         skipped_steps=steps - len(trained),
         nonfinite_steps=sum(not is_finite(row["actor/grad_norm"]) for row in trained),
