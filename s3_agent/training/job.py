@@ -167,7 +167,7 @@ def _train(recipe: Recipe, run: Run, *, resumed: bool, changed: Sequence[str] = 
             held.enter_context(run.held())
         recipe = with_answer_cache(with_precision(recipe), run.folder, [*train, *validation])
         generation = len(run.started_ids())
-        write_tasks(recipe, run, train, validation, generation=generation)
+        write_tasks(recipe, run, train, validation, generation=generation, done=done)
         record_changes(run, changed, after_step=done)
         write_conditions(run, recipe)
         run.write_recipe(recipe)
