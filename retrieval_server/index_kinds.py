@@ -122,8 +122,8 @@ class IndexKind(ABC):
     def load(self, corpus: "Corpus", folder: Path, settings: Any, *, report: "Report") -> "Backend":
         """The opened index. Raises RetrievalError; any other exception is reported as a damaged index."""
 
-    def open(self, folder: Path, settings: Any, *, report: "Report") -> "tuple[Passages, WaitingBackend]":
-        """What a kind without a corpus searches. Raises RetrievalError."""
+    def open(self, folder: Path, settings: Any, *, report: "Report") -> "tuple[Passages, WaitingBackend, str]":
+        """What a kind without a corpus searches, and what `source` says of exactly this. Raises RetrievalError."""
         raise NotImplementedError
 
     def source(self, folder: Path, settings: Any) -> str:

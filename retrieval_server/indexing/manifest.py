@@ -34,12 +34,12 @@ def expected_manifest(corpus: Corpus, settings: IndexSettings) -> dict[str, Any]
     }
 
 
-def manifest_without_corpus(folder: Path, settings: IndexSettings) -> dict[str, Any]:
-    """The same for a kind that searches no corpus. Raises RetrievalError."""
+def manifest_without_corpus(settings: IndexSettings, source: str) -> dict[str, Any]:
+    """The same for a kind that searches no corpus; `source` is what it searches (`IndexKind.source`)."""
     return {
         **made_with(settings),
         "backend": settings.kind,
-        "corpus": kind_of(settings).source(folder, settings),
+        "corpus": source,
         "passages": 0,
         "settings": settings.identity(),
     }

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+import tenacity
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +18,6 @@ from hypothesis import strategies as st
 from retrieval_server.backends.engines.filling import RECORD, Contents, fill
 from retrieval_server.backends.engines.http_json import HttpJson, in_requests
 from retrieval_server.backends.engines.kind import EngineKind
-from retrieval_server.backends.engines.patience import patiently
 from retrieval_server.backends.engines.store import Batch
 from retrieval_server.backends.engines.vocabulary import Vocabulary
 from retrieval_server.backends.ordering import fuse
@@ -32,7 +32,7 @@ from retrieval_server.errors import RetrievalError, Unavailable
 from retrieval_server.index_kinds import INDEX_KINDS
 from retrieval_server.mcp.client import http_client
 from retrieval_server.metrics import Metrics
-from retrieval_server.services import ModelService, checked_url
+from retrieval_server.services import ModelService, checked_url, patiently
 
 PASSAGES = st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=12), min_size=1, max_size=12)
 HITS = st.lists(st.tuples(st.integers(0, 30), st.floats(0, 1)), max_size=12, unique_by=lambda hit: hit[0])
@@ -177,12 +177,34 @@ def test_a_call_is_repeated_while_the_engine_is_away() -> None:
         patiently(lambda: (_ for _ in ()).throw(RetrievalError("refused")), patience_s=60.0)
 
 
+def test_a_service_that_says_when_to_ask_again_is_asked_then_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(tenacity.nap.time, "sleep", waits.append)
+    busy = httpx.Response(429, headers={"Retry-After": "7"})
+    client, seen = answering(monkeypatch, busy)
+    with pytest.raises(Unavailable) as caught:
+        patiently(lambda: client.call("GET", "/x"), patience_s=5.0)
+    assert caught.value.retry_after_s == 7.0 and (len(seen), waits) == (1, [])
+    model = ModelService("the reranker", "http://engine:1/", key_variable=None, timeout_s=1.0, patience_s=5.0)
+    with pytest.raises(Unavailable, match="429") as caught:
+        model.post({})
+    assert caught.value.retry_after_s == 7.0 and (len(seen), waits) == (2, [])
+    left = [caught.value] * 3
+
+    def call() -> str:
+        if left:
+            raise left.pop()
+        return "found"
+
+    assert patiently(call, patience_s=60.0) == "found" and waits == [7.0] * 3
+
+
 async def test_a_batch_is_not_halved_while_the_engine_is_away() -> None:
     searched: list[int] = []
 
     def search(queries: Any, topk: int) -> Any:
         searched.append(len(queries))
-        raise Unavailable("the engine is away", remedy="start it")
+        raise Unavailable("the engine is away", remedy="start it", retry_after_s=7.5)
 
     batcher = Batcher(search, lambda _: 1, max_cost=1000, max_queries=100, max_queued=100, metrics=Metrics())
     futures = [batcher.submit(f"q{number}", topk=1) for number in range(8)]
@@ -190,6 +212,7 @@ async def test_a_batch_is_not_halved_while_the_engine_is_away() -> None:
     await batcher.close()
     assert sum(searched) == 8 and all(type(outcome) is Away for outcome in outcomes)
     assert {str(outcome) for outcome in outcomes} == {"the engine is away"}
+    assert {getattr(outcome, "retry_after_s", None) for outcome in outcomes} == {7.5}
 
 
 class FakeMemoryStore:
