@@ -206,7 +206,7 @@ def summarize(
         + max(0, rollouts - sum(record.is_train for record in records)),
         unfinished_rollouts=known - len(records),
         rows_per_rollout=collected / rollouts if rollouts else 0.0,
-        dropped_rows=int(sum(value for row in trained for key, value in row.items() if "n_sample_dropped/" in key)),
+        dropped_rows=int(sum(row.get("s3/train/rows_dropped", 0.0) for row in trained)),
         truncated_rows=int(sum(row["training/n_truncated_sample"] for row in trained)),
         skipped_steps=steps - len(trained),
         nonfinite_steps=sum(not is_finite(row["actor/grad_norm"]) for row in trained),

@@ -67,8 +67,7 @@ def step(number: int, **changes: Any) -> dict[str, Any]:
         "training/n_sample": 4,
         "training/n_rollouts": 4,
         "training/n_truncated_sample": 0,
-        "training/n_sample_dropped/same_reward": 0,
-        "training/n_sample_dropped/random": 0,
+        "s3/train/rows_dropped": 0.0,
         "actor/grad_norm": 0.1 * number,
         "rollout_corr/log_ppl_abs_diff": 1e-4 * number,
     }
@@ -170,7 +169,7 @@ def test_trouble_is_counted(build: Callable[..., Summary]) -> None:
     metrics = [
         METRICS[0],
         step(1, training__n_sample=6, training__n_truncated_sample=1),
-        step(3, training__n_sample_dropped__random=2),
+        step(3, s3__train__rows_dropped=2.0),
     ]
     summary = build(metrics=metrics, steps=3)
     assert summary.rows_per_rollout == 10 / 8
