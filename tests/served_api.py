@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis import checks
 from schemathesis.specs.openapi import checks as openapi_checks
 
+WITHIN_S = 60.0  # a test machine may be busy
 MODES = (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE)
 _SLOW = (HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large)
 _CHECKS = [
@@ -36,7 +37,7 @@ def fuzzed(url: str, mode: schemathesis.GenerationMode, *, examples: int) -> Cou
         @given(case=operation.as_strategy(generation_mode=mode))
         @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=_SLOW)
         def ask(case: Any) -> None:
-            response = case.call()
+            response = case.call(timeout=WITHIN_S)
             seen[case.path, response.status_code] += 1
             case.validate_response(response, checks=_CHECKS)
 
