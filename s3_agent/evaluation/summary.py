@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from s3_agent.agl.guard import GuardReport, is_finite
+from s3_agent.agl.guard import GuardReport, best_of, is_finite, validation_of
 from s3_agent.errors import S3AgentError
 from s3_agent.evaluation.statistics.intervals import difference_of
 from s3_agent.rollout.episode_log import EpisodeRecord
@@ -33,7 +33,9 @@ class Summary(BaseModel):
     `p_value` (`intervals.Difference`). Fields that compare with naive RAG are None in a run without a naive-RAG cache.
     `changes` lists the settings that changed when the run was resumed, and after which step. `guard` is what the guard
     found (`trainer.guard`); if it stopped the run, `…_after` and the gain are of the policy that was kept, and of the
-    steps that were not played none counts as skipped.
+    steps that were not played none counts as skipped. `best_step` is the step after which validation was best (0:
+    before the first), `best_validation` its result as it was logged, and `kept_validation` that of the policy which the
+    run keeps.
     """
 
     steps: int
@@ -71,6 +73,9 @@ class Summary(BaseModel):
     versions: dict[str, str]
     changes: list[str] = []
     guard: GuardReport | None = None
+    best_step: int | None = None
+    best_validation: float | None = None
+    kept_validation: float | None = None
 
 
 def training_rows(metrics: Sequence[MetricRow]) -> list[dict[str, Any]]:
@@ -111,6 +116,16 @@ def kept_pass(
         for record in sorted(records, key=lambda record: record.finished_at)
         if not record.is_train and record.task is not None and began < record.finished_at <= logged[guard.best_step]
     }
+
+
+def _validations(metrics: Sequence[MetricRow], guard: GuardReport | None) -> dict[str, Any]:
+    """The fields of a summary about the best validation and that of the kept policy."""
+    if (best := best_of(metrics)) is None:
+        return {}
+    logged = [row for row in metrics if validation_of(row) is not None]
+    kept = guard.best_step if guard is not None and guard.stopped else logged[-1]["step"]
+    kept_validation = next((validation_of(row) for row in logged if row["step"] == kept), None)
+    return {"best_step": best[0], "best_validation": best[1], "kept_validation": kept_validation}
 
 
 def reward_curve(records: Sequence[EpisodeRecord], *, rollouts_per_step: int) -> list[float | None]:
@@ -236,4 +251,5 @@ def summarize(
         versions=versions,
         guard=guard,
         changes=list(changes),
+        **_validations(metrics, guard),
     )

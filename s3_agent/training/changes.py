@@ -3,7 +3,7 @@
 The main job calls it. Every field of a recipe counts, except those that are known not to change what is learned:
 addresses, file locations, and how much work runs at once. If a policy or generator is in a folder, its weights count in
 addition to its name. Of an index without a corpus, such as web search, its recorded answers count. A change stops the
-resumed run unless the user allows it.
+resumed run unless the user allows it. What a checkpoint holds can not be changed once there is one.
 """
 
 import json
@@ -18,6 +18,7 @@ from s3_agent.errors import ConfigError
 from s3_agent.machine.model_files import model_identity
 from s3_agent.processes.run_folder import Run
 from s3_agent.recipe import Recipe
+from s3_agent.training.resume import has_whole_actor, latest_step, step_folder
 
 FREE = (
     *("name", "runs", "prepared", "workers", "gpus", "ray", "gateway", "evaluation", "agents", "policies"),
@@ -32,6 +33,22 @@ FREE = (
     *(f"trainer.{field}" for field in ("fused_log_probs", "rollout_memory", "tensor_parallel")),
 )
 """Fields and sections of a recipe that may change when a run is resumed, without permission."""
+
+_ACTOR = "trainer.verl.actor_rollout_ref.actor"
+_OPTIMIZER = "its optimizer can not take the state of another"
+_SHARDS = "its shards fit no other engine"
+IN_CHECKPOINT = {
+    "policy.model": "the policy that a resumed run trains is the one in its checkpoint",
+    "trainer.lora": "it holds a model with these adapters, or without any",
+    "trainer.device": "it was written for this device",
+    **{f"{_ACTOR}.optim.{name}": _OPTIMIZER for name in ("optimizer", "optimizer_impl", "override_optimizer_config")},
+    **{f"{_ACTOR}.{name}": _SHARDS for name in ("strategy", "fsdp_config.strategy", "fsdp_config.fsdp_size")},
+}
+"""Fields and sections that a checkpoint decides, and why: another value has no effect, or verl can not load it."""
+IN_CHECKPOINT_OF_OTHERS = dict.fromkeys(
+    ("trainer.learning_rate", f"{_ACTOR}.optim"), "only verl's FSDP engines take another setting of the optimizer"
+)
+"""What else a checkpoint of another of verl's engines decides (`s3_agent.agl.resumed_optimizer`)."""
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -68,11 +85,8 @@ def write_conditions(run: Run, recipe: Recipe) -> None:
     write_whole(run.conditions, json.dumps(conditions_of(recipe), indent=1))
 
 
-def changes(run: Run, recorded: Recipe, recipe: Recipe) -> list[str]:
-    """What `recipe` changes in the conditions of the run, as text for a user; `recorded` is the recipe in its folder.
-
-    Raises ConfigError when the record can not be read.
-    """
+def _differences(run: Run, recorded: Recipe, recipe: Recipe) -> dict[str, tuple[Any, Any]]:
+    """The conditions in which `recipe` differs from the run: what they were, and what they are."""
     try:
         text = run.conditions.read_text(encoding="utf-8") if run.conditions.exists() else None
         before = conditions_of(recorded) if text is None else dict(json.loads(text))
@@ -83,8 +97,45 @@ def changes(run: Run, recorded: Recipe, recipe: Recipe) -> list[str]:
         ) from cause
     now = conditions_of(recipe)
     was = {**{path: default for path, default in _defaults().items() if path in now}, **before}
-    paths = [path for path in {**was, **now} if was.get(path) != now.get(path)]
-    return [f"{path} was {was.get(path)!r}, is {now.get(path)!r}" for path in paths]
+    return {path: (was.get(path), now.get(path)) for path in {**was, **now} if was.get(path) != now.get(path)}
+
+
+def _told(path: str, values: tuple[Any, Any]) -> str:
+    return f"{path} was {values[0]!r}, is {values[1]!r}"
+
+
+def changes(run: Run, recorded: Recipe, recipe: Recipe) -> list[str]:
+    """What `recipe` changes in the conditions of the run, as text for a user; `recorded` is the recipe in its folder.
+
+    Raises ConfigError when the record can not be read, and for a change that can have no effect, because the run's
+    newest complete checkpoint decides it.
+    """
+    found = _differences(run, recorded, recipe)
+    _refuse_what_the_checkpoint_decides(run, found)
+    return [_told(path, values) for path, values in found.items()]
+
+
+def _refuse_what_the_checkpoint_decides(run: Run, found: Mapping[str, tuple[Any, Any]]) -> None:
+    if not (step := latest_step(run)):
+        return
+    decided = dict(IN_CHECKPOINT)
+    if has_whole_actor(step_folder(run, step)) is None:
+        decided |= IN_CHECKPOINT_OF_OTHERS
+    if "policy.weights" not in found:  # its folder was moved
+        del decided["policy.model"]
+    refused = []
+    for path, values in found.items():
+        # In `trainer.verl`, a + before a key says that verl does not list it.
+        inside = f"{path.replace('.+', '.')}."
+        reasons = [reason for name, reason in decided.items() if inside.startswith(f"{name}.")]
+        refused += [f"{_told(path, values)} ({reason})" for reason in reasons[:1]]
+    if refused:
+        raise ConfigError(
+            f"the run continues from the checkpoint of step {step}, with which these can not change: "
+            f"{'; '.join(refused)}",
+            remedy="undo the change, or start a new run; it can begin with the policy of this one: "
+            f"`s3-agent export-policy {run.folder} -o FOLDER`, then policy.model=FOLDER",
+        )
 
 
 def require_same(run: Run, found: Sequence[str], *, allowed: bool) -> None:

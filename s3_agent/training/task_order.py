@@ -1,5 +1,6 @@
 """The task files of a run, in the order in which the trainer reads them. Written by the main job."""
 
+import json
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -13,9 +14,10 @@ from s3_agent.types import Task
 
 
 def write_tasks(
-    recipe: Recipe, run: Run, train: Sequence[Task], validation: Sequence[Task], *, generation: int = 0
+    recipe: Recipe, run: Run, train: Sequence[Task], validation: Sequence[Task], *, generation: int = 0, done: int = 0
 ) -> None:
-    """The run's own task files; the trainer reads them from the first line to the last.
+    """The run's own task files; the trainer reads them from the first line to the last, from the position after `done`
+    steps.
 
     Only the seed decides the order, so a resumed run, or one with more steps, plays the same tasks as an uninterrupted
     one. With `async_questions`, each generation of the run begins with that many questions more, because those that
@@ -24,7 +26,7 @@ def write_tasks(
     trainer = recipe.trainer
     ordered = in_training_order(
         train,
-        steps=trainer.steps + trainer.steps_ahead * (generation + 1),
+        steps=max(trainer.steps + trainer.steps_ahead * (generation + 1), _steps_to_the_end(recipe, run, done=done)),
         questions_per_step=trainer.questions_played,
         seed=recipe.seed if recipe.data.shuffle else None,
     )
@@ -34,6 +36,22 @@ def write_tasks(
         rows = [task.model_dump_json(exclude={"initial_passages"}) for task in tasks]
         _refuse_another(path, rows)
         write_whole(path, "".join(row + "\n" for row in rows))
+
+
+def _steps_to_the_end(recipe: Recipe, run: Run, *, done: int) -> int:
+    """How many steps of this recipe the file must hold, if steps were larger before or more questions were in play.
+
+    The generation before left at most the tasks in the file without those that it still wanted to play; what the
+    steps that are left now need comes after them.
+    """
+    if not (done and run.train.exists() and run.trainer.exists()):
+        return 0
+    before = json.loads(run.trainer.read_text(encoding="utf-8"))
+    lines = run.train.read_bytes().count(b"\n")
+    unplayed = (before["steps"] - done) * (before["questions_per_step"] + before.get("spare_questions", 0))
+    trainer = recipe.trainer
+    wanted = (trainer.steps - done + trainer.steps_ahead) * trainer.questions_played
+    return -(-(lines - unplayed + wanted) // trainer.questions_played)
 
 
 def _refuse_another(path: Path, rows: Sequence[str]) -> None:

@@ -234,7 +234,34 @@ def test_a_stopped_run_is_judged_by_the_policy_that_was_kept(build: Callable[...
     output = io.StringIO()
     Console(file=output, width=160).print(closing_table(summary))
     assert "guard, after step 3: it fell; the policy of step 2 is kept" in output.getvalue()
+    assert (summary.best_step, summary.kept_validation) == (2, 0.75)
     assert build(records, metrics, steps=3).val_after == 0.0
+
+
+@pytest.mark.parametrize(
+    ("results", "best", "line"),
+    [
+        ((0.25, 0.75, 0.5), 1, "validation was best after step 1: 0.750; of the kept policy 0.500; if it was kept,"),
+        ((0.75, None, 0.5), 0, "validation was best before the first step: 0.750; of the kept policy 0.500"),
+        ((0.25, 0.5, 0.5), 1, None),
+        ((0.25, 0.5, 0.75), 2, None),
+    ],
+)
+def test_an_earlier_policy_that_validated_better_is_named_in_one_line(
+    build: Callable[..., Summary], results: tuple[float | None, ...], best: int, line: str | None
+) -> None:
+    rows = [{"step": 0, "data": {"val/reward": results[0]}}]
+    rows += [step(number, **({} if (of := results[number]) is None else {"val__reward": of})) for number in (1, 2)]
+    summary = build(metrics=rows)
+    assert (summary.best_step, summary.best_validation, summary.kept_validation) == (
+        best,
+        max(filter(None, results)),
+        results[2],
+    )
+    output = io.StringIO()
+    Console(file=output, width=200).print(closing_table(summary))
+    assert output.getvalue().count("validation was best") == (line is not None)
+    assert line is None or line in output.getvalue()
 
 
 def test_a_pass_that_a_killed_run_did_not_log_moves_no_other(build: Callable[..., Summary]) -> None:

@@ -164,19 +164,94 @@ def test_replies_of_another_generator_of_the_same_name_are_not_taken(monkeypatch
     assert unknown.generator.identity is None and unknown.generator.cache == Path("a-run/answers").absolute()
 
 
-def test_a_checkpoint_of_other_ranks_is_refused_before_the_folder_is_changed(run: Run) -> None:
+def checkpoint(run: Run, *, shards: bool = True) -> None:
+    """A complete checkpoint of step 2, by one rank of verl's FSDP engine or by another engine."""
     actor = run.checkpoints / "global_step_2" / "actor"
-    for folder, names in ((actor, ("model", "optim", "extra_state")), (actor.parent, ("data",))):
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            file = f"{name}_world_size_1_rank_0.pt" if folder == actor else f"{name}.pt"
-            with zipfile.ZipFile(folder / file, "w") as archive:
-                archive.writestr("data", b"weights")
+    actor.mkdir(parents=True)
+    names = [f"{kind}_world_size_1_rank_0.pt" for kind in ("model", "optim", "extra_state")] if shards else ["other"]
+    for path in (actor.parent / "data.pt", *(actor / name for name in names)):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("data", b"weights")
     run.metrics.write_text('{"step": 2, "at": 1.0, "data": {}}\n')
+
+
+def test_a_checkpoint_of_other_ranks_is_refused_before_the_folder_is_changed(run: Run) -> None:
+    checkpoint(run)
     before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*") if path.name != ".lock"}
     with pytest.raises(ConfigError, match="step 2 was written by 1 ranks, and the recipe asks for 2"):
         resume_job(str(run.folder), ["trainer.gpus=2", "trainer.micro_batch=1"])
     assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*") if path.name != ".lock"} == before
+
+
+OPTIM = "trainer.verl.actor_rollout_ref.actor.optim"
+LORA = ("trainer.checkpoint_policy=false", "trainer.lora={rank: 8}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (LORA, "trainer.lora.rank was None, is 8"),
+        (("trainer.device=cuda",), "trainer.device was 'cpu', is 'cuda'"),
+        (("policy.model=another/policy",), "is 'another/policy'"),
+        ((f"{OPTIM}.optimizer=SGD",), f"{OPTIM}.optimizer was None, is 'SGD'"),
+        ((f"{OPTIM}.override_optimizer_config={{+amsgrad: true}}",), "amsgrad was None, is True"),
+        (("trainer.verl.actor_rollout_ref.actor.strategy=fsdp",), "actor.strategy was None, is 'fsdp'"),
+        (("trainer.verl.actor_rollout_ref.actor.+strategy=fsdp",), "actor.+strategy was None, is 'fsdp'"),
+    ],
+)
+def test_what_the_checkpoint_holds_can_not_change_and_says_why(run: Run, overrides: tuple[str, ...], told: str) -> None:
+    assert found(run, *overrides), "without a checkpoint it can"
+    checkpoint(run)
+    before = sorted(run.folder.rglob("*"))
+    with pytest.raises(ConfigError, match="checkpoint of step 2, with which these can not change") as caught:
+        resume_job(str(run.folder), [*overrides, "trainer.temperature=0.5"], allow_changes=True)
+    assert told in caught.value.message and "temperature" not in caught.value.message
+    assert sorted(run.folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("change", ["trainer.lora=null", "trainer.lora.rank=16", "trainer.lora.alpha=1"])
+def test_lora_can_not_be_switched_off_or_changed_with_a_checkpoint(run: Run, change: str) -> None:
+    recipe = load_recipe(str(run.recipe), LORA)
+    write_conditions(run, recipe)
+    run.write_recipe(recipe)
+    checkpoint(run)
+    assert found(run) == []
+    with pytest.raises(ConfigError, match=r"trainer\.lora"):
+        found(run, change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *("trainer.learning_rate=0.1", f"{OPTIM}.weight_decay=0.1", f"{OPTIM}.lr_warmup_steps=3"),
+        *("trainer.kl_loss=0.1", "trainer.temperature=0.5", "trainer.rollouts_per_question=8"),
+        *("trainer.spare_questions=2", "trainer.importance_cap=2.0", "agent.reward=gbr"),
+    ],
+)
+def test_what_a_resumed_run_takes_from_its_recipe_can_change(run: Run, change: str) -> None:
+    checkpoint(run)
+    assert len(found(run, change)) == 1
+
+
+def test_only_the_fsdp_engines_take_another_learning_rate(run: Run) -> None:
+    checkpoint(run, shards=False)
+    for change in ("trainer.learning_rate=0.1", f"{OPTIM}.weight_decay=0.1"):
+        with pytest.raises(ConfigError, match="only verl's FSDP engines"):
+            found(run, change)
+    assert found(run, "trainer.temperature=0.5")
+
+
+def test_a_policy_whose_folder_was_moved_is_the_same_policy(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "model.safetensors").write_bytes(b"a" * 1000)
+    recipe = load_recipe(str(run.recipe), [f"policy.model={tmp_path / 'here'}"])
+    write_conditions(run, recipe)
+    run.write_recipe(recipe)
+    checkpoint(run)
+    (tmp_path / "here").rename(tmp_path / "there")
+    moved = recipe.model_copy(update={"policy": recipe.policy.model_copy(update={"model": str(tmp_path / "there")})})
+    [change] = changes(run, recipe, moved)
+    assert change.startswith("policy.model was ")
 
 
 def test_a_run_is_resumed_only_where_the_doctor_finds_no_error(

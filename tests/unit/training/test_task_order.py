@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,8 @@ from s3_agent.processes.run_folder import Run
 from s3_agent.recipe import load_recipe
 from s3_agent.training.task_order import write_tasks
 from s3_agent.types import Task
+
+CPU = load_recipe("cpu")
 
 
 def tasks(count: int) -> list[Task]:
@@ -76,6 +79,56 @@ def test_each_generation_of_an_asynchronous_run_has_the_questions_that_it_is_ahe
     for generation in range(3):
         write_tasks(recipe, run, tasks(9), tasks(3), generation=generation)
         assert len(run.train.read_text().splitlines()) == 4 * (2 + more * (generation + 1))
+
+
+@given(
+    generations=st.lists(
+        st.fixed_dictionaries(
+            {
+                "steps": st.integers(1, 9),
+                "questions": st.integers(1, 5),
+                "spare": st.integers(0, 2),
+                "ahead": st.integers(0, 6),
+                "played": st.integers(0, 9),
+            }
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_no_generation_of_a_run_comes_to_the_end_of_the_tasks(generations: list[dict[str, int]]) -> None:
+    """The trainer would begin with the first again. Batch sizes may change between the generations."""
+    done = position = 0
+    with TemporaryDirectory() as folder:
+        run = Run(Path(folder) / "run")
+        run.create()
+        for number, this in enumerate(generations):
+            sizes = {"steps": done + this["steps"], "questions_per_step": this["questions"]}
+            sizes |= {"spare_questions": this["spare"], "async_questions": this["ahead"], "seeded": False}
+            trainer = CPU.trainer.model_copy(update=sizes)
+            recipe = CPU.model_copy(update={"trainer": trainer})
+            write_tasks(recipe, run, tasks(500), tasks(3), generation=number, done=done)
+            run.trainer.write_text(trainer.model_dump_json())
+            wanted = position + (this["steps"] + trainer.steps_ahead) * trainer.questions_played
+            assert len(run.train.read_bytes().splitlines()) >= wanted
+            played = min(this["played"], this["steps"])
+            done += played
+            position += (played + trainer.steps_ahead * bool(played)) * trainer.questions_played
+
+
+def test_smaller_steps_go_on_where_larger_ones_stopped(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.create()
+    recipe = load_recipe("cpu", ["trainer.steps=4", "trainer.questions_per_step=4"])
+    write_tasks(recipe, run, tasks(40), tasks(3))
+    run.trainer.write_text(recipe.trainer.model_dump_json())
+    before = run.train.read_bytes()
+    write_tasks(recipe, run, tasks(40), tasks(3), generation=1, done=3)
+    assert run.train.read_bytes() == before, "nothing has changed"
+    smaller = load_recipe("cpu", ["trainer.steps=6", "trainer.questions_per_step=2"])
+    write_tasks(smaller, run, tasks(40), tasks(3), generation=1, done=3)
+    after = run.train.read_bytes()
+    assert after.startswith(before) and len(after.splitlines()) == 3 * 4 + 3 * 2
 
 
 def test_a_run_of_an_earlier_version_is_resumed_with_its_tasks(tmp_path: Path) -> None:
