@@ -286,7 +286,7 @@ def test_more_passages_than_a_graph_returns_are_refused(values: dict[str, Any], 
     settings = index_settings.validate_python(given)
     with pytest.raises(ValueError, match=f"`{names}` is 20, below the"):
         settings.check_topk(topk)
-    enough = {"fused": 50} if settings.search == "hybrid" else {}
+    enough = {"fused": 50} if given.get("search") == "hybrid" else {}
     of_graph = ("ef_search", "candidates")
     exact = {name: value for name, value in given.items() if name not in of_graph}
     index_settings.validate_python({**exact, "layout": "exact", **enough}).check_topk(topk)
