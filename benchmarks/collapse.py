@@ -63,7 +63,12 @@ VARIANTS = {
     "guard": GUARD,
     "llds": LLDS,
     "refill": REFILL,
+    "clip_high": ["trainer.clip_high=0.28"],
     "kl": ["trainer.kl_loss=0.01"],
+    "not_divided": ["trainer.verl.algorithm.norm_adv_by_std_in_grpo=false"],
+    "importance_cap": ["trainer.importance_cap=2.0"],
+    "cispo": ["trainer.verl.actor_rollout_ref.actor.policy_loss.loss_mode=cispo_per_rollout_mean"],
+    "search_cost": ["agent.search_cost=0.05"],
     "guard+llds": [*GUARD, *LLDS],
     "guard+llds+refill": [*GUARD, *LLDS, *REFILL],
 }

@@ -26,6 +26,7 @@ class Guard(BaseModel):
     - `below_best`: a validation is this much below the best one (in accuracy, 0 to 1), for `validations` in a row. The
       default is about two standard errors of 200 questions at an accuracy of 0.5.
     - `invalid_actions`: the share of a step's responses without an action; above 0.5 most of what is sampled is noise.
+      The rule counts once a step or a validation was below it: a policy that begins above it still learns the format.
     - `reward_share`: a step's mean reward is below this share of the best step's.
     - `gradient_norm`: the norm is so many times the median of the earlier steps; one that is not finite always counts.
     - `searches_at_limit`: the share of rollouts that used all searches; None, because some agents do so in good health.
@@ -113,7 +114,11 @@ def _of_steps(guard: Guard, rows: Sequence[Row]) -> str | None:
     invalid, at_limit = series("s3/train/invalid_actions"), series("s3/train/at_search_limit")
     logged = any(data.get("s3/train/reward") is not None for data in trained)  # the trainer's own counts failures as 0
     rewards, norms = series("s3/train/reward" if logged else "training/reward"), series("actor/grad_norm")
-    if guard.invalid_actions is not None and _above(invalid[-guard.steps :], guard.invalid_actions):
+    if (
+        guard.invalid_actions is not None
+        and _above(invalid[-guard.steps :], guard.invalid_actions)
+        and _was_valid(guard, rows)
+    ):
         return f"more than {guard.invalid_actions} of the responses held no action {until} ({invalid[-1]:.2f} at last)"
     if guard.searches_at_limit is not None and _above(at_limit[-guard.steps :], guard.searches_at_limit):
         return f"more than {guard.searches_at_limit} of the rollouts used all their searches {until}"
@@ -128,6 +133,11 @@ def _of_steps(guard: Guard, rows: Sequence[Row]) -> str | None:
         if all(not is_finite(norm) or norm > limit > 0 for norm in norms[-guard.steps :]):
             return f"the gradient norm was not finite, or above {guard.gradient_norm} times its median, {until}"
     return None
+
+
+def _was_valid(guard: Guard, rows: Sequence[Row]) -> bool:
+    shares = (row["data"].get(f"s3/{split}/invalid_actions") for row in rows for split in ("train", "val"))
+    return any(share is not None and share <= guard.invalid_actions for share in shares)
 
 
 def _above(values: Sequence[float | None], limit: float) -> bool:

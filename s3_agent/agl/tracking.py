@@ -17,7 +17,7 @@ import verl.utils.tracking as verl_tracking
 from s3_agent.agl.run_files import EPISODES_VARIABLE, METRICS_VARIABLE
 from s3_agent.data.files.appended import AppendedLines
 from s3_agent.rollout.episode_log import GrowingFile, read_record
-from s3_agent.rollout.step_metrics import batch_metrics, likelihood_metrics, step_metrics
+from s3_agent.rollout.step_metrics import Batch, batch_metrics, likelihood_metrics, step_metrics
 
 PATIENCE_S = 10.0
 POLL_S = 0.1
@@ -60,9 +60,7 @@ class RunTracking(verl_tracking.Tracking):
         from s3_agent.agl.advantages import COMPARED
 
         self._compared = COMPARED
-        self._questions = (
-            config["data"]["train_batch_size"] if isinstance(config, Mapping) and "data" in config else None
-        )
+        self._batch = Batch.of_config(config) if isinstance(config, Mapping) and "data" in config else None
         backends = [default_backend] if isinstance(default_backend, str) else list(default_backend)
         others = [backend for backend in backends if backend != "file"]
         super().__init__(project_name, experiment_name, others, _without_key(config))
@@ -74,7 +72,7 @@ class RunTracking(verl_tracking.Tracking):
 
     def log(self, data: Mapping[str, Any], step: int, backend: Any = None) -> None:
         """Log a step, with the metrics of its rollouts and of the rows that were not trained."""
-        lost = batch_metrics(data, questions=self._questions, groups_of_one=self._compared.groups_of_one)
+        lost = batch_metrics(data, batch=self._batch, groups_of_one=self._compared.groups_of_one)
         super().log({**likelihood_metrics(data), **self._of_rollouts(data), **lost}, step, backend)
 
     def _of_rollouts(self, data: Mapping[str, Any]) -> dict[str, float]:

@@ -223,12 +223,16 @@ def export_policy(
     step: Annotated[
         int | None, typer.Option(min=1, help="The step of the checkpoint; default: the last checkpoint.")
     ] = None,
+    best: Annotated[bool, typer.Option("--best", help="The policy that validated best, if it was kept.")] = False,
 ) -> None:
     """Write the policy of a run's checkpoint as a Hugging Face folder, for vLLM, transformers and `s3-agent ask`."""
     from s3_agent.processes.run_folder import Run
+    from s3_agent.training.export import best_step
     from s3_agent.training.export import export_policy as export
 
-    exported = export(Run(run), output, step=step)
+    if best and step is not None:
+        raise typer.BadParameter("--best and --step both name a step: give one of them")
+    exported = export(Run(run), output, step=best_step(Run(run)) if best else step)
     typer.echo(f"{output}: the policy after step {exported.step}")
     if exported.note:
         typer.echo(exported.note)

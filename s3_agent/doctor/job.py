@@ -11,6 +11,7 @@ from rich.text import Text
 from s3_agent.doctor import findings as told
 from s3_agent.doctor import memory
 from s3_agent.doctor.case import Case
+from s3_agent.doctor.checks.disk import disk_lines
 from s3_agent.doctor.checks.memory import plans, ram_items
 from s3_agent.doctor.examine import examine
 from s3_agent.doctor.findings import Finding
@@ -27,8 +28,8 @@ console = Console(stderr=True)
 
 
 def plan_lines(case: Case) -> list[str]:
-    """The memory plan of each GPU, and the RAM that is expected. Without a GPU: the plan for the smallest cards that
-    suffice.
+    """The memory plan of each GPU, and the RAM and disk space that are expected. Without a GPU: the plan for the
+    smallest cards that suffice.
     """
     lines = []
     if case.cuda and not case.machine.gpus and (machine := smallest_machine(case)) is not None:
@@ -40,11 +41,11 @@ def plan_lines(case: Case) -> list[str]:
     if items:
         parts = ", ".join(f"{name} {memory.gib(size)}" for name, size in items.items())
         lines.append(f"RAM: {memory.gib(sum(items.values()))} ({parts}), in addition to the processes themselves")
-    return lines
+    return [*lines, *disk_lines(case)]
 
 
 def dry_run_extra(recipe: Recipe) -> list[str | Table]:
-    """For a dry run: the memory plan, also on a machine without a GPU, and the limits of all services and processes."""
+    """For a dry run: what the doctor plans, also on a machine without a GPU, and the limits of all processes."""
     case = gather(recipe)
     return [*plan_lines(case), _limits_table(case)]
 

@@ -111,14 +111,14 @@ def read_run(folder: Path, *, label: str, seed: int, moved: float) -> TrainedRun
         summary = Summary.model_validate_json((folder / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as cause:
         raise ConfigError(f"{folder} is not a finished run: {cause}", remedy="continue the comparison") from cause
-    passes = validation_passes(read_records(folder / "episodes.jsonl"))
-    kept = kept_pass(passes, read_jsonl(folder / "metrics.jsonl"), summary.guard)
+    records = read_records(folder / "episodes.jsonl")
+    kept = kept_pass(records, read_jsonl(folder / "metrics.jsonl"), summary.guard)
     played = any(record.episode is not None for record in kept.values())
     return TrainedRun(
         name=folder.name,
         label=label,
         seed=seed,
-        before=accuracies(passes[0]),
+        before=accuracies(validation_passes(records)[0]),
         after=accuracies(kept),
         searches_before=summary.searches_before if played else None,
         searches_after=summary.searches_after if played else None,

@@ -7,11 +7,12 @@ Rewards are averaged over the episodes, because the trainer's own means count a 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import batched
+from math import inf
 from typing import Any
 
 from pydantic import BaseModel
 
-from s3_agent.agl.guard import GuardReport, is_finite, validation_of
+from s3_agent.agl.guard import GuardReport, best_of, is_finite, validation_of
 from s3_agent.errors import S3AgentError
 from s3_agent.evaluation.statistics.intervals import difference_of
 from s3_agent.rollout.episode_log import EpisodeRecord
@@ -32,7 +33,9 @@ class Summary(BaseModel):
     `p_value` (`intervals.Difference`). Fields that compare with naive RAG are None in a run without a naive-RAG cache.
     `changes` lists the settings that changed when the run was resumed, and after which step. `guard` is what the guard
     found (`trainer.guard`); if it stopped the run, `…_after` and the gain are of the policy that was kept, and of the
-    steps that were not played none counts as skipped.
+    steps that were not played none counts as skipped. `best_step` is the step after which validation was best (0:
+    before the first), `best_validation` its result as it was logged, and `kept_validation` that of the policy which the
+    run keeps.
     """
 
     steps: int
@@ -70,6 +73,9 @@ class Summary(BaseModel):
     versions: dict[str, str]
     changes: list[str] = []
     guard: GuardReport | None = None
+    best_step: int | None = None
+    best_validation: float | None = None
+    kept_validation: float | None = None
 
 
 def training_rows(metrics: Sequence[MetricRow]) -> list[dict[str, Any]]:
@@ -94,13 +100,32 @@ def validation_passes(records: Sequence[EpisodeRecord]) -> list[dict[str, Episod
 
 
 def kept_pass(
-    passes: Sequence[dict[str, EpisodeRecord]], metrics: Sequence[MetricRow], guard: GuardReport | None
+    records: Sequence[EpisodeRecord], metrics: Sequence[MetricRow], guard: GuardReport | None
 ) -> dict[str, EpisodeRecord]:
-    """The validation pass of the policy that a run keeps: the last, or the best one if the guard stopped the run."""
+    """The validation pass of the policy that a run keeps: the last one, or the best one if the guard stopped the run.
+
+    The best pass is found by the times at which steps were logged, because a killed run can have played a pass that it
+    never logged.
+    """
     if guard is None or not guard.stopped:
-        return passes[-1]
-    validated = [row["step"] for row in metrics if validation_of(row) is not None]
-    return passes[validated.index(guard.best_step)]
+        return validation_passes(records)[-1]
+    logged = {row["step"]: row["at"] for row in metrics}
+    began = max((at for step, at in logged.items() if step < guard.best_step), default=-inf)
+    return {
+        record.task.id: record
+        for record in sorted(records, key=lambda record: record.finished_at)
+        if not record.is_train and record.task is not None and began < record.finished_at <= logged[guard.best_step]
+    }
+
+
+def _validations(metrics: Sequence[MetricRow], guard: GuardReport | None) -> dict[str, Any]:
+    """The fields of a summary about the best validation and that of the kept policy."""
+    if (best := best_of(metrics)) is None:
+        return {}
+    logged = [row for row in metrics if validation_of(row) is not None]
+    kept = guard.best_step if guard is not None and guard.stopped else logged[-1]["step"]
+    kept_validation = next((validation_of(row) for row in logged if row["step"] == kept), None)
+    return {"best_step": best[0], "best_validation": best[1], "kept_validation": kept_validation}
 
 
 def reward_curve(records: Sequence[EpisodeRecord], *, rollouts_per_step: int) -> list[float | None]:
@@ -136,14 +161,18 @@ def summarize(
     changes: Sequence[str] = (),
     guard: GuardReport | None = None,
 ) -> Summary:
-    """The summary of a finished run. Raises S3AgentError without two complete validation passes to compare."""
+    """The summary of a finished run. Raises S3AgentError without two complete validation passes to compare.
+
+    One is enough if the guard stopped the run before the second: it keeps the policy that training began with.
+    """
     passes = validation_passes(records)
-    if len(passes) < 2:
+    stopped = guard is not None and guard.stopped
+    if len(passes) < 2 - stopped:
         raise S3AgentError(
             f"the run has {len(passes)} validation passes, its summary compares the first and the last",
             remedy="read trainer.log: the run did not validate before and after training",
         )
-    last = kept_pass(passes, metrics, guard)
+    last = kept_pass(records, metrics, guard)
     if guard is not None and guard.stopped:
         steps, metrics = guard.step, [row for row in metrics if row["step"] <= guard.step]
     before, after = accuracies(passes[0]), accuracies(last)
@@ -192,7 +221,7 @@ def summarize(
         + max(0, rollouts - sum(record.is_train for record in records)),
         unfinished_rollouts=known - len(records),
         rows_per_rollout=collected / rollouts if rollouts else 0.0,
-        dropped_rows=int(sum(value for row in trained for key, value in row.items() if "n_sample_dropped/" in key)),
+        dropped_rows=int(sum(row.get("s3/train/rows_dropped", 0.0) for row in trained)),
         truncated_rows=int(sum(row["training/n_truncated_sample"] for row in trained)),
         skipped_steps=steps - len(trained),
         nonfinite_steps=sum(not is_finite(row["actor/grad_norm"]) for row in trained),
@@ -222,4 +251,5 @@ def summarize(
         versions=versions,
         guard=guard,
         changes=list(changes),
+        **_validations(metrics, guard),
     )

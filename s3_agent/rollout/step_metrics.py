@@ -1,9 +1,10 @@
 """Metrics of a step's rollouts about search itself, for the trackers: the trainer knows only rewards and lengths."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import Any, Self
 
 from s3_agent.rollout.episode_log import EpisodeRecord
 from s3_agent.types import ActionKind, StopReason
@@ -19,7 +20,8 @@ def step_metrics(records: Sequence[EpisodeRecord]) -> dict[str, float]:
 
     `reward` is that of the rollouts that succeeded (the trainer's own mean counts the others as 0), `rag_baseline`
     naive RAG's accuracy on the same questions, `invalid_actions` a share of all responses, `answers_kept` the share of
-    answers that were kept earlier, so that the generator was not asked again. `retries/…` counts attempts that failed
+    answers that were kept earlier, so that the generator was not asked again, `groups_without_gradient` the share of
+    questions whose rollouts, spare ones included, all got the same reward. `retries/…` counts attempts that failed
     and were tried again, or given up, by the boundary at fault. `answers_untrained` counts the policy's answers that
     are in no training row (`s3_agent.rollout.pool.recorded`), of agents other than ours.
     """
@@ -30,21 +32,44 @@ def step_metrics(records: Sequence[EpisodeRecord]) -> dict[str, float]:
     return metrics
 
 
-def batch_metrics(trainer: Mapping[str, Any], *, questions: int | None, groups_of_one: int | None) -> dict[str, float]:
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What the trainer plans for a step: `questions` with `rollouts` each are played, and all but `spare` trained.
+
+    verl has no such number: the questions beyond the last update that a step may make are not trained.
+    """
+
+    questions: int
+    rollouts: int
+    spare: int
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> Self:
+        """The plan of a configuration of verl and Agent Lightning."""
+        actor_rollout, questions = config["actor_rollout_ref"], config["data"]["train_batch_size"]
+        updates = config["agentlightning"].get("max_ppo_update_times")
+        trained = questions if updates is None else updates * actor_rollout["actor"]["ppo_mini_batch_size"]
+        return cls(questions, actor_rollout["rollout"]["n"], spare=max(0, questions - trained))
+
+
+def batch_metrics(trainer: Mapping[str, Any], *, batch: Batch | None, groups_of_one: int | None) -> dict[str, float]:
     """What was not trained in a step, from the trainer's own metrics: all 0 in a healthy run; empty without a step.
 
     `rows_dropped` and `groups_gone` count rows that were thrown away and questions without any row left, of the step's
-    `questions`; `rollouts_untrained` counts rollouts without a row in an update, whether lost or dropped;
-    `groups_of_one` counts questions with one rollout left, whose advantage is 0. What is not known is left out.
+    questions; `rollouts_untrained` counts rollouts without a row in an update, whether lost or dropped; as many as the
+    spare questions have do not count. `groups_of_one` counts questions with one rollout left, whose advantage is 0.
+    What is not known is left out.
     """
     if "training/n_sample_trained" not in trainer:
         return {}
+    spare = 0 if batch is None else batch.spare
+    rows = 0 if batch is None else batch.spare * batch.rollouts
     trained = trainer.get("training/rollout_level_advantage/n_rollouts")
-    dropped = (value for name, value in trainer.items() if name.startswith("training/n_sample_dropped/"))
+    dropped = sum(value for name, value in trainer.items() if name.startswith("training/n_sample_dropped/"))
     counts = {
-        "rows_dropped": sum(dropped),
-        "rollouts_untrained": None if trained is None else trainer["training/n_rollouts"] - trained,
-        "groups_gone": None if questions is None else questions - trainer["training/n_groups"],
+        "rows_dropped": max(0, dropped - rows),
+        "rollouts_untrained": None if trained is None else max(0, trainer["training/n_rollouts"] - trained - rows),
+        "groups_gone": None if batch is None else max(0, batch.questions - trainer["training/n_groups"] - spare),
         "groups_of_one": groups_of_one,
     }
     return {f"s3/train/{name}": float(count) for name, count in counts.items() if count is not None}
@@ -87,8 +112,18 @@ def _of(records: Sequence[EpisodeRecord]) -> dict[str, float]:
         **{f"retries/{boundary}": float(retries[boundary]) for boundary in {*BOUNDARIES, *retries}},
     }
     if records[0].is_train:
+        means["groups_without_gradient"] = _without_gradient(ended)
         counts["answers_untrained"] = sum(record.metrics.get("answers_untrained", 0.0) for record in ended)
     return {name: value for name, value in means.items() if value is not None} | counts
+
+
+def _without_gradient(ended: Sequence[EpisodeRecord]) -> float | None:
+    """The share of questions whose rollouts, two or more, all got the same reward."""
+    rewards: dict[str, list[float | None]] = defaultdict(list)
+    for record in ended:
+        if record.task is not None:
+            rewards[record.task.id].append(record.reward)
+    return _mean(len(set(group)) == 1 for group in rewards.values() if len(group) > 1)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

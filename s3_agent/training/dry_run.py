@@ -1,11 +1,10 @@
-"""The plan of a run: its processes, GPUs, ports, commands, files and disk space, without starting anything.
+"""The plan of a run: its processes, GPUs, ports, commands and files, without starting anything.
 
 Called by `s3-agent train --dry-run`. It needs neither a GPU nor verl, vLLM or torch: it reads only the recipe and the
 files on this machine.
 """
 
 import shlex
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -25,10 +24,7 @@ from s3_agent.recipe import Recipe
 from s3_agent.training.job import trainer_settings
 
 Extra = Callable[[Recipe], Iterable[str | Table]]
-"""Lines and tables that another package adds to the plan, e.g. the memory plan."""
-
-MASTER_BYTES = 12  # float32 weights and Adam's two moments
-EXPORT_BYTES = 2  # bfloat16
+"""Lines and tables that another package adds to the plan, e.g. the plan of memory and disks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,29 +53,12 @@ class File:
 
 
 @dataclass(frozen=True, slots=True)
-class Disk:
-    """The most bytes that the run writes; None when the number of parameters is unknown."""
-
-    checkpoint: int | None
-    checkpoints: int
-    export: int | None
-
-    @property
-    def total(self) -> int | None:
-        """The sum in bytes, or None."""
-        if self.checkpoint is None or self.export is None:
-            return None
-        return self.checkpoint * self.checkpoints + self.export
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
-    """A run that was not started: its recipe, processes, files and disk space."""
+    """A run that was not started: its recipe, processes and files."""
 
     recipe: Recipe
     processes: list[Process]
     files: list[File]
-    disk: Disk
 
 
 def make_plan(recipe: Recipe) -> Plan:
@@ -108,7 +87,7 @@ def make_plan(recipe: Recipe) -> Plan:
         )
         for part in parts
     ]
-    return Plan(recipe, processes, _files(recipe), _disk(recipe))
+    return Plan(recipe, processes, _files(recipe))
 
 
 def _shown(command: Sequence[str]) -> str:
@@ -126,19 +105,6 @@ def _files(recipe: Recipe) -> list[File]:
     if recipe.retriever.url is None:
         files.append(File("index", recipe.index_folder))
     return files
-
-
-def _disk(recipe: Recipe) -> Disk:
-    trainer, parameters = recipe.trainer, recipe.policy.parameters
-    kept = trainer.most_checkpoints
-    if parameters is None:
-        return Disk(None, kept, None)
-    each = parameters * (MASTER_BYTES + 4 * trainer.checkpoint_policy)
-    return Disk(each, kept, parameters * (4 if trainer.checkpoint_policy else EXPORT_BYTES))
-
-
-def _gb(count: int | None) -> str:
-    return "unknown: set policy.parameters" if count is None else f"{count / 1e9:,.1f} GB"
 
 
 def _processes(plan: Plan) -> Table:
@@ -180,10 +146,9 @@ def _ahead_line(trainer: TrainerRecipe) -> list[str]:
 
 
 def _lines(plan: Plan) -> list[str]:
-    recipe, trainer, disk = plan.recipe, plan.recipe.trainer, plan.disk
+    recipe, trainer = plan.recipe, plan.recipe.trainer
     told = settings_alone(trainer_settings(recipe, Run(recipe.runs / recipe.name), validation_size=1))
     updates = updates_per_step(told)
-    folder = next(parent for parent in (recipe.runs.absolute(), *recipe.runs.absolute().parents) if parent.exists())
     return [
         f"policy: {recipe.policy.model} on {trainer.gpus} x {trainer.device}"
         f"{f' of each of {trainer.nodes} nodes' if trainer.nodes > 1 else ''}; agent: {recipe.agent.name}",
@@ -195,8 +160,6 @@ def _lines(plan: Plan) -> list[str]:
         f"({recipe.workers.processes} processes x {recipe.workers.concurrency})",
         f"validation: {recipe.data.validation_size or 'all'} questions before training and after every "
         f"{trainer.validate_every or trainer.steps} steps",
-        f"disk in {recipe.runs}: {disk.checkpoints} checkpoints x {_gb(disk.checkpoint)} + export {_gb(disk.export)} = "
-        f"{_gb(disk.total)}; {shutil.disk_usage(folder).free / 1e9:,.1f} GB are free",
         f"metrics: {recipe.runs}/NAME/metrics.jsonl, {', '.join(trainer.trackers)}",
     ]
 

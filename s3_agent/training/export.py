@@ -12,10 +12,13 @@ import math
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from s3_agent.agl.guard import validation_of
 from s3_agent.data.files.whole import follow_umask, write_whole
 from s3_agent.errors import ConfigError, S3AgentError
 from s3_agent.machine.inherited import inherited
@@ -24,14 +27,7 @@ from s3_agent.processes.run_folder import Run
 from s3_agent.processes.stack import last_lines
 from s3_agent.rollout.process import ending_with_parent
 from s3_agent.training.portable import make_portable
-from s3_agent.training.resume import (
-    checkpoint_steps,
-    exportable_step,
-    has_whole_actor,
-    holds_policy,
-    is_whole,
-    step_folder,
-)
+from s3_agent.training.resume import exportable_step, has_whole_actor, is_whole, policies, step_folder
 from s3_agent.training.weights import changes, is_tied, require_same_names, start_folder, tensors
 
 ADAPTER = "lora_adapter"
@@ -51,6 +47,34 @@ def has_weights(folder: Path) -> bool:
     return any(folder.glob("model*.safetensors"))
 
 
+def best_step(run: Run) -> int:
+    """The step that validated best, of equal ones one whose policy can be exported. Raises ConfigError without one."""
+    results = {row["step"]: found for row in _logged(run) if (found := validation_of(row)) is not None}
+    there = policies(run)
+    if not results:
+        raise ConfigError(f"{run.metrics} has no validation", remedy=f"give a step; {_listed(there)}")
+    ranked = sorted(results, key=lambda step: (-results[step], step not in there, step))
+    if (best := ranked[0]) in there:
+        return best
+    if not best:
+        raise ConfigError(
+            f"the policy that training began with validated best ({results[best]:.3f})",
+            remedy=f"use {_started_with(run) or 'that model'}; {_listed(there)}",
+        )
+    second = next((step for step in ranked if step in there), None)
+    raise ConfigError(
+        f"step {best} validated best ({results[best]:.3f}), and its checkpoint was not kept",
+        remedy=f"of the others, step {second} validated best ({results[second]:.3f}): --step {second}"
+        if second is not None
+        else _listed(there),
+    )
+
+
+def _listed(there: Mapping[int, Path]) -> str:
+    steps = ", ".join(map(str, there))
+    return f"steps that can be exported: {steps}" if steps else "no step can be exported: read logs/trainer.log"
+
+
 def export_policy(run: Run, target: Path, *, step: int | None = None) -> Exported:
     """Write the policy after `step` (by default that of the last checkpoint) to `target`.
 
@@ -59,16 +83,14 @@ def export_policy(run: Run, target: Path, *, step: int | None = None) -> Exporte
     """
     if target.exists():
         raise ConfigError(f"{target} exists", remedy="give another folder, or remove it")
-    wanted = step or exportable_step(run)
-    folder = step_folder(run, wanted)
+    wanted, there = step or exportable_step(run), policies(run)
+    if (folder := there.get(wanted)) is None:
+        damaged = step_folder(run, wanted)
+        what = f"{run.folder} has no checkpoint" + (f" of step {wanted}" if wanted else "")
+        if (damaged / "actor").is_dir():
+            what = f"the checkpoint {damaged} was cut short"
+        raise ConfigError(what, remedy=_listed(there))
     actor = folder / "actor"
-    if not actor.is_dir():
-        steps = ", ".join(map(str, checkpoint_steps(run))) or "none"
-        raise ConfigError(
-            f"{run.folder} has no checkpoint of step {wanted}", remedy=f"there are: {steps}; read logs/trainer.log"
-        )
-    if not holds_policy(folder):
-        raise ConfigError(f"the checkpoint {folder} was cut short", remedy="export the policy of another step")
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -79,7 +101,7 @@ def export_policy(run: Run, target: Path, *, step: int | None = None) -> Exporte
             _merge(actor, partial, log=run.logs / "export.log")
         model = _started_with(run)
         start = start_folder(model) if model else None
-        note = _compared(run, partial, start, model, step=wanted)
+        note = _compared(run, partial, start, model, step=wanted, checkpoint=folder)
         make_portable(partial, start)
         _name_base(partial / ADAPTER, model)
         follow_umask(partial)
@@ -95,14 +117,8 @@ def replace_policy(run: Run) -> Exported:
 
     Raises S3AgentError.
     """
-    new = run.policy.with_name(run.policy.name + ".new")
-    shutil.rmtree(new, ignore_errors=True)
-    exported = export_policy(run, new)
-    for kept in checkpoint_steps(run):
-        follow_umask(step_folder(run, kept) / "actor" / "huggingface")
-    shutil.rmtree(run.policy, ignore_errors=True)
-    new.replace(run.policy)
-    return exported
+    with _replaced(run) as new:
+        return export_policy(run, new)
 
 
 def keep_start(run: Run) -> Exported:
@@ -112,13 +128,27 @@ def keep_start(run: Run) -> Exported:
     if start is None:
         raise ConfigError(
             f"no step validated better than the policy that the run started from, and {model} is not on this machine",
-            remedy="use that model; the run's checkpoints are in after-best",
+            remedy=f"use that model; the run's checkpoints are in {run.after_best}; to train again from the beginning, "
+            f"remove {run.guard} and resume",
         )
-    shutil.rmtree(run.policy, ignore_errors=True)
-    _copy(start, run.policy)
-    make_portable(run.policy, start)
-    follow_umask(run.policy)
+    with _replaced(run) as new:
+        _copy(start, new)
+        make_portable(new, start)
+        follow_umask(new)
     return Exported(0, "no step validated better than the policy that the run started from: that one is kept")
+
+
+@contextmanager
+def _replaced(run: Run) -> Iterator[Path]:
+    """Yields a folder that becomes the run's policy, and gives verl's copies of it the permissions of the umask."""
+    new = run.policy.with_name(run.policy.name + ".new")
+    shutil.rmtree(new, ignore_errors=True)
+    yield new
+    for checkpoint in policies(run).values():
+        for copied in checkpoint.glob("actor/huggingface"):
+            follow_umask(copied)
+    shutil.rmtree(run.policy, ignore_errors=True)
+    new.replace(run.policy)
 
 
 def _started_with(run: Run) -> str | None:
@@ -138,7 +168,7 @@ def _name_base(adapter: Path, model: str | None) -> None:
         write_whole(path, json.dumps(config, indent=2) + "\n")
 
 
-def _compared(run: Run, folder: Path, start: Path | None, model: str | None, *, step: int) -> str:
+def _compared(run: Run, folder: Path, start: Path | None, model: str | None, *, step: int, checkpoint: Path) -> str:
     """A note on the weights in `folder`, compared with the starting model. Raises S3AgentError for wrong ones."""
     after = tensors(folder)
     if start is None:
@@ -150,8 +180,8 @@ def _compared(run: Run, folder: Path, start: Path | None, model: str | None, *, 
         return ""
     if _updated(run, until=step):
         raise S3AgentError(
-            f"the policy of step {step} in {run.checkpoints} still has the weights of the starting model, although "
-            "its steps had gradients: the trained weights are not in it",
+            f"the policy in {checkpoint} still has the weights of the starting model, although its steps had "
+            "gradients: the trained weights are not in it",
             remedy="read logs/trainer.log; if a trainer of your own uses LoRA, its adapters are apart from the weights",
         )
     return "all weights equal those of the starting model: no step had a gradient"
@@ -159,17 +189,19 @@ def _compared(run: Run, folder: Path, start: Path | None, model: str | None, *, 
 
 def _updated(run: Run, *, until: int) -> bool:
     """Whether a logged step changed weights: it had a gradient and a learning rate."""
-    lines = run.metrics.read_bytes().splitlines() if run.metrics.exists() else []
-    for line in lines:
-        try:
-            row: dict[str, Any] = json.loads(line)
-        except ValueError:  # the line is incomplete: the run was killed while writing it
-            continue
+    for row in _logged(run):
         data = row["data"]
         gradient, rate = data.get("actor/grad_norm") or 0.0, data.get("actor/lr", 1.0)
         if row["step"] <= until and gradient > 0 and math.isfinite(gradient) and rate:
             return True
     return False
+
+
+def _logged(run: Run) -> Iterator[dict[str, Any]]:
+    """The rows of the run's metrics; an incomplete line is left out: the run was killed while writing it."""
+    for line in run.metrics.read_bytes().splitlines() if run.metrics.exists() else ():
+        with suppress(ValueError):
+            yield json.loads(line)
 
 
 def _copy(source: Path, target: Path) -> None:

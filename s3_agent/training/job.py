@@ -1,6 +1,7 @@
 """The main job: starts every process that a recipe needs, trains, and writes one summary; resumes a killed run.
 
-Called by `s3-agent train`. A resumed run starts from the recipe in its own folder, not from that of the command line.
+Called by `s3-agent train`. A resumed run starts from the recipe in its own folder, not from that of the command line. A
+run that the guard stopped, and that was killed before its summary was written, is only finished when it is resumed.
 """
 
 import json
@@ -12,11 +13,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from s3_agent.agl.guard import GuardReport
 from s3_agent.agl.verl_config import TrainerRecipe, TrainerSettings, ranks_of
 from s3_agent.clients.connections import get
 from s3_agent.clients.http import bearer
-from s3_agent.data.files.whole import write_whole
-from s3_agent.data.tasks import read_jsonl
+from s3_agent.data.files.whole import cut_torn_line, write_whole
+from s3_agent.data.tasks import load_tasks, read_jsonl
 from s3_agent.doctor.job import require_sound
 from s3_agent.errors import ConfigError, LaunchError
 from s3_agent.evaluation.summary import Summary, summarize
@@ -34,11 +36,19 @@ from s3_agent.rollout.episode_log import read_records
 from s3_agent.training.agent_environment import agent_class_of, env_map_of
 from s3_agent.training.changes import changes, changes_of, record_changes, require_same, write_conditions
 from s3_agent.training.export import Exported, keep_start, replace_policy
-from s3_agent.training.kept_best import KeptBest, RunStopped, go_back_to_best, read_report
+from s3_agent.training.kept_best import KeptBest, RunStopped, go_back_to_best
 from s3_agent.training.prepared_tasks import prepare_tasks
 from s3_agent.training.progress import Progress
-from s3_agent.training.resume import CheckpointBound, end_leftovers, require_ranks, rewind
+from s3_agent.training.resume import (
+    CheckpointBound,
+    end_leftovers,
+    read_report,
+    require_ranks,
+    rewind,
+    unfinished_stop,
+)
 from s3_agent.training.task_order import write_tasks
+from s3_agent.types import Task
 
 console = Console(stderr=True)
 
@@ -99,16 +109,21 @@ def resume_job(
 ) -> int:
     """Continue a run that was killed, or a finished run that gets more steps; returns and raises as `train_job`.
 
-    `name` is its folder, or its name below `runs`. Raises ConfigError when the run does not exist, when its conditions
-    have changed and `--allow-changes` is missing, and when the doctor finds an error and is not skipped.
+    `name` is its folder, or its name below `runs`. If the guard stopped the run and it has no summary yet, it gets its
+    policy and its summary as if it had not been killed; nothing is trained. Raises ConfigError when the run does not
+    exist, when its conditions have changed and `--allow-changes` is missing, and when the doctor finds an error and is
+    not skipped.
     """
     runs = next((value.removeprefix("runs=") for value in overrides if value.startswith("runs=")), "runs")
     found = [folder for folder in (Path(name), Path(runs) / name) if (folder / "recipe.yaml").is_file()]
     if not found:
         raise ConfigError(f"there is no run {name!r}", remedy=f"give the folder of a run, or its name below {runs}")
     run = Run(found[0])
+    recorded = load_recipe(str(run.recipe))
+    if (stop := unfinished_stop(run)) is not None:
+        return _finish_stopped(recorded, run, stop)
     recipe = load_recipe(str(run.recipe), overrides)
-    found_changes = changes(run, load_recipe(str(run.recipe)), recipe)
+    found_changes = changes(run, recorded, recipe)
     require_same(run, found_changes, allowed=allow_changes)
     return _train(with_served_identity(recipe), run, resumed=True, changed=found_changes, skip_doctor=skip_doctor)
 
@@ -170,33 +185,52 @@ def _train(recipe: Recipe, run: Run, *, resumed: bool, changed: Sequence[str] = 
             try:
                 start_up = _play(recipe, run, generation=generation, done=done)
             except RunStopped as stop:
-                guard = stop.report
-                _say(f"the guard stopped the run after step {guard.step}: {guard.reason}")
-                go_back_to_best(run, guard.best_step)
-                _say(f"the policy of step {guard.best_step} is kept; it validated best ({guard.best_validation:.3f})")
+                _say(f"the guard stopped the run after step {stop.report.step}: {stop.report.reason}")
             except Interrupted as interrupted:
                 _say(
                     f"stopped by {interrupted}; nothing is left running, logs are in {run.logs}; "
                     f"continue with --resume {run.folder.name}"
                 )
                 return interrupted.code
-        found = read_report(run)
-        began = found is not None and found.stopped and not found.best_step
-        exported = keep_start(run) if began else replace_policy(run)
-        summary = summarize(
-            records=read_records(run.episodes),
-            metrics=read_jsonl(run.metrics),
-            validation=validation,
-            steps=recipe.trainer.steps,
-            guard=found,
-            rollouts_per_step=recipe.trainer.rollouts_per_step,
-            wall_seconds=time.monotonic() - started,
-            start_up_seconds=start_up,
-            versions=versions(recipe),
-            changes=changes_of(run),
-        )
-        _close(run, summary, exported)
+        _finish(recipe, run, validation, started=started, start_up=start_up)
     return 0
+
+
+def _finish_stopped(recipe: Recipe, run: Run, stop: GuardReport) -> int:
+    """Finish a run that the guard stopped and that was killed before its summary was written. Trains nothing."""
+    started = time.monotonic()
+    with run.held():
+        end_leftovers(run)
+        _say(f"the guard stopped the run {run.folder} after step {stop.step}: {stop.reason}; it is only finished now")
+        _finish(recipe, run, load_tasks(run.validation), started=started, start_up={})
+        _say(f"to train on from the policy that is kept: --resume {run.folder.name} again")
+    return 0
+
+
+def _finish(
+    recipe: Recipe, run: Run, validation: Sequence[Task], *, started: float, start_up: dict[str, float]
+) -> None:
+    """Export the policy that the run keeps, and write the summary. A run that the guard stopped goes back first."""
+    found = read_report(run)
+    stop = found if found is not None and found.stopped else None
+    if stop is not None:
+        go_back_to_best(run, stop.best_step)
+        _say(f"the policy of step {stop.best_step} is kept; it validated best ({stop.best_validation:.3f})")
+    exported = replace_policy(run) if stop is None or stop.best_step else keep_start(run)
+    cut_torn_line(run.metrics)  # the trainer of a stopped run may have ended while it wrote
+    summary = summarize(
+        records=read_records(run.episodes),
+        metrics=read_jsonl(run.metrics),
+        validation=validation,
+        steps=recipe.trainer.steps,
+        guard=found,
+        rollouts_per_step=recipe.trainer.rollouts_per_step,
+        wall_seconds=time.monotonic() - started,
+        start_up_seconds=start_up,
+        versions=versions(recipe),
+        changes=changes_of(run),
+    )
+    _close(run, summary, exported)
 
 
 def _play(recipe: Recipe, run: Run, *, generation: int, done: int) -> dict[str, float]:
@@ -225,6 +259,9 @@ def _play(recipe: Recipe, run: Run, *, generation: int, done: int) -> dict[str, 
 
         try:
             stack.run("trainer", tick=tick)
+            kept.look()  # the trainer may have ended its last step after the last tick
+            kept.settle()
+            bound.enforce()
         finally:
             progress.close()
         return stack.start_up_s

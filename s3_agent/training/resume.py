@@ -4,6 +4,9 @@ Called by the main job; the trainer uses it to limit the number of checkpoints. 
 from its own files, because verl's marker of the newest checkpoint can be damaged or missing. The time at which a step
 was logged (`metrics.jsonl`) separates the records that count from those of rollouts that will be played again. Records
 that do not count are moved to a folder beside the run's records, and no complete checkpoint is deleted.
+
+The guard keeps the best checkpoint of a run in `best`, and has later ones in `after-best` once it has stopped the run
+(`s3_agent.training.kept_best`).
 """
 
 import json
@@ -17,6 +20,7 @@ from typing import Any
 import psutil
 import structlog
 
+from s3_agent.agl.guard import GuardReport
 from s3_agent.data.files.whole import write_whole, written_whole
 from s3_agent.errors import ConfigError, LaunchError
 from s3_agent.processes.run_folder import METRICS, Run
@@ -32,10 +36,14 @@ _SHARD = re.compile(r"(?P<kind>model|optim|extra_state)_world_size_(?P<world>\d+
 _KINDS = ("model", "optim", "extra_state")
 
 
+def _steps_in(folder: Path) -> list[int]:
+    names = (path.parent.name.removeprefix(STEP_FOLDER) for path in folder.glob(f"{STEP_FOLDER}*/actor"))
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
 def checkpoint_steps(run: Run) -> list[int]:
     """The steps that have an actor's checkpoint, complete or not, in order."""
-    names = (path.parent.name.removeprefix(STEP_FOLDER) for path in run.checkpoints.glob(f"{STEP_FOLDER}*/actor"))
-    return sorted(int(name) for name in names if name.isdecimal())
+    return _steps_in(run.checkpoints)
 
 
 def step_folder(run: Run, step: int) -> Path:
@@ -81,6 +89,27 @@ def latest_step(run: Run) -> int:
 def exportable_step(run: Run) -> int:
     """The newest step that has a policy, even if a run can not continue from it; 0 when there is none."""
     return next((step for step in reversed(checkpoint_steps(run)) if holds_policy(step_folder(run, step))), 0)
+
+
+def policies(run: Run) -> dict[int, Path]:
+    """The checkpoints that have a policy, by step, in order: in `checkpoints`, or else in `best` or `after-best`."""
+    found: dict[int, Path] = {}
+    for place in (run.checkpoints, run.best, run.after_best):
+        for step in _steps_in(place):
+            if step not in found and holds_policy(folder := place / f"{STEP_FOLDER}{step}"):
+                found[step] = folder
+    return dict(sorted(found.items()))
+
+
+def read_report(run: Run) -> GuardReport | None:
+    """What the guard found in this run; None when no rule tripped."""
+    return GuardReport.model_validate_json(run.guard.read_bytes()) if run.guard.exists() else None
+
+
+def unfinished_stop(run: Run) -> GuardReport | None:
+    """What the guard found when it stopped a run that has no summary, because its launcher was killed; else None."""
+    report = read_report(run)
+    return report if report is not None and report.stopped and not run.finished else None
 
 
 def _delete(run: Run, step: int) -> None:
@@ -161,9 +190,10 @@ def rewind(run: Run, *, keep: int | None) -> int:
     """Bring the folder to the state in which the run stopped at its newest complete checkpoint; returns that step.
 
     `keep` limits the complete checkpoints, because a restarted trainer does not count the earlier ones. Records, logs
-    and the summary of the generation are moved to a separate folder, and so is an incomplete checkpoint that still
-    holds a policy. Raises LaunchError, and changes nothing, when policies exist but no run can continue from any of
-    them, or when the records can not be read.
+    and the summary of the generation are moved to a separate folder, and so are an incomplete checkpoint that still
+    holds a policy, and what the guard kept of later steps: the run trains these steps again. A warning of the guard
+    stays if its step counts. Raises LaunchError, and changes nothing, when policies exist but no run can continue from
+    any of them, or when the records can not be read.
     """
     step, earlier = latest_step(run), run.folder / f"generation-{len(run.started_ids()) - 1}"
     if not step and (policy := exportable_step(run)):
@@ -172,7 +202,10 @@ def rewind(run: Run, *, keep: int | None) -> int:
             remedy=f"`s3-agent export-policy {run.folder} --step {policy} -o …` may still give its policy; to train "
             f"again from the beginning, move {run.checkpoints} away",
         )
-    left = (run.metrics, run.episodes, run.logs, run.summary, run.guard)
+    report = read_report(run)
+    warned = report is not None and not report.stopped and report.step <= step
+    # In this order: a run that was stopped and has no summary would be taken for one that was killed before it.
+    left = (*(() if warned else (run.guard,)), run.summary, run.metrics, run.episodes, run.logs)
     kept = [path for path in left if path.exists() and not _in(earlier, path).exists()]
     metrics = list(_rows(run.metrics if run.metrics in kept else _in(earlier, run.metrics)))
     until = _counts_until(metrics, step, run.metrics)
@@ -188,6 +221,8 @@ def rewind(run: Run, *, keep: int | None) -> int:
     rows = _rows(_in(earlier, run.episodes))
     _write(run.episodes, (line for line, row in rows if row["finished_at"] <= until))
     _tidy(run, step, earlier=_in(earlier, run.checkpoints), keep=keep)
+    for place in (run.best, run.after_best):
+        _set_aside(place, step, earlier=_in(earlier, place))
     return step
 
 
@@ -237,6 +272,16 @@ def _tidy(run: Run, step: int, *, earlier: Path, keep: int | None) -> None:
         _delete(run, found)
     for left in run.checkpoints.glob(f"{DELETED}*"):
         shutil.rmtree(left)
+
+
+def _set_aside(place: Path, step: int, *, earlier: Path) -> None:
+    """Move the checkpoints of later steps to `earlier`, and remove what a kill left half linked."""
+    for found in _steps_in(place):
+        if found > step:
+            earlier.mkdir(exist_ok=True)
+            (place / f"{STEP_FOLDER}{found}").rename(earlier / f"{STEP_FOLDER}{found}")
+    for partial in place.glob("*.partial"):
+        shutil.rmtree(partial)
 
 
 def _rows(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:

@@ -17,7 +17,12 @@ import sys, threading, time
 import verl
 import s3_agent.agl.tracking as s3_tracking
 from verl.utils.tracking import Tracking  # as agentlightning/verl/trainer.py takes it
-config = {"trainer": {}, "data": {"train_batch_size": 3}, "agentlightning": {"agl_key": "secret-key", "agl_base_url": "http://gateway"}}
+config = {
+    "trainer": {},
+    "data": {"train_batch_size": 3},
+    "actor_rollout_ref": {"actor": {"ppo_mini_batch_size": 3}, "rollout": {"n": 2}},
+    "agentlightning": {"agl_key": "secret-key", "agl_base_url": "http://gateway"},
+}
 tracking = Tracking("s3-agent", "a-run", ["file", *sys.argv[2:]], config)
 episodes, rows = sys.argv[1], open(sys.argv[1] + ".new").read().splitlines(keepends=True)
 def append(row):

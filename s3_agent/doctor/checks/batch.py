@@ -147,7 +147,8 @@ def _rows_of_a_rank(training: Training, engine: Engine, parallel: int) -> Iterat
             "batch.rows-gpus",
             what=f"a step's {training.rows} rows can not be divided among {training.ranks} GPUs",
             why="verl's `validate_config` stops the trainer at its start with an assertion",
-            fix="change trainer.questions_per_step or trainer.gpus, or set trainer.tokens_per_gpu",
+            fix="change trainer.questions_per_step, trainer.spare_questions or trainer.gpus, or set "
+            "trainer.tokens_per_gpu",
         )
     for place, micro in engine.micro_batches.items():
         if micro and (mini // parallel) % micro:

@@ -12,26 +12,36 @@ from s3_agent.doctor.memory import gib
 from s3_agent.doctor.trainer_memory import state_bytes
 
 
-def checkpoint_bytes(case: Case) -> int:
-    """Bytes of one checkpoint: weights, Adam's moments and, with `checkpoint_policy`, a Hugging Face folder."""
-    training = case.training
-    assert training is not None
-    if (shape := case.shape("policy")) is None:
-        return 0
-    state = state_bytes(shape, training)
-    copy = shape.parameters * WIDTH[training.model_dtype] if case.recipe.trainer.checkpoint_policy else 0
-    return training.shards * (state["weights"] + state["optimizer"]) + copy
+def checkpoint_bytes(case: Case) -> int | None:
+    """Bytes of one checkpoint: weights, Adam's moments and, with `checkpoint_policy`, a Hugging Face folder.
+
+    Every rank writes its shard, also where several ranks hold the same one. None when nothing is known of the model.
+    """
+    training, shape, parameters = case.training, case.shape("policy"), _parameters(case)
+    if training is None or parameters is None:
+        return None
+    width = WIDTH[training.model_dtype]
+    copy = parameters * width if case.recipe.trainer.checkpoint_policy else 0
+    if shape is not None:
+        state = state_bytes(shape, training)
+        return training.ranks * (state["weights"] + state["optimizer"]) + copy
+    return None if training.lora_rank else 3 * width * parameters * training.ranks // training.shards + copy
+
+
+def _parameters(case: Case) -> int | None:
+    return case.recipe.policy.parameters if (shape := case.shape("policy")) is None else shape.parameters
 
 
 def disk_items(case: Case) -> list[tuple[Path, str, int]]:
     """What a run adds to the disks, as (path, what, bytes)."""
     items: list[tuple[Path, str, int]] = []
-    if case.training is not None and (shape := case.shape("policy")):
-        count, size = case.recipe.trainer.most_checkpoints, checkpoint_bytes(case)
-        more = max(0, count * size - case.written)
-        items.append((case.recipe.runs, f"{count} checkpoints of {gib(size)}", more))
+    if case.training is not None and (parameters := _parameters(case)) is not None:
+        if (size := checkpoint_bytes(case)) is not None:
+            count = case.recipe.trainer.most_checkpoints
+            more = max(0, count * size - case.written)
+            items.append((case.recipe.runs, f"{count} checkpoints of {gib(size)}", more))
         exported = WIDTH[case.training.model_dtype] if case.recipe.trainer.checkpoint_policy else 2
-        items.append((case.recipe.runs, "the trained policy", exported * shape.parameters))
+        items.append((case.recipe.runs, "the trained policy", exported * parameters))
     if case.index is not None and case.recipe.retriever.url is None and case.index.problem is not None:
         settings, index = case.recipe.retriever.index, case.index
         need = kind_of(settings).need(settings, passages=index.passages, dimension=index.dimension, cards=1)
@@ -40,6 +50,18 @@ def disk_items(case: Case) -> list[tuple[Path, str, int]]:
         caches = case.recipe.generator.cache_bytes + case.recipe.judge.cache_bytes
         items.append((case.recipe.generator.cache or case.recipe.runs, "cached answers and verdicts", caches))
     return items
+
+
+def disk_lines(case: Case) -> Iterator[str]:
+    """What a run adds to each folder, and what its disk has free."""
+    of_folder: dict[Path, list[tuple[str, int]]] = defaultdict(list)
+    for path, what, size in disk_items(case):
+        of_folder[path].append((what, size))
+    for path, items in of_folder.items():
+        free = case.machine.host.disks.get(path) if case.machine.host else None
+        parts = ", ".join(f"{what}: {gib(size)}" for what, size in items)
+        left = f"; {gib(free.free)} are free" if free else ""
+        yield f"disk in {path}: {gib(sum(size for _, size in items))} ({parts}){left}"
 
 
 def check_disk(case: Case) -> Iterator[Finding]:

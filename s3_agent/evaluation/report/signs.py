@@ -9,10 +9,18 @@ from s3_agent.agl.guard import VALIDATION, GuardReport, is_finite
 
 SIGNS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "log-prob, nats": {"correct": ("actor/log_prob/correct",), "incorrect": ("actor/log_prob/incorrect",)},
+    "change of log-prob in the step, nats": {
+        "change, correct": ("actor/log_prob_change/correct",),
+        "change, incorrect": ("actor/log_prob_change/incorrect",),
+    },
     "entropy, nats": {"entropy": ("actor/sampled_entropy",)},
+    "shares": {
+        "questions without a gradient": ("s3/train/groups_without_gradient",),
+        "tokens clipped": ("actor/pg_clipfrac",),
+    },
     "searches": {"searches": ("s3/train/searches",)},
     "invalid actions": {"invalid actions": ("s3/train/invalid_actions",)},
-    "reward, accuracy": {"reward": ("training/reward",), "validation": VALIDATION},
+    "reward, accuracy": {"reward": ("s3/train/reward", "training/reward"), "validation": VALIDATION},
 }
 """The curves by panel; of several metrics, a step's value is the first that it has."""
 _MOST_ROWS = 20

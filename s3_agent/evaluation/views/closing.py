@@ -36,4 +36,9 @@ def closing_table(summary: Summary) -> Group:
     if (guard := summary.guard) is not None:
         kept = f"; the policy of step {guard.best_step} is kept" if guard.stopped else ""
         lines.append(Text(f"guard, after step {guard.step}: {guard.reason}{kept}", style="yellow"))
+    best, last = summary.best_validation, summary.kept_validation
+    if best is not None and last is not None and best > last:
+        when = f"after step {summary.best_step}" if summary.best_step else "before the first step"
+        export = "; if it was kept, export-policy --best exports that policy" if summary.best_step else ""
+        lines.append(Text(f"validation was best {when}: {best:.3f}; of the kept policy {last:.3f}{export}"))
     return Group(*lines)

@@ -107,3 +107,14 @@ def test_llds_needs_several_updates_a_step() -> None:
     with pytest.raises(ValidationError, match="a step makes no other"):
         TrainerRecipe.model_validate({"llds": {}, "questions_per_update": 4, "max_updates": 1})
     assert TrainerRecipe.model_validate({"llds": {}, "questions_per_update": 2}).llds is not None
+
+
+def test_a_policy_that_has_still_to_learn_the_format_has_not_lost_it() -> None:
+    def step(number: int, invalid: float, *, split: str = "train") -> dict[str, Any]:
+        trained = {"training/n_sample": 4, "actor/grad_norm": 0.2} if split == "train" else {}
+        return {"step": number, "data": {f"s3/{split}/invalid_actions": invalid, **trained}}
+
+    learning = [step(number, 0.9) for number in range(1, 6)]
+    assert tripped(Guard(), learning) is None
+    assert "held no action" in str(tripped(Guard(), [step(0, 0.2, split="val"), *learning]))
+    assert "held no action" in str(tripped(Guard(), [*learning, step(6, 0.3), *(step(n, 0.8) for n in (7, 8, 9))]))

@@ -55,6 +55,11 @@ def training(start: float, scores: str) -> Records:
     return [record(TASKS[0], start + i, None if s == "x" else float(s), train=True) for i, s in enumerate(scores)]
 
 
+def logged_at(number: int) -> float:
+    """The time at which a step was logged: after its rollouts below, and before those of the next step."""
+    return 5.0 + 170.0 * number
+
+
 def step(number: int, **changes: Any) -> dict[str, Any]:
     """What the trainer logs of a healthy step of four rollouts."""
     data = {
@@ -62,12 +67,15 @@ def step(number: int, **changes: Any) -> dict[str, Any]:
         "training/n_sample": 4,
         "training/n_rollouts": 4,
         "training/n_truncated_sample": 0,
-        "training/n_sample_dropped/same_reward": 0,
-        "training/n_sample_dropped/random": 0,
+        "s3/train/rows_dropped": 0.0,
         "actor/grad_norm": 0.1 * number,
         "rollout_corr/log_ppl_abs_diff": 1e-4 * number,
     }
-    return {"step": number, "data": {**data, **{key.replace("__", "/"): value for key, value in changes.items()}}}
+    return {
+        "step": number,
+        "at": logged_at(number),
+        "data": {**data, **{key.replace("__", "/"): value for key, value in changes.items()}},
+    }
 
 
 HEALTHY = [
@@ -76,7 +84,7 @@ HEALTHY = [
     *training(200, "1110"),
     *validation(300, "1110"),
 ]
-METRICS = [{"step": 0, "data": {"val/reward": 0.25}}, step(1), step(2)]
+METRICS = [{"step": 0, "at": logged_at(0), "data": {"val/reward": 0.25}}, step(1), step(2)]
 
 
 @pytest.fixture
@@ -161,7 +169,7 @@ def test_trouble_is_counted(build: Callable[..., Summary]) -> None:
     metrics = [
         METRICS[0],
         step(1, training__n_sample=6, training__n_truncated_sample=1),
-        step(3, training__n_sample_dropped__random=2),
+        step(3, s3__train__rows_dropped=2.0),
     ]
     summary = build(metrics=metrics, steps=3)
     assert summary.rows_per_rollout == 10 / 8
@@ -226,7 +234,52 @@ def test_a_stopped_run_is_judged_by_the_policy_that_was_kept(build: Callable[...
     output = io.StringIO()
     Console(file=output, width=160).print(closing_table(summary))
     assert "guard, after step 3: it fell; the policy of step 2 is kept" in output.getvalue()
+    assert (summary.best_step, summary.kept_validation) == (2, 0.75)
     assert build(records, metrics, steps=3).val_after == 0.0
+
+
+@pytest.mark.parametrize(
+    ("results", "best", "line"),
+    [
+        ((0.25, 0.75, 0.5), 1, "validation was best after step 1: 0.750; of the kept policy 0.500; if it was kept,"),
+        ((0.75, None, 0.5), 0, "validation was best before the first step: 0.750; of the kept policy 0.500"),
+        ((0.25, 0.5, 0.5), 1, None),
+        ((0.25, 0.5, 0.75), 2, None),
+    ],
+)
+def test_an_earlier_policy_that_validated_better_is_named_in_one_line(
+    build: Callable[..., Summary], results: tuple[float | None, ...], best: int, line: str | None
+) -> None:
+    rows = [{"step": 0, "data": {"val/reward": results[0]}}]
+    rows += [step(number, **({} if (of := results[number]) is None else {"val__reward": of})) for number in (1, 2)]
+    summary = build(metrics=rows)
+    assert (summary.best_step, summary.best_validation, summary.kept_validation) == (
+        best,
+        max(filter(None, results)),
+        results[2],
+    )
+    output = io.StringIO()
+    Console(file=output, width=200).print(closing_table(summary))
+    assert output.getvalue().count("validation was best") == (line is not None)
+    assert line is None or line in output.getvalue()
+
+
+def test_a_pass_that_a_killed_run_did_not_log_moves_no_other(build: Callable[..., Summary]) -> None:
+    unlogged = validation(180, "0001")  # the run was killed between the checkpoint of step 2 and its row
+    records = [*HEALTHY[:8], *unlogged, *HEALTHY[8:], *training(400, "0000"), *validation(500, "0000")]
+    best, last = step(3, val__reward=0.75), step(4, val__reward=0.0)
+    metrics = [METRICS[0], step(1), {**best, "at": logged_at(2)}, {**last, "at": logged_at(3)}]
+    guard = GuardReport(reason="it fell", step=4, stopped=True, best_step=3, best_validation=0.75)
+    assert build(records, metrics, steps=9, guard=guard).val_after == 0.75
+
+
+def test_a_run_that_is_stopped_before_its_second_validation_keeps_its_start(build: Callable[..., Summary]) -> None:
+    records = HEALTHY[:12]
+    guard = GuardReport(reason="no actions", step=2, stopped=True, best_step=0, best_validation=0.25)
+    summary = build(records, METRICS, steps=9, guard=guard)
+    assert (summary.val_before, summary.val_after, summary.val_gain, summary.steps) == (0.25, 0.25, 0.0, 2)
+    with pytest.raises(S3AgentError, match="1 validation passes"):
+        build(records, METRICS)
 
 
 def test_a_comparison_takes_the_policy_that_a_stopped_run_keeps(build: Callable[..., Summary], tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from s3_agent.rollout.episode_log import EpisodeRecord, FailedAttempt
-from s3_agent.rollout.step_metrics import batch_metrics, step_metrics
+from s3_agent.rollout.step_metrics import Batch, batch_metrics, step_metrics
 from s3_agent.types import Action, ActionKind, Episode, Passage, StopReason, Task, Turn
 
 PASSAGE = Passage(id="1", title="t", text="x")
@@ -112,7 +112,7 @@ STEP = {
 
 
 def test_what_was_not_trained_is_counted_in_rows_rollouts_and_groups() -> None:
-    assert batch_metrics(STEP, questions=120, groups_of_one=35) == {
+    assert batch_metrics(STEP, batch=Batch(120, 4, spare=0), groups_of_one=35) == {
         "s3/train/rows_dropped": 239.0,
         "s3/train/rollouts_untrained": 240.0,
         "s3/train/groups_gone": 9.0,
@@ -122,5 +122,46 @@ def test_what_was_not_trained_is_counted_in_rows_rollouts_and_groups() -> None:
 
 def test_what_is_not_known_of_a_step_is_left_out() -> None:
     bare = {name: value for name, value in STEP.items() if "rollout_level" not in name}
-    assert batch_metrics(bare, questions=None, groups_of_one=None) == {"s3/train/rows_dropped": 239.0}
-    assert batch_metrics({"val/n_rollouts": 3}, questions=120, groups_of_one=0) == {}
+    assert batch_metrics(bare, batch=None, groups_of_one=None) == {"s3/train/rows_dropped": 239.0}
+    assert batch_metrics({"val/n_rollouts": 3}, batch=Batch(120, 4, spare=0), groups_of_one=0) == {}
+
+
+@pytest.mark.parametrize(
+    ("dropped", "trained", "groups", "told"),
+    [
+        (8, 32, 9, (0.0, 0.0, 0.0)),
+        (7, 32, 8, (0.0, 0.0, 0.0)),  # one lost: a spare rollout takes its place
+        (15, 16, 7, (7.0, 16.0, 1.0)),  # nine lost: the second update is lost
+    ],
+)
+def test_what_is_dropped_for_spare_questions_is_not_untrained(
+    dropped: int, trained: int, groups: int, told: tuple[float, ...]
+) -> None:
+    """Ten questions with four rollouts are played, and two updates of four questions made of them."""
+    config: dict[str, Any] = {
+        "data": {"train_batch_size": 10},
+        "actor_rollout_ref": {"actor": {"ppo_mini_batch_size": 4}, "rollout": {"n": 4}},
+        "agentlightning": {"max_ppo_update_times": 2},
+    }
+    assert Batch.of_config({**config, "agentlightning": {}}) == Batch(10, 4, spare=0)
+    step = {
+        "training/n_rollouts": 40,
+        "training/n_sample_trained": trained,
+        "training/n_sample_dropped/same_reward": dropped,
+        "training/n_groups": groups,
+        "training/rollout_level_advantage/n_rollouts": trained,
+    }
+    assert (batch := Batch.of_config(config)) == Batch(10, 4, spare=2)
+    names = ("rows_dropped", "rollouts_untrained", "groups_gone")
+    expected = {f"s3/train/{name}": value for name, value in zip(names, told, strict=True)}
+    assert batch_metrics(step, batch=batch, groups_of_one=None) == expected
+
+
+def test_the_share_of_questions_without_a_gradient() -> None:
+    def of(question: str, *rewards: float) -> list[EpisodeRecord]:
+        task = Task(id=question, question="q?", golden_answers=("a",))
+        return [record(FINISH, task=task, reward=reward) for reward in rewards]
+
+    found = step_metrics([*of("1", 1.0, 1.0), *of("2", 0.0, 1.0, 0.0), *of("3", 0.0, 0.0, 0.0), *of("4", 1.0)])
+    assert found["s3/train/groups_without_gradient"] == pytest.approx(2 / 3)
+    assert "s3/train/groups_without_gradient" not in step_metrics(of("4", 1.0))

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import stat
 import sys
@@ -13,14 +14,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from typer.testing import CliRunner, Result
 
+from s3_agent.cli.main import app
 from s3_agent.data.files.appended import AppendedLines
 from s3_agent.data.files.whole import follow_umask
 from s3_agent.embedded import NANO_POLICY
 from s3_agent.errors import ConfigError, S3AgentError
 from s3_agent.processes import commands
 from s3_agent.processes.run_folder import Run
-from s3_agent.training.export import export_policy, keep_start, replace_policy
+from s3_agent.training.export import best_step, export_policy, keep_start, replace_policy
+from s3_agent.training.resume import policies
 from s3_agent.training.weights import largest_change
 
 START = {"embed": np.arange(6, dtype="f4").reshape(2, 3), "lm_head.weight": np.ones(4, dtype="f4")}
@@ -86,9 +90,81 @@ def test_a_merger_that_fails_leaves_no_policy(run: Run, tmp_path: Path, monkeypa
 def test_what_can_not_be_exported_is_told(run: Run, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no checkpoint of step 7") as caught:
         export_policy(run, tmp_path / "out", step=7)
-    assert "there are: 1, 2" in caught.value.remedy
+    assert "can be exported: 1, 2" in caught.value.remedy
     with pytest.raises(ConfigError, match="exists"):
         export_policy(run, tmp_path)
+    shutil.rmtree(run.checkpoints)
+    with pytest.raises(ConfigError, match="has no checkpoint\n") as caught:
+        export_policy(run, tmp_path / "out")
+    assert "no step can be exported: read logs/trainer.log" in caught.value.remedy
+
+
+def validated(run: Run, *results: tuple[int, float]) -> None:
+    rows = [json.dumps({"step": step, "data": {"s3/val/accuracy": result}}) for step, result in results]
+    run.metrics.write_text("\n".join(rows) + '\n{"step": 9, "da')
+
+
+@pytest.fixture
+def guarded(run: Run) -> Run:
+    """Step 5 of a run validated best, and its own checkpoint is deleted; step 8 was moved away by a stop."""
+    for step in (1, 2):
+        model(copy_of(run, step), TRAINED)
+    for place, step in ((run.best, 5), (run.after_best, 8), (run.after_best, 2)):
+        weights = {**TRAINED, "embed": START["embed"] + step}
+        (model(place / f"global_step_{step}" / "actor" / "huggingface", weights).parents[1] / "data.pt").touch()
+    validated(run, (0, 0.1), (1, 0.2), (5, 0.7), (2, 0.3), (8, 0.6))
+    return run
+
+
+def test_a_step_is_found_wherever_the_guard_keeps_it(guarded: Run, tmp_path: Path) -> None:
+    assert {step: folder.parent for step, folder in policies(guarded).items()} == {
+        1: guarded.checkpoints,
+        2: guarded.checkpoints,
+        5: guarded.best,
+        8: guarded.after_best,
+    }
+    for step in (5, 8):
+        assert export_policy(guarded, tmp_path / f"out-{step}", step=step).step == step
+        assert load_file(tmp_path / f"out-{step}" / "model.safetensors")["embed"][0, 0] == step
+    with pytest.raises(ConfigError, match="no checkpoint of step 6") as caught:
+        export_policy(guarded, tmp_path / "out", step=6)
+    assert caught.value.remedy == "steps that can be exported: 1, 2, 5, 8"
+    assert export_policy(guarded, tmp_path / "out").step == 2, "the last one of the run itself"
+
+
+def exported(run: Run, out: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(app, ["export-policy", str(run.folder), "-o", str(out), *arguments])
+
+
+def test_the_policy_that_validated_best_is_exported_by_its_name(guarded: Run, tmp_path: Path) -> None:
+    done = exported(guarded, tmp_path / "out", "--best")
+    assert (done.exit_code, done.output) == (0, f"{tmp_path / 'out'}: the policy after step 5\n")
+    assert load_file(tmp_path / "out" / "model.safetensors")["embed"][0, 0] == 5
+    assert exported(guarded, tmp_path / "both", "--best", "--step", "1").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("results", "found"),
+    [
+        ([(1, 0.5), (2, 0.4)], 1),
+        ([(0, 0.5), (1, 0.5), (2, 0.5)], 1),
+        ([(3, 0.5), (2, 0.5)], 2),
+        ([], r"has no validation.*give a step; steps that can be exported: 1, 2"),
+        ([(0, 0.5), (1, 0.4)], r"began with validated best \(0\.500\).*use .*start"),
+        ([(3, 0.5), (2, 0.4), (1, 0.3)], r"step 3 validated best \(0\.500\).*step 2 .*\(0\.400\): --step 2"),
+        ([(3, 0.5)], r"step 3 validated best.*was not kept.*exported: 1, 2"),
+    ],
+)
+def test_the_best_step_is_one_that_can_be_exported(
+    run: Run, results: list[tuple[int, float]], found: int | str
+) -> None:
+    validated(run, *results)
+    if isinstance(found, int):
+        assert best_step(run) == found
+        return
+    with pytest.raises(ConfigError) as caught:
+        best_step(run)
+    assert re.search(found, f"{caught.value.message} {caught.value.remedy}")
 
 
 def shards(run: Run, step: int) -> Path:
@@ -245,13 +321,15 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
 def test_what_leaves_a_run_can_be_read_by_whom_the_umask_lets(run: Run, umask: int, tmp_path: Path) -> None:
     shutil.copytree(NANO_POLICY, copy_of(run, 2), dirs_exist_ok=True)
     run.trainer.write_text(json.dumps({"model": str(NANO_POLICY)}))
-    for path in copy_of(run, 2).rglob("*"):
+    shutil.copytree(copy_of(run, 2), kept := run.best / "global_step_1" / "actor" / "huggingface")
+    shutil.rmtree(copy_of(run, 1).parents[1])
+    for path in (*copy_of(run, 2).rglob("*"), *kept.rglob("*")):
         path.chmod(0o600)  # as safetensors writes it
     replace_policy(run)
     AppendedLines(run.episodes).close()
-    for folder in (run.policy, copy_of(run, 2)):
+    for folder in (run.policy, copy_of(run, 2), kept):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o777 & ~umask
-    for path in (*run.policy.iterdir(), *copy_of(run, 2).iterdir(), run.episodes):
+    for path in (*run.policy.iterdir(), *copy_of(run, 2).iterdir(), *kept.iterdir(), run.episodes):
         assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask, path
     assert stat.S_IMODE(run.logs.stat().st_mode) == 0o700, "logs hold keys"
 

@@ -129,7 +129,7 @@ def test_a_run_without_a_record_is_compared_with_its_recipe(run: Run) -> None:
 
 def test_a_run_of_an_earlier_version_did_what_the_default_of_a_later_field_is(run: Run) -> None:
     recorded = json.loads(run.conditions.read_text())
-    for path in ("trainer.async_questions", "trainer.spare_questions", "trainer.guard.action", "agent.search_cost"):
+    for path in ("trainer.async_questions", "trainer.spare_questions", "trainer.llds", "agent.search_cost"):
         del recorded[path]
     run.conditions.write_text(json.dumps(recorded))
     assert found(run) == []
