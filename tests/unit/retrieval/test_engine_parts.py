@@ -5,8 +5,9 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import pytest
@@ -14,6 +15,7 @@ import tenacity
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from retrieval_server.backends.engines.filling import RECORD, Contents, fill
 from retrieval_server.backends.engines.http_json import HttpJson, in_requests
@@ -307,7 +309,78 @@ def test_more_passages_than_a_graph_returns_are_refused(values: dict[str, Any], 
     settings = index_settings.validate_python(given)
     with pytest.raises(ValueError, match=f"`{names}` is 20, below the"):
         settings.check_topk(topk)
-    index_settings.validate_python({**given, "layout": "exact", "fused": 50}).check_topk(topk)
+    enough = {"fused": 50} if given.get("search") == "hybrid" else {}
+    of_graph = ("ef_search", "candidates")
+    exact = {name: value for name, value in given.items() if name not in of_graph}
+    index_settings.validate_python({**exact, "layout": "exact", **enough}).check_topk(topk)
+
+
+WHERE = {
+    "pgvector": "postgresql://me@host/db",
+    "qdrant": "http://h:1",
+    "opensearch": "http://h:1",
+    "lancedb": "/folder",
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "ignored", "reason"),
+    [
+        *(("pgvector", {"search": "dense"}, one, "search: dense") for one in ({"k1": 1.2}, {"fused": 50})),
+        *(("qdrant", {"search": "dense"}, one, "search: dense") for one in ({"b": 0.1}, {"stemmer": "none"})),
+        ("lancedb", {}, {"stopwords": "none"}, "search: dense"),
+        ("opensearch", {}, {"rank_constant": 1}, "search: bm25"),
+        ("pgvector", {"search": "bm25"}, {"layout": "exact"}, "search: bm25"),
+        ("pgvector", {"search": "bm25"}, {"ef_search": 40}, "search: bm25"),
+        ("pgvector", {"layout": "hnsw"}, {"candidates": 40}, "layout: hnsw"),
+        ("pgvector", {"layout": "binary"}, {"ef_search": 40}, "layout: binary"),
+        ("pgvector", {"layout": "exact"}, {"hnsw_links": 8}, "layout: exact"),
+        ("qdrant", {"search": "bm25"}, {"quantization": "int8"}, "search: bm25"),
+        ("qdrant", {"layout": "exact"}, {"quantization": "int8"}, "layout: exact"),
+        ("qdrant", {"layout": "exact"}, {"ef_search": 40}, "layout: exact"),
+        ("qdrant", {}, {"rescore": False}, "quantization: none"),
+        ("lancedb", {"layout": "exact"}, {"probes": 3}, "layout: exact"),
+        ("lancedb", {"layout": "ivf_flat"}, {"refine": 3}, "layout: ivf_flat"),
+    ],
+)
+def test_a_setting_without_effect_is_refused_and_is_no_part_of_the_index(
+    kind: str, values: dict[str, Any], ignored: dict[str, Any], reason: str
+) -> None:
+    [name] = ignored
+    words = kind == "opensearch" or values.get("search") == "bm25"
+    given = {"kind": kind, "url": WHERE[kind], **({} if words else {"encoder": {"model": "m"}}), **values}
+    with pytest.raises(ValidationError, match=f"`{name}` has no effect with `{reason}`: leave it out"):
+        index_settings.validate_python(given | ignored)
+    settings = index_settings.validate_python(given)
+    assert name not in settings.identity() and name not in settings.answers()
+    assert index_settings.validate_python(settings.model_dump(mode="json")) == settings
+
+
+@pytest.mark.parametrize("kind", WHERE)
+def test_what_has_an_effect_is_a_part_of_the_answers(kind: str) -> None:
+    """Every field that an engine builds or searches with is used by some settings of it."""
+    settings = INDEX_KINDS[kind].settings
+    ways = {
+        name: get_args(settings.model_fields[name].annotation)
+        for name in ("search", "layout", "quantization")
+        if name in settings.model_fields
+    }
+    used: set[str] = set()
+    for values in product(*ways.values()):
+        chosen = dict(zip(ways, values, strict=True))
+        encoder = {} if chosen["search"] == "bm25" else {"encoder": {"model": "m"}}
+        try:
+            used |= {*index_settings.validate_python({"kind": kind, "url": WHERE[kind], **chosen, **encoder}).answers()}
+        except ValidationError as refused:
+            assert "has no effect with" in str(refused)
+    assert {*settings.built_with, *settings.searched_with} <= used  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_folder_of_lancedb_is_found_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = {"kind": "lancedb", "encoder": {"model": "m"}}
+    assert index_settings.validate_python({**given, "url": "vectors"}).place()["url"] == str(tmp_path / "vectors")
+    assert index_settings.validate_python({**given, "url": "s3://b/p"}).place()["url"] == "s3://b/p"
 
 
 OF_AN_ENGINE: dict[str, Any] = {"key_variable": "ENGINE_KEY", "key_header": "authorization", "key_form": "{}"}
