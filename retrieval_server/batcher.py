@@ -44,6 +44,10 @@ class SearchFailed(Exception):
 class Away(SearchFailed):
     """A service behind the backend does not answer: all queries of the batch fail, and may succeed later."""
 
+    def __init__(self, cause: Unavailable) -> None:
+        super().__init__(str(cause).splitlines()[0])
+        self.retry_after_s = cause.retry_after_s
+
 
 class BadQuery(SearchFailed):
     """The backend raised for this query because of the query."""
@@ -184,7 +188,7 @@ class Batcher:
             return list(found)
         except Unavailable as error:
             log.error("the index is away", queries=len(batch), error=str(error))
-            return [Away(str(error).splitlines()[0]) for _ in batch]
+            return [Away(error) for _ in batch]
         except BaseException as error:  # a Rust tokenizer's panic is not an Exception; nothing interrupts this thread
             if len(batch) == 1 and isinstance(error, BY_THE_QUERY):
                 log.warning("a query was refused", error=repr(error))

@@ -9,7 +9,14 @@ class RetrievalError(Exception):
 
 
 class Unavailable(RetrievalError):
-    """A service behind the index gives no answer: the same search may succeed later, and no query is at fault."""
+    """A service behind the index gives no answer: the same search may succeed later, and no query is at fault.
+
+    `retry_after_s`: the seconds for which the service asks not to be asked again; None if it does not say.
+    """
+
+    def __init__(self, message: str, *, remedy: str = "", retry_after_s: float | None = None) -> None:
+        super().__init__(message, remedy=remedy)
+        self.retry_after_s = retry_after_s
 
 
 class RequestRefused(RetrievalError):

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 DEFAULT = "bm25"
 MANIFEST = "manifest.json"
 """The file of an index folder that says what it was made from."""
+SEARCH, PLACE = "search", "place"
+"""Its fields for settings that may change: those of the search, and where the index is."""
 
 
 class IndexSettings(BaseModel, frozen=True):
@@ -39,6 +41,12 @@ class IndexSettings(BaseModel, frozen=True):
     def answers(self) -> dict[str, Any]:
         """The settings that answers depend on, as JSON: those of `identity`, and those that only the search uses."""
         return self.identity()
+
+    def searched(self) -> dict[str, Any]:
+        """The fields that answers depend on and the index does not, as JSON. They are recorded beside the identity: a
+        server that is given no settings searches with those of the build."""
+        fields = type(self).model_fields
+        return {name: value for name, value in _besides(self.answers(), self.identity()).items() if name in fields}
 
     def place(self) -> dict[str, Any]:
         """The settings that say where an index is, as JSON. They are recorded beside the identity, and may change."""
@@ -58,6 +66,18 @@ class IndexSettings(BaseModel, frozen=True):
             except ValueError:
                 limit = middle - 1
         return least
+
+
+def _besides(values: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that are not among the known ones, also those within sections."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict) and isinstance(known.get(name), dict):
+            if more := _besides(value, known[name]):
+                found[name] = more
+        elif name not in known or value != known[name]:
+            found[name] = value
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +143,8 @@ class IndexKind(ABC):
     def load(self, corpus: "Corpus", folder: Path, settings: Any, *, report: "Report") -> "Backend":
         """The opened index. Raises RetrievalError; any other exception is reported as a damaged index."""
 
-    def open(self, folder: Path, settings: Any, *, report: "Report") -> "tuple[Passages, WaitingBackend]":
-        """What a kind without a corpus searches. Raises RetrievalError."""
+    def open(self, folder: Path, settings: Any, *, report: "Report") -> "tuple[Passages, WaitingBackend, str]":
+        """What a kind without a corpus searches, and what `source` says of exactly this. Raises RetrievalError."""
         raise NotImplementedError
 
     def source(self, folder: Path, settings: Any) -> str:

@@ -6,15 +6,16 @@ run elsewhere, in the thread that searches.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import quote, quote_plus
 
 import httpx
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
 from retrieval_server.errors import RequestRefused, RetrievalError, Unavailable
 from retrieval_server.proxies import proxy_of
+from retrieval_server.retry_after import retry_after_s
 
 HIDDEN = "[key]"
 SHOWN = 300  # characters of an answer in an error
@@ -22,6 +23,7 @@ _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 KEY_REFUSED = frozenset({401, 403})
 _BY_THE_REQUEST = frozenset({400, 413, 422})
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 2.0
+_GROWING = wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S)
 
 
 def checked_url(url: str) -> str:
@@ -75,15 +77,37 @@ def async_client(url: str, *, headers: Mapping[str, str], timeout_s: float) -> h
     return httpx.AsyncClient(base_url=url, transport=transport, headers=headers, timeout=timeout_s)
 
 
-def refusal(reason: str, status: int, *, key: str, log: str) -> RetrievalError:
+def refusal(reason: str, answer: httpx.Response, *, key: str, log: str) -> RetrievalError:
     """The error for an answer of 400 or more: Unavailable if the status passes, RequestRefused if another request may
     be accepted. `key`: the remedy if the key is refused; `log`: whose log to read."""
     remedy = f"see the message and {log}"
-    if status in _PASSING:
-        return Unavailable(reason, remedy=remedy)
-    if status in _BY_THE_REQUEST:
+    if answer.status_code in _PASSING:
+        return Unavailable(reason, remedy=remedy, retry_after_s=retry_after_s(answer.headers.get("retry-after")))
+    if answer.status_code in _BY_THE_REQUEST:
         return RequestRefused(reason, remedy=remedy)
-    return RetrievalError(reason, remedy=key if status in KEY_REFUSED else remedy)
+    return RetrievalError(reason, remedy=key if answer.status_code in KEY_REFUSED else remedy)
+
+
+def patiently[T](call: Callable[[], T], *, patience_s: float) -> T:
+    """The call's result. While it raises Unavailable it is repeated, as late as the service asks for, else after
+    growing times.
+
+    Raises the last Unavailable once the patience is over, and at once if the service asks for a longer wait than that.
+    """
+
+    def asked(state: RetryCallState) -> float | None:
+        error = state.outcome.exception() if state.outcome else None
+        return error.retry_after_s if isinstance(error, Unavailable) else None
+
+    def wait(state: RetryCallState) -> float:
+        seconds = asked(state)
+        return _GROWING(state) if seconds is None else seconds
+
+    def stop(state: RetryCallState) -> bool:
+        left = patience_s - (state.seconds_since_start or 0.0)
+        return left <= 0 or (asked(state) or 0.0) > left
+
+    return Retrying(retry=retry_if_exception_type(Unavailable), wait=wait, stop=stop, reraise=True)(call)
 
 
 class ModelService:
@@ -111,13 +135,7 @@ class ModelService:
         RequestRefused if it refuses this request, and RetrievalError if it refuses any.
         """
         content = json.dumps(body).encode()
-        retrying = Retrying(
-            retry=retry_if_exception_type(Unavailable),
-            wait=wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S),
-            stop=stop_after_delay(self._patience_s),
-            reraise=True,
-        )
-        return retrying(self._once, content)
+        return patiently(lambda: self._once(content), patience_s=self._patience_s)
 
     def unknown_form(self, answer: Any, wanted: str) -> RetrievalError:
         """The error for an answer that has not the form `wanted`."""
@@ -140,7 +158,7 @@ class ModelService:
         if response.status_code >= 400:
             reason = f"{self._what} answered with {response.status_code}: {self._hidden(response.text)[:SHOWN]}"
             key = f"set the environment variable {self._key_variable or '… (name it in `key_variable`)'} to its key"
-            raise refusal(reason, response.status_code, key=key, log="the service's log")
+            raise refusal(reason, response, key=key, log="the service's log")
         try:
             return response.json()
         except ValueError as cause:

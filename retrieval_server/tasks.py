@@ -75,7 +75,7 @@ class Tasks:
             raise BadQuery(str(error)) from error
         except Unavailable as error:
             log.error("the index is away", error=str(error))
-            raise Away(str(error)) from error
+            raise Away(error) from error
         except Exception as error:
             log.error("a search failed", error=repr(error))
             raise SearchFailed(repr(error)) from error

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 
 from retrieval_server.errors import RetrievalError
+from retrieval_server.index_kinds import kind_of
 from retrieval_server.indexing import manifest_without_corpus, open_corpus, served_manifest
 from s3_agent.clients.connections import get
 from s3_agent.clients.model_server import window_of
@@ -25,7 +26,7 @@ def index_identity(recipe: Recipe) -> dict[str, Any]:
         settings = recipe.retriever.index
         if not recipe.serves_corpus:
             try:
-                return manifest_without_corpus(recipe.index_folder, settings)
+                return manifest_without_corpus(settings, kind_of(settings).source(recipe.index_folder, settings))
             except RetrievalError as cause:
                 raise ConfigError(str(cause)) from cause
         try:

@@ -1,8 +1,9 @@
 """The engines that run in tests, each with what a test must do to it from outside."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Protocol
@@ -15,6 +16,33 @@ from tests.qdrant_local_shim import KEY, QdrantLocalShim, running_qdrant_local_s
 ENGINES = ("pgvector", "qdrant", "opensearch", "lancedb")
 EVERY_VECTOR = {"layout": "exact", "vectors": "float32"}
 LEXICAL = ("pgvector", "qdrant", "opensearch")
+
+
+@dataclass(frozen=True)
+class Way:
+    """Settings of a search by vectors, the error of its scores, and the share of the best that it finds."""
+
+    settings: Mapping[str, Any]
+    error: float = 1e-4
+    recall: float = 1.0
+
+
+HALF = 5e-3  # the error of a score from float16
+EXACT = Way(EVERY_VECTOR)
+WAYS = {
+    "pgvector": {
+        "exact": EXACT,
+        "default": Way({"ef_search": 400}, error=HALF, recall=0.95),
+        "binary": Way({"layout": "binary", "candidates": 400}, error=HALF, recall=0.95),
+    },
+    "qdrant": {"exact": EXACT, "default": Way({}, error=HALF, recall=0.95)},
+    "lancedb": {
+        "exact": EXACT,
+        "default": Way({}, error=HALF),
+        "ivf_flat": Way({"layout": "ivf_flat", "lists": 4, "probes": 4}, error=HALF),
+        "ivf_rq": Way({"layout": "ivf_rq", "lists": 4, "probes": 4, "refine": 50}, error=HALF, recall=0.95),
+    },
+}
 
 
 class Engine(Protocol):
@@ -31,6 +59,10 @@ class Engine(Protocol):
     """The folder of a model, for engines that search only vectors."""
 
     def place(self) -> dict[str, Any]: ...
+    def place_of_graphs(self) -> dict[str, Any]:
+        """The same place, where a search uses a graph also of few passages."""
+        ...
+
     def stop(self) -> None: ...
     def start(self) -> None: ...
     def change(self, name: str, row: int) -> None:
@@ -59,6 +91,9 @@ class PgvectorEngine:
     def place(self) -> dict[str, Any]:
         return {"url": self._server.url}
 
+    def place_of_graphs(self) -> dict[str, Any]:
+        return {"url": f"{self._server.url}&options=-c%20enable_seqscan%3Doff"}
+
     def _table(self, name: str) -> str:
         [[table]] = self._server.run("select tablename from pg_tables where tablename ~ %s", f"^{name}_[0-9a-f]+$")
         return table
@@ -86,6 +121,8 @@ class QdrantEngine:
     def place(self) -> dict[str, Any]:
         return {"url": self._shim.url}
 
+    place_of_graphs = place
+
     def _collection(self, name: str) -> str:
         [found] = [one.name for one in self._shim.client.get_collections().collections if one.name[:-13] == name]
         return found
@@ -112,6 +149,8 @@ class OpenSearchEngine:
 
     def place(self) -> dict[str, Any]:
         return {"url": self._fake.url}
+
+    place_of_graphs = place
 
     def _index(self, name: str) -> Any:
         [found] = [index for key, index in self._fake.indexes.items() if key[:-13] == name]
@@ -142,6 +181,8 @@ class LanceDBEngine:
 
     def place(self) -> dict[str, Any]:
         return {"url": str(self._folder)}
+
+    place_of_graphs = place
 
     def stop(self) -> None:
         self._folder.rename(self._folder.with_name("away"))
@@ -194,5 +235,7 @@ def running_engine(kind: str) -> Iterator[Engine]:
 def engine_settings(engine: Engine, name: str, **more: Any) -> Any:
     """Settings of an index in that engine; a search by words if it has one, unless they say otherwise."""
     plain = {"search": "bm25"} if engine.lexical else {"encoder": {"model": engine.encoder}, **engine.exact}
+    if more.get("search") == "dense":
+        plain = {"encoder": {"model": engine.encoder}}
     values = {"kind": engine.kind, "name": name, "patience_s": 0.5, **plain, **engine.place(), **more}
     return index_settings.validate_python(values)

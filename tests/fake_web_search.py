@@ -15,11 +15,15 @@ NOTHING = "a query without results"
 
 
 class FakeWebSearch:
-    """Counts the requests of each service. `failures` are answered first: (status, headers), one for each request."""
+    """Counts the requests of each service. `failures` are answered first: (status, headers), one for each request.
+
+    The queries in `rejected` get that status, always.
+    """
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
         self.failures: list[tuple[int, dict[str, str]]] = []
+        self.rejected: dict[str, int] = {}
         self.gate: asyncio.Event | None = None
         self.options: Counter[str] = Counter()
         self.app = FastAPI()
@@ -40,6 +44,8 @@ class FakeWebSearch:
         if self.failures:
             status, headers = self.failures.pop(0)
             return JSONResponse({"message": f"failed for {KEY}"}, status, headers)
+        if query in self.rejected:
+            return JSONResponse({"message": f"{KEY} must not ask for {query}"}, self.rejected[query])
         if key != KEY:
             return JSONResponse({"error": f"the key {key} is not valid"}, 401)
         return JSONResponse({**body, "request_id": f"for {KEY}"})

@@ -1,5 +1,6 @@
 """Returns every error in one JSON form with a fitting status: what is wrong, and what to do about it."""
 
+import math
 from typing import Any
 
 import structlog
@@ -79,7 +80,7 @@ async def _refused(_: Request, error: Exception) -> JSONResponse:
             remedy = "change the query; in a request with others only its own list is empty"
             return Refused(422, "bad_query", str(error).encode("utf-8", "replace").decode(), remedy).response()
         case Away():
-            after = {"Retry-After": str(AWAY_RETRY_AFTER_S)}
+            after = {"Retry-After": str(math.ceil(error.retry_after_s or AWAY_RETRY_AFTER_S))}
             remedy = "try again after Retry-After; see the server's log"
             return Refused(503, "away", str(error), remedy, headers=after).response()
         case SearchFailed():

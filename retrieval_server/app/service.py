@@ -153,9 +153,10 @@ class Service:
         if isinstance(backend, Reranked):
             self._reranker = backend
         self._batcher = self._searcher(backend)
+        changing = getattr(backend, "answers_change", False)
         self._cache = QueryCache(
             self._batcher,
-            max_bytes=int(settings.cache_mb * 1e6),
+            max_bytes=0 if changing else int(settings.cache_mb * 1e6),
             ignores_whitespace=backend.ignores_whitespace,
             metrics=self._metrics,
         )
@@ -222,7 +223,7 @@ class Service:
         try:
             return await self._reranks.run(work)
         except Unavailable as cause:
-            raise Away(str(cause).splitlines()[0]) from cause
+            raise Away(cause) from cause
         except BY_THE_QUERY as cause:
             raise BadQuery(str(cause)) from cause
         except SearchRefused:

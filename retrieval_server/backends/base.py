@@ -25,11 +25,14 @@ class WaitingBackend(Protocol):
 
     ignores_whitespace: ClassVar[bool]
     """As in `Backend`."""
+    answers_change: bool
+    """Whether a query may find something else each time: then no answer is used for another request."""
 
     async def find(self, query: str, *, topk: int) -> Hits:
         """At most `topk` (row, score), best first.
 
-        Raises SearchRefused for what will be refused again, and Unavailable if the service does not answer.
+        Raises SearchRefused for what will be refused again, QueryError if the service refuses this query alone, and
+        Unavailable if it does not answer.
         """
         ...
 

@@ -18,6 +18,7 @@ from retrieval_server.index_kinds import IndexSettings, kind_of
 from retrieval_server.indexing.lock import only_build
 from retrieval_server.indexing.manifest import (
     MANIFEST,
+    beside_identity,
     check,
     expected_manifest,
     read_manifest,
@@ -68,8 +69,7 @@ def write_index(corpus: Corpus, folder: Path, settings: IndexSettings, fill: Fil
             if not (resume and _is(partial, expected)):  # otherwise the build was killed just before the rename
                 _begin(partial, expected, resume=resume)
                 described = fill(partial)
-                if place := settings.place():
-                    described = {**described, "place": place}
+                described = {**described, **beside_identity(settings)}
                 corpus.save_lines(partial)
                 for path in partial.rglob("*"):
                     if path.is_file():

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -66,12 +66,22 @@ def build(corpus: CorpusOption, index: IndexOption, backend: BackendOption = Non
 
 
 @app.command()
-def verify(corpus: CorpusOption, index: IndexOption) -> None:
+def verify(
+    corpus: CorpusOption,
+    index: IndexOption,
+    backend: Annotated[
+        Path | None, typer.Option(help="YAML: the settings of the index, to verify a copy in another place.")
+    ] = None,
+) -> None:
     """Read every byte of the corpus and of the index, and compare hashes and counts with the manifest."""
     from retrieval_server.corpus import Corpus
     from retrieval_server.indexing import verify_index
 
-    manifest = _run(lambda report: verify_index(Corpus(corpus, report=report), index, report))
+    def job(report: Report) -> dict[str, Any]:
+        settings = read_index_settings(backend) if backend else None
+        return verify_index(Corpus(corpus, report=report), index, report, settings=settings)
+
+    manifest = _run(job)
     typer.echo(f"{index} is whole: {manifest['backend']}, {manifest['passages']} passages, corpus {manifest['corpus']}")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from retrieval_server.config import index_settings
 from retrieval_server.corpus import LINES_RECORD, Corpus, Report, silent
 from retrieval_server.errors import RetrievalError
-from retrieval_server.index_kinds import MANIFEST, IndexSettings, kind_of
+from retrieval_server.index_kinds import MANIFEST, PLACE, SEARCH, IndexSettings, kind_of
 
 
 def made_with(settings: IndexSettings) -> dict[str, Any]:
@@ -42,12 +42,12 @@ def served_manifest(corpus: Corpus, settings: IndexSettings) -> dict[str, Any]:
     return {**expected_manifest(corpus, settings), "settings": kind_of(settings).answers(settings)}
 
 
-def manifest_without_corpus(folder: Path, settings: IndexSettings) -> dict[str, Any]:
-    """The manifest of a kind that searches no corpus. Raises RetrievalError."""
+def manifest_without_corpus(settings: IndexSettings, source: str) -> dict[str, Any]:
+    """The manifest of a kind that searches no corpus; `source` is what it searches (`IndexKind.source`)."""
     return {
         **made_with(settings),
         "backend": settings.kind,
-        "corpus": kind_of(settings).source(folder, settings),
+        "corpus": source,
         "passages": 0,
         "settings": settings.identity(),
     }
@@ -106,13 +106,29 @@ def read_manifest(folder: Path, *, remedy: str) -> dict[str, Any]:
     return manifest
 
 
+def beside_identity(settings: IndexSettings) -> dict[str, Any]:
+    """The settings that are recorded although they may change: those of the search, and the place."""
+    beside = {SEARCH: settings.searched(), PLACE: settings.place()}
+    return {name: values for name, values in beside.items() if values}
+
+
 def said_settings(manifest: dict[str, Any], folder: Path, *, remedy: str) -> IndexSettings:
     """The settings that an index was built with, read from its manifest. Raises RetrievalError."""
     try:
-        known = {**manifest["settings"], **manifest.get("place", {})}
+        known = _merged(manifest["settings"], manifest.get(SEARCH, {}), manifest.get(PLACE, {}))
         return index_settings.validate_python({"kind": manifest["backend"], **known})
     except (KeyError, TypeError, ValueError) as cause:
         raise RetrievalError(f"{folder / MANIFEST} names no settings: {cause}", remedy=remedy) from cause
+
+
+def _merged(*layers: dict[str, Any]) -> dict[str, Any]:
+    """The values of all layers, the later before the earlier, section by section."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for name, value in layer.items():
+            sections = isinstance(value, dict) and isinstance(merged.get(name), dict)
+            merged[name] = _merged(merged[name], value) if sections else value
+    return merged
 
 
 def check(manifest: dict[str, Any], folder: Path, expected: dict[str, Any], *, remedy: str) -> None:
@@ -134,12 +150,17 @@ def check(manifest: dict[str, Any], folder: Path, expected: dict[str, Any], *, r
             raise RetrievalError(f"{folder / name} {state}, {recorded['bytes']} were written", remedy=remedy)
 
 
-def verify_index(corpus: Corpus, folder: Path, report: Report = silent) -> dict[str, Any]:
-    """Read every byte of the corpus and the index; return the manifest. Raises RetrievalError for a difference."""
+def verify_index(
+    corpus: Corpus, folder: Path, report: Report = silent, *, settings: IndexSettings | None = None
+) -> dict[str, Any]:
+    """Read every byte of the corpus and the index; return the manifest. Raises RetrievalError for a difference.
+
+    `settings` name the place of the index, if it is no longer the one in the manifest.
+    """
     remedy = how_to_build(corpus.path, folder)
     manifest = read_manifest(folder, remedy=remedy)
     corpus.read_again(report)
-    settings = said_settings(manifest, folder, remedy=remedy)
+    settings = settings or said_settings(manifest, folder, remedy=remedy)
     check(manifest, folder, expected_manifest(corpus, settings), remedy=remedy)
     for name, recorded in manifest["files"].items():
         if _sha256(folder / name, report) != recorded["sha256"]:

@@ -80,8 +80,8 @@ def open_without_corpus(
     folder: Path, settings: IndexSettings, *, report: Report = silent
 ) -> tuple[Passages, WaitingBackend, dict[str, Any]]:
     """What a kind without a corpus searches, its backend and its manifest. Raises RetrievalError."""
-    passages, backend = kind_of(settings).open(folder, settings, report=report)
-    return passages, backend, manifest_without_corpus(folder, settings)
+    passages, backend, source = kind_of(settings).open(folder, settings, report=report)
+    return passages, backend, manifest_without_corpus(settings, source)
 
 
 def _said(folder: Path) -> IndexSettings | None:

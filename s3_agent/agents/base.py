@@ -12,14 +12,13 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from s3_agent.clients.policy import Conversation, Policy, Role
-from s3_agent.clients.retriever import Retriever
+from s3_agent.clients.retriever import QUERY_REFUSED, Retriever
 from s3_agent.errors import ConfigError, ContextFull, RetrieverError
 from s3_agent.fitting import fit_passages
 from s3_agent.questions import normalize_question, retrieval_query
 from s3_agent.selection import SelectionRule, select_passages
 from s3_agent.types import Action, ActionKind, Episode, Passage, StopReason, Task, Turn
 
-_REFUSALS = (400, 413, 422)
 _ENDS = {ActionKind.FINISH: StopReason.FINISHED, ActionKind.ANSWER: StopReason.ANSWERED}
 
 
@@ -95,7 +94,7 @@ async def search(retriever: Retriever, query: str, question: str, *, topk: int) 
     try:
         return await retriever.retrieve(query, topk=topk)
     except RetrieverError as error:
-        if error.status not in _REFUSALS:
+        if error.status not in QUERY_REFUSED:
             raise
         await retriever.retrieve(question, topk=topk)
         return ()

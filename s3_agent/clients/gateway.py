@@ -15,8 +15,9 @@ from pydantic import BaseModel, Field, ValidationError
 from yarl import URL
 
 from retrieval_server.proxies import proxy_of
+from retrieval_server.retry_after import retry_after_s
 from s3_agent.clients.gateway_limit import LIMIT_PATH, GatewayLimit, gateway_limit
-from s3_agent.clients.http import bearer, passes, retry_after_s, retry_wait_s
+from s3_agent.clients.http import bearer, passes, retry_wait_s
 from s3_agent.errors import GatewayError
 
 RolloutState = Literal["queuing", "running", "succeeded", "failed"]

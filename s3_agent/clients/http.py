@@ -15,12 +15,12 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
 
 import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
+from retrieval_server.retry_after import retry_after_s
 from s3_agent.errors import BoundaryError
 
 FIRST_WAIT_S = 0.25
@@ -84,18 +84,6 @@ class _Transient(Exception):
         super().__init__(reason)
         self.retry_after = retry_after
         self.paused = paused
-
-
-def retry_after_s(value: str | None) -> float | None:
-    """The seconds that a `Retry-After` header asks for, as a number or a date; None if it asks for no wait."""
-    try:
-        seconds = float(value or "")
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(value or "").timestamp() - time.time()
-        except (ValueError, OverflowError):
-            return None
-    return seconds if seconds > 0 else None
 
 
 def retry_wait_s(tries: int, retry_after: float | None) -> float:

@@ -13,6 +13,9 @@ from s3_agent.clients.servers import Servers, addresses
 from s3_agent.errors import RetrieverError
 from s3_agent.types import Passage
 
+QUERY_REFUSED = frozenset({400, 413, 422})
+"""The statuses with which a server refuses a query that it can not search for, or a request of nothing else."""
+
 
 class Retriever(Protocol):
     """What an agent needs of a retriever."""

@@ -16,8 +16,9 @@ from typing import Any
 import httpx
 import structlog
 
+from retrieval_server.retry_after import retry_after_s
 from s3_agent.clients.connections import get
-from s3_agent.clients.http import passes, retry_after_s, retry_wait_s
+from s3_agent.clients.http import passes, retry_wait_s
 from s3_agent.errors import RetrieverError
 
 log = structlog.get_logger()

@@ -1,6 +1,10 @@
-"""A step of the real stack with its index in a real Postgres, which is restarted while rollouts search."""
+"""A step of the real stack with words and vectors in a real Postgres, which is restarted while rollouts search.
+
+The encoder has random weights: nothing is downloaded, and what it finds is not asked.
+"""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -9,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.real_postgres import running_postgres
+from benchmarks.untrained_encoder import save_untrained_bert
 from s3_agent.data.tasks import read_jsonl
 from s3_agent.embedded import CORPUS
 from s3_agent.evaluation.summary import Summary
@@ -25,8 +30,11 @@ AWAY_S = 3.0
 @pytest.mark.slow
 def test_no_rollout_is_lost_with_the_index_in_postgres(services: Services, tasks: Path, tmp_path: Path) -> None:
     with running_postgres() as postgres:
-        index = {"kind": "pgvector", "url": postgres.url, "search": "bm25", "patience_s": 1}
-        (tmp_path / "pgvector.yaml").write_text(json.dumps(index))
+        model = tmp_path / "encoder"
+        words = {word for passage in read_jsonl(CORPUS) for word in re.findall("[a-z]+", passage["contents"].lower())}
+        save_untrained_bert(model, sorted(words), dimension=32, layers=1, heads=2, spread=0.5)
+        index = {"kind": "pgvector", "url": postgres.url, "search": "hybrid", "patience_s": 1}
+        (tmp_path / "pgvector.yaml").write_text(json.dumps({**index, "encoder": {"model": str(model)}}))
         folder = tmp_path / "prepared/index/corpus"
         build = ["index", "build", "--corpus", str(CORPUS), "--index", str(folder)]
         backend = ["--backend", str(tmp_path / "pgvector.yaml")]
@@ -37,6 +45,7 @@ def test_no_rollout_is_lost_with_the_index_in_postgres(services: Services, tasks
             *(f"data.train={tasks}", f"data.rag_cache={rag_cache_of(tasks)}", f"data.validation_size={VALIDATION}"),
             *("data.allow_mismatch=true", "trainer.steps=1"),
             *(f"retriever.index.{name}={value}" for name, value in index.items()),
+            f"retriever.index.encoder.model={model}",
             *(f"trainer.questions_per_step={QUESTIONS}", f"trainer.rollouts_per_question={ROLLOUTS}"),
         ]
         command = [sys.executable, "-m", "s3_agent.cli", "train", "--name", "run", *settings]

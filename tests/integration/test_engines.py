@@ -12,10 +12,13 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import schemathesis
 import yaml
@@ -23,6 +26,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from schemathesis import checks
 from schemathesis.specs.openapi import checks as openapi_checks
+from typer.testing import CliRunner
 
 from benchmarks.untrained_encoder import save_untrained_bert
 from retrieval_server.app import create_app
@@ -31,15 +35,17 @@ from retrieval_server.backends.bm25.analysis import EnglishAnalyzer
 from retrieval_server.backends.dense.encoder import Encoder
 from retrieval_server.backends.dense.settings import DenseSettings, EncoderSettings
 from retrieval_server.backends.engines import filling, kind
+from retrieval_server.backends.engines.store import Batch, Shape
 from retrieval_server.backends.engines.vocabulary import Vocabulary
-from retrieval_server.config import ServerSettings
-from retrieval_server.corpus import Corpus
+from retrieval_server.config import ServerSettings, index_settings
+from retrieval_server.corpus import Corpus, silent
 from retrieval_server.errors import QueryError, RetrievalError, Unavailable
-from retrieval_server.index_kinds import IndexSettings, default_settings
+from retrieval_server.index_kinds import INDEX_KINDS, IndexSettings, default_settings
 from retrieval_server.indexing import build_index, load_index, verify_index
 from retrieval_server.indexing.build import convert_index
+from retrieval_server.indexing.command import app as index_command
 from s3_agent.testing.servers import serve
-from tests.engines import ENGINES, Engine, engine_settings, running_engine
+from tests.engines import ENGINES, WAYS, Engine, engine_settings, running_engine
 from tests.served_corpus import await_status, command, free_port, write_corpus
 
 WORDS = (
@@ -58,7 +64,7 @@ WORDS = (
 )
 WORDS += ("3.14", "日本", "x_y", "psychology")
 AWAY = "does not answer|can not be read"
-PASSAGES = 200
+PASSAGES = 300  # LanceDB trains lists from 256 vectors
 TWINS = '"T"\ntwin twin boat'
 QUERIES = (
     "krone norway",
@@ -146,11 +152,33 @@ def built(engine: Engine, corpus: Corpus, tmp_path: Path) -> Callable[..., tuple
 
 
 @pytest.fixture(scope="module")
-def plain(folder: Path) -> Callable[[str, int], list[float]]:
-    """The scores of the best by inner product, computed plainly."""
+def every(folder: Path) -> Callable[[str], list[float]]:
+    """The inner product with every passage, computed plainly."""
     model = Encoder(EncoderSettings(model=str(folder / "encoder")))
     passages = model.passages([passage.contents for passage in Corpus(folder / "corpus.jsonl")])
-    return lambda query, topk: sorted((passages @ model.queries([query])[0]).tolist(), reverse=True)[:topk]
+    return cache(lambda query: (passages @ model.queries([query])[0]).tolist())
+
+
+@pytest.fixture(scope="module")
+def plain(every: Callable[[str], list[float]]) -> Callable[[str, int], list[float]]:
+    """The scores of the best."""
+    return lambda query, topk: sorted(every(query), reverse=True)[:topk]
+
+
+def filled(folder: Path, corpus: Corpus, chosen: Any, vectors: Path) -> None:
+    """Build the index; one of vectors without encoding the corpus again."""
+    if chosen.encoder is None:
+        build_index(corpus, folder, chosen)
+    else:
+        convert_index(corpus, vectors, folder, chosen)
+
+
+@pytest.fixture(params=["bm25", "dense"])
+def content(request: pytest.FixtureRequest, engine: Engine) -> dict[str, Any]:
+    """Settings of an index of words, and of one of vectors with the default layout and type."""
+    if not {"bm25": engine.lexical, "dense": engine.dense}[request.param]:
+        pytest.skip("it does not search so")
+    return {"search": request.param}
 
 
 @pytest.mark.usefixtures("lexical")
@@ -170,14 +198,43 @@ def test_words_find_what_our_own_index_finds(built: Any, corpus: Corpus, engine:
                 assert [score for _, score in found] == pytest.approx([score for _, score in wanted], rel=0.02)
 
 
-@pytest.mark.usefixtures("dense")
-def test_vectors_find_what_a_plain_computation_finds(built: Any, plain: Any, encoder: Any, engine: Engine) -> None:
-    backend, _ = built("vectors", search="dense", encoder=encoder.model_dump(), **engine.exact)
+@pytest.mark.parametrize("way", ["exact", "default", "binary", "ivf_flat", "ivf_rq"])
+def test_vectors_find_what_a_plain_computation_finds(
+    engine: Engine, way: str, corpus: Corpus, vectors: Path, every: Any, tmp_path: Path
+) -> None:
+    if way not in WAYS.get(engine.kind, {}):
+        pytest.skip("it does not search so")
+    chosen = WAYS[engine.kind][way]
+    given = engine_settings(engine, f"vectors_{way}", search="dense", **engine.place_of_graphs(), **chosen.settings)
+    convert_index(corpus, vectors, tmp_path / "index", given)
+    verify_index(corpus, tmp_path / "index")
+    backend = load_index(corpus, tmp_path / "index", given)
     queries = QUERIES * 3  # more than there are connections
+    recalled = 0
     for query, found in zip(queries, backend.search(queries, topk=10), strict=True):
-        assert [score for _, score in found] == pytest.approx(plain(query, 10), abs=1e-4)
-        [alone] = backend.search([query], topk=3)
-        assert [score for _, score in alone] == pytest.approx([score for _, score in found[:3]], abs=1e-5)
+        scores = every(query)
+        assert [score for _, score in found] == pytest.approx([scores[row] for row, _ in found], abs=chosen.error)
+        least = sorted(scores, reverse=True)[9]
+        recalled += sum(scores[row] >= least - chosen.error for row, _ in found)
+        assert len(found) == 10 and found == sorted(found, key=lambda hit: (-hit[1], hit[0]))
+    assert recalled >= chosen.recall * 10 * len(queries)
+    [found], [alone] = backend.search(QUERIES[:1], topk=10), backend.search(QUERIES[:1], topk=3)
+    assert [score for _, score in alone] == pytest.approx([score for _, score in found[:3]], abs=1e-5)
+
+
+@pytest.mark.parametrize(("layout", "depth"), [("hnsw", "ef_search"), ("binary", "candidates")])
+def test_postgres_searches_the_graph_and_not_every_row(engine: Engine, layout: str, depth: str) -> None:
+    """A graph gives no more rows than it looks at, a search of the table would."""
+    if engine.kind != "pgvector":
+        pytest.skip("it has no such graph")
+    chosen = engine_settings(engine, "graph", search="dense", layout=layout, **{depth: 12}, **engine.place_of_graphs())
+    numbers = np.random.default_rng(0).standard_normal((PASSAGES, 64), dtype=np.float32)
+    store = INDEX_KINDS[engine.kind].connect(chosen, Shape(f"graph_{layout}", PASSAGES, 64))  # pyright: ignore[reportAttributeAccessIssue]
+    with closing(store):
+        store.prepare(fresh=True)
+        store.put(Batch(0, [str(row) for row in range(PASSAGES)], numbers, None))
+        store.finish(silent)
+        assert [len(hits) for hits in store.dense(numbers[:3], 50)] == [12] * 3
 
 
 def test_equal_passages_come_by_row_also_at_the_cut(built: Any, encoder: Any, engine: Engine) -> None:
@@ -223,7 +280,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from retrieval_server.config import index_settings
-from retrieval_server.corpus import Corpus
+from retrieval_server.corpus import Corpus, silent
 from retrieval_server.indexing.build import convert_index, build_index
 
 def report(stage, done, total):
@@ -240,10 +297,10 @@ else:
 
 @pytest.mark.parametrize(("stage", "done"), [("filling the engine", 120), ("building the engine's index", 0)])
 def test_a_killed_build_goes_on_where_it_was(
-    engine: Engine, corpus: Corpus, vectors: Path, tmp_path: Path, stage: str, done: int
+    engine: Engine, content: dict[str, Any], corpus: Corpus, vectors: Path, tmp_path: Path, stage: str, done: int
 ) -> None:
-    name = f"killed_at_{done}"
-    chosen = engine_settings(engine, name, batch=40)
+    name = f"killed_at_{done}_{content['search']}"
+    chosen = engine_settings(engine, name, batch=40, **content)
 
     def run(stage: str) -> int:
         arguments = [str(corpus.path), str(tmp_path / name), chosen.model_dump_json(), stage, str(done), str(vectors)]
@@ -255,15 +312,9 @@ def test_a_killed_build_goes_on_where_it_was(
     assert [line["start"] for line in before] == list(range(0, done or PASSAGES, 40))
     record.write_text(record.read_text() + '{"start": 120, "en', encoding="utf-8")  # a line that the kill has cut
 
-    def build(folder: Path, settings: Any) -> None:
-        if engine.lexical:
-            build_index(corpus, folder, settings)
-        else:
-            convert_index(corpus, vectors, folder, settings)
-
-    build(tmp_path / name, chosen)
+    filled(tmp_path / name, corpus, chosen, vectors)
     verify_index(corpus, tmp_path / name)
-    build(tmp_path / "whole", engine_settings(engine, name + "_not", batch=40))
+    filled(tmp_path / "whole", corpus, engine_settings(engine, name + "_not", batch=40, **content), vectors)
     written = [(tmp_path / folder / "contents.json").read_bytes() for folder in (name, "whole")]
     assert written[0] == written[1]
     assert not (tmp_path / name / "filling.jsonl").exists()
@@ -284,28 +335,51 @@ def test_batches_in_the_record_are_not_written_again(
     made, batch = [], filling.Batch
     monkeypatch.setattr(kind, "Batch", lambda **given: made.append(given["start"]) or batch(**given))
     build_index(corpus, tmp_path / "once", chosen)
-    assert made == [120, 160]
+    assert made == [*range(120, PASSAGES, 40)]
 
 
-def test_what_the_engine_lost_or_changed_is_found(engine: Engine, corpus: Corpus, tmp_path: Path) -> None:
-    chosen = engine_settings(engine, "spoiled", batch=20)
-    build_index(corpus, tmp_path / "index", chosen)
+def test_what_the_engine_lost_or_changed_is_found(
+    engine: Engine, content: dict[str, Any], corpus: Corpus, vectors: Path, tmp_path: Path
+) -> None:
+    name = f"spoiled_{content['search']}"
+    chosen = engine_settings(engine, name, batch=20, **content)
+    filled(tmp_path / "index", corpus, chosen, vectors)
     verify_index(corpus, tmp_path / "index")
-    engine.change("spoiled", 30)
+    engine.change(name, 30)
     load_index(corpus, tmp_path / "index", chosen)  # opening reads the first, the middle and the last batch
     with pytest.raises(RetrievalError, match=r"does not hold what was written: passages 20 to 39.*\n.*build the index"):
         verify_index(corpus, tmp_path / "index")
-    engine.change("spoiled", 5)
+    engine.change(name, 5)
     with pytest.raises(RetrievalError, match="passages 0 to 19"):
         load_index(corpus, tmp_path / "index", chosen)
-    engine.lose("spoiled", 100)
+    engine.lose(name, 100)
     with pytest.raises(
         RetrievalError, match=f"holds {PASSAGES - 1} passages of this index, the corpus .* has {PASSAGES}"
     ):
         load_index(corpus, tmp_path / "index", chosen)
-    engine.remove("spoiled")
-    build_index(corpus, tmp_path / "index", chosen)
+    engine.remove(name)
+    filled(tmp_path / "index", corpus, chosen, vectors)
     verify_index(corpus, tmp_path / "index")
+
+
+def test_a_copy_in_another_place_is_verified_with_its_settings(
+    engine: Engine, corpus: Corpus, vectors: Path, tmp_path: Path
+) -> None:
+    chosen = {name: engine_settings(engine, name, batch=40) for name in ("here", "moved")}
+    for name in chosen:
+        filled(tmp_path / name, corpus, chosen[name], vectors)
+    backend = tmp_path / "moved.yaml"
+    backend.write_text(yaml.safe_dump(chosen["moved"].model_dump(mode="json")))
+
+    def verified(*options: str) -> Any:
+        command = ["verify", "--corpus", str(corpus.path), "--index", str(tmp_path / "here"), *options]
+        return CliRunner().invoke(index_command, command)
+
+    assert [verified(*options).exit_code for options in ((), ("--backend", str(backend)))] == [0, 0]
+    engine.change("moved", 90)
+    refused = verified("--backend", str(backend))
+    assert (refused.exit_code, verified().exit_code) == (1, 0)
+    assert "does not hold what was written: passages 80 to 119" in refused.output
 
 
 def test_a_build_does_not_empty_the_index_that_another_folder_has_filled(
@@ -468,6 +542,56 @@ def test_qdrants_own_engine_ranks_our_weights_as_our_index_does(corpus: Corpus, 
         assert [score for _, score in hits] == pytest.approx([score for _, score in wanted], rel=1e-5)
         assert {row for row, _ in hits} == {row for row, _ in wanted}
     shard.close()
+
+
+@pytest.mark.parametrize("layout", ["exact", "ivf_rq"])
+def test_lancedb_gathers_its_batches(
+    folder: Path, corpus: Corpus, vectors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    """Each batch makes a fragment and a version, and each version's file lists all fragments."""
+    import lancedb
+
+    monkeypatch.setattr("retrieval_server.backends.lancedb.kind._GATHERED", 4)
+    most: list[int] = []
+
+    def table() -> Any:
+        database = lancedb.connect(tmp_path / "lance")
+        return database.open_table(database.list_tables().tables[0])
+
+    def fragments() -> int:
+        return table().stats()["fragment_stats"]["num_fragments"]
+
+    def report(stage: str, done: int, total: int) -> None:
+        if stage == "filling the engine":
+            most.append(fragments())
+
+    encoder = {"model": str(folder / "encoder")}
+    values = {"kind": "lancedb", "url": str(tmp_path / "lance"), "encoder": encoder, "layout": layout, "batch": 20}
+    convert_index(corpus, vectors, tmp_path / "index", index_settings.validate_python(values), report=report)
+    verify_index(corpus, tmp_path / "index")
+    assert len(most) == PASSAGES / 20 and max(most) == 4
+    assert (fragments(), len(table().list_versions())) == (1, 1 if layout == "exact" else 2)
+
+
+@pytest.mark.parametrize("layout", ["exact", "hnsw"])
+def test_qdrants_exact_search_reads_no_small_copies(tmp_path: Path, layout: str) -> None:
+    """Therefore `quantization` is refused with `layout: exact`. In Qdrant Edge, with copies of one bit a number."""
+    import qdrant_edge as edge
+
+    numbers = np.random.default_rng(0).standard_normal((PASSAGES, 32), dtype=np.float32)
+    form = edge.EdgeVectorParams(
+        32, edge.Distance.Dot, quantization_config=edge.BinaryQuantizationConfig(always_ram=True)
+    )
+    shard = edge.EdgeShard.create(str(tmp_path / "edge"), edge.EdgeConfig(vectors={"dense": form}))
+    points = [edge.Point(row, {"dense": vector}) for row, vector in enumerate(numbers.tolist())]
+    shard.update(edge.UpdateOperation.upsert_points(points))
+    shard.optimize()
+    again = edge.QuantizationSearchParams(rescore=False, oversampling=1.0)
+    nearest = edge.Query.Nearest(numbers[0].tolist(), using="dense")
+    params = edge.SearchParams(exact=layout == "exact", quantization=again)
+    [best] = shard.query(edge.QueryRequest(limit=1, query=nearest, params=params))
+    shard.close()
+    assert (abs(best.score - float(numbers[0] @ numbers[0])) < 1e-3) == (layout == "exact")
 
 
 SLOW = (HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large)

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,9 +18,6 @@ from typing import Any, ClassVar
 import httpx
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, given, settings
-from schemathesis import checks
-from schemathesis.specs.openapi import checks as openapi_checks
 
 from retrieval_server.app import create_app
 from retrieval_server.app.listening import http_server
@@ -31,6 +27,7 @@ from retrieval_server.errors import QueryError
 from retrieval_server.schemas import CUT_HEADER, KEY_VARIABLE, REFUSED_HEADER, Document
 from s3_agent.clients.retriever import HttpRetriever
 from s3_agent.errors import RetrieverError
+from tests.served_api import MODES, fuzzed, metric
 
 WITHIN_S = 30.0
 MANIFEST = {"backend": "engine", "corpus": "none", "passages": 100, "settings": {}}
@@ -117,11 +114,6 @@ def until(happened: Callable[[], bool]) -> None:
     while not happened():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-def metric(url: str, name: str) -> float:
-    lines = httpx.get(f"{url}/metrics").text.splitlines()
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.rsplit(" ", 1)[0] == name)
 
 
 def raw(url: str, content: bytes, *, last: bool = False) -> socket.socket:
@@ -624,32 +616,10 @@ def test_sigterm_ends_a_server_that_loads(tmp_path: Path) -> None:
         process.wait(timeout=WITHIN_S)
 
 
-SLOW = (HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large)
-CHECKS = [
-    checks.not_a_server_error,
-    openapi_checks.status_code_conformance,
-    openapi_checks.content_type_conformance,
-    openapi_checks.response_schema_conformance,
-    openapi_checks.unsupported_method,
-]
-
-
-@pytest.mark.parametrize("mode", [schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE])
+@pytest.mark.parametrize("mode", MODES)
 def test_nothing_that_openapi_allows_or_forbids_is_a_server_error(mode: Any) -> None:
-    seen: Counter[tuple[str, int]] = Counter()
     with serving(Engine()) as url:
-        for found in schemathesis.openapi.from_url(f"{url}/openapi.json").get_all_operations():
-            operation: Any = found.ok()  # pyright: ignore[reportAttributeAccessIssue]
-
-            @given(case=operation.as_strategy(generation_mode=mode))
-            @settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=SLOW)
-            def ask(case: Any) -> None:
-                response = case.call()
-                seen[case.path, response.status_code] += 1
-                case.validate_response(response, checks=CHECKS)
-
-            if mode is schemathesis.GenerationMode.POSITIVE or operation.method == "post":
-                ask()
+        seen = fuzzed(url, mode, examples=80)
     positive = mode is schemathesis.GenerationMode.POSITIVE
     for route in ("/retrieve", "/grep"):
         assert seen[route, 200 if positive else 422] > 20, seen

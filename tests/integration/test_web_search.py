@@ -15,12 +15,15 @@ from urllib.parse import quote, quote_plus
 
 import httpx
 import pytest
+import schemathesis
 
 from retrieval_server.app import create_app
 from retrieval_server.app.listening import http_server
+from retrieval_server.backends.web.asking import PLAIN_QUERY
 from retrieval_server.backends.web.providers import PROVIDERS
 from retrieval_server.backends.web.store import STORE, Store, recorded_digest
 from retrieval_server.config import ServerSettings, index_settings
+from retrieval_server.schemas import REFUSED_HEADER
 from s3_agent.data.files.stages import Ledger, run_stages
 from s3_agent.data_identity import index_identity, rag_fingerprint
 from s3_agent.doctor.inputs import index_facts, open_corpus
@@ -33,6 +36,7 @@ from s3_agent.testing.servers import generator_app, serve
 from s3_agent.training.changes import conditions_of
 from tests.fake_web_search import KEY, NOTHING, FakeWebSearch
 from tests.pool_harness import until
+from tests.served_api import MODES, fuzzed, metric
 from tests.served_corpus import await_status, free_port
 
 SPELLINGS = (KEY, quote(KEY), quote(KEY, safe=""), quote_plus(KEY), json.dumps(KEY)[1:-1])
@@ -182,7 +186,7 @@ def test_a_query_that_is_asked_many_times_at_once_is_paid_once(
             asked = [
                 clients.submit(recording.search, "same" if n % 2 else "other", topk=min(1 + n, 10)) for n in range(12)
             ]
-            gone = httpx.Timeout(0.5, read=0.5)
+            gone = httpx.Timeout(60, read=0.5)
             with pytest.raises(httpx.ReadTimeout):  # a client that leaves does not lose the paid answer
                 httpx.post(f"{recording.url}/retrieve", json={"queries": ["left alone"]}, timeout=gone)
             until(lambda: len(fake.asked) == 3)
@@ -196,10 +200,19 @@ def test_a_query_that_is_asked_many_times_at_once_is_paid_once(
 
 
 def test_a_live_server_keeps_no_answers(fake: FakeWebSearch, provider_url: str, tmp_path: Path) -> None:
-    with serving(tmp_path, limits={"cache_mb": 0}, mode="live", address=provider_url) as live:
+    with serving(tmp_path, mode="live", address=provider_url) as live:
         first = live.search("a query")
         assert live.search("a query") == first and fake.queries == ["a query", "a query"]
+        fake.gate = asyncio.Event()
+        with ThreadPoolExecutor(2) as clients:  # what is under way is shared
+            asked = [clients.submit(live.search, "at once", "at once") for _ in range(2)]
+            until(lambda: metric(live.url, "retrieval_queued_queries") == 4)
+            fake.gate.set()
+            assert asked[0].result() == asked[1].result() and fake.queries[2:] == ["at once"]
         assert live.manifest["corpus"] == "the web"
+        page = first[0][0]["document"]
+        assert HTTP.get(f"{live.url}/documents/{quote(page['id'], safe='')}").json()["id"] == page["id"]
+        assert HTTP.post(f"{live.url}/grep", json={"pattern": "at once"}).json()["result"]
         assert live.search("answered", topk=10)[0][0]["document"] == {
             "id": live.search("answered")[0][0]["document"]["id"],
             "title": "The answer",
@@ -233,13 +246,67 @@ def test_a_provider_that_can_not_be_reached_is_named(tmp_path: Path) -> None:
     assert hidden(tmp_path, answer.text)
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 432])
+def test_a_long_wait_that_the_provider_asks_for_is_passed_on_at_once(
+    fake: FakeWebSearch, provider_url: str, tmp_path: Path
+) -> None:
+    with serving(tmp_path, mode="record", address=provider_url, at_a_time=1) as recording:
+        known = recording.search("known")
+        fake.failures = [(429, {"Retry-After": "3600"})]
+        with ThreadPoolExecutor(4) as clients:
+            answers = list(clients.map(recording.ask, "abcd"))
+        assert {answer.status_code for answer in answers} == {503}
+        assert {answer.json()["error"]["code"] for answer in answers} == {"away"}
+        assert all(3500 < int(answer.headers["Retry-After"]) <= 3600 for answer in answers)
+        assert len(fake.queries) == 2, "nothing is sent before the provider wants it"
+        assert recording.search("known") == known
+    assert hidden(tmp_path, *(answer.text for answer in answers))
+
+
+@pytest.mark.parametrize("status", [400, 413, 414, 422])
+def test_a_query_that_the_provider_rejects_costs_only_its_own_list_and_is_replayed_so(
+    status: int, fake: FakeWebSearch, provider_url: str, tmp_path: Path
+) -> None:
+    fake.rejected["bad"] = status
+
+    def check(server: Client) -> list[list[dict[str, Any]]]:
+        answer = server.ask("good", "bad", "well")
+        assert answer.status_code == 200 and answer.headers[REFUSED_HEADER] == "1"
+        assert [len(hits) for hits in answer.json()["result"]] == [3, 0, 3]
+        alone = server.ask("bad")
+        assert (alone.status_code, alone.json()["error"]["code"]) == (422, "bad_query")
+        assert f"status {status}" in alone.json()["error"]["message"] and hidden(tmp_path, alone.text)
+        return answer.json()["result"]
+
+    with serving(tmp_path, mode="record", address=provider_url) as recording:
+        found = check(recording)
+        assert fake.queries.count("bad") == 1 and fake.queries.count(PLAIN_QUERY) == 1, "a refusal is recorded"
+    for mode in ("replay", "replay_else_empty"):
+        with serving(tmp_path, mode=mode) as replay:
+            assert check(replay) == found
+    assert len(fake.queries) == 4 and Store(tmp_path / "store").answers == 3
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_provider_that_rejects_any_query_refuses_the_key_or_the_options(
+    status: int, fake: FakeWebSearch, provider_url: str, tmp_path: Path
+) -> None:
+    fake.failures = [(status, {})] * 2
+    with serving(tmp_path, "google_cse", mode="record", address=provider_url) as recording:
+        answer = recording.ask("a")
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (403, "refused_by_provider")
+        assert f"status {status}" in error["message"] and "GOOGLE_API_KEY" in error["remedy"]
+        assert len(recording.search("a")[0]) == 3, "it is not recorded"
+    assert fake.queries == ["a", PLAIN_QUERY, "a"] and hidden(tmp_path, answer.text)
+
+
+@pytest.mark.parametrize("status", [401, 402, 403, 404, 432])
 def test_a_refusal_is_told_without_the_key_and_not_repeated(
     status: int, fake: FakeWebSearch, provider_url: str, tmp_path: Path
 ) -> None:
     fake.failures = [(status, {})]
     with serving(tmp_path, "tavily", mode="record", address=provider_url) as recording:
-        answer = recording.ask("a", "b") if status == 400 else recording.ask("a")
+        answer = recording.ask("a")
         error = answer.json()["error"]
         assert (answer.status_code, error["code"]) == (403, "refused_by_provider")
         assert f"status {status}" in error["message"] and "[key]" in error["message"]
@@ -428,3 +495,21 @@ def test_the_doctor_finds_that_a_replay_has_no_recording(tmp_path: Path) -> None
     assert index_facts(recipe, None) is None
     command = retriever_command(recipe, port=3000)
     assert "--corpus" not in command and "--build" not in command
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("unknown", ["replay", "replay_else_empty"])
+def test_nothing_that_openapi_allows_or_forbids_is_a_server_error_of_a_replay(
+    mode: Any, unknown: str, fake: FakeWebSearch, provider_url: str, tmp_path: Path
+) -> None:
+    fake.rejected["bad"] = 400
+    with serving(tmp_path, mode="record", address=provider_url) as recording:
+        recording.search("0", "1", "good", "bad")
+    with serving(tmp_path, mode=unknown) as replay:
+        seen = fuzzed(replay.url, mode, examples=60)
+        positive = mode is schemathesis.GenerationMode.POSITIVE
+        for route in ("/retrieve", "/grep"):
+            assert seen[route, 200 if positive else 422] > 10, seen
+        if positive and unknown == "replay":
+            assert seen["/retrieve", 404] > 10, seen
+        assert len(replay.search("good")[0]) == 3, "it answers as before"

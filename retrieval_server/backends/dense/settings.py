@@ -117,5 +117,5 @@ class DenseSettings(IndexSettings, frozen=True):
         return self.identity() | {"encoder": self.encoder.answers()} | searched
 
     def place(self) -> dict[str, Any]:
-        """Where the encoder is, if it is a service."""
-        return encoder_place(self.encoder)
+        """Where the encoder is, if it is a service, and an existing index, if it is a part of another."""
+        return encoder_place(self.encoder) | ({"file": str(self.file.absolute())} if self.file else {})

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from retrieval_server.backends.engines.patience import patiently
 from retrieval_server.backends.engines.store import Batch, Store
 from retrieval_server.corpus import Corpus, Report
 from retrieval_server.errors import RetrievalError
+from retrieval_server.services import patiently
 
 RECORD, CONTENTS = "filling.jsonl", "contents.json"
 PATIENCE_S = 120.0  # nobody waits for a build within a request

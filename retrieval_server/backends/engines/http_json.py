@@ -53,7 +53,7 @@ class HttpJson:
         text = self._key.hide(response.text)[:SHOWN]
         reason = f"{self._engine} answered {method} {path} with {response.status_code}: {text}"
         key = f"set the environment variable {self._key.variable} to the engine's key"
-        return refusal(reason, response.status_code, key=key, log="the engine's log")
+        return refusal(reason, response, key=key, log="the engine's log")
 
     def close(self) -> None:
         """Close all connections."""

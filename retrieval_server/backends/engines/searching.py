@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 from retrieval_server.backends.base import Hits
 from retrieval_server.backends.bm25.analysis import EnglishAnalyzer
 from retrieval_server.backends.dense.index import QueryEncoder
-from retrieval_server.backends.engines.patience import patiently
 from retrieval_server.backends.engines.settings import EngineSettings
 from retrieval_server.backends.engines.store import Store
 from retrieval_server.backends.ordering import fetch_ties, fuse, ordered
 from retrieval_server.errors import QueryError, RetrievalError, Unavailable
+from retrieval_server.services import patiently
 
 MOST = 10_000  # hits fetched to see the end of a tie
 

@@ -36,6 +36,8 @@ class EngineSettings(IndexSettings, frozen=True):
     """The engine's own fields that an index is built with."""
     searched_with: ClassVar[tuple[str, ...]] = ()
     """The engine's own fields that only answers depend on."""
+    of_vectors: ClassVar[tuple[str, ...]] = ()
+    """The engine's own fields that mean nothing without vectors."""
 
     @model_validator(mode="after")
     def _encoder_for_vectors(self) -> Self:
@@ -44,6 +46,28 @@ class EngineSettings(IndexSettings, frozen=True):
         if not self.dense and self.encoder is not None:
             raise ValueError(f"`search: {self.search}` uses no `encoder`: leave it out, or set `search: hybrid`")
         return self
+
+    @model_validator(mode="after")
+    def _nothing_without_effect(self) -> Self:
+        fields = type(self).model_fields
+        ignored = [
+            f"`{name}` has no effect with `{reason}`: leave it out"
+            for name, reason in self.unused().items()
+            if getattr(self, name) != fields[name].default
+        ]
+        if ignored:
+            raise ValueError("; ".join(ignored))
+        return self
+
+    def unused(self) -> dict[str, str]:
+        """The fields that these settings do not use, each with the setting that is the reason."""
+        reason = f"search: {self.search}"
+        names = (
+            *(() if self.dense else self.of_vectors),
+            *(() if self.lexical else _TERMS),
+            *(() if self.search == "hybrid" else _FUSION),
+        )
+        return dict.fromkeys(names, reason)
 
     @property
     def dense(self) -> bool:
@@ -60,13 +84,15 @@ class EngineSettings(IndexSettings, frozen=True):
         found: dict[str, Any] = {"search": self.search}
         if self.encoder is not None:
             found["encoder"] = self.encoder.identity()
-        return found | self.model_dump(mode="json", include={*self.built_with, *(_TERMS if self.lexical else ())})
+        return found | self._used(self.built_with, _TERMS)
 
     def answers(self) -> dict[str, Any]:
         """The settings that answers depend on."""
-        fusion = _FUSION if self.search == "hybrid" else ()
         encoder = {} if self.encoder is None else {"encoder": self.encoder.answers()}
-        return self.identity() | encoder | self.model_dump(mode="json", include={*self.searched_with, *fusion})
+        return self.identity() | encoder | self._used(self.searched_with, _FUSION)
+
+    def _used(self, *names: tuple[str, ...]) -> dict[str, Any]:
+        return self.model_dump(mode="json", include=set().union(*names) - self.unused().keys())
 
     def place(self) -> dict[str, Any]:
         """Where the index is, and its encoder if that is a service."""

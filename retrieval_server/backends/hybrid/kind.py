@@ -15,7 +15,7 @@ from retrieval_server.backends.hybrid.index import Hybrid
 from retrieval_server.backends.hybrid.settings import HybridSettings
 from retrieval_server.corpus import IDS, LINES, LINES_RECORD, Corpus, Report
 from retrieval_server.errors import RetrievalError
-from retrieval_server.index_kinds import MANIFEST, IndexKind, IndexNeed, IndexSettings, kind_of
+from retrieval_server.index_kinds import MANIFEST, PLACE, SEARCH, IndexKind, IndexNeed, IndexSettings, kind_of
 
 DESCRIBED = "described.json"  # written when a part is complete
 
@@ -162,7 +162,7 @@ def _taken(corpus: Corpus, index: IndexSettings, source: Path, folder: Path) -> 
             os.link(source / name, folder / name)
         except OSError:  # another disk
             shutil.copyfile(source / name, folder / name)
-    known = {*wanted, "passages", "files"}
+    known = {*wanted, "passages", "files", SEARCH, PLACE}
     return _completed(folder, {key: value for key, value in manifest.items() if key not in known})
 
 

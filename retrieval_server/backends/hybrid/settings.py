@@ -63,6 +63,11 @@ class HybridSettings(IndexSettings, frozen=True):
             parts[name]["weight"] = part.weight
         return {"parts": parts, "depth": self.depth, "constant": self.constant}
 
+    def searched(self) -> dict[str, Any]:
+        """The weights, the fusion's settings, and each part's."""
+        parts = {name: {"index": part.index.searched(), "weight": part.weight} for name, part in self.parts.items()}
+        return {"parts": parts, "depth": self.depth, "constant": self.constant}
+
     def _parts(self, described: Any) -> dict[str, Any]:
         return {
             name: {"index": {"kind": part.index.kind, **described(part.index)}} for name, part in self.parts.items()

@@ -7,7 +7,9 @@ are left to other engines.
 import re
 import struct
 from collections.abc import Sequence
+from datetime import timedelta
 from importlib import import_module
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -21,6 +23,8 @@ from retrieval_server.errors import RetrievalError, Unavailable
 
 _MISSING = re.compile(r"was not found|does not exist", re.IGNORECASE)
 _LEAST = 256  # vectors from which an IVF index can be trained
+_GATHERED = 500  # batches; each is a fragment, and each write lists all fragments in a new file
+_NOW = timedelta(milliseconds=1)  # at less LanceDB warns of readers of older versions; an unfinished index has none
 
 
 class LanceDBSettings(EngineSettings, frozen=True):
@@ -45,6 +49,16 @@ class LanceDBSettings(EngineSettings, frozen=True):
 
     @field_validator("url")
     @classmethod
+    def _from_anywhere(cls, url: str) -> str:
+        """A folder's absolute path: the manifest is read in other working directories too."""
+        return url if "://" in url else str(Path(url).expanduser().absolute())
+
+    def unused(self) -> dict[str, str]:
+        of_layout = {"exact": ("lists", "probes", "refine"), "ivf_flat": ("refine",), "ivf_rq": ()}
+        return dict.fromkeys(of_layout[self.layout], f"layout: {self.layout}") | super().unused()
+
+    @field_validator("url")
+    @classmethod
     def _without_password(cls, url: str) -> str:
         if re.match(r"[a-z0-9]+://[^/]*@", url):
             raise ValueError(
@@ -64,6 +78,8 @@ class _Table(Store):
             ) from cause
         self._settings, self._shape = settings, shape
         self._opened: Any = None
+        self._doubtful = False  # the table may hold passages that will be put again
+        self._added = 0
 
     def _failed(self, cause: Exception) -> RetrievalError:
         place = f"LanceDB in {self._settings.url}"
@@ -106,6 +122,7 @@ class _Table(Store):
             if fresh:
                 database.drop_table(self._shape.name, ignore_missing=True)
             there = self._is_there()
+            self._doubtful = there
             if not there:
                 database.create_table(self._shape.name, schema=self._schema())
         except RetrievalError:
@@ -134,19 +151,24 @@ class _Table(Store):
         ]
         table = self._table()
         try:
-            table.delete(f"number >= {batch.start} and number < {batch.end}")
+            if self._doubtful:
+                table.delete(f"number >= {batch.start} and number < {batch.end}")
             table.add(pa.table(columns, schema=schema))
+            self._added += 1
+            if self._added % _GATHERED == 0:
+                table.optimize(cleanup_older_than=_NOW)
         except Exception as cause:
+            self._doubtful = True
             raise self._failed(cause) from cause
 
     def finish(self, report: Report) -> None:
-        if self._settings.layout == "exact" or self._shape.passages < _LEAST:
-            return
         index = import_module("lancedb.index")
-        form = {"ivf_flat": index.IvfFlat, "ivf_rq": index.IvfRq}[self._settings.layout]
+        forms = {"ivf_flat": index.IvfFlat, "ivf_rq": index.IvfRq}
         table = self._table()
         try:
-            table.create_index("embedding", config=form(distance_type="dot", num_partitions=self._settings.lists))
+            table.optimize(cleanup_older_than=_NOW)
+            if (form := forms.get(self._settings.layout)) and self._shape.passages >= _LEAST:
+                table.create_index("embedding", config=form(distance_type="dot", num_partitions=self._settings.lists))
         except Exception as cause:
             raise self._failed(cause) from cause
 

@@ -48,6 +48,7 @@ class PgvectorSettings(EngineSettings, frozen=True):
 
     built_with: ClassVar = ("layout", "vectors", "hnsw_links", "ef_construction")
     searched_with: ClassVar = ("ef_search", "candidates")
+    of_vectors: ClassVar = (*built_with, *searched_with)
 
     @field_validator("url")
     @classmethod
@@ -58,6 +59,14 @@ class PgvectorSettings(EngineSettings, frozen=True):
         if parts.password or re.search(r"[?&]password=", url):
             raise ValueError("`url` has a password: leave it out, and set the environment variable PGPASSWORD")
         return url
+
+    def unused(self) -> dict[str, str]:
+        of_layout = {
+            "exact": ("hnsw_links", "ef_construction", "ef_search", "candidates"),
+            "hnsw": ("candidates",),
+            "binary": ("ef_search",),
+        }
+        return dict.fromkeys(of_layout[self.layout], f"layout: {self.layout}") | super().unused()
 
     def check_topk(self, topk: int) -> None:
         """Raise ValueError if a graph returns fewer than `topk` passages."""

@@ -55,6 +55,19 @@ class QdrantSettings(EngineSettings, frozen=True):
         *("layout", "vectors", "hnsw_links", "ef_construction", "quantization", "on_disk", "shards", "replicas"),
     )
     searched_with: ClassVar = ("ef_search", "rescore", "oversampling")
+    of_vectors: ClassVar = (
+        *("layout", "vectors", "hnsw_links", "ef_construction", "quantization"),
+        *searched_with,
+    )
+
+    def unused(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        if self.quantization == "none":
+            found = dict.fromkeys(("rescore", "oversampling"), "quantization: none")
+        if self.layout == "exact":  # Qdrant's exact search never reads the small copies
+            of_graph = ("hnsw_links", "ef_construction", "ef_search", "quantization", "rescore", "oversampling")
+            found = dict.fromkeys(of_graph, "layout: exact")
+        return found | super().unused()
 
     _address = field_validator("url")(checked_url)
 

@@ -1,5 +1,8 @@
 """Asks a provider over HTTP: with its key, not too often, not beyond the budget, and again after a failure.
 
+Several providers answer a wrong key, missing credit or a wrong option with the status of a malformed query. So after
+such a status a plain query is asked: only if the provider accepts that one, the query itself is at fault.
+
 The key comes from the environment, and is taken out of every text that leaves this module.
 """
 
@@ -10,19 +13,22 @@ import os
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
 
 from retrieval_server import services
+from retrieval_server.backends.web.latest import Latest
 from retrieval_server.backends.web.settings import WebSettings
 from retrieval_server.backends.web.store import Store
-from retrieval_server.errors import RetrievalError, SearchRefused, Unavailable
+from retrieval_server.errors import QueryError, RetrievalError, SearchRefused, Unavailable
+from retrieval_server.retry_after import retry_after_s
 
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 30.0
+PLAIN_QUERY = "weather"
 _AGAIN = frozenset({408, 425, 429})
+_PERHAPS_THE_QUERY = frozenset({400, 413, 414, 422})
 
 
 class Key(services.Key):
@@ -37,6 +43,14 @@ class Key(services.Key):
             )
 
 
+class Paused(Exception):
+    """The provider asks for no request for another `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"it asks for no request for another {seconds:.0f} s")
+        self.seconds = seconds
+
+
 class Pace:
     """Lets a limited number of requests begin in a second, and none while the provider asks to wait."""
 
@@ -49,17 +63,19 @@ class Pace:
     ) -> None:
         self._gap = 0.0 if per_second is None else 1.0 / per_second
         self._clock, self._sleep = clock, sleep
-        self._next = 0.0
+        self._next = self._pause_ends = 0.0
 
-    async def turn(self) -> None:
-        """Wait until the next request may begin."""
-        while (wait := self._next - self._clock()) > 0:
+    async def turn(self, *, ends: float) -> None:
+        """Wait until the next request may begin. Raises Paused if a pause lasts beyond `ends`, a time of the clock."""
+        while (wait := max(self._next, self._pause_ends) - (now := self._clock())) > 0:
+            if self._pause_ends > max(ends, now):
+                raise Paused(self._pause_ends - now)
             await self._sleep(wait)
         self._next = self._clock() + self._gap
 
     def pause(self, seconds: float) -> None:
         """Let no request begin for this time."""
-        self._next = max(self._next, self._clock() + seconds)
+        self._pause_ends = max(self._pause_ends, self._clock() + seconds)
 
 
 class _Again(Exception):
@@ -68,22 +84,14 @@ class _Again(Exception):
         self.retry_after = retry_after
 
 
-def retry_after_s(value: str | None) -> float | None:
-    """The seconds that a `Retry-After` header asks for, as a number or a date; None if it asks for no wait."""
-    try:
-        seconds = float(value or "")
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(value or "").timestamp() - time.time()
-        except (ValueError, OverflowError):
-            return None
-    return seconds if seconds > 0 else None
+class _Rejected(Exception):
+    """The provider answered that this request is malformed."""
 
 
 class Asking:
     """A provider that is asked. Belongs to one event loop."""
 
-    def __init__(self, settings: WebSettings, store: Store, *, pace: Pace | None = None) -> None:
+    def __init__(self, settings: WebSettings, store: Store | Latest, *, pace: Pace | None = None) -> None:
         for name in ("httpx", "httpcore"):  # they log whole addresses, and some hold the key
             logging.getLogger(name).setLevel(logging.WARNING)
         self._settings, self._store = settings, store
@@ -97,31 +105,49 @@ class Asking:
     async def ask(self, query: str) -> tuple[str, dict[str, Any]]:
         """The answer's body, without the key, and the decoded answer.
 
-        Raises SearchRefused if asking again is useless, and Unavailable if the provider does not answer in time.
+        Raises QueryError if the provider rejects this query, SearchRefused if asking again is useless, and Unavailable
+        if the provider does not answer in time.
         """
         async with self._slots:
-            ends, tries = time.monotonic() + self._settings.patience_s, 0
-            while True:
-                tries += 1
-                try:
-                    return await self._once(query)
-                except _Again as failure:
-                    wait = failure.retry_after
-                    if wait is None:
-                        wait = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(tries - 1, 30)) * random.uniform(0.5, 1.0)
-                    else:
-                        self._pace.pause(wait)
-                    if time.monotonic() + wait > ends:
-                        raise Unavailable(
-                            f"{self._settings.provider} gave no answer within {self._settings.patience_s:.0f} s: "
-                            f"{failure}",
-                            remedy="search again later, or raise `patience_s`",
-                        ) from None
-                    await asyncio.sleep(wait)
+            ends = time.monotonic() + self._settings.patience_s
+            try:
+                return await self._patiently(query, ends)
+            except _Rejected as rejection:
+                reason = str(rejection)
+            try:
+                await self._patiently(PLAIN_QUERY, ends)
+            except _Rejected:
+                raise self._refused(reason, self._check_the_key()) from None
+            raise QueryError(f"{self._settings.provider} rejects this query: {reason}")
 
-    async def _once(self, query: str) -> tuple[str, dict[str, Any]]:
+    async def _patiently(self, query: str, ends: float) -> tuple[str, dict[str, Any]]:
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                return await self._once(query, ends)
+            except Paused as pause:
+                raise self._no_answer(pause, pause.seconds) from None
+            except _Again as failure:
+                wait = failure.retry_after
+                if wait is None:
+                    wait = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(tries - 1, 30)) * random.uniform(0.5, 1.0)
+                else:
+                    self._pace.pause(wait)
+                if time.monotonic() + wait > ends:
+                    raise self._no_answer(failure, failure.retry_after) from None
+                await asyncio.sleep(wait)
+
+    def _no_answer(self, reason: Exception, retry_after: float | None) -> Unavailable:
+        return Unavailable(
+            f"{self._settings.provider} gave no answer within {self._settings.patience_s:.0f} s: {reason}",
+            remedy="search again later, or raise `patience_s`",
+            retry_after_s=retry_after,
+        )
+
+    async def _once(self, query: str, ends: float) -> tuple[str, dict[str, Any]]:
         settings, provider = self._settings, self._provider
-        await self._pace.turn()
+        await self._pace.turn(ends=ends)
         if not await asyncio.to_thread(self._store.pay, settings.budget):
             raise SearchRefused(
                 402,
@@ -140,11 +166,10 @@ class Asking:
         status = answer.status_code
         if status in _AGAIN or status >= 500:
             raise _Again(f"status {status}: {body[:200]}", retry_after_s(answer.headers.get("retry-after")))
+        if status in _PERHAPS_THE_QUERY:
+            raise _Rejected(f"status {status}: {body[:300]}")
         if status != 200:
-            refused = status in services.KEY_REFUSED
-            remedy = f"check the key in {self._key.variable}" if refused else "see the message, the key"
-            remedy += " and the `options` of the index's settings"
-            raise self._refused(f"status {status}: {body[:300]}", remedy)
+            raise self._refused(f"status {status}: {body[:300]}", self._check_the_key())
         try:
             decoded = json.loads(body)
         except ValueError:
@@ -154,6 +179,9 @@ class Asking:
         if problem := provider.problem(decoded):
             raise self._refused(problem[:300], f"see the message, and check the key in {self._key.variable}")
         return body, decoded
+
+    def _check_the_key(self) -> str:
+        return f"see the message; check the key in {self._key.variable} and the `options` of the index's settings"
 
     def _refused(self, message: str, remedy: str) -> SearchRefused:
         return SearchRefused(

@@ -1,15 +1,15 @@
 """Answers queries from the kept answers, from a request that is under way, or from the provider."""
 
 import asyncio
-from itertools import count
 from typing import ClassVar
 
 from retrieval_server.backends.base import Hits
 from retrieval_server.backends.web.asking import Asking, Key
+from retrieval_server.backends.web.latest import Latest
 from retrieval_server.backends.web.providers.base import documents
 from retrieval_server.backends.web.settings import WebSettings
 from retrieval_server.backends.web.store import Store, key_of, request_of
-from retrieval_server.errors import SearchRefused
+from retrieval_server.errors import QueryError, SearchRefused
 
 
 class Web:
@@ -17,24 +17,25 @@ class Web:
 
     ignores_whitespace: ClassVar[bool] = True
 
-    def __init__(self, settings: WebSettings, store: Store) -> None:
+    def __init__(self, settings: WebSettings, store: Store | Latest) -> None:
         self._settings, self._store = settings, store
+        self.answers_change = isinstance(store, Latest)
         self.most = settings.results
         self._asking: Asking | None = None
         self._asked: dict[str, asyncio.Task[list[int]]] = {}
-        self._numbers = count()
         if not settings.replays:
             Key(settings.service.key_variable)  # a missing key is reported before the first search
 
     async def find(self, query: str, *, topk: int) -> Hits:
-        """At most `topk` pages, best first, with 1/rank as score. Raises SearchRefused and Unavailable."""
+        """At most `topk` pages, best first, with 1/rank as score. Raises QueryError, SearchRefused and Unavailable."""
         settings = self._settings
         query = settings.service.fitting(query)
         if not query:
             return []
         request = request_of(settings.provider, settings.service.version, query, settings.results, settings.options)
         key = key_of(request)
-        rows = await asyncio.to_thread(self._store.rows, key) if settings.mode != "live" else None
+        kept = self._store
+        rows = None if isinstance(kept, Latest) else await asyncio.to_thread(kept.rows, key)
         if rows is None:
             rows = await self._unknown(key, request, query)
         return [(row, 1 / rank) for rank, row in enumerate(rows[:topk], 1)]
@@ -64,10 +65,11 @@ class Web:
     async def _ask(self, key: str, request: str, query: str) -> list[int]:
         if self._asking is None:
             self._asking = Asking(self._settings, self._store)
-        body, answer = await self._asking.ask(query)
+        try:
+            body, answer = await self._asking.ask(query)
+        except QueryError as cause:
+            return await asyncio.to_thread(self._store.keep, key, request, "", (), str(cause))
         pages = documents(self._settings.service.found(answer))
-        if self._settings.mode == "live":
-            key = f"{key} {next(self._numbers)}"  # the next answer to the same request may differ
         return await asyncio.to_thread(self._store.keep, key, request, body, pages)
 
     async def close(self) -> None:

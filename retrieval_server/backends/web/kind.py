@@ -5,11 +5,18 @@ from typing import Any
 
 from retrieval_server.backends.base import Backend, Passages, WaitingBackend
 from retrieval_server.backends.web.backend import Web
+from retrieval_server.backends.web.latest import Latest
 from retrieval_server.backends.web.settings import WebSettings
 from retrieval_server.backends.web.store import FORMAT, Store, recorded_digest
 from retrieval_server.corpus import Corpus, Report
 from retrieval_server.errors import RetrievalError
 from retrieval_server.index_kinds import IndexKind
+
+THE_WEB = "the web"
+
+
+def _recorded(digest: str) -> str:
+    return f"recorded {digest}"
 
 
 class WebKind(IndexKind):
@@ -22,13 +29,16 @@ class WebKind(IndexKind):
 
     def source(self, folder: Path, settings: WebSettings) -> str:
         """The recorded answers by their digest. What the web answers tomorrow is not known."""
-        return f"recorded {recorded_digest(folder)}" if settings.replays else "the web"
+        return _recorded(recorded_digest(folder)) if settings.replays else THE_WEB
 
-    def open(self, folder: Path, settings: WebSettings, *, report: Report) -> tuple[Passages, WaitingBackend]:
-        store = Store(None if settings.mode == "live" else folder, writes=not settings.replays)
+    def open(self, folder: Path, settings: WebSettings, *, report: Report) -> tuple[Passages, WaitingBackend, str]:
+        if settings.mode == "live":
+            latest = Latest()
+            return latest, Web(settings, latest), THE_WEB
+        store = Store(folder, writes=not settings.replays)
         if settings.replays:
             store.verify(report)
-        return store, Web(settings, store)
+        return store, Web(settings, store), _recorded(store.digest) if settings.replays else THE_WEB
 
     def made_with(self, settings: WebSettings) -> dict[str, Any]:
         return {}

@@ -15,8 +15,8 @@ Mode = Literal["live", "record", "replay", "replay_else_empty"]
 class WebSettings(IndexSettings, frozen=True):
     """Search of the web through a provider, with an optional record of every answer.
 
-    `live` asks the provider and keeps nothing; `record` keeps every answer, and asks for none that it has; `replay`
-    uses only kept answers, and refuses any other query; `replay_else_empty` finds nothing for any other query.
+    `live` asks the provider every time and keeps no answer; `record` keeps every answer, and asks for none that it has;
+    `replay` uses only kept answers, and refuses any other query; `replay_else_empty` finds nothing for any other query.
     """
 
     kind: Literal["web"] = "web"

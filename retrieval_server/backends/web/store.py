@@ -1,7 +1,9 @@
 """Keeps the answers of a provider in one SQLite file, each under the hash of its request without the key.
 
 Several servers may record into one file at a time; the first answer to a request stays, so that a replay is always the
-same. A replay reads the file as it was when it was opened. `digest` identifies the kept answers, whatever their order.
+same, also that of a query that the provider rejected. A replay reads the file as it was when it was opened, and serves
+its pages: the answers themselves are not read again. `digest` identifies the kept answers and pages, whatever the order
+of the answers.
 """
 
 import json
@@ -16,17 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from retrieval_server.corpus import Report, silent
-from retrieval_server.errors import RetrievalError
+from retrieval_server.errors import QueryError, RetrievalError
 from retrieval_server.schemas import Document
 
 STORE = "answers.sqlite"
-FORMAT = 1
+FORMAT = 2
 _BUSY_S = 60.0
 _MODULUS = 1 << 256
 _TABLES = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS answers (
-    key TEXT PRIMARY KEY, request TEXT NOT NULL, body TEXT NOT NULL, fetched_at REAL NOT NULL
+    key TEXT PRIMARY KEY, request TEXT NOT NULL, body TEXT NOT NULL, refused TEXT, fetched_at REAL NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS pages (
     row INTEGER PRIMARY KEY, key TEXT NOT NULL, id TEXT NOT NULL, document TEXT NOT NULL
@@ -47,8 +49,12 @@ def key_of(request: str) -> str:
     return sha256(request.encode()).hexdigest()
 
 
-def _digest_of(key: str, body: str) -> int:
-    return int.from_bytes(sha256(f"{key}\n{body}".encode()).digest())
+_Page = tuple[str, str]
+"""A page's id, and the page as JSON."""
+
+
+def _digest_of(key: str, body: str, refused: str | None, pages: Sequence[_Page]) -> int:
+    return int.from_bytes(sha256(json.dumps([key, body, refused, pages]).encode()).digest())
 
 
 def recorded_digest(folder: Path) -> str:
@@ -58,19 +64,19 @@ def recorded_digest(folder: Path) -> str:
 
 
 class Store:
-    """The answers in a folder, or with `folder` None in a temporary file of this process. Threads may share it."""
+    """The answers in a folder. Threads may share it."""
 
-    def __init__(self, folder: Path | None, *, writes: bool = True) -> None:
+    def __init__(self, folder: Path, *, writes: bool = True) -> None:
         self._lock = threading.Lock()
-        self._path = folder and folder / STORE
-        if folder is not None and writes:
+        self._path = folder / STORE
+        if writes:
             folder.mkdir(parents=True, exist_ok=True)
-        elif self._path is not None and not self._path.is_file():
+        elif not self._path.is_file():
             raise RetrievalError(
                 f"there are no recorded answers in {folder}", remedy="record them first: `mode: record` in the settings"
             )
-        mode = "rwc" if writes else "ro" if folder is None or os.access(folder, os.W_OK) else "ro&immutable=1"
-        name = "" if self._path is None else f"{self._path.absolute().as_uri()}?mode={mode}"
+        mode = "rwc" if writes else "ro" if os.access(folder, os.W_OK) else "ro&immutable=1"
+        name = f"{self._path.absolute().as_uri()}?mode={mode}"
         with self._readable():
             self._db = sqlite3.connect(
                 name, uri=True, timeout=_BUSY_S, isolation_level=None, check_same_thread=False, cached_statements=64
@@ -144,39 +150,55 @@ class Store:
 
     def verify(self, report: Report = silent) -> None:
         """Read every answer. Raises RetrievalError if they are not what was recorded."""
-        total, digest = self.answers, 0
+        total, digest, pages, whole = self.answers, 0, 0, True
         with self._lock, self._readable():
-            for done, (key, request, body) in enumerate(self._db.execute("SELECT key, request, body FROM answers")):
+            answers = self._db.execute("SELECT key, request, body, refused FROM answers")
+            for done, (key, request, body, refused) in enumerate(answers):
                 if done % 1000 == 0:
                     report("reading the recorded answers", done, total)
-                digest = (digest + _digest_of(key, body)) % _MODULUS
-                if key != key_of(request):
-                    digest = -1
-                    break
+                own = self._pages(key)
+                digest, pages = (digest + _digest_of(key, body, refused, own)) % _MODULUS, pages + len(own)
+                whole = whole and key == key_of(request)
             told = self._meta("digest") or f"{0:064x}"
-        if f"{digest:064x}" != told:
+            whole = whole and pages == self._db.execute("SELECT count(*) FROM pages").fetchone()[0]
+        if not whole or f"{digest:064x}" != told:
             raise RetrievalError(
                 f"the recorded answers {self._path} were changed after they were recorded",
                 remedy="take a copy that is whole, or record them again",
             )
 
+    def _pages(self, key: str) -> list[_Page]:
+        return self._db.execute("SELECT id, document FROM pages WHERE key = ? ORDER BY row", (key,)).fetchall()
+
     def rows(self, key: str) -> list[int] | None:
-        """The rows of an answer's pages, best first; None if the answer is not kept."""
+        """The rows of an answer's pages, best first; None if the answer is not kept.
+
+        Raises QueryError if the provider rejected the query.
+        """
         with self._lock, self._readable():
-            if self._db.execute("SELECT 1 FROM answers WHERE key = ?", (key,)).fetchone() is None:
+            found = self._db.execute("SELECT refused FROM answers WHERE key = ?", (key,)).fetchone()
+            if found is None:
                 return None
+            if found[0] is not None:
+                raise QueryError(found[0])
             return [row for (row,) in self._db.execute("SELECT row FROM pages WHERE key = ? ORDER BY row", (key,))]
 
-    def keep(self, key: str, request: str, body: str, pages: Sequence[Document]) -> list[int]:
-        """Keep an answer and its pages, unless it is kept already; the rows of the kept pages."""
+    def keep(
+        self, key: str, request: str, body: str, pages: Sequence[Document], refused: str | None = None
+    ) -> list[int]:
+        """Keep an answer and its pages, or why the query is `refused`, unless it is kept already; the rows of the kept
+        pages. Raises QueryError as `rows`."""
+        own = [(page.id, page.model_dump_json()) for page in pages]
         with self._writing():
             known = self._db.execute("SELECT 1 FROM answers WHERE key = ?", (key,)).fetchone()
             if known is None:
-                self._db.execute("INSERT INTO answers VALUES (?, ?, ?, ?)", (key, request, body, time.time()))
+                self._db.execute(
+                    "INSERT INTO answers VALUES (?, ?, ?, ?, ?)", (key, request, body, refused, time.time())
+                )
                 first = self._db.execute("SELECT coalesce(max(row), -1) + 1 FROM pages").fetchone()[0]
-                rows = [(row, key, page.id, page.model_dump_json()) for row, page in enumerate(pages, first)]
+                rows = [(row, key, *page) for row, page in enumerate(own, first)]
                 self._db.executemany("INSERT INTO pages VALUES (?, ?, ?, ?)", rows)
-                digest = (int(self._meta("digest") or "0", 16) + _digest_of(key, body)) % _MODULUS
+                digest = (int(self._meta("digest") or "0", 16) + _digest_of(key, body, refused, own)) % _MODULUS
                 self._db.execute("INSERT OR REPLACE INTO meta VALUES ('digest', ?)", (f"{digest:064x}",))
         return self.rows(key) or []
 

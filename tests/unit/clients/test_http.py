@@ -13,6 +13,7 @@ import tenacity
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retrieval_server.retry_after import retry_after_s
 from s3_agent.clients.http import (
     CONNECT_S,
     FIRST_WAIT_S,
@@ -20,7 +21,6 @@ from s3_agent.clients.http import (
     LONGEST_WAIT_S,
     attempt_ends,
     call_json,
-    retry_after_s,
     retry_wait_s,
 )
 from s3_agent.errors import RetrieverError
@@ -82,10 +82,13 @@ async def test_a_strange_retry_after_does_not_hurt(clock: Clock, value: str) -> 
     assert 0.0 <= clock.waits[0] <= LONGEST_WAIT_S
 
 
+NO_WAIT = ("Wed, 21 Oct 2015 07:28:00 GMT", "0", "-1", "soon", "nan", "inf", "1e999", "", None)
+
+
 def test_retry_after_may_be_a_date() -> None:
     later = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
     assert 80 < (retry_after_s(later) or 0) <= 90
-    assert [retry_after_s(value) for value in ("Wed, 21 Oct 2015 07:28:00 GMT", "0", "nan", "", None)] == [None] * 5
+    assert [retry_after_s(value) for value in NO_WAIT] == [None] * len(NO_WAIT)
 
 
 @pytest.mark.parametrize("value", ["0", "0.0", "-1", "1e-9", "Wed, 21 Oct 2015 07:28:00 GMT"])
@@ -158,7 +161,7 @@ async def test_the_patience_with_a_service_that_fails_begins_after_the_pause(clo
     assert clock.now == pytest.approx(99 * 5 + 60.0), "counted from the last answer that told of the pause"
 
 
-@pytest.mark.parametrize("after", ["inf", "1e9"])
+@pytest.mark.parametrize("after", ["1e300", "1e9"])
 async def test_a_pause_is_looked_at_again_whatever_the_gateway_asks_for(clock: Clock, after: str) -> None:
     assert await call([paused(after), OK]) == {"ok": True}
     assert clock.waits == [LONGEST_PAUSE_S]

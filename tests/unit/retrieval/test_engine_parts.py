@@ -5,19 +5,21 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import pytest
+import tenacity
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from retrieval_server.backends.engines.filling import RECORD, Contents, fill
 from retrieval_server.backends.engines.http_json import HttpJson, in_requests
 from retrieval_server.backends.engines.kind import EngineKind
-from retrieval_server.backends.engines.patience import patiently
 from retrieval_server.backends.engines.store import Batch
 from retrieval_server.backends.engines.vocabulary import Vocabulary
 from retrieval_server.backends.ordering import fuse
@@ -32,7 +34,7 @@ from retrieval_server.errors import RetrievalError, Unavailable
 from retrieval_server.index_kinds import INDEX_KINDS
 from retrieval_server.mcp.client import http_client
 from retrieval_server.metrics import Metrics
-from retrieval_server.services import ModelService, checked_url
+from retrieval_server.services import ModelService, checked_url, patiently
 
 PASSAGES = st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=12), min_size=1, max_size=12)
 HITS = st.lists(st.tuples(st.integers(0, 30), st.floats(0, 1)), max_size=12, unique_by=lambda hit: hit[0])
@@ -177,12 +179,34 @@ def test_a_call_is_repeated_while_the_engine_is_away() -> None:
         patiently(lambda: (_ for _ in ()).throw(RetrievalError("refused")), patience_s=60.0)
 
 
+def test_a_service_that_says_when_to_ask_again_is_asked_then_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(tenacity.nap.time, "sleep", waits.append)
+    busy = httpx.Response(429, headers={"Retry-After": "7"})
+    client, seen = answering(monkeypatch, busy)
+    with pytest.raises(Unavailable) as caught:
+        patiently(lambda: client.call("GET", "/x"), patience_s=5.0)
+    assert caught.value.retry_after_s == 7.0 and (len(seen), waits) == (1, [])
+    model = ModelService("the reranker", "http://engine:1/", key_variable=None, timeout_s=1.0, patience_s=5.0)
+    with pytest.raises(Unavailable, match="429") as caught:
+        model.post({})
+    assert caught.value.retry_after_s == 7.0 and (len(seen), waits) == (2, [])
+    left = [caught.value] * 3
+
+    def call() -> str:
+        if left:
+            raise left.pop()
+        return "found"
+
+    assert patiently(call, patience_s=60.0) == "found" and waits == [7.0] * 3
+
+
 async def test_a_batch_is_not_halved_while_the_engine_is_away() -> None:
     searched: list[int] = []
 
     def search(queries: Any, topk: int) -> Any:
         searched.append(len(queries))
-        raise Unavailable("the engine is away", remedy="start it")
+        raise Unavailable("the engine is away", remedy="start it", retry_after_s=7.5)
 
     batcher = Batcher(search, lambda _: 1, max_cost=1000, max_queries=100, max_queued=100, metrics=Metrics())
     futures = [batcher.submit(f"q{number}", topk=1) for number in range(8)]
@@ -190,6 +214,7 @@ async def test_a_batch_is_not_halved_while_the_engine_is_away() -> None:
     await batcher.close()
     assert sum(searched) == 8 and all(type(outcome) is Away for outcome in outcomes)
     assert {str(outcome) for outcome in outcomes} == {"the engine is away"}
+    assert {getattr(outcome, "retry_after_s", None) for outcome in outcomes} == {7.5}
 
 
 class FakeMemoryStore:
@@ -284,7 +309,78 @@ def test_more_passages_than_a_graph_returns_are_refused(values: dict[str, Any], 
     settings = index_settings.validate_python(given)
     with pytest.raises(ValueError, match=f"`{names}` is 20, below the"):
         settings.check_topk(topk)
-    index_settings.validate_python({**given, "layout": "exact", "fused": 50}).check_topk(topk)
+    enough = {"fused": 50} if given.get("search") == "hybrid" else {}
+    of_graph = ("ef_search", "candidates")
+    exact = {name: value for name, value in given.items() if name not in of_graph}
+    index_settings.validate_python({**exact, "layout": "exact", **enough}).check_topk(topk)
+
+
+WHERE = {
+    "pgvector": "postgresql://me@host/db",
+    "qdrant": "http://h:1",
+    "opensearch": "http://h:1",
+    "lancedb": "/folder",
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "ignored", "reason"),
+    [
+        *(("pgvector", {"search": "dense"}, one, "search: dense") for one in ({"k1": 1.2}, {"fused": 50})),
+        *(("qdrant", {"search": "dense"}, one, "search: dense") for one in ({"b": 0.1}, {"stemmer": "none"})),
+        ("lancedb", {}, {"stopwords": "none"}, "search: dense"),
+        ("opensearch", {}, {"rank_constant": 1}, "search: bm25"),
+        ("pgvector", {"search": "bm25"}, {"layout": "exact"}, "search: bm25"),
+        ("pgvector", {"search": "bm25"}, {"ef_search": 40}, "search: bm25"),
+        ("pgvector", {"layout": "hnsw"}, {"candidates": 40}, "layout: hnsw"),
+        ("pgvector", {"layout": "binary"}, {"ef_search": 40}, "layout: binary"),
+        ("pgvector", {"layout": "exact"}, {"hnsw_links": 8}, "layout: exact"),
+        ("qdrant", {"search": "bm25"}, {"quantization": "int8"}, "search: bm25"),
+        ("qdrant", {"layout": "exact"}, {"quantization": "int8"}, "layout: exact"),
+        ("qdrant", {"layout": "exact"}, {"ef_search": 40}, "layout: exact"),
+        ("qdrant", {}, {"rescore": False}, "quantization: none"),
+        ("lancedb", {"layout": "exact"}, {"probes": 3}, "layout: exact"),
+        ("lancedb", {"layout": "ivf_flat"}, {"refine": 3}, "layout: ivf_flat"),
+    ],
+)
+def test_a_setting_without_effect_is_refused_and_is_no_part_of_the_index(
+    kind: str, values: dict[str, Any], ignored: dict[str, Any], reason: str
+) -> None:
+    [name] = ignored
+    words = kind == "opensearch" or values.get("search") == "bm25"
+    given = {"kind": kind, "url": WHERE[kind], **({} if words else {"encoder": {"model": "m"}}), **values}
+    with pytest.raises(ValidationError, match=f"`{name}` has no effect with `{reason}`: leave it out"):
+        index_settings.validate_python(given | ignored)
+    settings = index_settings.validate_python(given)
+    assert name not in settings.identity() and name not in settings.answers()
+    assert index_settings.validate_python(settings.model_dump(mode="json")) == settings
+
+
+@pytest.mark.parametrize("kind", WHERE)
+def test_what_has_an_effect_is_a_part_of_the_answers(kind: str) -> None:
+    """Every field that an engine builds or searches with is used by some settings of it."""
+    settings = INDEX_KINDS[kind].settings
+    ways = {
+        name: get_args(settings.model_fields[name].annotation)
+        for name in ("search", "layout", "quantization")
+        if name in settings.model_fields
+    }
+    used: set[str] = set()
+    for values in product(*ways.values()):
+        chosen = dict(zip(ways, values, strict=True))
+        encoder = {} if chosen["search"] == "bm25" else {"encoder": {"model": "m"}}
+        try:
+            used |= {*index_settings.validate_python({"kind": kind, "url": WHERE[kind], **chosen, **encoder}).answers()}
+        except ValidationError as refused:
+            assert "has no effect with" in str(refused)
+    assert {*settings.built_with, *settings.searched_with} <= used  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_folder_of_lancedb_is_found_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = {"kind": "lancedb", "encoder": {"model": "m"}}
+    assert index_settings.validate_python({**given, "url": "vectors"}).place()["url"] == str(tmp_path / "vectors")
+    assert index_settings.validate_python({**given, "url": "s3://b/p"}).place()["url"] == "s3://b/p"
 
 
 OF_AN_ENGINE: dict[str, Any] = {"key_variable": "ENGINE_KEY", "key_header": "authorization", "key_form": "{}"}

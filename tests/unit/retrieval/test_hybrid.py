@@ -158,10 +158,25 @@ def test_a_built_index_fuses_what_its_parts_find_alone(corpus: Corpus, chosen: H
     backend, described = open_backend(corpus, tmp_path / "index", chosen)
     assert backend.search(queries, topk=10) == alone.search(queries, topk=10)
     assert described["settings"]["parts"]["vectors"]["weight"] == 2.0
-    weightless, _ = open_backend(corpus, tmp_path / "index")
-    assert weightless.search(queries, topk=3) != backend.search(queries, topk=3), "the manifest has no weights"
+    from_manifest, of_manifest = open_backend(corpus, tmp_path / "index")
+    assert (from_manifest.search(queries, topk=10), of_manifest) == (backend.search(queries, topk=10), described)
     encoder = chosen.indexes["vectors"].encoder.model  # pyright: ignore[reportAttributeAccessIssue]
     assert kind_of(chosen).models(chosen) == {"parts.vectors.index.encoder": encoder}
+
+
+def test_a_faiss_file_made_elsewhere_is_found_again_from_another_folder(
+    corpus: Corpus, chosen: HybridSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts_alone(corpus, chosen, tmp_path)
+    [file] = (tmp_path / "vectors").glob("*.faiss")
+    monkeypatch.chdir(file.parent)
+    values = chosen.model_dump(mode="json")
+    values["parts"]["vectors"]["index"]["file"] = file.name
+    settings = HybridSettings.model_validate(values)
+    build_index(corpus, tmp_path / "index", settings)
+    wanted = load_index(corpus, tmp_path / "index", settings).search(["old castle"], topk=5)
+    monkeypatch.chdir(tmp_path)
+    assert load_index(corpus, tmp_path / "index").search(["old castle"], topk=5) == wanted
 
 
 def test_an_index_with_another_part_or_a_damaged_one_is_refused(

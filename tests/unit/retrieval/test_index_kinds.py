@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,6 +15,7 @@ from retrieval_server.errors import RetrievalError
 from retrieval_server.index_kinds import INDEX_KINDS, IndexSettings, default_settings, kind_of
 from retrieval_server.indexing import build_index
 from retrieval_server.indexing.build import convert_index
+from retrieval_server.indexing.manifest import beside_identity, said_settings
 
 
 @pytest.mark.parametrize("name", INDEX_KINDS)
@@ -108,3 +110,48 @@ def test_a_lock_in_a_lucene_folder_and_the_order_of_its_files_change_no_digest(t
     assert digests.digest_of(tmp_path) == first
     (tmp_path / "_0.cfs").rename(tmp_path / "_1.cfs")
     assert digests.digest_of(tmp_path) != first
+
+
+ENCODER = {"encoder": {"model": "m"}}
+POSTGRES = {"kind": "pgvector", "url": "postgresql://me@host/db"}
+QDRANT = {"kind": "qdrant", "url": "http://host:1"}
+SEARCHED: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"kind": "bm25"}, {"boolean": True}),
+    ({"kind": "dense", **ENCODER}, {"probes": 3, "candidates": 7, "ef_search": 9, "torch_dtype": "int8"}),
+    ({**POSTGRES, **ENCODER}, {"ef_search": 40}),
+    ({**POSTGRES, **ENCODER, "layout": "binary"}, {"candidates": 40}),
+    ({**POSTGRES, **ENCODER, "search": "hybrid"}, {"fused": 30, "rank_constant": 7}),
+    ({**QDRANT, **ENCODER, "quantization": "int8"}, {"rescore": False, "oversampling": 2.0, "ef_search": 40}),
+    ({"kind": "lancedb", "url": "/vectors", **ENCODER, "layout": "ivf_rq"}, {"probes": 2, "refine": 3}),
+    (
+        {"kind": "hybrid"},
+        {
+            "depth": 30,
+            "constant": 7.0,
+            "parts": {
+                "words": {"index": {"kind": "bm25", "boolean": True}, "weight": 3.0},
+                "vectors": {"index": {"kind": "dense", **ENCODER, "probes": 3}, "weight": 0.5},
+                "engine": {"index": {**QDRANT, **ENCODER, "ef_search": 40}},
+                "made_elsewhere": {"index": {"kind": "dense", **ENCODER, "file": "/e5_Flat.index"}},
+                "lucene": {"index": {"kind": "lucene", "path": "/lucene", "k1": 1.2}},
+            },
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("built", "searched"), SEARCHED, ids=lambda values: values.get("kind", ""))
+def test_a_manifest_gives_the_settings_of_the_search_too(built: dict[str, Any], searched: dict[str, Any]) -> None:
+    settings = index_settings.validate_python(built | searched)
+    manifest = {"backend": settings.kind, "settings": settings.identity(), **beside_identity(settings)}
+    again = said_settings(json.loads(json.dumps(manifest)), Path("index"), remedy="")
+    assert (again.identity(), again.answers(), again.place()) == (
+        settings.identity(),
+        settings.answers(),
+        settings.place(),
+    )
+    for name, value in searched.items():
+        assert name == "parts" or getattr(again, name) == value
+    of_release_before = {name: value for name, value in manifest.items() if name != "search"}
+    if "parts" not in searched:
+        assert said_settings(of_release_before, Path("index"), remedy="").identity() == settings.identity()

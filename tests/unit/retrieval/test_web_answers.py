@@ -3,6 +3,7 @@
 import json
 import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, quote_plus
@@ -12,13 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from retrieval_server.backends.web.asking import Key, Pace, retry_after_s
+from retrieval_server.backends.web.asking import Key, Pace, Paused
+from retrieval_server.backends.web.latest import Latest
 from retrieval_server.backends.web.providers import PROVIDERS
 from retrieval_server.backends.web.providers.base import Found, documents, plain
 from retrieval_server.backends.web.settings import WebSettings
 from retrieval_server.backends.web.store import STORE, Store, key_of, recorded_digest, request_of
-from retrieval_server.errors import RetrievalError
+from retrieval_server.errors import QueryError, RetrievalError
 from retrieval_server.index_kinds import kind_of
+from retrieval_server.indexing import open_without_corpus
 from retrieval_server.passages import read_passage
 from retrieval_server.schemas import Document
 from retrieval_server.services import HIDDEN
@@ -127,16 +130,25 @@ async def test_the_pace_keeps_the_rate_and_waits_as_long_as_the_provider_asks() 
     pace = Pace(4.0, clock=lambda: clock.now, sleep=clock.sleep)
     begun = []
     for number in range(5):
-        await pace.turn()
+        await pace.turn(ends=103.6)
         begun.append(clock.now)
         if number == 2:
             pace.pause(3.0)
-    assert begun == [100.0, 100.25, 100.5, 103.5, 103.75]
+    assert begun == [100.0, 100.25, 100.5, 103.5, 103.75], "our own rate is waited for, however long"
 
 
-@pytest.mark.parametrize(("header", "seconds"), [("3", 3.0), ("0", None), (None, None), ("soon", None), ("-1", None)])
-def test_retry_after(header: str | None, seconds: float | None) -> None:
-    assert retry_after_s(header) == seconds
+async def test_a_pause_that_is_longer_than_the_patience_is_not_waited_for() -> None:
+    clock = Clock()
+    pace = Pace(None, clock=lambda: clock.now, sleep=clock.sleep)
+    pace.pause(3600.0)
+    pace.pause(5.0)
+    for waited in (0.0, 600.0):
+        clock.now = 100.0 + waited
+        with pytest.raises(Paused) as caught:
+            await pace.turn(ends=clock.now + 60.0)
+        assert caught.value.seconds == 3600.0 - waited and clock.now == 100.0 + waited
+    await pace.turn(ends=3700.0)
+    assert clock.now == 3700.0
 
 
 @given(st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=6))
@@ -241,6 +253,98 @@ def test_a_replay_does_not_see_what_is_recorded_beside_it(tmp_path: Path) -> Non
     assert replay.digest == before != after == recorded_digest(tmp_path)
     assert replay.rows(key_of(request("b"))) is None
     replay.verify()
+
+
+def test_other_pages_of_the_same_answer_are_another_recording(tmp_path: Path) -> None:
+    one = request("a")
+    digests: set[str] = set()
+    for number, pages in enumerate(([PAGE], [PAGE, PAGE], [], [PAGE.model_copy(update={"text": "more"})], None)):
+        store = Store(tmp_path / f"{number}")
+        try:
+            store.keep(key_of(one), one, "{}", pages or [], None if pages is not None else "it is malformed")
+        except QueryError:
+            assert pages is None
+        store.verify()
+        digests.add(store.digest)
+    assert len(digests) == 5
+
+
+def test_a_refused_query_is_refused_again_for_the_same_reason(tmp_path: Path) -> None:
+    key = key_of(request("a"))
+    for writes in (True, True, False):
+        store = Store(tmp_path, writes=writes)
+        with pytest.raises(QueryError, match="malformed"):
+            if store.rows(key) is None:
+                store.keep(key, request("a"), "", [], "it is malformed")
+        assert (store.answers, len(store)) == (1, 0)
+        store.close()
+
+
+def test_the_manifest_names_the_answers_that_are_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if another server records into the folder at that moment."""
+    before = kept(tmp_path, ["a"])
+    verify = Store.verify
+
+    def meanwhile(self: Store, *rest: Any) -> None:
+        verify(self, *rest)
+        kept(tmp_path, ["b"])
+
+    monkeypatch.setattr(Store, "verify", meanwhile)
+    web = WebSettings(provider="serper", mode="replay", options={"gl": "no", "hl": "en"})
+    passages, _, manifest = open_without_corpus(tmp_path, web)
+    assert manifest["corpus"] == f"recorded {before}" != f"recorded {recorded_digest(tmp_path)}"
+    assert len(passages) == 2
+
+
+def pages_of(query: str, number: int) -> list[Document]:
+    return [PAGE.model_copy(update={"id": f"https://{query}.org/{n}", "text": f"{query} {n}"}) for n in range(number)]
+
+
+@given(st.lists(st.tuples(st.text("abc", min_size=1, max_size=2), st.integers(0, 5)), max_size=12))
+def test_a_hit_of_a_live_search_keeps_its_page_and_the_memory_only_the_latest(searches: list[tuple[str, int]]) -> None:
+    latest = Latest(most=4)
+    found = [(latest.keep("key", "{}", "{}", pages_of(*one)), pages_of(*one)) for one in searches]
+    assert all([latest[row] for row in rows] == pages for rows, pages in found)
+    shown = [page for _, pages in found for page in pages][-4:]
+    assert len(latest) == len(shown)
+    assert sorted(latest[row].id for row in range(len(latest))) == sorted(page.id for page in shown)
+    for name in {page.id for _, pages in found for page in pages}:
+        row = latest.row_of(name)
+        assert (row is not None) == (name in {page.id for page in shown}), name
+        assert row is None or latest[row].id == name
+
+
+def test_a_live_search_has_its_own_budget() -> None:
+    latest = Latest()
+    assert [latest.pay(2), latest.pay(None), latest.pay(2), latest.pay(None)] == [True, True, False, True]
+    with pytest.raises(QueryError, match="malformed"):
+        latest.keep("key", "{}", "", [], "it is malformed")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE pages SET document = replace(document, 'about a', 'about b') WHERE row = 1",
+        "UPDATE pages SET id = 'https://b.org/' WHERE row = 1",
+        "UPDATE pages SET key = 'other' WHERE row = 1",
+        "UPDATE pages SET row = 7 - row",
+        "DELETE FROM pages WHERE row = 0",
+        "INSERT INTO pages SELECT 9, 'other', id, document FROM pages WHERE row = 0",
+        "UPDATE answers SET body = '{}' WHERE body LIKE '%a%'",
+        "UPDATE answers SET refused = 'it is malformed' WHERE body LIKE '%a%'",
+        "UPDATE answers SET request = replace(request, 'a', 'c')",
+        "DELETE FROM answers WHERE body LIKE '%a%'",
+    ],
+)
+def test_whatever_is_changed_in_a_recording_is_found(tmp_path: Path, change: str) -> None:
+    store = Store(tmp_path)
+    for query in ("a", "b"):
+        store.keep(key_of(request(query)), request(query), f'{{"about": "{query}"}}', [PAGE, *pages_of(query, 1)])
+    store.verify()
+    with closing(sqlite3.connect(tmp_path / STORE)) as db, db:
+        db.execute(change)
+    with pytest.raises(RetrievalError, match="were changed after they were recorded"):
+        store.verify()
 
 
 @pytest.mark.parametrize("damage", ["changed", "cut", "emptied", "missing"])
