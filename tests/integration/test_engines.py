@@ -510,7 +510,7 @@ def test_what_the_url_and_the_encoder_may_be(engine: Engine) -> None:
         engine_settings(engine, "keyed", url=url.replace("://", "://me:secret@", 1))
     if engine.dense and engine.lexical:
         with pytest.raises(ValueError, match=r"compares vectors: give `encoder`"):
-            engine_settings(engine, "blind", search="dense")
+            engine_settings(engine, "blind", search="dense", encoder=None)
     if engine.lexical:
         with pytest.raises(ValueError, match=r"uses no `encoder`"):
             engine_settings(engine, "seeing", encoder={"model": "any"})
