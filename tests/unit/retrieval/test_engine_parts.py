@@ -30,7 +30,7 @@ from retrieval_server.backends.web.store import Store
 from retrieval_server.batcher import Away, Batcher
 from retrieval_server.config import index_settings
 from retrieval_server.corpus import silent
-from retrieval_server.errors import RetrievalError, Unavailable
+from retrieval_server.errors import RequestRefused, RetrievalError, Unavailable
 from retrieval_server.index_kinds import INDEX_KINDS
 from retrieval_server.mcp.client import http_client
 from retrieval_server.metrics import Metrics
@@ -135,7 +135,7 @@ def answering(
         (httpx.Response(503, text="starting"), Unavailable, "503: starting"),
         (httpx.Response(429, text="slower"), Unavailable, "429: slower"),
         (httpx.Response(401, text="who?"), RetrievalError, "set the environment variable ENGINE_KEY"),
-        (httpx.Response(400, text="no such field"), RetrievalError, "400: no such field"),
+        (httpx.Response(400, text="no such field"), RequestRefused, "400: no such field"),
         (httpx.Response(404, text="nothing"), RetrievalError, "404: nothing"),
         (httpx.Response(200, text="<html>"), RetrievalError, "with no JSON"),
     ],
