@@ -412,7 +412,7 @@ def test_an_explicit_null_stays_one(tmp_path: Path) -> None:
     corpus, questions = tmp_path / "corpus.jsonl", tmp_path / "questions.jsonl"
     corpus.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     questions.write_text("".join(json.dumps({"question": f"{n}?", "answer": "x"}) + "\n" for n in range(5)))
-    nulls = ["agent.limits.max_observation_tokens=null", "judge.max_tokens=null", "trainer.checkpoint_every=null"]
+    nulls = ["agent.limits.max_observation_tokens=null", "judge.max_tokens=null", "trainer.guard.below_best=null"]
     assert load_recipe("cpu").judge.max_tokens is not None
     *_, told = import_own(
         corpus,
@@ -426,5 +426,5 @@ def test_an_explicit_null_stays_one(tmp_path: Path) -> None:
     )
     recipe = load_recipe(str(tmp_path / "it's mine" / "recipe.yaml"))
     assert recipe.agent.limits.max_observation_tokens is None
-    assert recipe.judge.max_tokens is None and recipe.trainer.checkpoint_every is None
+    assert recipe.judge.max_tokens is None and recipe.trainer.guard.below_best is None
     assert shlex.split(told)[-1] == str(tmp_path / "it's mine" / "recipe.yaml")
