@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh --dev
 
 pinned=(agents/test_swap_agent agl doctor processes/test_{other_environment,preloaded,setup_command}
-    training/test_{compare_job,dry_run})
+    training/test_{compare_job,dry_run,stopped_job})
 tests=(tests/unit)
 for name in "${pinned[@]}"; do tests+=("--ignore=tests/unit/$name" "--ignore=tests/unit/$name.py"); done
 left_out=("torch ; sys_platform == 'never'")
