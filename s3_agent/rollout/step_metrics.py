@@ -62,14 +62,13 @@ def batch_metrics(trainer: Mapping[str, Any], *, batch: Batch | None, groups_of_
     """
     if "training/n_sample_trained" not in trainer:
         return {}
-    spare = 0 if batch is None else batch.spare
-    rows = 0 if batch is None else batch.spare * batch.rollouts
+    spare = 0 if batch is None else batch.spare * batch.rollouts
     trained = trainer.get("training/rollout_level_advantage/n_rollouts")
     dropped = sum(value for name, value in trainer.items() if name.startswith("training/n_sample_dropped/"))
     counts = {
-        "rows_dropped": max(0, dropped - rows),
-        "rollouts_untrained": None if trained is None else max(0, trainer["training/n_rollouts"] - trained - rows),
-        "groups_gone": None if batch is None else max(0, batch.questions - trainer["training/n_groups"] - spare),
+        "rows_dropped": max(0, dropped - spare),
+        "rollouts_untrained": None if trained is None else max(0, trainer["training/n_rollouts"] - trained - spare),
+        "groups_gone": None if batch is None else max(0, batch.questions - batch.spare - trainer["training/n_groups"]),
         "groups_of_one": groups_of_one,
     }
     return {f"s3/train/{name}": float(count) for name, count in counts.items() if count is not None}

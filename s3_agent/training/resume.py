@@ -48,7 +48,11 @@ def checkpoint_steps(run: Run) -> list[int]:
 
 def step_folder(run: Run, step: int) -> Path:
     """The folder of a step's checkpoint."""
-    return run.checkpoints / f"{STEP_FOLDER}{step}"
+    return _folder_in(run.checkpoints, step)
+
+
+def _folder_in(place: Path, step: int) -> Path:
+    return place / f"{STEP_FOLDER}{step}"
 
 
 def has_whole_actor(folder: Path, kinds: Sequence[str] = _KINDS) -> bool | None:
@@ -96,7 +100,7 @@ def policies(run: Run) -> dict[int, Path]:
     found: dict[int, Path] = {}
     for place in (run.checkpoints, run.best, run.after_best):
         for step in _steps_in(place):
-            if step not in found and holds_policy(folder := place / f"{STEP_FOLDER}{step}"):
+            if step not in found and holds_policy(folder := _folder_in(place, step)):
                 found[step] = folder
     return dict(sorted(found.items()))
 
@@ -279,7 +283,7 @@ def _set_aside(place: Path, step: int, *, earlier: Path) -> None:
     for found in _steps_in(place):
         if found > step:
             earlier.mkdir(exist_ok=True)
-            (place / f"{STEP_FOLDER}{found}").rename(earlier / f"{STEP_FOLDER}{found}")
+            _folder_in(place, found).rename(_folder_in(earlier, found))
     for partial in place.glob("*.partial"):
         shutil.rmtree(partial)
 

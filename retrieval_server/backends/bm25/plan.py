@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from retrieval_server.backends.bm25.block_max.memory import build_bytes, processes
+from retrieval_server.backends.bm25.block_max.memory import FORMULA, build_bytes, processes
 from retrieval_server.backends.bm25.engines import ENGINES, engine_for, read_costs
 from retrieval_server.backends.bm25.settings import Bm25Settings
 from retrieval_server.index_kinds import IndexPlan
@@ -54,7 +54,6 @@ def table(*, passages: int) -> IndexPlan:
         rows=tuple(rows),
         note=f"{_source(measured, passages)} {measured['date']} by `{measured['command']}` on {measured['processor']}, "
         f"queries of 8 words on one thread. A build with block_max takes at most {most / 1e9:.1f} GB here with "
-        f"{running} processes: 0.1 GB and the larger of 44 bytes a passage, and 20 bytes a passage with 0.18 GB for "
-        "each process. Both engines give the same answers. A server maps the index into memory and needs no RAM for "
-        "it, but is as fast as this only if the files stay in free memory.",
+        f"{running} processes: {FORMULA}. Both engines give the same answers. A server maps the index into memory and "
+        "needs no RAM for it, but is as fast as this only if the files stay in free memory.",
     )

@@ -19,7 +19,7 @@ class Web:
 
     def __init__(self, settings: WebSettings, store: Store | Latest) -> None:
         self._settings, self._store = settings, store
-        self.answers_change = isinstance(store, Latest)
+        self.answers_change = settings.mode == "live"
         self.most = settings.results
         self._asking: Asking | None = None
         self._asked: dict[str, asyncio.Task[list[int]]] = {}
@@ -34,8 +34,7 @@ class Web:
             return []
         request = request_of(settings.provider, settings.service.version, query, settings.results, settings.options)
         key = key_of(request)
-        kept = self._store
-        rows = None if isinstance(kept, Latest) else await asyncio.to_thread(kept.rows, key)
+        rows = await asyncio.to_thread(self._store.rows, key)
         if rows is None:
             rows = await self._unknown(key, request, query)
         return [(row, 1 / rank) for rank, row in enumerate(rows[:topk], 1)]

@@ -10,22 +10,23 @@ from s3_agent.doctor.case import Case
 from s3_agent.doctor.findings import Finding, error
 from s3_agent.doctor.memory import gib
 from s3_agent.doctor.trainer_memory import state_bytes
+from s3_agent.doctor.training import Training
 
 
-def checkpoint_bytes(case: Case) -> int | None:
+def _checkpoint_bytes(case: Case, training: Training, parameters: int) -> int | None:
     """Bytes of one checkpoint: weights, Adam's moments and, with `checkpoint_policy`, a Hugging Face folder.
 
-    Every rank writes its shard, also where several ranks hold the same one. None when nothing is known of the model.
+    Every rank writes its shard, also where several ranks hold the same one. None for adapters of an unknown model.
     """
-    training, shape, parameters = case.training, case.shape("policy"), _parameters(case)
-    if training is None or parameters is None:
-        return None
     width = WIDTH[training.model_dtype]
-    copy = parameters * width if case.recipe.trainer.checkpoint_policy else 0
-    if shape is not None:
+    if (shape := case.shape("policy")) is not None:
         state = state_bytes(shape, training)
-        return training.ranks * (state["weights"] + state["optimizer"]) + copy
-    return None if training.lora_rank else 3 * width * parameters * training.ranks // training.shards + copy
+        shards = training.ranks * (state["weights"] + state["optimizer"])
+    elif training.lora_rank:
+        return None
+    else:
+        shards = 3 * width * parameters * training.ranks // training.shards
+    return shards + (parameters * width if case.recipe.trainer.checkpoint_policy else 0)
 
 
 def _parameters(case: Case) -> int | None:
@@ -35,12 +36,13 @@ def _parameters(case: Case) -> int | None:
 def disk_items(case: Case) -> list[tuple[Path, str, int]]:
     """What a run adds to the disks, as (path, what, bytes)."""
     items: list[tuple[Path, str, int]] = []
-    if case.training is not None and (parameters := _parameters(case)) is not None:
-        if (size := checkpoint_bytes(case)) is not None:
+    training = case.training
+    if training is not None and (parameters := _parameters(case)) is not None:
+        if (size := _checkpoint_bytes(case, training, parameters)) is not None:
             count = case.recipe.trainer.most_checkpoints
             more = max(0, count * size - case.written)
             items.append((case.recipe.runs, f"{count} checkpoints of {gib(size)}", more))
-        exported = WIDTH[case.training.model_dtype] if case.recipe.trainer.checkpoint_policy else 2
+        exported = WIDTH[training.model_dtype] if case.recipe.trainer.checkpoint_policy else 2
         items.append((case.recipe.runs, "the trained policy", exported * parameters))
     if case.index is not None and case.recipe.retriever.url is None and case.index.problem is not None:
         settings, index = case.recipe.retriever.index, case.index

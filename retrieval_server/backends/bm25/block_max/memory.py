@@ -19,3 +19,10 @@ def processes(passages: int) -> int:
 def build_bytes(passages: int, running: int) -> int:
     """The most memory that a build takes with `running` processes: while it checks the ids, or analyses."""
     return _OF_PARENT + max(_OF_CHECK * passages, _OF_PASSAGE * passages + _OF_PROCESS * running)
+
+
+FORMULA = (
+    f"{_OF_PARENT / 1e9:g} GB and the larger of {_OF_CHECK} bytes a passage, and {_OF_PASSAGE} bytes a passage with "
+    f"{_OF_PROCESS / 1e9:g} GB for each process"
+)
+"""What `build_bytes` computes, in words."""
