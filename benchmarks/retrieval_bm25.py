@@ -11,11 +11,11 @@ Rounds of all servers alternate; the best of each counts, since other programs c
 Prints one JSON object. For each size: `over_lucene_128`, `over_today` and `over_today_128` compare queries per second
 of block_max with Lucene's at 128 clients, and with bm25s's on one thread and at 128 clients; `index_over_today`,
 `build_over_today` and `build_cpu_over_today` compare bytes, seconds, and CPU seconds of building with bm25s's;
-`build_peak_mb` is the largest sum of anonymous memory of all processes of block_max's build; `top10_overlap` is the
-mean share of Lucene's first ten that block_max finds, where rows tied with its tenth count as found. `others_share` is
-the share of the machine that other programs used meanwhile. Sizes are 1M and 5M passages unless `--sizes` names others.
-`--without bm25s` leaves out an engine that the memory does not suffice for. `--folder` keeps corpora and indexes for
-another run.
+`build_peak_mb` is the largest sum of anonymous memory (in RAM or swapped out) of all processes of block_max's build;
+`top10_overlap` is the mean share of Lucene's first ten that block_max finds, where rows tied with its tenth count as
+found. `others_share` is the share of the machine that other programs used meanwhile. Sizes are 1M and 5M passages
+unless `--sizes` names others. `--without bm25s` leaves out an engine that the memory does not suffice for. `--folder`
+keeps corpora and indexes for another run.
 """
 
 import argparse
@@ -75,7 +75,7 @@ def _tree(process: psutil.Process) -> list[psutil.Process]:
 
 def _anonymous_mb(process: psutil.Process) -> float:
     text = Path(f"/proc/{process.pid}/status").read_text()
-    return next(int(line.split()[1]) / 1e3 for line in text.splitlines() if line.startswith("RssAnon"))
+    return sum(int(line.split()[1]) / 1e3 for line in text.splitlines() if line.startswith(("RssAnon", "VmSwap")))
 
 
 def watched(command: Sequence[str]) -> dict[str, float]:
@@ -87,7 +87,7 @@ def watched(command: Sequence[str]) -> dict[str, float]:
         for process in _tree(running):
             try:
                 held += _anonymous_mb(process)
-            except (OSError, psutil.Error, StopIteration):  # it has ended meanwhile
+            except (OSError, psutil.Error):  # it has ended meanwhile
                 continue
         peak = max(peak, held)
         time.sleep(0.1)

@@ -52,6 +52,10 @@ class IndexSettings(BaseModel, frozen=True):
         """The settings that say where an index is, as JSON. They are recorded beside the identity, and may change."""
         return {}
 
+    def fuses(self) -> bool:
+        """Whether the search fuses several rankings. Then it can not be a part of a hybrid index."""
+        return False
+
     def check_topk(self, topk: int) -> None:
         """Raise ValueError if the index can not return `topk` passages for a query."""
 

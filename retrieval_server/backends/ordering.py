@@ -6,7 +6,7 @@ more passages than wanted, fetches again if the last one may still be a tie, and
 separately.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from retrieval_server.backends.base import Hits
@@ -49,15 +49,3 @@ def fetch_ties(fetch: Fetch, queries: Any, wanted: int, *, most: int, near: floa
             found[int(left[at])] = rows[at][kept], scores[at][kept]
         left, fetched = left[undecided], min(_GROWTH * fetched, most)
     return [found[at] for at in range(len(queries))]
-
-
-def fuse(rankings: Sequence[Hits], *, constant: float, weights: Sequence[float] | None = None) -> Hits:
-    """Reciprocal rank fusion: a ranking gives weight / (constant + rank) to each of its hits, with ranks from 1.
-
-    Without `weights` each ranking weighs 1. All hits are returned, best first, ties by row.
-    """
-    scores: dict[int, float] = {}
-    for hits, weight in zip(rankings, weights or [1.0] * len(rankings), strict=True):
-        for rank, (row, _) in enumerate(hits, start=1):
-            scores[row] = scores.get(row, 0.0) + weight / (constant + rank)
-    return sorted(scores.items(), key=lambda hit: (-hit[1], hit[0]))

@@ -29,6 +29,7 @@ from typer.testing import CliRunner
 from benchmarks.untrained_encoder import save_untrained_bert
 from retrieval_server.app import create_app
 from retrieval_server.app.service import Opened
+from retrieval_server.backends.base import stages_of
 from retrieval_server.backends.bm25.analysis import EnglishAnalyzer
 from retrieval_server.backends.dense.encoder import Encoder
 from retrieval_server.backends.dense.settings import DenseSettings, EncoderSettings
@@ -247,19 +248,27 @@ def test_equal_passages_come_by_row_also_at_the_cut(built: Any, encoder: Any, en
 
 
 @pytest.mark.usefixtures("lexical", "dense")
-def test_hybrid_is_the_fusion_of_both_lists(built: Any, encoder: Any, engine: Engine) -> None:
+@pytest.mark.parametrize("weight", [1.0, 3.0])
+def test_hybrid_is_the_fusion_of_both_lists(built: Any, encoder: Any, engine: Engine, weight: float) -> None:
     given = {"encoder": encoder.model_dump(), **engine.exact}
-    hybrid, _ = built("hybrid", search="hybrid", fused=20, **given)
+    hybrid, _ = built("hybrid", search="hybrid", fused=20, bm25_weight=weight, **given)
+    seen: list[str] = []
+    hybrid.observe_with(lambda stage, seconds: seen.append(stage))
     words, _ = built("words_alone")
     vectors, _ = built("vectors_alone", search="dense", **given)
     for query in QUERIES:
         ranks: dict[int, float] = {}
-        for backend in (words, vectors):
-            for rank, (row, _) in enumerate(backend.search([query], topk=20)[0], start=1):
-                ranks[row] = ranks.get(row, 0.0) + 1 / (60 + rank)
+        stages: dict[int, dict[str, float]] = {}
+        for name, backend, weighs in (("bm25", words, weight), ("dense", vectors, 1.0)):
+            for rank, (row, score) in enumerate(backend.search([query], topk=20)[0], start=1):
+                ranks[row] = ranks.get(row, 0.0) + weighs / (60 + rank)
+                stages.setdefault(row, {})[name] = score
         wanted = sorted(ranks.items(), key=lambda hit: (-hit[1], hit[0]))[:8]
         [found] = hybrid.search([query], topk=8)
         assert dict(found) == pytest.approx(dict(wanted)), query
+        for row, score in found:
+            assert stages_of(score, "?") == pytest.approx({**stages[row], "hybrid": score}, rel=1e-4), query
+    assert seen == ["dense", "bm25", "fusion"] * len(QUERIES)
 
 
 @pytest.mark.usefixtures("dense")

@@ -9,14 +9,15 @@ from retrieval_server.backends.bm25.analysis import EnglishAnalyzer
 from retrieval_server.backends.dense.index import QueryEncoder
 from retrieval_server.backends.engines.settings import EngineSettings
 from retrieval_server.backends.engines.store import Store
-from retrieval_server.backends.ordering import fetch_ties, fuse, ordered
+from retrieval_server.backends.fusion import FusingBackend
+from retrieval_server.backends.ordering import fetch_ties, ordered
 from retrieval_server.errors import QueryError, RetrievalError, Unavailable
 from retrieval_server.services import patiently
 
 MOST = 10_000  # hits fetched to see the end of a tie
 
 
-class EngineBackend:
+class EngineBackend(FusingBackend):
     """An index in an engine, as the server searches it."""
 
     ignores_whitespace: ClassVar[bool] = False
@@ -24,6 +25,7 @@ class EngineBackend:
     def __init__(
         self, store: Store, settings: EngineSettings, *, passages: int, encoder: QueryEncoder | None, most: int = MOST
     ) -> None:
+        super().__init__({})
         self._store = store
         self._settings = settings
         self._passages = passages
@@ -31,12 +33,8 @@ class EngineBackend:
         self._analyzer: EnglishAnalyzer | None = None
         if settings.lexical:
             self._analyzer = EnglishAnalyzer(stemmer=settings.stemmer, stopwords=settings.stopwords)
-        self._most = min(most, passages)
-
-    @property
-    def most(self) -> int:
-        """The longest list that the engine gives with these settings."""
-        return self._settings.most(MOST)
+        self._fetched = min(most, passages)
+        self.most = settings.most(MOST)
 
     def cost(self, query: str) -> int:
         """Its approximate number of tokens, of four characters each."""
@@ -51,9 +49,13 @@ class EngineBackend:
             case "bm25":
                 return self._lexical(queries, topk)
             case "hybrid":
-                depth, constant = self._settings.fused, self._settings.rank_constant
-                pairs = zip(self._dense(queries, depth), self._lexical(queries, depth), strict=True)
-                return [fuse(pair, constant=constant)[:topk] for pair in pairs]
+                settings, depth = self._settings, self._settings.fused
+                return self.fused(
+                    {"dense": lambda: self._dense(queries, depth), "bm25": lambda: self._lexical(queries, depth)},
+                    weights={"dense": settings.dense_weight, "bm25": settings.bm25_weight},
+                    constant=settings.rank_constant,
+                    topk=topk,
+                )
 
     def _dense(self, queries: Sequence[str], topk: int) -> list[Hits]:
         assert self._encoder is not None
@@ -88,7 +90,7 @@ class EngineBackend:
 
         if not queries:
             return []
-        found = fetch_ties(arrays, np.arange(queries), topk, most=self._most, near=0.0)
+        found = fetch_ties(arrays, np.arange(queries), topk, most=self._fetched, near=0.0)
         return [ordered(rows, scores, topk) for rows, scores in found]
 
     def _asked(self, fetch: Callable[[], list[Hits]]) -> list[Hits]:

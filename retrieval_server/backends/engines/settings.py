@@ -8,7 +8,7 @@ from retrieval_server.backends.dense.encoders import AnyEncoderSettings, encoder
 from retrieval_server.index_kinds import IndexSettings
 
 _TERMS = ("k1", "b", "stemmer", "stopwords")
-_FUSION = ("fused", "rank_constant")
+_FUSION = ("fused", "rank_constant", "dense_weight", "bm25_weight")
 
 
 class EngineSettings(IndexSettings, frozen=True):
@@ -30,7 +30,9 @@ class EngineSettings(IndexSettings, frozen=True):
     timeout_s: float = Field(default=60.0, gt=0, description="seconds that the engine may take for a request")
     patience_s: float = Field(default=10.0, ge=0, description="seconds to repeat a search while the engine is away")
     fused: int = Field(default=100, ge=1, description="hybrid: passages of each of the two lists")
-    rank_constant: int = Field(default=60, ge=0, description="hybrid: a list gives 1 / (this + rank) to a passage")
+    rank_constant: int = Field(default=60, ge=0, description="hybrid: a list gives weight / (this + rank) to a passage")
+    dense_weight: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="hybrid: weight of the dense list")
+    bm25_weight: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="hybrid: weight of the BM25 list")
 
     built_with: ClassVar[tuple[str, ...]] = ()
     """The engine's own fields that an index is built with."""
@@ -97,6 +99,10 @@ class EngineSettings(IndexSettings, frozen=True):
     def place(self) -> dict[str, Any]:
         """Where the index is, and its encoder if that is a service."""
         return {"url": self.url, "name": self.name, **encoder_place(self.encoder)}
+
+    def fuses(self) -> bool:
+        """Whether both lists are searched."""
+        return self.search == "hybrid"
 
     def check_topk(self, topk: int) -> None:
         """Raise ValueError if `topk` exceeds what the two fused lists hold."""

@@ -40,12 +40,16 @@ class HybridSettings(IndexSettings, frozen=True):
         for name, part in self.parts.items():
             if not _NAME.fullmatch(name) or name in RESERVED:
                 raise ValueError(f"the part {name!r} needs another name: lower-case letters, digits and _")
-            if isinstance(part.index, HybridSettings):
-                raise ValueError(f"the part {name!r} is a hybrid index itself: name its parts here")
+            if part.index.fuses():
+                raise ValueError(f"the part {name!r} fuses rankings itself: name each of them as a part here")
             if not kind_of(part.index).searches_corpus:
                 raise ValueError(f"the part {name!r} ({part.index.kind}) searches no corpus: it can not be fused")
             part.index.check_topk(self.depth)
         return self
+
+    def fuses(self) -> bool:
+        """Always: it has parts."""
+        return True
 
     def check_topk(self, topk: int) -> None:
         """Raise ValueError if fewer than `topk` hits of each part count."""

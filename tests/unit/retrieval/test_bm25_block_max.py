@@ -22,11 +22,11 @@ from typer.testing import CliRunner
 from retrieval_server.backends.base import Hits
 from retrieval_server.backends.bm25 import analysis, engines
 from retrieval_server.backends.bm25.analysis import EnglishAnalyzer, spellings
-from retrieval_server.backends.bm25.block_max import memory, workers
+from retrieval_server.backends.bm25.block_max import index, memory, workers
 from retrieval_server.backends.bm25.block_max.building import build
 from retrieval_server.backends.bm25.block_max.compiling import compiled
 from retrieval_server.backends.bm25.block_max.index import BlockMax
-from retrieval_server.backends.bm25.block_max.kernel import MOST_TERMS
+from retrieval_server.backends.bm25.block_max.kernel import MOST_TERMS, search
 from retrieval_server.backends.bm25.block_max.packing import BLOCK, frequency, pack, unpack_rows
 from retrieval_server.backends.bm25.block_max.parts import term_hash
 from retrieval_server.backends.bm25.index import Bm25
@@ -160,19 +160,38 @@ def test_boolean_queries_find_what_bm25s_finds(tmp_path: Path) -> None:
         backend.search(["w1", "(" * 99], topk=1)
 
 
+def test_the_pieces_of_a_batch_are_searched_by_two_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = opened(corpus_of(tmp_path, some_texts(50, words=30)))
+    monkeypatch.setattr(backend, "_cores", 2)
+    queries = [f"w{number} w{number + 1}" for number in range(16)]
+    wanted = [backend.search([query], topk=5)[0] for query in queries]
+    both, threads = threading.Barrier(2, timeout=60), set[str]()
+
+    def watched(index: Any, asked: Any, begin: int, *more: Any) -> None:
+        threads.add(threading.current_thread().name)
+        both.wait()
+        search(index, asked, begin, *more)
+
+    monkeypatch.setattr(index, "search", watched)
+    assert backend.search(queries, topk=5) == wanted
+    assert len(threads) == 2
+
+
 @pytest.mark.parametrize("boolean", [False, True])
-def test_every_query_of_a_batch_is_searched_on_one_of_the_threads(tmp_path: Path, boolean: bool) -> None:
+def test_queries_without_pruning_are_searched_on_the_threads(tmp_path: Path, boolean: bool) -> None:
     backend = opened(corpus_of(tmp_path, some_texts(50, words=30)), Bm25Settings(boolean=boolean))
     names: list[str] = []
 
-    def watched(*given: Any, **more: Any) -> Hits:
+    def watched(query: str, topk: int) -> Hits:
         names.append(threading.current_thread().name)
-        return []
+        return [(0, float(len(query)))]
 
-    backend._add_up = backend._search = watched
+    backend._add_up = watched
     long = " ".join(f"w{number}" for number in range(2 * MOST_TERMS))
-    assert backend.search(["w1", "w2 w3", long], topk=1) == [[], [], []]
-    assert len(names) == 3 and all(name.startswith("bm25") for name in names)
+    found = backend.search(["w1 w2", long], topk=1)
+    assert found[1] == [(0, float(len(long)))]
+    assert (found[0] == [(0, 5.0)]) == boolean
+    assert len(names) == 1 + boolean and all(name.startswith("bm25") for name in names)
 
 
 @given(

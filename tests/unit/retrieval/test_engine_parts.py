@@ -22,7 +22,6 @@ from retrieval_server.backends.engines.http_json import HttpJson, in_requests
 from retrieval_server.backends.engines.kind import EngineKind
 from retrieval_server.backends.engines.store import Batch
 from retrieval_server.backends.engines.vocabulary import Vocabulary
-from retrieval_server.backends.ordering import fuse
 from retrieval_server.backends.pgvector.kind import _word
 from retrieval_server.backends.web.asking import Asking
 from retrieval_server.backends.web.settings import WebSettings
@@ -37,7 +36,6 @@ from retrieval_server.metrics import Metrics
 from retrieval_server.services import ModelService, checked_url, patiently
 
 PASSAGES = st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=12), min_size=1, max_size=12)
-HITS = st.lists(st.tuples(st.integers(0, 30), st.floats(0, 1)), max_size=12, unique_by=lambda hit: hit[0])
 
 
 @given(passages=PASSAGES, query=st.lists(st.sampled_from("abcxyz"), max_size=8), k1=st.floats(0, 3), b=st.floats(0, 1))
@@ -67,20 +65,6 @@ def test_a_saved_vocabulary_is_the_same(tmp_path: Path) -> None:
     assert again.query(Counter("ab")) == vocabulary.query(Counter("ab"))
     assert again.passage(["日本", "a"], k1=0.9, b=0.4) == vocabulary.passage(["日本", "a"], k1=0.9, b=0.4)
     assert [path.name for path in tmp_path.iterdir()] == ["vocabulary.json"]
-
-
-@given(lists=st.lists(HITS, min_size=1, max_size=3), constant=st.integers(0, 100), topk=st.integers(1, 20))
-def test_fusion_adds_reciprocal_ranks(lists: list[Any], constant: int, topk: int) -> None:
-    found = fuse(lists, constant=constant)[:topk]
-    wanted = {
-        row: sum(1 / (constant + 1 + [one for one, _ in hits].index(row)) for hits in lists if row in dict(hits))
-        for row in {row for hits in lists for row, _ in hits}
-    }
-    assert dict(found) == pytest.approx({row: wanted[row] for row, _ in found})
-    assert [row for row, _ in found] == [row for row, _ in sorted(found, key=lambda hit: (-hit[1], hit[0]))]
-    assert len(found) == min(topk, len(wanted))
-    least = min((score for _, score in found), default=0.0)
-    assert all(wanted[row] <= least + 1e-12 for row in wanted if row not in dict(found))
 
 
 @given(terms=st.lists(st.text(min_size=1, max_size=8), min_size=2, max_size=2, unique=True))

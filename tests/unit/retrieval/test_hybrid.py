@@ -20,7 +20,8 @@ from retrieval_server.backends.base import stages_of
 from retrieval_server.backends.bm25.kind import Bm25Kind
 from retrieval_server.backends.bm25.settings import Bm25Settings
 from retrieval_server.backends.dense.vectors import RECORD
-from retrieval_server.backends.hybrid.index import FUSION, STAGE, Hybrid
+from retrieval_server.backends.fusion import FUSION, STAGE
+from retrieval_server.backends.hybrid.index import Hybrid
 from retrieval_server.backends.hybrid.settings import HybridSettings
 from retrieval_server.config import index_settings
 from retrieval_server.corpus import Corpus
@@ -278,9 +279,10 @@ def test_settings_that_can_not_work_are_refused(change: dict[str, Any], message:
 
 
 def test_a_hybrid_in_a_hybrid_and_a_shallow_part_are_refused() -> None:
-    inner = hybrid_settings().model_dump(mode="json")
-    with pytest.raises(ValidationError, match="is a hybrid index itself"):
-        HybridSettings.model_validate({"parts": {"a": {"index": inner}, "b": {"index": {"kind": "bm25"}}}})
+    engine = {"kind": "qdrant", "url": "http://q", "search": "hybrid", "encoder": {"model": "m"}}
+    for inner in (hybrid_settings().model_dump(mode="json"), engine):
+        with pytest.raises(ValidationError, match="the part 'a' fuses rankings itself"):
+            HybridSettings.model_validate({"parts": {"a": {"index": inner}, "b": {"index": {"kind": "bm25"}}}})
     dense = {"kind": "dense", "encoder": {"model": "m"}, "layout": "sq8", "candidates": 50}
     with pytest.raises(ValidationError, match="`candidates` is 50, below the 100"):
         HybridSettings.model_validate({"parts": {"a": {"index": dense}, "b": {"index": {"kind": "bm25"}}}})

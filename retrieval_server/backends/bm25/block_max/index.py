@@ -4,7 +4,8 @@ cores."""
 import json
 import os
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,7 +18,9 @@ from retrieval_server.backends.bm25.block_max.merging import ARRAYS, file_of, id
 from retrieval_server.backends.bm25.block_max.parts import term_hash
 from retrieval_server.backends.bm25.searching import Bm25Backend
 from retrieval_server.backends.bm25.settings import Bm25Settings
-from retrieval_server.backends.ordering import ordered
+
+# Queries of a batch go to the cores in so many pieces for each: more wait for Python between them, fewer are less even.
+_PIECES = 4
 
 
 class BlockMax(Bm25Backend):
@@ -29,7 +32,8 @@ class BlockMax(Bm25Backend):
         norm = norms(settings, longest=record["longest"], average=record["words"] / record["passages"])
         packed = (arrays[name] for name in ("postings", "lasts", "tops", "places", "lengths"))
         self._index = (*packed, norm, shares(norm))
-        self._threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="bm25")
+        self._cores = len(os.sched_getaffinity(0))
+        self._threads = ThreadPoolExecutor(self._cores, thread_name_prefix="bm25")
 
     @classmethod
     def load(cls, folder: Path, settings: Bm25Settings) -> Self:
@@ -42,44 +46,69 @@ class BlockMax(Bm25Backend):
         if not len(arrays["lengths"]) == record["passages"] > 0 < len(arrays["terms"]):
             raise ValueError(f"{RECORD} describes other files")
         opened = cls(arrays, record, settings)
-        opened._search([], topk=1)  # compiles the search, or reads it from the disk, before the first query
+        opened._searched([[]], topk=1)  # compiles the search, or reads it from the disk, before the first query
         return opened
 
     def search(self, queries: Sequence[str], *, topk: int) -> list[Hits]:
-        searches = [self._submitted(query, topk) for query in queries]
-        return [search.result() for search in searches]
+        terms = [self.terms(query) for query in queries]
+        pruned = [at for at, own in enumerate(terms) if not self._settings.boolean and len(set(own)) <= MOST_TERMS]
+        added_up = {
+            at: self._threads.submit(self._add_up, queries[at], topk)
+            for at in {*range(len(queries))}.difference(pruned)
+        }
+        found = dict(zip(pruned, self._searched([terms[at] for at in pruned], topk), strict=True))
+        found |= {at: future.result() for at, future in added_up.items()}
+        return [found[at] for at in range(len(queries))]
 
-    def _submitted(self, query: str, topk: int) -> Future[Hits]:
-        if not self._settings.boolean and len(set(terms := self.terms(query))) <= MOST_TERMS:
-            return self._threads.submit(self._search, terms, topk=topk)
-        return self._threads.submit(self._add_up, query, topk)
+    def _searched(self, queries: Sequence[Sequence[str]], topk: int) -> list[Hits]:
+        """The hits of queries, given as terms: the threads and this one take some at a time."""
+        count, most = len(queries), min(topk, self._passages)
+        asked = self._asked(queries)
+        best = np.empty((count, most), np.float32), np.empty((count, most), np.int64), np.zeros(count, np.int64)
+        size = max(1, count // (_PIECES * self._cores))
+        begins = range(0, count, size)
+        left = iter(begins)
 
-    def _search(self, terms: Sequence[str], *, topk: int) -> Hits:
-        places: dict[int, int] = {}
-        occurrences = [
-            places.setdefault(number, len(places)) for term in terms if (number := self._number(term)) is not None
+        def work() -> None:
+            for begin in left:
+                search(self._index, asked, begin, min(begin + size, count), self._passages, best)
+
+        helping = [self._threads.submit(work) for _ in range(min(self._cores, len(begins)) - 1)]
+        work()
+        for each in helping:
+            each.result()
+        scores, rows, found = best
+        return [
+            list(zip(rows[at, :some].tolist(), scores[at, :some].tolist(), strict=True))
+            for at, some in enumerate(found.tolist())
         ]
-        numbers = np.fromiter(places, np.int64, len(places))
-        counts = self._counts[numbers].astype(np.int64)
-        query = (
-            self._firsts[numbers].astype(np.int64),
-            counts,
-            idfs(counts, self._passages),
-            np.bincount(occurrences, minlength=len(places)).astype(np.int64),
-            np.array(occurrences, np.int64),
-        )
-        most = max(1, min(topk, self._passages, int(counts.sum())))
-        scores, rows = np.empty(most, np.float32), np.empty(most, np.int64)
-        found = search(self._index, query, self._passages, scores, rows)
-        return ordered(rows[:found], scores[:found], topk)
 
-    def _number(self, term: str) -> int | None:
-        wanted = np.uint64(term_hash(term))
-        number = int(np.searchsorted(self._terms, wanted))
-        return number if number < len(self._terms) and self._terms[number] == wanted else None
+    def _asked(self, queries: Sequence[Sequence[str]]) -> tuple[Any, ...]:
+        """What the search gets of the queries."""
+        numbers = iter(self._numbers([term for own in queries for term in own]))
+        different: list[int] = []
+        occurrences: list[int] = []
+        starts = [(0, 0)]
+        for own in queries:
+            places: dict[int, int] = {}
+            known = (number for number in islice(numbers, len(own)) if number is not None)
+            occurrences += [places.setdefault(number, len(places)) for number in known]
+            different += places
+            starts.append((len(different), len(occurrences)))
+        chosen = np.array(different, np.int64)
+        counts = self._counts[chosen].astype(np.int64)
+        firsts, idf = self._firsts[chosen].astype(np.int64), idfs(counts, self._passages)
+        return firsts, counts, idf, np.array(occurrences, np.int64), np.array(starts, np.int64)
+
+    def _numbers(self, terms: Sequence[str]) -> list[int | None]:
+        """The number of each term in the index; None if it has none."""
+        hashes = np.fromiter(map(term_hash, terms), np.uint64, len(terms))
+        numbers = np.searchsorted(self._terms, hashes)
+        there = self._terms[np.minimum(numbers, len(self._terms) - 1)] == hashes
+        return [number if known else None for number, known in zip(numbers.tolist(), there.tolist(), strict=True)]
 
     def _postings(self, term: str) -> tuple[Any, Any]:
-        number = self._number(term)
+        [number] = self._numbers([term])
         count = 0 if number is None else int(self._counts[number])
         rows, weights = np.empty(count, np.int64), np.empty(count, np.float32)
         if number is not None:

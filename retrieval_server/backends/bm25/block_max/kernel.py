@@ -22,6 +22,12 @@ _RARE = 8 * BLOCK
 _SLACK = 1.0 + 1e-4
 _PROMISING = 16  # windows that are searched first, whatever their place
 
+# Multiplied by it, each power of two has another number in the highest six bits (a de Bruijn sequence).
+_SEQUENCE = np.uint64(0x03F79D71B4CB0A89)
+_PLACES = np.empty(64, np.int64)
+for _place in range(64):
+    _PLACES[(int(_SEQUENCE) << _place & 0xFFFF_FFFF_FFFF_FFFF) >> 58] = _place
+
 
 @compiled
 def window_bits(passages: Any) -> Any:
@@ -106,20 +112,37 @@ def _offer(scores: Any, rows: Any, size: Any, score: Any, row: Any) -> Any:
 
 
 @compiled
-def _find(rows: Any, low: Any, high: Any, row: Any) -> Any:
-    """The first place from `low` to `high` that holds at least `row`; `high` if there is none."""
-    while low < high:
-        middle = (low + high) >> 1
-        if rows[middle] < row:
-            low = middle + 1
-        else:
-            high = middle
-    return low
+def _sort(scores: Any, rows: Any, size: Any) -> None:
+    """Bring the heap into order, the best first."""
+    for last in range(size - 1, 0, -1):
+        scores[0], scores[last] = scores[last], scores[0]
+        rows[0], rows[last] = rows[last], rows[0]
+        _sink(scores, rows, 0, last)
+
+
+@compiled
+def _lowest(marks: Any) -> Any:
+    """The place of the lowest bit that is set."""
+    return _PLACES[((marks & (~marks + np.uint64(1))) * _SEQUENCE) >> np.uint64(58)]
+
+
+@compiled
+def _clear(marks: Any, places: Any) -> Any:
+    """Set all marks to 0; write the places of those that were set, ascending, and return their number."""
+    count = 0
+    for word in range(len(marks)):
+        left = marks[word]
+        marks[word] = np.uint64(0)
+        while left:
+            places[count] = (word << 6) + _lowest(left)
+            count += 1
+            left &= left - np.uint64(1)
+    return count
 
 
 @compiled
 def _find_in_block(rows: Any, row: Any) -> Any:
-    """Like `_find` in a block of which some row is at least `row`, without a branch to predict."""
+    """The first place in a block that holds at least `row`, which some place does; without a branch to predict."""
     low, step = 0, BLOCK >> 1
     while step:
         low += step * np.int64(rows[low + step - 1] < row)
@@ -128,8 +151,18 @@ def _find_in_block(rows: Any, row: Any) -> Any:
 
 
 @compiled
-def _maxima(index: Any, query: Any, shift: Any, maxima: Any, rare: Any) -> None:
-    """The most that each term can add to a row of each window; read rare terms into `rare`."""
+def _unpack_padded(words: Any, at: Any, count: Any, previous: Any, last: Any, rows: Any, padding: Any) -> None:
+    """Write the rows of the block at word `at`, and `padding` behind those of a short one."""
+    unpack_rows(words, at, count, previous, last, rows)
+    rows[count:] = padding
+
+
+@compiled
+def _maxima(index: Any, query: Any, shift: Any, maxima: Any, begins: Any, rare: Any) -> None:
+    """The most that each term can add to a row of each window, and where it has such a block or, if rare, posting.
+
+    Rare terms are read into `rare`.
+    """
     _, lasts, tops, _, _, _, _ = index
     firsts, counts, idfs, times, _ = query
     rare_rows, rare_weights, rare_starts = rare
@@ -139,12 +172,16 @@ def _maxima(index: Any, query: Any, shift: Any, maxima: Any, rare: Any) -> None:
             postings(index, first, df, idfs[term], rare_rows[start:], rare_weights[start:])
             for at in range(start, start + df):
                 window = rare_rows[at] >> shift
+                if maxima[term, window] == 0.0:
+                    begins[term, window] = at
                 maxima[term, window] = max(maxima[term, window], rare_weights[at] * times[term])
             continue
         window = 0
         for block in range(first, first + (df + BLOCK - 1) // BLOCK):
             last, top = np.int64(lasts[block]) >> shift, tops[block] * times[term]
             while True:
+                if maxima[term, window] == 0.0:
+                    begins[term, window] = block
                 maxima[term, window] = max(maxima[term, window], top)
                 if window >= last:
                     break
@@ -152,12 +189,45 @@ def _maxima(index: Any, query: Any, shift: Any, maxima: Any, rare: Any) -> None:
 
 
 @compiled
-def search(index: Any, query: Any, passages: Any, scores: Any, rows: Any) -> Any:
-    """Fill `scores` and `rows` with the best passages in any order; return their number.
+def search(index: Any, queries: Any, begin: Any, end: Any, passages: Any, best: Any) -> None:
+    """Search the queries from `begin` to `end`.
 
-    `index`: words, last row, largest weight and place of each block, lengths by row, norms by length,
-    and quotients by frequency and length. `query`: for each
-    different term its first block, number of postings, IDF and number of occurrences; and the occurrences as terms.
+    `index`: words, last row, largest weight and place of each block, lengths by row, norms by length, and quotients by
+    frequency and length. `queries`: for each different term of a query its first block, number of postings and IDF;
+    all its terms, as numbers of the different ones; and where the different terms and all terms of each query begin,
+    (queries + 1, 2). `best` gets the scores and rows of each query's best passages, best first, ties by row, and their
+    number.
+    """
+    firsts, counts, idfs, occurrences, starts = queries
+    scores, rows, found = best
+    width, most = 1 << window_bits(passages), 0
+    for number in range(begin, end):
+        most = max(most, starts[number + 1, 0] - starts[number, 0])
+    room = (
+        np.zeros(width, np.float64),
+        np.zeros((most, width), np.float32),
+        np.zeros(width >> 6, np.uint64),
+        np.empty(width, np.int64),
+        np.empty((most, BLOCK), np.int64),
+    )
+    for number in range(begin, end):
+        first, last = starts[number, 0], starts[number + 1, 0]
+        said = occurrences[starts[number, 1] : starts[number + 1, 1]]
+        times = np.zeros(last - first, np.int64)
+        for term in said:
+            times[term] += 1
+        query = firsts[first:last], counts[first:last], idfs[first:last], times, said
+        found[number] = _search_one(index, query, passages, scores[number], rows[number], room)
+        _sort(scores[number], rows[number], found[number])
+
+
+@compiled
+def _search_one(index: Any, query: Any, passages: Any, scores: Any, rows: Any, room: Any) -> Any:
+    """Fill `scores` and `rows` with the best passages, as a heap; return their number.
+
+    `query`: as in `search`, and the number of occurrences of each different term. `room`: for the rows of a window
+    their sums, what each term adds to them, and a bit for those with a sum, all 0 before and after; a list of such
+    rows; and for each term the rows of a block.
     """
     words, lasts, tops, places, lengths, norms, known = index
     firsts, counts, idfs, times, occurrences = query
@@ -169,21 +239,18 @@ def search(index: Any, query: Any, passages: Any, scores: Any, rows: Any) -> Any
     for term in range(terms):
         rare_starts[term + 1] = rare_starts[term] + (counts[term] if counts[term] <= _RARE else 0)
     rare_rows, rare_weights = np.empty(rare_starts[terms], np.int64), np.empty(rare_starts[terms], np.float32)
-    maxima = np.zeros((terms, windows), np.float32)
-    _maxima(index, query, shift, maxima, (rare_rows, rare_weights, rare_starts))
+    maxima, begins = np.zeros((terms, windows), np.float32), np.empty((terms, windows), np.int64)
+    _maxima(index, query, shift, maxima, begins, (rare_rows, rare_weights, rare_starts))
     bounds = np.zeros(windows, np.float64)
     for term in range(terms):
         for window in range(windows):
             bounds[window] += maxima[term, window]
 
     found = 0
-    sums = np.zeros(width, np.float64)
-    parts = np.zeros((terms, width), np.float32)
-    touched = np.empty(width, np.int64)
+    sums, parts, marks, marked, block_rows = room
     order, prefix = np.empty(terms, np.int64), np.zeros(terms + 1, np.float64)
-    block_rows, decoded = np.empty((terms, BLOCK), np.int64), np.full(terms, -1, np.int64)
+    decoded = np.full(terms, -1, np.int64)
     cursors, added = np.empty(terms, np.int64), np.zeros(terms, np.float32)
-    fresh = np.empty(BLOCK, np.int64)
 
     for turn in range(_PROMISING + windows):
         window = turn - _PROMISING
@@ -202,64 +269,53 @@ def search(index: Any, query: Any, passages: Any, scores: Any, rows: Any) -> Any
                 order[at] = order[at - 1]
                 at -= 1
             order[at] = term
-        looked_up = 0
+        looked_up, absent = 0, 0
         for at in range(terms):
             prefix[at + 1] = prefix[at] + maxima[order[at], window]
-            if found == len(scores) and prefix[at + 1] * _SLACK < scores[0]:
+            if prefix[at + 1] == 0.0:
+                absent = looked_up = at + 1
+            elif found == len(scores) and prefix[at + 1] * _SLACK < scores[0]:
                 looked_up = at + 1
 
-        seen = 0
         for at in range(looked_up, terms):
             term = order[at]
-            if maxima[term, window] == 0.0:
-                continue
             df, first, count = counts[term], firsts[term], times[term]
             if df <= _RARE:
-                start, end = rare_starts[term], rare_starts[term + 1]
-                for posting in range(_find(rare_rows, start, end, low), end):
+                for posting in range(begins[term, window], rare_starts[term + 1]):
                     row = rare_rows[posting]
                     if row >= high:
                         break
                     place = row - low
                     value = rare_weights[posting]
-                    if sums[place] == 0.0 and value > 0.0:
-                        touched[seen] = place
-                        seen += 1
+                    marks[place >> 6] |= np.uint64(1) << np.uint64(place & 63)
                     parts[term, place] = value
                     sums[place] += value * count
                 continue
             end = first + (df + BLOCK - 1) // BLOCK
-            for block in range(_find(lasts, first, end, low), end):
+            for block in range(begins[term, window], end):
                 previous = np.int64(lasts[block - 1]) if block > first else -1
                 if previous >= high - 1:
                     break
                 size, spot = min(BLOCK, df - (block - first) * BLOCK), np.int64(places[block])
-                unpack_rows(words, spot, size, previous, np.int64(lasts[block]), fresh)
+                if decoded[term] != block:
+                    _unpack_padded(words, spot, size, previous, np.int64(lasts[block]), block_rows[term], passages)
+                    decoded[term] = block
                 run, bits_each = frequency_run(words, spot, size)
-                for posting in range(_find(fresh, 0, size, low), size):
-                    row = fresh[posting]
+                for posting in range(_find_in_block(block_rows[term], low), size):
+                    row = block_rows[term, posting]
                     if row >= high:
                         break
                     place = row - low
                     tf = get(words, run, bits_each, posting) + 1
                     value = scaled(idfs[term], tf, lengths[row], norms, known)
-                    if sums[place] == 0.0 and value > 0.0:
-                        touched[seen] = place
-                        seen += 1
+                    marks[place >> 6] |= np.uint64(1) << np.uint64(place & 63)
                     parts[term, place] = value
                     sums[place] += value * count
 
-        if seen == 0:
-            continue
-        for at in range(looked_up):
-            term = order[at]
-            end = firsts[term] + (counts[term] + BLOCK - 1) // BLOCK
-            cursors[term] = _find(lasts, firsts[term], end, low)
-        if looked_up and seen < width >> 3:
-            touched[:seen].sort()
-        dense = looked_up > 0 and seen >= width >> 3
-        for step in range(width if dense else seen):
-            place = step if dense else touched[step]
+        for at in range(absent, looked_up):
+            cursors[order[at]] = begins[order[at], window]
+        for step in range(_clear(marks, marked)):
+            place = marked[step]
             total = sums[place]
             if total == 0.0:
                 continue
@@ -267,12 +323,14 @@ def search(index: Any, query: Any, passages: Any, scores: Any, rows: Any) -> Any
             row = low + place
             hopeful = found < len(scores) or (total + prefix[looked_up]) * _SLACK >= scores[0]
             at = looked_up - 1
-            while hopeful and at >= 0:
+            while hopeful and at >= absent:
                 term = order[at]
                 value = np.float32(0.0)
                 if counts[term] <= _RARE:
-                    end = rare_starts[term + 1]
-                    posting = _find(rare_rows, rare_starts[term], end, row)
+                    end, posting = rare_starts[term + 1], cursors[term]
+                    while posting < end and rare_rows[posting] < row:
+                        posting += 1
+                    cursors[term] = posting
                     if posting < end and rare_rows[posting] == row:
                         value = rare_weights[posting]
                 else:
@@ -291,8 +349,9 @@ def search(index: Any, query: Any, passages: Any, scores: Any, rows: Any) -> Any
                         if previous < row:
                             size, spot = min(BLOCK, df - (block - first) * BLOCK), np.int64(places[block])
                             if decoded[term] != block:
-                                unpack_rows(words, spot, size, previous, np.int64(lasts[block]), block_rows[term])
-                                block_rows[term, size:] = passages
+                                _unpack_padded(
+                                    words, spot, size, previous, np.int64(lasts[block]), block_rows[term], passages
+                                )
                                 decoded[term] = block
                             posting = _find_in_block(block_rows[term], row)
                             if block_rows[term, posting] == row:
