@@ -113,12 +113,14 @@ def create_app(
     *,
     build: bool = False,
     key: str | None = None,
-    on_failure: Callable[[], None] | None = None,
+    on_ready: Callable[[], None] = lambda: None,
+    on_failure: Callable[[], None] = lambda: None,
     opens: Opener | None = None,
 ) -> FastAPI:
     """The application for the settings' corpus and index, or for the result of `opens`.
 
-    With `key`, clients must send it as a bearer token. `on_failure` is called if the index can not be loaded.
+    With `key`, clients must send it as a bearer token. `on_ready` is called when the index is loaded, `on_failure` if
+    it can not be loaded.
     """
     metrics = Metrics()
     service = Service(settings, metrics)
@@ -129,8 +131,9 @@ def create_app(
             log.info("ready", **(service.manifest or {}))
         except Exception as error:
             log.error("the index can not be loaded", error=str(error))
-            if on_failure:
-                on_failure()
+            on_failure()
+        else:
+            on_ready()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

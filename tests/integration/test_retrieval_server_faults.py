@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +24,7 @@ from retrieval_server.app import create_app
 from retrieval_server.app.listening import http_server
 from retrieval_server.app.service import Opened, Opener, Report
 from retrieval_server.config import ServerSettings
-from retrieval_server.errors import QueryError
+from retrieval_server.errors import QueryError, RetrievalError
 from retrieval_server.schemas import CUT_HEADER, KEY_VARIABLE, REFUSED_HEADER, Document
 from s3_agent.clients.retriever import HttpRetriever
 from s3_agent.errors import RetrieverError
@@ -504,6 +505,28 @@ def test_with_a_key_only_health_checks_are_open(monkeypatch: pytest.MonkeyPatch)
         right = {"authorization": f"Bearer {KEY}"}
         assert httpx.post(f"{url}/retrieve", json={"queries": ["a"]}, headers=right).status_code == 200
         assert httpx.get(f"{url}/metrics", headers=right).status_code == 200
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_owner_of_the_process_learns_how_the_loading_ended(fails: bool) -> None:
+    engine, calls = Engine(), list[str]()
+
+    def opens(report: Report) -> Opened:
+        if fails:
+            raise RetrievalError("the index has a hole")
+        return engine.opens(report)
+
+    settings = ServerSettings(corpus=Path("none"), index=Path("none"), port=0)
+    ready, failed = partial(calls.append, "ready"), partial(calls.append, "failed")
+    app = create_app(settings, opens=opens, on_ready=ready, on_failure=failed)
+
+    async def run() -> None:
+        async with asyncio.timeout(WITHIN_S), app.router.lifespan_context(app):
+            while not calls:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(run())
+    assert calls == ["failed" if fails else "ready"]
 
 
 def test_while_it_loads_it_tells_how_far_it_is() -> None:
