@@ -248,10 +248,12 @@ def test_equal_passages_come_by_row_also_at_the_cut(built: Any, encoder: Any, en
 
 
 @pytest.mark.usefixtures("lexical", "dense")
-@pytest.mark.parametrize("weight", [1.0, 3.0])
-def test_hybrid_is_the_fusion_of_both_lists(built: Any, encoder: Any, engine: Engine, weight: float) -> None:
+@pytest.mark.parametrize(("dense", "bm25"), [(1.0, 1.0), (2.0, 3.0)])
+def test_hybrid_is_the_fusion_of_both_lists(
+    built: Any, encoder: Any, engine: Engine, dense: float, bm25: float
+) -> None:
     given = {"encoder": encoder.model_dump(), **engine.exact}
-    hybrid, _ = built("hybrid", search="hybrid", fused=20, bm25_weight=weight, **given)
+    hybrid, _ = built("hybrid", search="hybrid", fused=20, dense_weight=dense, bm25_weight=bm25, **given)
     seen: list[str] = []
     hybrid.observe_with(lambda stage, seconds: seen.append(stage))
     words, _ = built("words_alone")
@@ -259,7 +261,7 @@ def test_hybrid_is_the_fusion_of_both_lists(built: Any, encoder: Any, engine: En
     for query in QUERIES:
         ranks: dict[int, float] = {}
         stages: dict[int, dict[str, float]] = {}
-        for name, backend, weighs in (("bm25", words, weight), ("dense", vectors, 1.0)):
+        for name, backend, weighs in (("bm25", words, bm25), ("dense", vectors, dense)):
             for rank, (row, score) in enumerate(backend.search([query], topk=20)[0], start=1):
                 ranks[row] = ranks.get(row, 0.0) + weighs / (60 + rank)
                 stages.setdefault(row, {})[name] = score

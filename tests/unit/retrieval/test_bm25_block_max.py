@@ -122,7 +122,9 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[BlockMax, Bm25]:
     """Over several windows of rows, with terms of many blocks, of one, and of a single posting; each text twice."""
     texts = some_texts(9_000, words=400)
     corpus = corpus_of(tmp_path_factory.mktemp("many"), texts + texts)
-    return opened(corpus), Bm25.build(corpus, Bm25Settings())
+    ours = opened(corpus)
+    ours._cores = 1  # a piece has several queries, also on a machine with many cores
+    return ours, Bm25.build(corpus, Bm25Settings())
 
 
 @bit_for_bit
@@ -141,10 +143,31 @@ def test_a_shorter_list_begins_a_longer_one_alone_and_in_a_batch(both: tuple[Blo
 
 
 @bit_for_bit
-def test_a_query_of_many_words_is_searched_without_pruning(both: tuple[BlockMax, Bm25]) -> None:
+def test_windows_beyond_the_most_promising_ones_are_searched_too(tmp_path: Path) -> None:
+    passages = 20 * 4096
+    texts = some_texts(passages, words=3000, longest=2)
+    for word, holding in (("thousand", 1024), ("more", 1025), ("last", 1)):  # the first is read whole, the second not
+        for number in range(holding):
+            texts[passages - 1 - number * (passages // holding)] += f" {word}"
+    corpus = corpus_of(tmp_path, texts)
+    ours, theirs = opened(corpus), Bm25.build(corpus, Bm25Settings())
+    queries = ["thousand", "more", "last", "thousand more", "w0 more", "w1 w5 last", "w0 w1 w2 thousand", "w9 w40 w300"]
+    for topk in (1, 8, 2_000, 20_000):
+        assert ours.search(queries, topk=topk) == theirs.search(queries, topk=topk)
+
+
+@bit_for_bit
+@pytest.mark.parametrize("query", [" ".join(f"w{number}" for number in range(2 * MOST_TERMS)), "w3 " * 2000])
+def test_a_query_of_many_words_is_searched_without_pruning(both: tuple[BlockMax, Bm25], query: str) -> None:
     ours, theirs = both
-    query = " ".join(f"w{number}" for number in range(2 * MOST_TERMS))
     assert ours.search([query], topk=10) == theirs.search([query], topk=10)
+
+
+def test_no_hit_is_asked_for_or_none_can_be_found(both: tuple[BlockMax, Bm25]) -> None:
+    ours, _ = both
+    assert ours.search(["w1 w2", "w3"], topk=0) == [[], []]
+    assert ours.search([], topk=3) == []
+    assert ours.search(["unknown", ""], topk=10**9) == [[], []]
 
 
 @bit_for_bit

@@ -64,21 +64,22 @@ RANKING = st.permutations(range(10)).flatmap(lambda rows: st.integers(0, 10).map
 @given(
     rankings=st.lists(st.tuples(RANKING, RANKING, RANKING), min_size=1, max_size=4),
     weights=st.tuples(*[st.sampled_from([0.25, 0.5, 1.0, 3.0])] * 3),
+    constant=st.integers(0, 100),
     topk=st.integers(1, 20),
 )
 @settings(max_examples=200, deadline=None)
 def test_a_ranking_is_the_sum_of_weighted_reciprocal_ranks(
-    rankings: list[tuple[list[int], ...]], weights: tuple[float, ...], topk: int
+    rankings: list[tuple[list[int], ...]], weights: tuple[float, ...], constant: int, topk: int
 ) -> None:
     parts = {f"p{part}": Ranked([lists[part] for lists in rankings]) for part in range(3)}
-    backend = Hybrid(parts, hybrid_settings(weights))
+    backend = Hybrid(parts, hybrid_settings(weights, constant=constant))
     queries = [str(number) for number in range(len(rankings))]
     found = backend.search(queries, topk=topk)
     for lists, hits in zip(rankings, found, strict=True):
         exact: dict[int, Fraction] = {}
         for rows, weight in zip(lists, weights, strict=True):
             for rank, row in enumerate(rows[:DEPTH], start=1):
-                exact[row] = exact.get(row, Fraction(0)) + Fraction(weight) / (Fraction(CONSTANT) + rank)
+                exact[row] = exact.get(row, Fraction(0)) + Fraction(weight) / (constant + rank)
         for row, score in hits:
             assert score == pytest.approx(float(exact[row]), rel=1e-12)
             wanted = {f"p{part}": 10.0 - rows.index(row) for part, rows in enumerate(lists) if row in rows[:DEPTH]}

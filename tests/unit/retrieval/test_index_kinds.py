@@ -120,7 +120,10 @@ SEARCHED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"kind": "dense", **ENCODER}, {"probes": 3, "candidates": 7, "ef_search": 9, "torch_dtype": "int8"}),
     ({**POSTGRES, **ENCODER}, {"ef_search": 40}),
     ({**POSTGRES, **ENCODER, "layout": "binary"}, {"candidates": 40}),
-    ({**POSTGRES, **ENCODER, "search": "hybrid"}, {"fused": 30, "rank_constant": 7, "bm25_weight": 2.0}),
+    (
+        {**POSTGRES, **ENCODER, "search": "hybrid"},
+        {"fused": 30, "rank_constant": 7, "dense_weight": 0.5, "bm25_weight": 2.0},
+    ),
     ({**QDRANT, **ENCODER, "quantization": "int8"}, {"rescore": False, "oversampling": 2.0, "ef_search": 40}),
     ({"kind": "lancedb", "url": "/vectors", **ENCODER, "layout": "ivf_rq"}, {"probes": 2, "refine": 3}),
     (

@@ -4,7 +4,7 @@ cores."""
 import json
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
@@ -13,7 +13,7 @@ import numpy as np
 
 from retrieval_server.backends.base import Hits
 from retrieval_server.backends.bm25.block_max import RECORD
-from retrieval_server.backends.bm25.block_max.kernel import MOST_TERMS, postings, search, shares
+from retrieval_server.backends.bm25.block_max.kernel import MOST_OCCURRENCES, MOST_TERMS, postings, search, shares
 from retrieval_server.backends.bm25.block_max.merging import ARRAYS, file_of, idfs, norms
 from retrieval_server.backends.bm25.block_max.parts import term_hash
 from retrieval_server.backends.bm25.searching import Bm25Backend
@@ -50,20 +50,21 @@ class BlockMax(Bm25Backend):
         return opened
 
     def search(self, queries: Sequence[str], *, topk: int) -> list[Hits]:
-        terms = [self.terms(query) for query in queries]
-        pruned = [at for at, own in enumerate(terms) if not self._settings.boolean and len(set(own)) <= MOST_TERMS]
+        terms = {} if self._settings.boolean else {at: self.terms(query) for at, query in enumerate(queries)}
+        pruned = {at: own for at, own in terms.items() if len(set(own)) <= MOST_TERMS and len(own) <= MOST_OCCURRENCES}
         added_up = {
-            at: self._threads.submit(self._add_up, queries[at], topk)
-            for at in {*range(len(queries))}.difference(pruned)
+            at: self._threads.submit(self._add_up, query, topk) for at, query in enumerate(queries) if at not in pruned
         }
-        found = dict(zip(pruned, self._searched([terms[at] for at in pruned], topk), strict=True))
+        found = dict(zip(pruned, self._searched([*pruned.values()], topk), strict=True))
         found |= {at: future.result() for at, future in added_up.items()}
         return [found[at] for at in range(len(queries))]
 
     def _searched(self, queries: Sequence[Sequence[str]], topk: int) -> list[Hits]:
         """The hits of queries, given as terms: the threads and this one take some at a time."""
-        count, most = len(queries), min(topk, self._passages)
         asked = self._asked(queries)
+        _, counts, _, _, starts = asked
+        found_by = np.diff(np.append(0, np.cumsum(counts))[starts[:, 0]])  # postings of each query
+        count, most = len(queries), min(topk, self._passages, int(found_by.max(initial=0)))
         best = np.empty((count, most), np.float32), np.empty((count, most), np.int64), np.zeros(count, np.int64)
         size = max(1, count // (_PIECES * self._cores))
         begins = range(0, count, size)
@@ -74,7 +75,10 @@ class BlockMax(Bm25Backend):
                 search(self._index, asked, begin, min(begin + size, count), self._passages, best)
 
         helping = [self._threads.submit(work) for _ in range(min(self._cores, len(begins)) - 1)]
-        work()
+        try:
+            work()
+        finally:
+            wait(helping)
         for each in helping:
             each.result()
         scores, rows, found = best

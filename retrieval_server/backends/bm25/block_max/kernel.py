@@ -18,7 +18,9 @@ MOST_TERMS = 128
 """The search holds a window for each term of a query; longer queries are searched without pruning."""
 # A term with no more postings is read whole, which gives its exact maximum in each window.
 _RARE = 8 * BLOCK
-# Sums in single precision differ from exact ones by less than this share, at up to MOST_TERMS terms.
+MOST_OCCURRENCES = 1024
+"""Up to so many terms, repeated ones included, a sum in single precision is exact enough for the pruning."""
+# Sums in single precision differ from exact ones by less than this share, at up to MOST_OCCURRENCES terms.
 _SLACK = 1.0 + 1e-4
 _PROMISING = 16  # windows that are searched first, whatever their place
 
