@@ -11,7 +11,8 @@ Rounds of all servers alternate; the best of each counts, since other programs c
 Prints one JSON object. For each size: `over_lucene_128`, `over_today` and `over_today_128` compare queries per second
 of block_max with Lucene's at 128 clients, and with bm25s's on one thread and at 128 clients; `index_over_today`,
 `build_over_today` and `build_cpu_over_today` compare bytes, seconds, and CPU seconds of building with bm25s's;
-`build_peak_mb` is the largest sum of anonymous memory (in RAM or swapped out) of all processes of block_max's build;
+`build_peak_mb` is the largest sum of anonymous memory (in RAM or swapped out) of all processes of block_max's build,
+and `build_peak_over_plan` compares it with the limit that `index plan` states;
 `top10_overlap` is the mean share of Lucene's first ten that block_max finds, where rows tied with its tenth count as
 found. `others_share` is the share of the machine that other programs used meanwhile. Sizes are 1M and 5M passages
 unless `--sizes` names others. `--without bm25s` leaves out an engine that the memory does not suffice for. `--folder`
@@ -38,6 +39,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from retrieval_server.backends.bm25.block_max.memory import build_bytes, processes
 from retrieval_server.backends.bm25.engines import ENGINES
 from retrieval_server.backends.bm25.settings import Bm25Settings
 from retrieval_server.corpus import Corpus
@@ -234,7 +236,12 @@ def measure(folder: Path, passages: int, jar: Path | None, without: Sequence[str
                 figures[name][key] = better(value, figures[name].get(key, value)) if turn else value
     new, today, lucene = (figures.get(name) for name in ("block_max", "bm25s", "lucene"))
     assert new is not None
-    compared: dict[str, Any] = {"passages": passages, "build_peak_mb": new["build_peak_mb"]}
+    planned_mb = build_bytes(passages, processes(passages)) / 1e6
+    compared: dict[str, Any] = {
+        "passages": passages,
+        "build_peak_mb": new["build_peak_mb"],
+        "build_peak_over_plan": new["build_peak_mb"] / planned_mb,
+    }
     if lucene:
         compared["over_lucene_128"] = new["per_second_128"] / lucene["per_second_128"]
         compared["over_lucene_1"] = new["per_second_1"] / lucene["per_second_1"]

@@ -1,10 +1,10 @@
 """Merges the parts of a corpus into an index, slice by slice of the terms, in bounded memory."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -69,25 +69,35 @@ def merge(parts: Sequence[Part], settings: Bm25Settings, folder: Path, *, report
         files = {name: stack.enter_context(file_of(folder, name).open("wb")) for name in ARRAYS if name != "lengths"}
         for number in range(slices):
             report("merging terms", number, slices)
-            terms, runs, rows, frequencies = _gathered(parts, records, cuts, number)
-            if not len(terms):
-                continue
-            first_runs, starts, sizes = runs
-            idf = idfs(np.add.reduceat(sizes, first_runs[:-1]), passages)
-            counts, firsts, lasts, tops, places, packed = _encode(
-                first_runs, starts, sizes, rows, frequencies, idf, norm, lengths
+            more_blocks, more_words = _write_slice(
+                files.values(), _gathered(parts, records, cuts, number), norm, lengths, blocks, place
             )
-            if place + len(packed) > _MOST_WORDS:
-                raise RetrievalError("the index would be larger than 16 GB", remedy="split the corpus")
-            written = (terms, counts, firsts + np.uint32(blocks), lasts, tops, places + np.uint32(place), packed)
-            for file, values in zip(files.values(), written, strict=True):
-                file.write(values)
-            blocks, place = blocks + len(lasts), place + len(packed)
+            blocks, place = blocks + more_blocks, place + more_words
         files["postings"].write(bytes(4))  # the padding of `packing`
     lengths.tofile(file_of(folder, "lengths"))
     record = {"passages": passages, "words": words, "longest": int(lengths.max())}
     (folder / RECORD).write_text(json.dumps(record), encoding="utf-8")
     report("merging terms", slices, slices)
+
+
+def _write_slice(
+    files: Iterable[IO[bytes]], gathered: tuple[Any, Any, Any, Any], norm: Any, lengths: Any, blocks: int, place: int
+) -> tuple[int, int]:
+    """Write the terms of a slice behind `blocks` blocks and `place` words; return how many it adds of both."""
+    terms, runs, rows, frequencies = gathered
+    if not len(terms):
+        return 0, 0
+    first_runs, starts, sizes = runs
+    idf = idfs(np.add.reduceat(sizes, first_runs[:-1]), len(lengths))
+    counts, firsts, lasts, tops, places, packed = _encode(
+        first_runs, starts, sizes, rows, frequencies, idf, norm, lengths
+    )
+    if place + len(packed) > _MOST_WORDS:
+        raise RetrievalError("the index would be larger than 16 GB", remedy="split the corpus")
+    written = (terms, counts, firsts + np.uint32(blocks), lasts, tops, places + np.uint32(place), packed)
+    for file, values in zip(files, written, strict=True):
+        file.write(values)
+    return len(lasts), len(packed)
 
 
 def _cuts(part: Part, edges: Any) -> list[int]:
@@ -103,25 +113,30 @@ def _gathered(
 
     `runs` holds the number of the first run of each term and the number of all, and of each run its start and size.
     """
-    terms, sizes, rows, frequencies = [], [], [], []
+    terms, sizes, spans = [], [], []
     for part, record, cut in zip(parts, records, cuts, strict=True):
         first, end = cut[number], cut[number + 1]
         if first == end:
             continue
         starts = part.read("starts", np.uint64, first, end + 1).astype(np.int64)
-        span = int(starts[0]), int(starts[-1])
         terms.append(part.read("terms", np.uint64, first, end))
         sizes.append(np.diff(starts))
-        rows.append(part.read("rows", np.uint32, *span))
-        frequencies.append(part.read("frequencies", record["frequencies"], *span).astype(np.uint32))
+        spans.append((part, record["frequencies"], int(starts[0]), int(starts[-1])))
     if not terms:
         return np.zeros(0, np.uint64), None, None, None
     of_run, sizes = np.concatenate(terms), np.concatenate(sizes)
+    rows, frequencies = np.empty(sizes.sum(), np.uint32), np.empty(sizes.sum(), np.uint32)
+    filled = 0
+    for part, dtype, start, end in spans:
+        here = slice(filled, filled + end - start)
+        rows[here] = part.read("rows", np.uint32, start, end)
+        frequencies[here] = part.read("frequencies", dtype, start, end)
+        filled = here.stop
     starts = np.cumsum(sizes) - sizes
     order = np.argsort(of_run, kind="stable")  # parts stay in order, and so do rows
     different, first_runs = np.unique(of_run[order], return_index=True)
     runs = np.append(first_runs, len(order)), starts[order], sizes[order]
-    return different, runs, np.concatenate(rows), np.concatenate(frequencies)
+    return different, runs, rows, frequencies
 
 
 @compiled
