@@ -33,7 +33,7 @@ def _carried_on(sizes: Sequence[dict[str, Any]], cost: str, passages: int) -> fl
 def _source(measured: dict[str, Any], passages: int) -> str:
     """How the numbers for so many passages are known."""
     sizes = sorted({size["passages"] for engine in measured["engines"].values() for size in engine})
-    return "Measured" if passages in sizes else f"Computed from measurements of {' and '.join(f'{n:,}' for n in sizes)}"
+    return "Measured" if passages in sizes else f"Computed from measurements of {', '.join(f'{n:,}' for n in sizes)}"
 
 
 def table(*, passages: int) -> IndexPlan:

@@ -425,7 +425,7 @@ def test_a_plan_is_the_measurement_at_a_measured_size_and_names_the_default() ->
     for passages in (*sizes, sizes[0] + 1, 21_015_324):
         note = table(passages=passages).note
         assert note.startswith(
-            "Measured" if passages in sizes else "Computed from measurements of 100,000 and 1,000,000"
+            "Measured" if passages in sizes else "Computed from measurements of 100,000, 1,000,000, 5,000,000"
         )
     planned = CliRunner().invoke(app, ["plan", "--passages", "21015324"])
     assert planned.exit_code == 0 and all(name in planned.output for name in ("bm25s", "block_max", "ivf_rabitq"))

@@ -3,9 +3,12 @@
 import os
 
 MOST_PROCESSES = 8
-# Bytes: of each process that analyses; of the process that starts them by itself; and what that one holds for each
-# passage, which is the offsets and the rows by id, and before, while it checks that no id occurs twice, sorted hashes.
-_OF_PROCESS, _OF_PARENT, _OF_PASSAGE, _OF_CHECK = 180_000_000, 100_000_000, 20, 44
+# Bytes of the process that builds, by itself; of each process that analyses; and of the merge, which holds a slice of
+# the postings and compiles.
+_OF_PARENT, _OF_PROCESS, _OF_MERGE = 100_000_000, 180_000_000, 340_000_000
+# Bytes for each passage: the offsets and the rows by id; before, while it checks that no id occurs twice, sorted hashes;
+# and at the end, while it merges a term that nearly all passages have.
+_OF_PASSAGE, _OF_CHECK, _OF_MERGED = 20, 44, 24
 _MOST_BYTES = 2_000_000_000
 
 
@@ -17,12 +20,13 @@ def processes(passages: int) -> int:
 
 
 def build_bytes(passages: int, running: int) -> int:
-    """The most memory that a build takes with `running` processes: while it checks the ids, or analyses."""
-    return _OF_PARENT + max(_OF_CHECK * passages, _OF_PASSAGE * passages + _OF_PROCESS * running)
+    """The most memory that a build takes with `running` processes: while it checks the ids, analyses, or merges."""
+    analysing, merging = _OF_PASSAGE * passages + _OF_PROCESS * running, _OF_MERGED * passages + _OF_MERGE
+    return _OF_PARENT + max(_OF_CHECK * passages, analysing, merging)
 
 
 FORMULA = (
-    f"{_OF_PARENT / 1e9:g} GB and the larger of {_OF_CHECK} bytes a passage, and {_OF_PASSAGE} bytes a passage with "
-    f"{_OF_PROCESS / 1e9:g} GB for each process"
+    f"{_OF_PARENT / 1e9:g} GB and the largest of {_OF_CHECK} bytes a passage, {_OF_PASSAGE} bytes a passage with "
+    f"{_OF_PROCESS / 1e9:g} GB for each process, and {_OF_MERGED} bytes a passage with {_OF_MERGE / 1e9:g} GB"
 )
 """What `build_bytes` computes, in words."""
