@@ -56,7 +56,7 @@ def test_every_word_has_lucenes_term() -> None:
 
     endings = ["", "s", "ed", "ing", "y", "ly", "logy", "logies", "bly", "blies", "ness", "king", "kked", "ical"]
     text = " ".join(row["text"] for row in read_jsonl(CORPUS))
-    stems = sorted(set(EnglishAnalyzer(stemmer="").words(text)))[::3]
+    stems = sorted(set(EnglishAnalyzer(stemmer="").terms(text)))[::3]
     words = [stem + ending for stem in stems for ending in endings if stem.isalpha()]
     jar = _jar()
     assert jar is not None and len(words) > 3000

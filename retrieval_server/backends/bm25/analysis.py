@@ -7,7 +7,6 @@ boundaries of Unicode's UAX 29 as far as scripts with spaces need them; an ideog
 import re
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
-from itertools import islice
 from typing import Any
 
 # The stop words of Lucene's EnglishAnalyzer.
@@ -78,6 +77,11 @@ def _like_lucene(word: str) -> str:
     return word
 
 
+def _units(word: str) -> int:
+    """Java's length of a word: its UTF-16 units."""
+    return len(word) + sum(letter > "\uffff" for letter in word)
+
+
 class LucenePorter:
     """Snowball's `porter` with the additional rules of Lucene's PorterStemFilter.
 
@@ -93,11 +97,7 @@ class LucenePorter:
     def stemWords(self, words: Sequence[str]) -> list[str]:
         """The term of each word; the name is Snowball's."""
         stems = self._stem.stemWords([_like_lucene(word) for word in words])
-        return [word if self._short(word) else stem for word, stem in zip(words, stems, strict=True)]
-
-    @staticmethod
-    def _short(word: str) -> bool:
-        return len(word) < 3 and len(word) + sum(letter > "\uffff" for letter in word) < 3
+        return [stem if len(word) > 2 or _units(word) > 2 else word for word, stem in zip(words, stems, strict=True)]
 
 
 def spellings(text: str) -> list[str]:
@@ -118,11 +118,11 @@ class EnglishAnalyzer:
         self._stop = STOP_WORDS if stopwords else frozenset()
         self._stem: Any = LucenePorter() if stemmer == "porter" else Stemmer.Stemmer(stemmer) if stemmer else None
 
-    def words(self, text: str) -> list[str]:
-        """Lower-case words without stop words, not stemmed."""
-        return [word for spelling in spellings(text) for word in self._words_of(spelling)]
-
     def _words_of(self, spelling: str) -> list[str]:
+        """Its lower-case words without stop words, not stemmed."""
+        if spelling.isalnum() and len(spelling) <= MAX_LENGTH:  # most are: nothing of it can be cut
+            word = spelling.lower()
+            return [] if word in self._stop else [word]
         found: list[str] = []
         for start in range(0, len(spelling), MAX_LENGTH):
             piece = spelling[start : start + MAX_LENGTH]
@@ -135,18 +135,19 @@ class EnglishAnalyzer:
                 found.append(piece)
         return found
 
-    def terms_of_each(self, spellings: Iterable[str]) -> list[list[str]]:
-        """The terms of each of a text's `spellings`. Those of all, in order, are the terms of the text."""
-        words = [self._words_of(spelling) for spelling in spellings]
-        if not self._stem:
-            return words
-        stems = iter(self._stem.stemWords([word for of_one in words for word in of_one]))
-        return [list(islice(stems, len(of_one))) for of_one in words]
+    def terms_of_each(self, spellings: Iterable[str]) -> tuple[list[str], list[int]]:
+        """The terms of a text's `spellings`, in order, and how many come from each spelling."""
+        words: list[str] = []
+        counts: list[int] = []
+        for spelling in spellings:
+            found = self._words_of(spelling)
+            words += found
+            counts.append(len(found))
+        return (self._stem.stemWords(words) if self._stem else words), counts
 
     def terms(self, text: str) -> list[str]:
         """The terms of a text, in order."""
-        words = self.words(text)
-        return self._stem.stemWords(words) if self._stem else words
+        return self.terms_of_each(spellings(text))[0]
 
     def batch(self, texts: Sequence[str]) -> list[list[str]]:
         """The terms of each text."""

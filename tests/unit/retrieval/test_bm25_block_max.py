@@ -28,7 +28,7 @@ from retrieval_server.backends.bm25.block_max.compiling import compiled
 from retrieval_server.backends.bm25.block_max.index import BlockMax
 from retrieval_server.backends.bm25.block_max.kernel import MOST_TERMS, search
 from retrieval_server.backends.bm25.block_max.packing import BLOCK, frequency, pack, unpack_rows
-from retrieval_server.backends.bm25.block_max.parts import term_hash
+from retrieval_server.backends.bm25.block_max.parts import term_hashes
 from retrieval_server.backends.bm25.index import Bm25
 from retrieval_server.backends.bm25.plan import expected, table
 from retrieval_server.backends.bm25.settings import Bm25Settings
@@ -243,7 +243,10 @@ def test_a_text_of_ascii_has_the_same_words_by_the_shorter_pattern(text: str) ->
 @settings(max_examples=200, deadline=None)
 def test_spellings_have_the_terms_of_their_text(texts: list[str]) -> None:
     text, analyzer = " ".join([*texts, "It's trekking 3,5 U.S. the"]), EnglishAnalyzer()
-    assert [term for terms in analyzer.terms_of_each(spellings(text)) for term in terms] == analyzer.terms(text)
+    terms, counts = analyzer.terms_of_each(spellings(text))
+    assert terms == analyzer.terms(text)
+    each = [analyzer.terms_of_each([spelling])[0] for spelling in spellings(text)]
+    assert counts == [len(own) for own in each] and terms == [term for own in each for term in own]
 
 
 def described(folder: Path) -> dict[str, Any]:
@@ -294,7 +297,7 @@ def test_a_corpus_without_a_word_is_refused(tmp_path: Path, contents: str) -> No
 def test_numba_is_named_if_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "numba", None)
     with pytest.raises(RetrievalError, match=r"needs numba(.|\n)*retriever(.|\n)*bm25s"):
-        compiled(term_hash)
+        compiled(term_hashes)
 
 
 def test_a_folder_that_can_not_be_written_to_only_costs_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,7 +309,7 @@ def test_a_folder_that_can_not_be_written_to_only_costs_time(monkeypatch: pytest
         return lambda function: function
 
     monkeypatch.setattr(numba, "njit", fake_njit)
-    assert compiled(term_hash) is term_hash
+    assert compiled(term_hashes) is term_hashes
 
 
 # Builds, and ends itself as `kill -9` does at a stage; parts are small, so that there are many.

@@ -15,7 +15,7 @@ from retrieval_server.backends.base import Hits
 from retrieval_server.backends.bm25.block_max import RECORD
 from retrieval_server.backends.bm25.block_max.kernel import MOST_OCCURRENCES, MOST_TERMS, postings, search, shares
 from retrieval_server.backends.bm25.block_max.merging import ARRAYS, file_of, idfs, norms
-from retrieval_server.backends.bm25.block_max.parts import term_hash
+from retrieval_server.backends.bm25.block_max.parts import term_hashes
 from retrieval_server.backends.bm25.searching import Bm25Backend
 from retrieval_server.backends.bm25.settings import Bm25Settings
 
@@ -106,7 +106,7 @@ class BlockMax(Bm25Backend):
 
     def _numbers(self, terms: Sequence[str]) -> list[int | None]:
         """The number of each term in the index; None if it has none."""
-        hashes = np.fromiter(map(term_hash, terms), np.uint64, len(terms))
+        hashes = term_hashes(terms)
         numbers = np.searchsorted(self._terms, hashes)
         there = self._terms[np.minimum(numbers, len(self._terms) - 1)] == hashes
         return [number if known else None for number, known in zip(numbers.tolist(), there.tolist(), strict=True)]

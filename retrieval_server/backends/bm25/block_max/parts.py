@@ -12,9 +12,11 @@ import json
 import os
 import sys
 from array import array
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import batched
+from itertools import batched, count
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +32,10 @@ PART_BYTES = 8 << 20
 _AT_ONCE = 10_000  # spellings that are analysed at once
 
 
-def term_hash(term: str) -> int:
-    """The number by which parts and the index know a term."""
-    return int.from_bytes(blake2b(term.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+def term_hashes(terms: Iterable[str]) -> Any:
+    """The numbers by which parts and the index know these terms, uint64."""
+    digests = [blake2b(term.encode("utf-8", "surrogatepass"), digest_size=8).digest() for term in terms]
+    return np.frombuffer(b"".join(digests), "<u8")
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,9 @@ class Part:
         return np.fromfile(self.file(name), dtype, count=end - start, offset=start * dtype.itemsize)
 
 
-class _Numbered(dict[str, int]):
-    """Numbers different texts from 0 as they come."""
-
-    def __missing__(self, text: str) -> int:
-        self[text] = number = len(self)
-        return number
+def _numbered() -> dict[str, int]:
+    """Numbers different texts from 0 as they are looked up."""
+    return defaultdict(count().__next__)
 
 
 def _analysed(corpus: Corpus, settings: Bm25Settings, first: int, end: int) -> tuple[list[str], Any, Any]:
@@ -73,16 +73,16 @@ def _analysed(corpus: Corpus, settings: Bm25Settings, first: int, end: int) -> t
 
     Each spelling is analysed once.
     """
-    numbers, read, ends = _Numbered(), array("I"), array("Q", [0])
+    numbers, read, ends = _numbered(), array("I"), array("Q", [0])
     for row in range(first, end):
         read.extend(map(numbers.__getitem__, spellings(corpus[row].contents)))
         ends.append(len(read))
     analyzer = EnglishAnalyzer(stemmer=settings.stemmer, stopwords=settings.stopwords)
-    terms, flat, sizes = _Numbered(), array("I"), array("I")
+    terms, flat, sizes = _numbered(), array("I"), array("I")
     for some in batched(numbers, _AT_ONCE):
-        for of_spelling in analyzer.terms_of_each(some):
-            flat.extend(map(terms.__getitem__, of_spelling))
-            sizes.append(len(of_spelling))
+        found, counts = analyzer.terms_of_each(some)
+        flat.extend(map(terms.__getitem__, found))
+        sizes.extend(counts)
     del numbers
     of_words = np.frombuffer(read, np.uint32)
     of_spellings = np.frombuffer(sizes, np.uint32).astype(np.int64)
@@ -96,7 +96,7 @@ def _analysed(corpus: Corpus, settings: Bm25Settings, first: int, end: int) -> t
 def write_part(corpus: Corpus, settings: Bm25Settings, part: Part, first: int, end: int) -> None:
     """Analyse the passages from row `first` to row `end`, and write their part."""
     terms, read, counts = _analysed(corpus, settings, first, end)
-    hashes = np.fromiter(map(term_hash, terms), np.uint64, len(terms))
+    hashes = term_hashes(terms)
     order = np.argsort(hashes)
     rank = np.empty(len(order), np.uint64)
     rank[order] = np.arange(len(order), dtype=np.uint64)
