@@ -33,7 +33,9 @@ def _carried_on(sizes: Sequence[dict[str, Any]], cost: str, passages: int) -> fl
 def _source(measured: dict[str, Any], passages: int) -> str:
     """How the numbers for so many passages are known."""
     sizes = sorted({size["passages"] for engine in measured["engines"].values() for size in engine})
-    return "Measured" if passages in sizes else f"Computed from measurements of {', '.join(f'{n:,}' for n in sizes)}"
+    if passages in sizes:
+        return f"Measured with {passages:,} passages"
+    return f"Computed from measurements of {', '.join(f'{size:,}' for size in sizes)} passages"
 
 
 def table(*, passages: int) -> IndexPlan:
@@ -52,8 +54,9 @@ def table(*, passages: int) -> IndexPlan:
         title=f"bm25: {passages} passages of 100 words",
         columns=("engine", "disk, GB", "build, CPU minutes", "build RAM, GB", "a query, ms", "default"),
         rows=tuple(rows),
-        note=f"{_source(measured, passages)} {measured['date']} by `{measured['command']}` on {measured['processor']}, "
-        f"queries of 8 words on one thread. A build with block_max takes at most {most / 1e9:.1f} GB here with "
-        f"{running} processes: {FORMULA}. Both engines give the same answers. A server maps the index into memory and "
-        "needs no RAM for it, but is as fast as this only if the files stay in free memory.",
+        note=f"{_source(measured, passages)}, {measured['date']}, on {measured['processor']}, with "
+        f"`{measured['command']}`: queries of 8 words, one thread. A build with block_max takes at most "
+        f"{most / 1e9:.1f} GB here with {running} processes: {FORMULA}. Both engines give the same answers. A server "
+        "maps the index into memory and needs no RAM for it, but is as fast as this only if the files stay in free "
+        "memory.",
     )
