@@ -1,6 +1,6 @@
 """Measures engines of others beside FAISS on the same vectors: recall, milliseconds, seconds to fill and to build.
 
-    python benchmarks/retrieval_engines.py                      # 50,000 x 384: about 10 minutes, 2 GB of memory
+    python benchmarks/retrieval_engines.py                      # 50,000 x 384: about 2 minutes, 2 GB of memory
     python benchmarks/retrieval_engines.py --passages 20000 --only faiss pgvector
 
 Vectors and queries are synthetic (`synthetic_vectors.py`). Postgres is a real server on a socket, from the package

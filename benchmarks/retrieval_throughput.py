@@ -124,6 +124,7 @@ def serve(material: Material, *, mode: str, port: int) -> None:
     import uvicorn
 
     from retrieval_server.app import create_app
+    from retrieval_server.app.command import collect_less
     from retrieval_server.app.listening import http_server
     from retrieval_server.app.service import Opened
     from retrieval_server.config import ServerSettings
@@ -134,7 +135,9 @@ def serve(material: Material, *, mode: str, port: int) -> None:
     off: dict[str, Any] = {} if mode == "batched" else {"max_batch_queries": 1, "cache_mb": 0}
     settings = ServerSettings(corpus=Path("none"), index=Path("none"), port=port, **off)
     manifest = {"backend": "table", "corpus": "none", "passages": 0, "settings": {}}
-    app = create_app(settings, opens=lambda _: Opened(Passages(), open_backend(material), manifest))
+    app = create_app(
+        settings, opens=lambda _: Opened(Passages(), open_backend(material), manifest), on_ready=collect_less
+    )
     http_server(app, settings).run()
 
 

@@ -45,7 +45,7 @@ def _problem(place: tuple[int | str, ...], message: str) -> str:
     return f"--{str(place[0]).replace('_', '-')}: {message}" if place else message
 
 
-def _collect_less() -> None:
+def collect_less() -> None:
     """Leave what is loaded out of garbage collections, which took 40 % of the event loop's time."""
     gc.collect()
     gc.freeze()
@@ -80,7 +80,7 @@ def main() -> int:
             failed.append(True)
             server.should_exit = True  # uvicorn would raise a signal again, before our exit code
 
-        app = create_app(settings, build=build, key=key, on_ready=_collect_less, on_failure=stop)
+        app = create_app(settings, build=build, key=key, on_ready=collect_less, on_failure=stop)
         server = http_server(app, settings)
         server.run(sockets=[listening])
     return 1 if failed else 0

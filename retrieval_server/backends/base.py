@@ -93,9 +93,9 @@ Observe = Callable[[str, float], None]
 
 
 class StagedBackend:
-    """A backend that searches in several stages: the base class of those that combine others.
+    """The base class of backends that may search in several stages.
 
-    `parts` are the backends that it searches, by the name of their stage.
+    `parts`: other backends that it searches, by the name of their stage; empty if it has none.
     """
 
     most: int | None = None

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from retrieval_server.backends.base import Hits, StagedBackend, StageScore
 
 STAGE = "hybrid"
-"""The name of the fused score: with a reranker, also of the search of a whole hybrid index."""
+"""The name of the fused score. With a reranker it is also the stage of a hybrid index's whole search."""
 FUSION = "fusion"
-"""The name of the time that the fusion takes, after the rankings."""
+"""The stage of the time that the fusion takes."""
 
 
 def fuse(rankings: Mapping[str, Hits], *, weights: Mapping[str, float], constant: float) -> Hits:
@@ -36,7 +36,7 @@ class FusingBackend(StagedBackend):
         constant: float,
         topk: int,
     ) -> list[Hits]:
-        """Call each search, which gives a list for each query, and fuse the lists of each query."""
+        """Run each search, which returns a list for each query, and fuse the lists of each query."""
         found: dict[str, list[Hits]] = {}
         for name, search in searches.items():
             with self.timed(name):

@@ -261,9 +261,9 @@ def test_hybrid_is_the_fusion_of_both_lists(
     for query in QUERIES:
         ranks: dict[int, float] = {}
         stages: dict[int, dict[str, float]] = {}
-        for name, backend, weighs in (("bm25", words, bm25), ("dense", vectors, dense)):
+        for name, backend, weight in (("bm25", words, bm25), ("dense", vectors, dense)):
             for rank, (row, score) in enumerate(backend.search([query], topk=20)[0], start=1):
-                ranks[row] = ranks.get(row, 0.0) + weighs / (60 + rank)
+                ranks[row] = ranks.get(row, 0.0) + weight / (60 + rank)
                 stages.setdefault(row, {})[name] = score
         wanted = sorted(ranks.items(), key=lambda hit: (-hit[1], hit[0]))[:8]
         [found] = hybrid.search([query], topk=8)

@@ -508,7 +508,7 @@ def test_with_a_key_only_health_checks_are_open(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_owner_of_the_process_learns_how_the_loading_ended(fails: bool) -> None:
+def test_create_app_calls_back_whether_loading_succeeded(fails: bool) -> None:
     engine, calls = Engine(), list[str]()
 
     def opens(report: Report) -> Opened:

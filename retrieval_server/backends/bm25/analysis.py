@@ -120,7 +120,7 @@ class EnglishAnalyzer:
 
     def _words_of(self, spelling: str) -> list[str]:
         """Its lower-case words without stop words, not stemmed."""
-        if spelling.isalnum() and len(spelling) <= MAX_LENGTH:  # most are: nothing of it can be cut
+        if spelling.isalnum() and len(spelling) <= MAX_LENGTH:  # the usual case: there is nothing to cut
             word = spelling.lower()
             return [] if word in self._stop else [word]
         found: list[str] = []

@@ -67,7 +67,7 @@ class EngineSettings(IndexSettings, frozen=True):
         names = (
             *(() if self.dense else self.of_vectors),
             *(() if self.lexical else _TERMS),
-            *(() if self.search == "hybrid" else _FUSION),
+            *(() if self.fuses() else _FUSION),
         )
         return dict.fromkeys(names, reason)
 
@@ -106,5 +106,5 @@ class EngineSettings(IndexSettings, frozen=True):
 
     def check_topk(self, topk: int) -> None:
         """Raise ValueError if `topk` exceeds what the two fused lists hold."""
-        if self.search == "hybrid" and self.fused < topk:
+        if self.fuses() and self.fused < topk:
             raise ValueError(f"`fused` is {self.fused}, below the {topk} requested passages: raise it")

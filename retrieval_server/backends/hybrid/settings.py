@@ -6,10 +6,11 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from retrieval_server.backends.fusion import FUSION, STAGE
 from retrieval_server.index_kinds import AnyIndexSettings, IndexSettings, kind_of
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-RESERVED = ("hybrid", "fusion", "rerank")
+RESERVED = (STAGE, FUSION, "rerank")
 
 
 class PartSettings(BaseModel):

@@ -163,7 +163,7 @@ def test_a_query_of_many_words_is_searched_without_pruning(both: tuple[BlockMax,
     assert ours.search([query], topk=10) == theirs.search([query], topk=10)
 
 
-def test_no_hit_is_asked_for_or_none_can_be_found(both: tuple[BlockMax, Bm25]) -> None:
+def test_topk_0_no_queries_and_unknown_words_find_nothing(both: tuple[BlockMax, Bm25]) -> None:
     ours, _ = both
     assert ours.search(["w1 w2", "w3"], topk=0) == [[], []]
     assert ours.search([], topk=3) == []

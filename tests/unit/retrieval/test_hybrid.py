@@ -34,7 +34,7 @@ from retrieval_server.reranking.stage import Reranked
 from retrieval_server.schemas import Document
 from tests.tiny_models import WORDS
 
-DEPTH, CONSTANT = 6, 60.0
+DEPTH = 6
 
 
 class Ranked:
@@ -55,7 +55,7 @@ class Ranked:
 
 def hybrid_settings(weights: Sequence[float] = (1.0, 1.0), **more: Any) -> HybridSettings:
     parts = {f"p{number}": {"index": {"kind": "bm25"}, "weight": weight} for number, weight in enumerate(weights)}
-    return HybridSettings.model_validate({"parts": parts, "depth": DEPTH, "constant": CONSTANT} | more)
+    return HybridSettings.model_validate({"parts": parts, "depth": DEPTH} | more)
 
 
 RANKING = st.permutations(range(10)).flatmap(lambda rows: st.integers(0, 10).map(lambda end: list(rows[:end])))

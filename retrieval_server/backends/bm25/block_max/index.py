@@ -19,7 +19,7 @@ from retrieval_server.backends.bm25.block_max.parts import term_hashes
 from retrieval_server.backends.bm25.searching import Bm25Backend
 from retrieval_server.backends.bm25.settings import Bm25Settings
 
-# Queries of a batch go to the cores in so many pieces for each: more wait for Python between them, fewer are less even.
+# Pieces for each core that a batch is split into. More take the interpreter's lock more often, fewer share less evenly.
 _PIECES = 4
 
 
@@ -60,7 +60,7 @@ class BlockMax(Bm25Backend):
         return [found[at] for at in range(len(queries))]
 
     def _searched(self, queries: Sequence[Sequence[str]], topk: int) -> list[Hits]:
-        """The hits of queries, given as terms: the threads and this one take some at a time."""
+        """Search queries, given as terms. The pool's threads and the calling one take a piece at a time."""
         asked = self._asked(queries)
         _, counts, _, _, starts = asked
         found_by = np.diff(np.append(0, np.cumsum(counts))[starts[:, 0]])  # postings of each query
@@ -88,7 +88,7 @@ class BlockMax(Bm25Backend):
         ]
 
     def _asked(self, queries: Sequence[Sequence[str]]) -> tuple[Any, ...]:
-        """What the search gets of the queries."""
+        """The arrays that describe the queries to `kernel.search`."""
         numbers = iter(self._numbers([term for own in queries for term in own]))
         different: list[int] = []
         occurrences: list[int] = []

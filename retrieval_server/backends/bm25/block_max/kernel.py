@@ -19,12 +19,12 @@ MOST_TERMS = 128
 # A term with no more postings is read whole, which gives its exact maximum in each window.
 _RARE = 8 * BLOCK
 MOST_OCCURRENCES = 1024
-"""Up to so many terms, repeated ones included, a sum in single precision is exact enough for the pruning."""
+"""The most terms, repeated ones included, whose sum in single precision is exact enough for the pruning."""
 # Sums in single precision differ from exact ones by less than this share, at up to MOST_OCCURRENCES terms.
 _SLACK = 1.0 + 1e-4
 _PROMISING = 16  # windows that are searched first, whatever their place
 
-# Multiplied by it, each power of two has another number in the highest six bits (a de Bruijn sequence).
+# A de Bruijn sequence: its products with the 64 powers of two all differ in their highest six bits.
 _SEQUENCE = np.uint64(0x03F79D71B4CB0A89)
 _PLACES = np.empty(64, np.int64)
 for _place in range(64):
@@ -144,7 +144,7 @@ def _clear(marks: Any, places: Any) -> Any:
 
 @compiled
 def _find_in_block(rows: Any, row: Any) -> Any:
-    """The first place in a block that holds at least `row`, which some place does; without a branch to predict."""
+    """The first place in a block whose row is at least `row`; the block must hold one. It has no branch to predict."""
     low, step = 0, BLOCK >> 1
     while step:
         low += step * np.int64(rows[low + step - 1] < row)
@@ -153,17 +153,17 @@ def _find_in_block(rows: Any, row: Any) -> Any:
 
 
 @compiled
-def _unpack_padded(words: Any, at: Any, count: Any, previous: Any, last: Any, rows: Any, padding: Any) -> None:
-    """Write the rows of the block at word `at`, and `padding` behind those of a short one."""
-    unpack_rows(words, at, count, previous, last, rows)
+def _unpack(words: Any, at: Any, count: Any, previous: Any, lasts: Any, block: Any, rows: Any, padding: Any) -> Any:
+    """Write the rows of a block at word `at`, and `padding` behind those of a short one; return the block."""
+    unpack_rows(words, at, count, previous, np.int64(lasts[block]), rows)
     rows[count:] = padding
+    return block
 
 
 @compiled
 def _maxima(index: Any, query: Any, shift: Any, maxima: Any, begins: Any, rare: Any) -> None:
-    """The most that each term can add to a row of each window, and where it has such a block or, if rare, posting.
-
-    Rare terms are read into `rare`.
+    """Fill `maxima` with the most that each term can add to a row of each window, `begins` with the term's first block
+    there (of a rare term its first posting), and `rare` with the postings of rare terms.
     """
     _, lasts, tops, _, _, _, _ = index
     firsts, counts, idfs, times, _ = query
@@ -195,10 +195,10 @@ def search(index: Any, queries: Any, begin: Any, end: Any, passages: Any, best: 
     """Search the queries from `begin` to `end`.
 
     `index`: words, last row, largest weight and place of each block, lengths by row, norms by length, and quotients by
-    frequency and length. `queries`: for each different term of a query its first block, number of postings and IDF;
-    all its terms, as numbers of the different ones; and where the different terms and all terms of each query begin,
-    (queries + 1, 2). `best` gets the scores and rows of each query's best passages, best first, ties by row, and their
-    number.
+    frequency and length. `queries`: for each different term of a query its first block, number of postings and IDF; the
+    query's terms, repeated ones included, as numbers of its different terms; and (queries + 1, 2) where the different
+    terms and the terms of each query begin. `best` gets the scores and rows of each query's best passages, best first,
+    ties by row, and their number.
     """
     firsts, counts, idfs, occurrences, starts = queries
     scores, rows, found = best
@@ -214,11 +214,11 @@ def search(index: Any, queries: Any, begin: Any, end: Any, passages: Any, best: 
     )
     for number in range(begin, end):
         first, last = starts[number, 0], starts[number + 1, 0]
-        said = occurrences[starts[number, 1] : starts[number + 1, 1]]
+        own_occurrences = occurrences[starts[number, 1] : starts[number + 1, 1]]
         times = np.zeros(last - first, np.int64)
-        for term in said:
+        for term in own_occurrences:
             times[term] += 1
-        query = firsts[first:last], counts[first:last], idfs[first:last], times, said
+        query = firsts[first:last], counts[first:last], idfs[first:last], times, own_occurrences
         found[number] = _search_one(index, query, passages, scores[number], rows[number], room)
         _sort(scores[number], rows[number], found[number])
 
@@ -227,9 +227,9 @@ def search(index: Any, queries: Any, begin: Any, end: Any, passages: Any, best: 
 def _search_one(index: Any, query: Any, passages: Any, scores: Any, rows: Any, room: Any) -> Any:
     """Fill `scores` and `rows` with the best passages, as a heap; return their number.
 
-    `query`: as in `search`, and the number of occurrences of each different term. `room`: for the rows of a window
-    their sums, what each term adds to them, and a bit for those with a sum, all 0 before and after; a list of such
-    rows; and for each term the rows of a block.
+    `query`: as in `search`, and the number of occurrences of each different term. `room` holds buffers: for each row of
+    a window its sum, what each term adds to it, and a bit if it has a sum (all 0 before and after); a list of such
+    rows; and for each term the rows of one block.
     """
     words, lasts, tops, places, lengths, norms, known = index
     firsts, counts, idfs, times, occurrences = query
@@ -300,8 +300,7 @@ def _search_one(index: Any, query: Any, passages: Any, scores: Any, rows: Any, r
                     break
                 size, spot = min(BLOCK, df - (block - first) * BLOCK), np.int64(places[block])
                 if decoded[term] != block:
-                    _unpack_padded(words, spot, size, previous, np.int64(lasts[block]), block_rows[term], passages)
-                    decoded[term] = block
+                    decoded[term] = _unpack(words, spot, size, previous, lasts, block, block_rows[term], passages)
                 run, bits_each = frequency_run(words, spot, size)
                 for posting in range(_find_in_block(block_rows[term], low), size):
                     row = block_rows[term, posting]
@@ -351,10 +350,9 @@ def _search_one(index: Any, query: Any, passages: Any, scores: Any, rows: Any, r
                         if previous < row:
                             size, spot = min(BLOCK, df - (block - first) * BLOCK), np.int64(places[block])
                             if decoded[term] != block:
-                                _unpack_padded(
-                                    words, spot, size, previous, np.int64(lasts[block]), block_rows[term], passages
+                                decoded[term] = _unpack(
+                                    words, spot, size, previous, lasts, block, block_rows[term], passages
                                 )
-                                decoded[term] = block
                             posting = _find_in_block(block_rows[term], row)
                             if block_rows[term, posting] == row:
                                 tf = frequency(words, spot, size, posting)

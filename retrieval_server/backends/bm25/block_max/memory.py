@@ -3,11 +3,11 @@
 import os
 
 MOST_PROCESSES = 8
-# Bytes of the process that builds, by itself; of each process that analyses; and of the merge, which holds a slice of
-# the postings and compiles.
+# Bytes: the process that builds; each process that analyses; the merge, with a slice of the postings and numba's
+# compiler.
 _OF_PARENT, _OF_PROCESS, _OF_MERGE = 100_000_000, 180_000_000, 340_000_000
-# Bytes for each passage: the offsets and the rows by id; before, while it checks that no id occurs twice, sorted
-# hashes; and at the end, while it merges a term that nearly all passages have.
+# Bytes a passage: offsets and rows by id while it analyses; sorted hashes while it checks that ids are unique; a term
+# that nearly all passages have while it merges.
 _OF_PASSAGE, _OF_CHECK, _OF_MERGED = 20, 44, 24
 _MOST_BYTES = 2_000_000_000
 

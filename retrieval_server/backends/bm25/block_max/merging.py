@@ -83,7 +83,7 @@ def merge(parts: Sequence[Part], settings: Bm25Settings, folder: Path, *, report
 def _write_slice(
     files: Iterable[IO[bytes]], gathered: tuple[Any, Any, Any, Any], norm: Any, lengths: Any, blocks: int, place: int
 ) -> tuple[int, int]:
-    """Write the terms of a slice behind `blocks` blocks and `place` words; return how many it adds of both."""
+    """Write the terms of a slice behind `blocks` blocks and `place` words; return the numbers of both that it adds."""
     terms, runs, rows, frequencies = gathered
     if not len(terms):
         return 0, 0

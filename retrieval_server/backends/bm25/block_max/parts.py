@@ -64,7 +64,7 @@ class Part:
 
 
 def _numbered() -> dict[str, int]:
-    """Numbers different texts from 0 as they are looked up."""
+    """A dictionary that numbers its keys from 0 in the order of their first lookup."""
     return defaultdict(count().__next__)
 
 
