@@ -13,7 +13,9 @@ _CLUSTER = """
 import os, sys
 os.environ.update(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
 import ray
+from ray._common.utils import get_default_ray_temp_dir
 from ray.cluster_utils import Cluster
+os.makedirs(get_default_ray_temp_dir(), exist_ok=True)  # Cluster writes its address there, whatever `temp_dir` is
 folder, nodes, cpus = sys.argv[1:]
 node = dict(num_cpus=int(cpus), num_gpus=1, include_dashboard=False, node_ip_address="127.0.0.1", temp_dir=folder)
 cluster = Cluster(initialize_head=True, head_node_args=node)
@@ -32,16 +34,18 @@ def ray_cluster(folder: Path, *, nodes: int = 1) -> Iterator[tuple[str, psutil.P
 
     `folder` must have a short path, because Ray's sockets are below it; RAY_AUTH_MODE must be `disabled`.
     """
-    cluster = psutil.Popen(
-        [sys.executable, "-c", _CLUSTER, str(folder), str(nodes), str(CPUS)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
+    errors = folder / "errors.log"
+    with errors.open("w") as log:
+        cluster = psutil.Popen(
+            [sys.executable, "-c", _CLUSTER, str(folder), str(nodes), str(CPUS)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
     try:
         address = cluster.stdout.readline().strip()
-        assert address, "Ray did not start"
+        assert address, f"Ray did not start: {errors.read_text()[-2000:]}"
         yield address, cluster
     finally:
         cluster.stdin.close()
