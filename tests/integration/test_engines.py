@@ -248,29 +248,30 @@ def test_equal_passages_come_by_row_also_at_the_cut(built: Any, encoder: Any, en
 
 
 @pytest.mark.usefixtures("lexical", "dense")
-@pytest.mark.parametrize(("dense", "bm25"), [(1.0, 1.0), (2.0, 3.0)])
 def test_hybrid_is_the_fusion_of_both_lists(
-    built: Any, encoder: Any, engine: Engine, dense: float, bm25: float
+    built: Any, corpus: Corpus, encoder: Any, engine: Engine, tmp_path: Path
 ) -> None:
     given = {"encoder": encoder.model_dump(), **engine.exact}
-    hybrid, _ = built("hybrid", search="hybrid", fused=20, dense_weight=dense, bm25_weight=bm25, **given)
-    seen: list[str] = []
-    hybrid.observe_with(lambda stage, seconds: seen.append(stage))
-    words, _ = built("words_alone")
-    vectors, _ = built("vectors_alone", search="dense", **given)
-    for query in QUERIES:
-        ranks: dict[int, float] = {}
-        stages: dict[int, dict[str, float]] = {}
-        for name, backend, weight in (("bm25", words, bm25), ("dense", vectors, dense)):
-            for rank, (row, score) in enumerate(backend.search([query], topk=20)[0], start=1):
-                ranks[row] = ranks.get(row, 0.0) + weight / (60 + rank)
-                stages.setdefault(row, {})[name] = score
-        wanted = sorted(ranks.items(), key=lambda hit: (-hit[1], hit[0]))[:8]
-        [found] = hybrid.search([query], topk=8)
-        assert dict(found) == pytest.approx(dict(wanted)), query
-        for row, score in found:
-            assert stages_of(score, "?") == pytest.approx({**stages[row], "hybrid": score}, rel=1e-4), query
-    assert seen == ["dense", "bm25", "fusion"] * len(QUERIES)
+    _, chosen = built("hybrid", search="hybrid", fused=20, **given)
+    lists = {"dense": built("vectors_alone", search="dense", **given)[0], "bm25": built("words_alone")[0]}
+    for weights in ({"dense": 1.0, "bm25": 1.0}, {"dense": 2.0, "bm25": 3.0}):
+        update = {f"{name}_weight": weight for name, weight in weights.items()}
+        hybrid: Any = load_index(corpus, tmp_path / "hybrid", chosen.model_copy(update=update))
+        seen: list[str] = []
+        hybrid.observe_with(lambda stage, seconds, seen=seen: seen.append(stage))
+        for query in QUERIES:
+            ranks: dict[int, float] = {}
+            stages: dict[int, dict[str, float]] = {}
+            for name, weight in weights.items():
+                for rank, (row, score) in enumerate(lists[name].search([query], topk=20)[0], start=1):
+                    ranks[row] = ranks.get(row, 0.0) + weight / (60 + rank)
+                    stages.setdefault(row, {})[name] = score
+            wanted = sorted(ranks.items(), key=lambda hit: (-hit[1], hit[0]))[:8]
+            [found] = hybrid.search([query], topk=8)
+            assert dict(found) == pytest.approx(dict(wanted)), query
+            for row, score in found:
+                assert stages_of(score, "?") == pytest.approx({**stages[row], "hybrid": score}, rel=1e-4), query
+        assert seen == ["dense", "bm25", "fusion"] * len(QUERIES)
 
 
 @pytest.mark.usefixtures("dense")
