@@ -12,11 +12,10 @@ Prints one JSON object. For each size: `over_lucene_128`, `over_today` and `over
 of block_max with Lucene's at 128 clients, and with bm25s's on one thread and at 128 clients; `index_over_today`,
 `build_over_today` and `build_cpu_over_today` compare bytes, seconds, and CPU seconds of building with bm25s's;
 `build_peak_mb` is the largest sum of anonymous memory (in RAM or swapped out) of all processes of block_max's build,
-and `build_peak_over_plan` compares it with the limit that `index plan` states;
-`top10_overlap` is the mean share of Lucene's first ten that block_max finds, where rows tied with its tenth count as
-found. `others_share` is the share of the machine that other programs used meanwhile. Sizes are 1M and 5M passages
-unless `--sizes` names others. `--without bm25s` leaves out an engine that the memory does not suffice for. `--folder`
-keeps corpora and indexes for another run.
+and `build_peak_over_plan` compares it with the limit that `index plan` states; `top10_overlap` is the mean share of
+Lucene's first ten that block_max finds, where rows tied with its tenth count as found. `others_share` is the share of
+the machine that other programs used meanwhile. Sizes are 1M and 5M passages unless `--sizes` names others. `--without
+bm25s` leaves out an engine that the memory does not suffice for. `--folder` keeps corpora and indexes for another run.
 """
 
 import argparse

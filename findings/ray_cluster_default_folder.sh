@@ -11,9 +11,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 "${PYTHON:-python3.12}" -m venv "$folder/venv"
-if command -v uv >/dev/null; then install=(uv pip install --quiet --no-config --python "$folder/venv/bin/python")
-else install=("$folder/venv/bin/pip" install --quiet); fi
-"${install[@]}" "ray==2.60.0"
+"$folder/venv/bin/pip" install --quiet "ray==2.60.0"
 cat >"$folder/look.py" <<'PYTHON'
 import sys
 

@@ -16,16 +16,16 @@ class Hybrid(FusingBackend):
 
     def __init__(self, parts: Mapping[str, Backend], settings: HybridSettings) -> None:
         super().__init__(parts)
-        self._backends, self._settings = parts, settings
-        self._weights = {name: part.weight for name, part in settings.parts.items()}
+        self._settings = settings
         self.most = settings.depth
 
     def cost(self, query: str) -> int:
         """That of the most expensive part."""
-        return max(part.cost(query) for part in self._backends.values())
+        return max(part.cost(query) for part in self._parts.values())
 
     def search(self, queries: Sequence[str], *, topk: int) -> list[Hits]:
         """For each query at most `topk` (row, score), best first, ties by row."""
-        depth = self._settings.depth
-        searches = {name: partial(part.search, queries, topk=depth) for name, part in self._backends.items()}
-        return self.fused(searches, weights=self._weights, constant=self._settings.constant, topk=topk)
+        settings = self._settings
+        searches = {name: partial(part.search, queries, topk=settings.depth) for name, part in self._parts.items()}
+        weights = {name: part.weight for name, part in settings.parts.items()}
+        return self.fused(searches, weights=weights, constant=settings.constant, topk=topk)
